@@ -1,0 +1,38 @@
+"""The end of quickstart.sh: shows the captions, says where things are and writes every figure to summary.json."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main(run: Path, clips: list[str]):
+    asked = {Path(clip).resolve() for clip in clips}
+    captions = [row for row in lines(run / "captions.jsonl") if Path(row["video"]).resolve() in asked]
+    seconds = dict(line.split() for line in (run / "steps.txt").read_text().splitlines())
+    summary = {
+        "step_seconds": {name: int(value) for name, value in seconds.items()},
+        "inspect": lines(run / "inspect.jsonl"),
+        "captions": captions,
+        "caption_run": json.loads((run / "report.json").read_text()),
+    }
+    (run / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print()
+    for row in captions:
+        print(f"{row['video']}:\n  {row.get('caption', row.get('error'))}\n")
+    print(
+        "The checkpoint is tiny and random, so the captions are nonsense: this shows that every part works, not what a"
+    )
+    print(
+        "trained model says. For that, give --config.checkpoint=Qwen/Qwen2.5-Omni-3B or a directory with its files.\n"
+    )
+    print(f"checkpoint  {run / 'checkpoint'}")
+    print(f"captions    {run / 'captions.jsonl'}")
+    print(f"figures     {run / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,75 @@
+"""Prompts of every kind with random media, for comparing the model with the reference and with itself."""
+
+import numpy as np
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
+from ugc_jax.data.features import patchify
+from ugc_jax.data.positions import layout
+from ugc_jax.data.prompt import Audio, Image, Text, Video
+from ugc_jax.data.schema import Example
+
+SECONDS_PER_GRID = 1.0  # 2 frames a second
+
+# Each prompt is a list of parts: an int is so many text tokens, the others are what they say.
+CASES = {
+    "text": [20],
+    "image": [5, ("image", 112, 140), 9],
+    "audio": [5, ("audio", 437), 7],
+    "audio_two_sounds": [3, ("audio", 200), 2, ("audio", 61), 4],
+    "video": [4, ("video", 4, 84, 112, None), 6],
+    "video_odd_frames": [4, ("video", 5, 112, 84, None), 6],
+    "video_portrait": [2, ("video", 4, 252, 112, None), 3],
+    "video_landscape": [2, ("video", 2, 112, 308, None), 3],
+    "video_tiny": [2, ("video", 2, 28, 28, None), 3],
+    "video_strip": [2, ("video", 2, 28, 840, None), 3],
+    "video_with_sound": [4, ("video", 8, 112, 84, 400), 6],
+    "video_sound_shorter": [4, ("video", 12, 56, 84, 440), 6],
+    "video_sound_longer": [4, ("video", 4, 84, 84, 731), 6],
+    "several_media": [3, ("image", 56, 84), 2, ("video", 6, 84, 56, 300), 4, ("video", 2, 56, 56, 90), 2],
+}
+
+EVERY_CASE = BucketKey(tokens=256, grids=6, windows=8, chunks=4)
+
+
+def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
+    """An Example from parts as in CASES."""
+    rng = np.random.default_rng(seed)
+    pieces, pictures, mels = [], [], []
+
+    def picture(frames, height, width):
+        pictures.append(patchify(rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), config.vision))
+        return pictures[-1].grid
+
+    def sound(frames):
+        mels.append(rng.uniform(-1, 1, (frames, config.audio.num_mel_bins)).astype(np.float32))
+        return frames
+
+    for part in parts:
+        if isinstance(part, int):
+            pieces.append(Text(rng.integers(0, config.tokens.pad_token_id, part).tolist()))
+        elif part[0] == "image":
+            pieces.append(Image(picture(1, *part[1:])))
+        elif part[0] == "audio":
+            pieces.append(Audio(sound(part[1])))
+        else:
+            *size, frames = part[1:]
+            pieces.append(Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames)))
+    return Example(*layout(pieces, config), tuple(pictures), tuple(mels))
+
+
+def has_sound_in_video(parts) -> bool:
+    return any(not isinstance(part, int) and part[0] == "video" and part[-1] is not None for part in parts)
+
+
+def videos(parts) -> int:
+    return sum(not isinstance(part, int) and part[0] == "video" for part in parts)
+
+
+def one_batch(config: OmniConfig, examples, batch_size: int | None = None, snug: bool = False):
+    """Examples -> one Batch: in the bucket that all CASES share, so that a test compiles once, or in the smallest."""
+    keys = [bucket_of(example, Buckets(), config) for example in examples]
+    if not snug:
+        keys.append(EVERY_CASE)
+    key = BucketKey(*map(max, zip(*keys, strict=True)))
+    return collate(examples, key, batch_size or len(examples), config)

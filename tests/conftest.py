@@ -1,0 +1,54 @@
+"""Shared fixtures. Eight CPU devices, so that sharding is tested everywhere; rank promotion is an error."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real tokenizer, clips and benchmark files; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("no shared data beside the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint as `ugc-jax init` writes it: tiny, random, with its own tokenizer."""
+    from ugc_jax.jobs import init
+
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    assert init.main(init.InitConfig(output=str(path)), []) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner(tiny_checkpoint):
+    """One Captioner of the tiny checkpoint for all tests, so that each bucket is compiled once."""
+    from ugc_jax import Captioner
+
+    return Captioner.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder with two short clips of one shape with sound, a silent one, a broken one, and one below it."""
+    from ugc_jax.data.synthetic import write_clip
+
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "below").mkdir()
+    small = dict(seconds=1.2, fps=10, size=(96, 64))
+    for seed, name in enumerate(("a.mp4", "b.mp4", "below/c.mp4")):
+        write_clip(folder / name, seed=seed, **small)
+    write_clip(folder / "silent.mp4", audio=False, **small)
+    (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:1000])
+    return folder

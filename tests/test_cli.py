@@ -1,0 +1,140 @@
+"""ugc_jax.cli: help, exit statuses and messages, as a shell sees them."""
+
+import dataclasses
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ugc_jax import cli
+from ugc_jax.errors import UserError
+from ugc_jax.settings import field_help
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of a job."""
+
+    steps: int = 3
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """A stand-in for a job: `job(action)` makes `ugc-jax work ITEM...` call it."""
+    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+
+    def install(action, arguments="ITEM..."):
+        module = SimpleNamespace(CONFIG=Config, main=action, __doc__="Do some work.")
+        monkeypatch.setitem(cli.JOBS, "work", cli.Job("do some work", arguments, lambda: module))
+
+    return install
+
+
+def main(monkeypatch, *words) -> int:
+    monkeypatch.setattr(sys, "argv", ["ugc-jax", *words])
+    return cli.main()
+
+
+def fails(*_):
+    raise UserError("clip.mp4: broken; copy it again")
+
+
+def is_interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_names_every_job(words, capsys):
+    assert cli.run(words) == 0
+    out = capsys.readouterr().out
+    for name, job in cli.JOBS.items():
+        assert f"  {name:<9}{job.summary}" in out
+
+
+@pytest.mark.parametrize("name", list(cli.JOBS))
+def test_job_help_names_every_setting(name, capsys):
+    assert cli.run([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    config = cli.JOBS[name].load().CONFIG
+    comments = field_help(config)
+    for field in dataclasses.fields(config):
+        assert f"\n  {field.name}=" in out
+        if field.name in config.__annotations__:
+            assert comments[field.name], f"{name}: {field.name} has no comment"
+
+
+def test_help_is_quick_and_the_package_is_light():
+    heavy = "{'torch', 'transformers', 'tensorflow'}"
+    code = f"""
+import sys, ugc_jax
+from ugc_jax import cli
+cli.run(["--help"])
+assert "jax" not in sys.modules and "av" not in sys.modules
+assert not {heavy} & set(sys.modules)
+ugc_jax.Captioner
+assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+
+
+def test_unknown_name_of_the_package():
+    import ugc_jax
+
+    with pytest.raises(AttributeError, match="no attribute 'Captionner'"):
+        _ = ugc_jax.Captionner
+
+
+def test_words_reach_the_job(job, monkeypatch):
+    seen = []
+    job(lambda config, words: seen.append((config, words)) or 1)
+    assert main(monkeypatch, "work", "--config.steps=5", "a", "b") == 1
+    assert seen == [(Config(steps=5), ["a", "b"])]
+
+
+def test_unknown_job_gets_a_suggestion(monkeypatch, capsys):
+    assert main(monkeypatch, "captoin", "a.mp4") == 2
+    assert capsys.readouterr().err == "ugc-jax: unknown job 'captoin'; did you mean caption?\n"
+    assert main(monkeypatch, "zzz") == 2
+    assert "jobs are init, inspect, caption" in capsys.readouterr().err
+
+
+def test_mistake_is_one_line_and_status_2(job, monkeypatch, capsys):
+    job(fails)
+    assert main(monkeypatch, "work", "a") == 2
+    assert capsys.readouterr().err == "ugc-jax work: clip.mp4: broken; copy it again\n"
+
+
+def test_job_without_its_words(job, monkeypatch, capsys):
+    job(fails)
+    assert main(monkeypatch, "work") == 2
+    assert "nothing to do; usage: ugc-jax work [--config.KEY=VALUE ...] ITEM..." in capsys.readouterr().err
+
+
+def test_job_that_takes_no_words(job, monkeypatch, capsys):
+    job(fails, arguments="")
+    assert main(monkeypatch, "work", "steps=5") == 2
+    assert "unexpected 'steps=5'; settings are written --config.KEY=VALUE" in capsys.readouterr().err
+
+
+def test_interrupt_is_status_130(job, monkeypatch, capsys):
+    job(is_interrupted)
+    assert main(monkeypatch, "work", "a") == 130
+    assert capsys.readouterr().err.strip() == "ugc-jax work: interrupted"
+
+
+def test_log_lines_are_short_and_on_stderr(capsys):
+    logger = logging.getLogger("ugc_jax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        cli.set_up_logging()
+        cli.set_up_logging()
+        logging.getLogger("ugc_jax.data.media").warning("clip.mp4: no sound in the file")
+        out, err = capsys.readouterr()
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    assert out == ""
+    assert err[8:] == " W clip.mp4: no sound in the file\n"
+    assert err.count("\n") == 1

@@ -1,0 +1,108 @@
+"""ugc_jax.generate.results: a file of captions survives kills, and a later run goes on with it."""
+
+import json
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.generate.results import Results
+
+A, B, C = ({"video": f"{name}.mp4", "caption": f"größer {name}"} for name in "abc")
+FAILED_B = {"video": "b.mp4", "error": "b.mp4: broken"}
+
+
+def write(path, *records, tail=""):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail, encoding="utf-8")
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "new folder" / "out.jsonl"
+
+
+def test_new_file_and_going_on(path):
+    with Results(path, ["a.mp4", "b.mp4"]) as results:
+        assert results.missing(["a.mp4", "b.mp4"]) == ["a.mp4", "b.mp4"]
+        results.write(A)
+        assert read(path) == [A]  # at once, not when closed
+    with Results(path, ["./a.mp4", "b.mp4"]) as results:
+        assert results.missing(["./a.mp4", "b.mp4"]) == ["b.mp4"]
+        results.write(B)
+    assert read(path) == [A, B]
+
+
+def test_half_written_last_line_is_cut_off(path):
+    path.parent.mkdir()
+    write(path, A, tail=json.dumps(B)[:-5])
+    with Results(path, ["a.mp4", "b.mp4"]) as results:
+        assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
+        results.write(B)
+    assert read(path) == [A, B]
+
+
+def test_last_line_cut_inside_a_character(path):
+    path.parent.mkdir()
+    whole = json.dumps(B, ensure_ascii=False).encode()
+    path.write_bytes(json.dumps(A).encode() + b"\n" + whole[: whole.index("ö".encode()) + 1])
+    with Results(path, []) as results:
+        assert results.missing(["b.mp4"]) == ["b.mp4"]
+    assert read(path) == [A]
+
+
+def test_whole_last_line_without_line_end_is_kept(path):
+    path.parent.mkdir()
+    write(path, A, tail=json.dumps(B))
+    with Results(path, ["c.mp4"]) as results:
+        assert results.missing(["a.mp4", "b.mp4", "c.mp4"]) == ["c.mp4"]
+        results.write(C)
+    assert read(path) == [A, B, C]
+
+
+def test_errors_are_tried_again_only_when_asked_for(path):
+    path.parent.mkdir()
+    write(path, A, FAILED_B)
+    with Results(path, ["a.mp4"]):
+        pass
+    assert read(path) == [A, FAILED_B]
+    with Results(path, ["a.mp4", "b.mp4"]) as results:
+        assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
+        results.write(B)
+    assert read(path) == [A, B]
+
+
+def test_untouched_file_is_not_rewritten(path):
+    path.parent.mkdir()
+    write(path, A)
+    inode = path.stat().st_ino
+    with Results(path, ["a.mp4"]):
+        pass
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("content", ["no json\n{}\n", '{"caption": "no video"}\n', "[1]\n", '"text"\n'])
+def test_other_files_are_refused_and_left_alone(path, content):
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"out\.jsonl:1: not a line of captions"):
+        Results(path, ["a.mp4"])
+    assert path.read_text() == content
+
+
+def test_unwritable_place_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another file"):
+        Results(tmp_path / "file" / "out.jsonl", [])
+    with pytest.raises(UserError, match="choose another file"):
+        Results(tmp_path, [])
+
+
+def test_without_a_path_lines_go_to_stdout(capsys):
+    with Results(None, ["a.mp4"]) as results:
+        assert results.missing(["a.mp4"]) == ["a.mp4"]
+        results.write(A)
+    assert json.loads(capsys.readouterr().out) == A

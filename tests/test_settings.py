@@ -1,0 +1,166 @@
+"""ugc_jax.settings: from command-line words and config files to a dataclass, and its help."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.settings import describe, field_help, parse, part
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What jobs share. And more about it."""
+
+    fps: float | None = None  # frames a second
+    audio: bool = True  # listen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Shared):
+    """Settings of a job.
+
+    steps: this line is no help text.
+    """
+
+    checkpoint: str  # where the model is
+    # Two lines
+    # above the field,
+    steps: int = 3  # and one beside it
+    size: Literal["tiny", "mid"] = "tiny"
+    name: str | None = "# no comment"
+
+
+def parsed(*words):
+    return parse(Config, ["--config.checkpoint=c", *words])
+
+
+def refused(*words) -> str:
+    with pytest.raises(UserError) as caught:
+        parsed(*words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "my config.py"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_defaults_and_positional_words():
+    assert parsed("a.mp4", "--", "--b.mp4") == (Config(checkpoint="c"), ["a.mp4", "--b.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("word", "field", "value"),
+    [
+        ("fps=2", "fps", 2.0),
+        ("fps=.5", "fps", 0.5),
+        ("fps=none", "fps", None),
+        ("audio=false", "audio", False),
+        ("audio=0", "audio", False),
+        ("audio", "audio", True),
+        ("steps=-7", "steps", -7),
+        ("size=mid", "size", "mid"),
+        ("name=", "name", ""),
+        ("name=3", "name", "3"),
+        ("name=a=b", "name", "a=b"),
+    ],
+)
+def test_values(word, field, value):
+    result = getattr(parsed(f"--config.{word}")[0], field)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.steps=1.5"], "--config.steps: expected INTEGER, got '1.5'"),
+        (["--config.steps=none"], "--config.steps: expected INTEGER, got 'none'"),
+        (["--config.fps=fast"], "--config.fps: expected NUMBER|none, got 'fast'"),
+        (["--config.audio=maybe"], "--config.audio: expected true|false, got 'maybe'"),
+        (["--config.size=huge"], "--config.size: expected tiny|mid, got 'huge'"),
+        (["--config.fsp=1"], "--config.fsp: unknown setting; did you mean fps?"),
+        (["--config.steps"], "--config.steps needs a value: --config.steps=..."),
+        (["--steps=1"], "unknown option --steps; write --config.steps=..."),
+        (["--verbose"], "unknown option --verbose; see --help"),
+        (["--config"], "--config needs a file: --config=FILE or --config=FILE:ARG"),
+        (["--config=no.py"], "--config=no.py: no such file; give the path of a Python file with get_config(arg=None)"),
+    ],
+)
+def test_mistakes_are_told(words, message):
+    assert refused(*words) == message
+
+
+def test_required_setting_is_told():
+    with pytest.raises(UserError, match=r"--config\.checkpoint=\.\.\. is required: where the model is"):
+        parse(Config, [])
+
+
+def test_file_replaces_defaults_and_overrides_come_on_top(file):
+    path = file(
+        "from ml_collections import ConfigDict\ndef get_config(arg='x'): return ConfigDict(dict(fps=2, name=arg, steps=1))"
+    )
+    config, _ = parsed("--config.steps=9", f"--config={path}")
+    assert (config.fps, config.name, config.steps, config.audio) == (2.0, "x", 9, True)
+
+
+def test_argument_of_a_file(file):
+    path = file("def get_config(arg=None): return {'name': arg}")
+    assert parsed(f"--config={path}:hello:2")[0].name == "hello:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config():\n  return {'stepz': 1}", "stepz: unknown setting; did you mean steps?"),
+        ("def get_config():\n  return {'steps': '1'}", "steps: expected INTEGER, got '1'"),
+        ("def get_config():\n  return {'steps': True}", "steps: expected INTEGER, got True"),
+        ("def get_config():\n  return 3", "get_config returned int; expected a ConfigDict"),
+        ("x = 1", "defines no get_config(arg=None); see configs/ for an example"),
+        ("def get_config():\n  return 1 / 0", ":2: ZeroDivisionError: division by zero; correct the config file"),
+        ("def get_config(:", "SyntaxError"),
+    ],
+)
+def test_mistakes_in_a_file_are_told(file, text, message):
+    path = file(text)
+    told = refused(f"--config={path}")
+    assert told.startswith(path)
+    assert message in told
+
+
+def test_comments_are_the_help():
+    assert field_help(Config) == {
+        "fps": "frames a second",
+        "audio": "listen",
+        "checkpoint": "where the model is",
+        "steps": "Two lines above the field, and one beside it",
+        "size": "",
+        "name": "",
+    }
+
+
+def test_describe_shows_own_settings_first():
+    text = describe(Config)
+    assert text.splitlines()[0] == "Settings of a job:"
+    assert text.index("checkpoint=TEXT") < text.index("What jobs share:") < text.index("fps=NUMBER")
+    for row in (
+        "where the model is (required)",
+        "size=tiny|mid",
+        "audio=true|false",
+        "listen (default true)",
+        "(default 3)",
+    ):
+        assert row in text
+    assert "fps=NUMBER                  frames a second\n" in text
+
+
+def test_part():
+    assert part(Shared, Config(checkpoint="c", fps=1.0)) == Shared(fps=1.0)

@@ -1,0 +1,174 @@
+"""The command line: `ugc-jax JOB [--config=FILE[:ARG]] [--config.key=value ...] [ARGUMENT ...]`."""
+
+import difflib
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+from ugc_jax import __version__, settings
+from ugc_jax.errors import UserError
+
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+
+
+class Job(NamedTuple):
+    """summary: one line for --help. arguments: how its positional words are shown, "" if it takes none. load: import its module."""
+
+    summary: str
+    arguments: str
+    load: Callable[[], ModuleType]
+
+
+# Each job is imported only when it is chosen: `ugc-jax --help` answers at once, and a missing optional part harms no other job.
+
+
+def _init() -> ModuleType:
+    from ugc_jax.jobs import init
+
+    return init
+
+
+def _inspect() -> ModuleType:
+    from ugc_jax.jobs import inspect
+
+    return inspect
+
+
+def _caption() -> ModuleType:
+    from ugc_jax.jobs import caption
+
+    return caption
+
+
+def _convert() -> ModuleType:
+    from ugc_jax.jobs import convert
+
+    return convert
+
+
+def _bench() -> ModuleType:
+    from ugc_jax.jobs import bench
+
+    return bench
+
+
+JOBS = {
+    "init": Job("write a small random checkpoint with a tokenizer, to try everything offline", "", _init),
+    "inspect": Job("show what the model would see of each video: frames, sound, tokens, memory", "VIDEO...", _inspect),
+    "caption": Job("caption videos: files, folders or globs in, one JSON line per video out", "VIDEO...", _caption),
+    "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert),
+    "bench": Job("time prefill and decoding, and compare with torch if it is installed", "", _bench),
+}
+
+
+def usage() -> str:
+    """What `ugc-jax --help` prints."""
+    jobs = "\n".join(f"  {name:<9}{job.summary}" for name, job in JOBS.items())
+    return f"""\
+ugc-jax {__version__}: captions of short videos from picture and sound, with Qwen2.5-Omni in JAX
+
+usage: ugc-jax JOB [--config=FILE[:ARG]] [--config.KEY=VALUE ...] [VIDEO ...]
+
+jobs:
+{jobs}
+
+ugc-jax JOB --help lists a job's settings. A first try, offline:
+  ugc-jax init --config.output=runs/tiny
+  ugc-jax caption --config.checkpoint=runs/tiny clip.mp4"""
+
+
+def job_usage(name: str) -> str:
+    """What `ugc-jax JOB --help` prints: the job module's docstring and its settings."""
+    job = JOBS[name]
+    module = job.load()
+    line = " ".join(filter(None, ["[--config=FILE[:ARG]] [--config.KEY=VALUE ...]", job.arguments]))
+    paragraphs = f"ugc-jax {name}: {module.__doc__.strip()}".split("\n\n")
+    about = "\n\n".join(textwrap.fill(paragraph, settings.help_width()) for paragraph in paragraphs)
+    return f"""\
+{about}
+
+usage: ugc-jax {name} {line}
+
+Settings are written --config.KEY=VALUE; --config=FILE[:ARG] takes them from get_config(ARG) of a Python file.
+
+{settings.describe(module.CONFIG)}"""
+
+
+class _Progress(logging.Handler):
+    """Log lines on stderr that step around a progress bar instead of cutting through it."""
+
+    def emit(self, record: logging.LogRecord):
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def set_up_logging():
+    """Short lines of our own on stderr; what the libraries below say only if it is at least an error."""
+    handler = _Progress()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("ugc_jax")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for name in ("absl", "jax", "tensorflow", "transformers", "orbax", "libav"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line `argv` (without the program's name); returns the exit status. Raises UserError."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"ugc-jax {__version__}")
+        return 0
+    if name not in JOBS:
+        close = difflib.get_close_matches(name, JOBS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
+        raise UserError(f"unknown job {name!r}; {remedy}")
+    if "--help" in rest or "-h" in rest:
+        print(job_usage(name))
+        return 0
+    set_up_logging()
+    job = JOBS[name]
+    module = job.load()
+    config, arguments = settings.parse(module.CONFIG, rest)
+    if arguments and not job.arguments:
+        raise UserError(
+            f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see ugc-jax {name} --help"
+        )
+    if job.arguments and not arguments:
+        raise UserError(f"nothing to do; usage: ugc-jax {name} [--config.KEY=VALUE ...] {job.arguments}")
+    return module.main(config, arguments)
+
+
+def main() -> int:
+    """Entry point: exit 0 done, 1 nothing worked, 2 the user's mistake, 130 interrupted."""
+    argv = sys.argv[1:]
+    name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Examples -> batches of a few static shapes: buckets, grouping, padding, splicing.
+
+A bucket is a shape that a jitted function is compiled for. Each of its four sizes comes from a ladder whose rungs grow
+by a quarter to a half, so that padding costs at most that much and a program serves many clips.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.features import audio_tokens, chunk_mel
+from ugc_jax.data.positions import AUDIO, VISION
+from ugc_jax.data.schema import Batch, Example
+from ugc_jax.errors import UserError
+
+Tag = TypeVar("Tag")
+
+_LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+class BucketKey(NamedTuple):
+    """Sizes of one batch row: T tokens, F temporal grids, W windows a grid, C audio chunks."""
+
+    tokens: int
+    grids: int
+    windows: int
+    chunks: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The sizes that batches may have, each ladder ascending. Fewer rungs: fewer programs, more padding."""
+
+    tokens: tuple[int, ...] = (
+        128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096,
+        5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768,
+    )  # fmt: skip
+    grids: tuple[int, ...] = (0, *_LADDER[:16])  # 384 grids are the 768 frames of the longest clip
+    windows: tuple[int, ...] = (*_LADDER, 1536)  # the largest image is 1024 full windows, as a 200:1 strip 1359
+    chunks: tuple[int, ...] = (0, *_LADDER[:13], 160)  # 150 chunks are 300 seconds
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            ladder = getattr(self, field.name)
+            if not ladder or list(ladder) != sorted(set(ladder)):
+                raise UserError(f"buckets.{field.name}: sizes must ascend, got {ladder}")
+
+
+def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketKey:
+    """The smallest bucket that holds an example. Raises UserError naming the size that exceeds its ladder."""
+    need = _need(example, config)
+    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need._asdict().items()))
+
+
+def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
+    place = bisect.bisect_left(ladder, size)
+    if place == len(ladder):
+        raise UserError(
+            f"prompt needs {size} {name}, the largest bucket has {ladder[-1]}; lower max_pixels, fps or max_tokens"
+        )
+    return ladder[place]
+
+
+def group(
+    examples: Iterable[tuple[Tag, Example]], batch_size: int, buckets: Buckets, config: OmniConfig, pending: int = 256
+) -> Iterator[tuple[BucketKey, list[tuple[Tag, Example]]]]:
+    """Gather (tag, example) pairs of one bucket into groups of at most `batch_size`, lazily.
+
+    A group is yielded as soon as it is full; with `pending` examples waiting, the longest group goes as it is; what is
+    left at the end goes in smaller groups. Within a bucket the order is kept.
+    """
+    waiting: dict[BucketKey, list[tuple[Tag, Example]]] = {}
+    for tag, example in examples:
+        key = bucket_of(example, buckets, config)
+        waiting.setdefault(key, []).append((tag, example))
+        if len(waiting[key]) == batch_size:
+            yield key, waiting.pop(key)
+        elif sum(map(len, waiting.values())) >= pending:
+            longest = max(waiting, key=lambda key: len(waiting[key]))
+            yield longest, waiting.pop(longest)
+    yield from waiting.items()
+
+
+def collate(examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig) -> Batch:
+    """Pad examples to their bucket (schema.Batch), and with empty rows (segment 0 everywhere) to `batch_size` rows.
+
+    Raises UserError if there are too many examples or the bucket is too small, and with the counts if an example's
+    media tokens and its features differ (spec 7.6).
+    """
+    if len(examples) > batch_size:
+        raise UserError(f"{len(examples)} examples do not fit a batch of {batch_size}")
+    vision, audio = config.vision, config.audio
+    B, (T, F, W, C) = batch_size, key
+    K, M = vision.window_patches, audio.chunk_frames
+    batch = Batch(
+        tokens=np.full((B, T), config.tokens.pad_token_id, np.int32),
+        positions=np.zeros((B, 3, T), np.int32),
+        segment_ids=np.zeros((B, T), np.int32),
+        splice=np.full((B, T), -1, np.int32),
+        patches=np.zeros((B, F, W, K, vision.patch_dim), np.uint8),
+        coords=np.full((B, F, W, K, 2), -1, np.int32),
+        mel=np.zeros((B, C, M, audio.num_mel_bins), np.float32),
+        mel_frames=np.zeros((B, C), np.int32),
+    )
+    for b, example in enumerate(examples):
+        check_counts(example, config)
+        need = _need(example, config)
+        if any(size > limit for size, limit in zip(need, key, strict=True)):
+            raise UserError(f"{need} does not fit the bucket {key}; take the bucket that bucket_of gives")
+        n = len(example.tokens)
+        batch.tokens[b, :n] = example.tokens
+        batch.positions[b, :, :n] = example.positions
+        batch.segment_ids[b, :n] = 1
+        batch.splice[b, :n] = _splice(example, key, config)
+        grid = chunk = 0
+        for picture in example.vision:
+            t, windows = picture.patches.shape[:2]
+            batch.patches[b, grid : grid + t, :windows] = picture.patches
+            batch.coords[b, grid : grid + t, :windows] = picture.coords
+            grid += t
+        for mel in example.mels:
+            chunks, frames = chunk_mel(mel, audio)
+            batch.mel[b, chunk : chunk + len(chunks)] = chunks
+            batch.mel_frames[b, chunk : chunk + len(chunks)] = frames
+            chunk += len(chunks)
+    return batch
+
+
+def check_counts(example: Example, config: OmniConfig) -> None:
+    """Raise UserError, with the counts, unless each medium has as many tokens as its encoder yields rows (spec 7.6)."""
+    ids, merge = config.tokens, config.vision.spatial_merge_size
+    _check_source(
+        example,
+        "image/video",
+        example.source == VISION,
+        np.isin(example.tokens, (ids.image_token_id, ids.video_token_id)),
+        [picture.grid[0] for picture in example.vision],
+        [picture.grid[0] * (picture.grid[1] // merge) * (picture.grid[2] // merge) for picture in example.vision],
+    )
+    _check_source(
+        example,
+        "audio",
+        example.source == AUDIO,
+        example.tokens == ids.audio_token_id,
+        [_chunks(mel, config) for mel in example.mels],
+        [audio_tokens(len(mel)) for mel in example.mels],
+    )
+
+
+def _check_source(example: Example, name: str, takes: np.ndarray, has_id: np.ndarray, holders: list, rows: list):
+    """takes, has_id: bool[T], tokens that take a feature, tokens with a media id.
+
+    holders, rows: of each medium, its number of grids (or chunks) and of feature rows.
+    """
+    owner = np.searchsorted(np.cumsum(holders), example.row[takes, 0], side="right")
+    counts = np.bincount(owner, minlength=len(rows)).tolist()
+    if counts != rows or not np.array_equal(takes, has_id):
+        raise UserError(
+            f"prompt has {has_id.sum()} {name} tokens, of which each medium takes {counts}, but the features have "
+            f"{rows} rows; make tokens and features from the same clip, and never cut media tokens"
+        )
+
+
+def _splice(example: Example, key: BucketKey, config: OmniConfig) -> np.ndarray:
+    """i32[T]: the row of concat(vision, audio) features that each token takes, -1 for its own embedding."""
+    grid_rows = key.windows * config.vision.window_cells**2
+    holder, row = example.row[:, 0], example.row[:, 1]
+    vision = holder * grid_rows + row
+    audio = key.grids * grid_rows + holder * config.audio.chunk_tokens + row
+    return np.select([example.source == VISION, example.source == AUDIO], [vision, audio], -1).astype(np.int32)
+
+
+def _need(example: Example, config: OmniConfig) -> BucketKey:
+    return BucketKey(
+        tokens=len(example.tokens),
+        grids=sum(picture.grid[0] for picture in example.vision),
+        windows=max((picture.patches.shape[1] for picture in example.vision), default=0),
+        chunks=sum(_chunks(mel, config) for mel in example.mels),
+    )
+
+
+def _chunks(mel: np.ndarray, config: OmniConfig) -> int:
+    return -(-len(mel) // config.audio.chunk_frames)

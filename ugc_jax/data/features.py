@@ -1,0 +1,175 @@
+"""Pixels to patches and sound to log-mel, on the host; the layouts are those of `schema`.
+
+Frames stay bytes: the device normalises them (`x * PIXEL_SCALE - PIXEL_SHIFT`), so a batch costs a quarter of the
+transfer and of the host memory that floats would cost.
+"""
+
+import functools
+import math
+
+import numpy as np
+from PIL import Image
+
+from ugc_jax.config import AudioConfig, VisionConfig
+from ugc_jax.data.schema import VisionInput
+from ugc_jax.errors import UserError
+
+MAX_ASPECT_RATIO = 200
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+_CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+PIXEL_SCALE = (1 / (255 * _CLIP_STD)).astype(np.float32)  # f32[3], per colour channel
+PIXEL_SHIFT = (_CLIP_MEAN / _CLIP_STD).astype(np.float32)  # f32[3]
+
+SAMPLE_RATE = 16_000
+FFT = 400  # samples of an analysis window: 25 ms
+HOP = 160  # samples between windows: 10 ms
+MEL_BINS = 128
+REFERENCE_SAMPLES = 300 * SAMPLE_RATE  # the reference pads every sound with silence to this length
+
+
+# ---- picture -------------------------------------------------------------------------------------
+
+
+def smart_resize(height: int, width: int, min_pixels: float, max_pixels: float, factor: int = 28) -> tuple[int, int]:
+    """Nearest size whose sides are multiples of `factor` and whose area is within the limits (spec 4.2).
+
+    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely long frame.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UserError(f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip")
+    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    if sides[0] * sides[1] > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+    elif sides[0] * sides[1] < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """u8[h, w, 3] -> u8[height, width, 3] by PIL's antialiased bicubic filter."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
+    """Cut frames u8[n, h, w, 3], sides multiples of `config.cell_pixels`, into patches in window order.
+
+    Frames are paired (an odd last one, or an image, with itself) and padded with zeros to whole windows; what is left
+    is a reshape and a transpose. Raises ValueError on other sides: `smart_resize` never gives any.
+    """
+    _, height, width, channels = frames.shape
+    cell, patch, merge = config.cell_pixels, config.patch_size, config.spatial_merge_size
+    if height % cell or width % cell:
+        raise ValueError(f"frame of {width}x{height} pixels: sides must be multiples of {cell}")
+    depth, side = config.temporal_patch_size, config.window_cells
+    rows, columns = _windows(height // cell, width // cell, config)
+    missing = -len(frames) % depth
+    if missing:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    pad = ((0, 0), (0, rows * config.window_size - height), (0, columns * config.window_size - width), (0, 0))
+    frames = np.pad(frames, pad)
+
+    grids = len(frames) // depth
+    shape = (grids, depth, rows, side, merge, patch, columns, side, merge, patch, channels)
+    #        0      1      2     3     4      5      6        7     8      9      10
+    order = (0, 2, 6, 3, 7, 4, 8, 10, 1, 5, 9)
+    patches = frames.reshape(shape).transpose(order)
+    patches = patches.reshape(grids, rows * columns, config.window_patches, config.patch_dim)
+
+    grid = (grids, height // patch, width // patch)
+    return VisionInput(patches, np.tile(_coords(grid[1], grid[2], config), (grids, 1, 1, 1)), grid)
+
+
+def _windows(cell_rows: int, cell_columns: int, config: VisionConfig) -> tuple[int, int]:
+    """Windows (down, across) that cover a frame of so many merged cells."""
+    return -(-cell_rows // config.window_cells), -(-cell_columns // config.window_cells)
+
+
+@functools.lru_cache(maxsize=64)
+def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
+    """i32[windows, K, 2]: (row, column) of each patch of a frame of height x width patches, -1 for padding."""
+    merge, side = config.spatial_merge_size, config.window_cells
+    rows, columns = _windows(height // merge, width // merge, config)
+    row, column = np.indices((rows * side * merge, columns * side * merge), dtype=np.int32)
+    coords = np.stack([row, column], axis=-1)
+    coords[(row >= height) | (column >= width)] = -1
+    coords = coords.reshape(rows, side, merge, columns, side, merge, 2).transpose(0, 3, 1, 4, 2, 5, 6)
+    return coords.reshape(rows * columns, config.window_patches, 2)
+
+
+def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
+    """Where the encoder puts each token: i32[t * h * w / 4, 2] for a grid (t, h, w) in patch units.
+
+    Tokens come in the reference's order (frame, row, column of merged cells); a row is (temporal grid, window * 16 +
+    place in the window). Padded places of a window count, so it is a row of the padded tower's output.
+    """
+    merge, side = config.spatial_merge_size, config.window_cells
+    times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
+    _, columns = _windows(cell_rows, cell_columns, config)
+    time, row, column = np.indices((times, cell_rows, cell_columns), dtype=np.int32)
+    window = row // side * columns + column // side
+    place = row % side * side + column % side
+    return np.stack([time, window * side**2 + place], axis=-1).reshape(-1, 2)
+
+
+# ---- sound ---------------------------------------------------------------------------------------
+
+
+def log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Whisper's features: f32[samples] at 16 kHz -> f32[ceil(samples / 160), 128] (spec 4.3).
+
+    Equals the reference's valid frames without its padding to 300 s. No samples give no frames.
+    """
+    samples = len(waveform)
+    frames = -(-samples // HOP)
+    if frames == 0:
+        return np.zeros((0, MEL_BINS), np.float32)
+    half = FFT // 2
+    padded = np.zeros(max(half + frames * HOP + FFT, 3 * half), np.float32)
+    padded[half : half + samples] = waveform
+    padded[:half] = padded[2 * half : half : -1]  # the reference centres windows and reflects the left end
+    if frames == REFERENCE_SAMPLES // HOP:  # it also reflects the right end, which only a sound of 300 s reaches
+        end = half + REFERENCE_SAMPLES
+        padded[end : end + half] = padded[end - 2 : end - 2 - half : -1]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[: frames * HOP : HOP]
+    mel = np.empty((frames, MEL_BINS), np.float32)
+    block = 2048  # bounds the memory of a long sound
+    for first in range(0, frames, block):
+        spectrum = np.fft.rfft(windows[first : first + block] * _hann())
+        mel[first : first + block] = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ _mel_filters()
+    mel = np.log10(np.maximum(mel, 1e-10))
+    return (np.maximum(mel, mel.max() - 8) + 4) / 4
+
+
+@functools.cache
+def _hann() -> np.ndarray:
+    """f32[400], periodic."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)).astype(np.float32)
+
+
+@functools.cache
+def _mel_filters() -> np.ndarray:
+    """f32[201, 128]: Slaney's scale and area norm, 0 to 8000 Hz."""
+    import librosa  # slow to import, and needed only where there is sound
+
+    return np.ascontiguousarray(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS).T)
+
+
+def audio_tokens(frames: int) -> int:
+    """Tokens of a sound of so many mel frames: 25 a second (spec 2.2.5)."""
+    return ((frames - 1) // 2 - 1) // 2 + 1
+
+
+def chunk_mel(mel: np.ndarray, config: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cut log-mel f32[frames, 128] into the encoder's chunks: (f32[C, 200, 128] padded with 0, i32[C] valid frames)."""
+    size = config.chunk_frames
+    chunks = -(-len(mel) // size)
+    padded = np.zeros((chunks * size, mel.shape[1]), np.float32)
+    padded[: len(mel)] = mel
+    lengths = np.minimum(len(mel) - size * np.arange(chunks), size).astype(np.int32)
+    return padded.reshape(chunks, size, mel.shape[1]), lengths

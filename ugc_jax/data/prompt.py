@@ -1,0 +1,172 @@
+"""The chat template (spec 5.1): OpenAI/Qwen messages -> the pieces that a prompt is made of.
+
+    messages + media facts -> pieces() -> [Text, Video, Text] -> positions.layout() -> tokens and positions
+
+Text between two media is tokenized in one go, exactly as the reference tokenizes the rendered template. One
+deviation, on purpose: a special token's spelling inside a message ("<|VIDEO|>", "<|im_end|>") stays plain text
+here, where the reference would take it for the token. So no question, subtitle or caption can add a media token
+that has no features, or end its turn.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import tokenizers
+
+from ugc_jax.config import TokenIds
+from ugc_jax.errors import UserError
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+ROLES = ("system", "user", "assistant")
+# The kinds of medium, and the keys by which a part without a "type" shows its kind, in the template's order.
+KINDS = {"image": ("image", "image_url"), "audio": ("audio", "audio_url"), "video": ("video",)}
+
+# How the special tokens of config.tokens are spelled in the tokenizer (spec 3.1).
+SPELLINGS = {
+    "pad_token_id": "<|endoftext|>",
+    "bos_token_id": "<|im_start|>",
+    "eos_token_id": "<|im_end|>",
+    "audio_token_id": "<|AUDIO|>",
+    "audio_start_token_id": "<|audio_bos|>",
+    "audio_end_token_id": "<|audio_eos|>",
+    "vision_start_token_id": "<|vision_bos|>",
+    "vision_end_token_id": "<|vision_eos|>",
+    "image_token_id": "<|IMAGE|>",
+    "video_token_id": "<|VIDEO|>",
+}
+
+
+class Text(NamedTuple):
+    """Tokenized text, chat markers included. ids: list of T token ids."""
+
+    ids: list[int]
+
+
+class Image(NamedTuple):
+    """A still picture. grid: (1, h, w) in patches."""
+
+    grid: tuple[int, int, int]
+
+
+class Audio(NamedTuple):
+    """A sound on its own. frames: valid log-mel frames (10 ms each)."""
+
+    frames: int
+
+
+class Video(NamedTuple):
+    """A video. grid: (t, h, w) in patches. seconds_per_grid: duration of a temporal grid (two frames).
+
+    audio_frames: log-mel frames of the sound that is interleaved with the picture, None where the video has no sound.
+    """
+
+    grid: tuple[int, int, int]
+    seconds_per_grid: float
+    audio_frames: int | None = None
+
+
+Medium = Image | Audio | Video
+Piece = Text | Medium
+
+
+class ChatTokenizer:
+    """A checkpoint's tokenizer, in which message text can never become a special token."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, tokens: TokenIds, source: str = "tokenizer.json"):
+        """backend: a byte-level BPE with Qwen2.5-Omni's special tokens. UserError if its ids contradict `tokens`."""
+        for field, spelling in SPELLINGS.items():
+            found, expected = backend.token_to_id(spelling), getattr(tokens, field)
+            if found != expected:
+                raise UserError(
+                    f"{source}: {spelling} has id {found}, but {field} in config.json is {expected}; "
+                    "take both files from the same checkpoint"
+                )
+        backend.encode_special_tokens = True  # spell special tokens out instead of recognising them in text
+        self._backend = backend
+        self.turn_start, self.turn_end = tokens.bos_token_id, tokens.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; spellings of special tokens are taken letter by letter."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of generated ids, without special tokens; ids that stand for no token give nothing."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def pieces(
+    messages: Sequence[dict], media: Sequence[Medium], tokenizer: ChatTokenizer, generation_prompt: bool = True
+) -> list[Piece]:
+    """Lay messages out as Qwen2.5-Omni's chat template does (spec 5.1).
+
+    messages: [{"role": "system" | "user" | "assistant", "content": str | [part]}], a part being
+      {"type": "text", "text": str} or {"type": "video" | "image" | "audio", ...}. A default system message is added
+      when the first is none.
+    media: the facts of each medium, in the order in which the messages name them.
+    generation_prompt: end with the opening of the assistant's turn.
+    Raises UserError on an unknown role or part, or when media and messages differ in number or kind.
+    """
+    out: list[Piece] = []
+    ids: list[int] = []
+    for kind, run in itertools.groupby(_atoms(messages, media, tokenizer, generation_prompt), type):
+        if kind is str:
+            ids += tokenizer.encode("".join(run))
+        elif kind is int:
+            ids += run
+        else:
+            if ids:
+                out.append(Text(ids))
+                ids = []
+            out += run
+    return [*out, Text(ids)]
+
+
+def media_kinds(messages: Sequence[dict]) -> list[str]:
+    """Kinds ("video", "image", "audio") of the media that messages name, in their order. UserError on a bad part."""
+    return [_kind(part) for message in messages for part in _parts(message) if _kind(part) != "text"]
+
+
+def _atoms(messages, media, tokenizer: ChatTokenizer, generation_prompt: bool) -> Iterator[str | int | Medium]:
+    """Text, special ids and media in their order."""
+    kinds, given = media_kinds(messages), [type(medium).__name__.lower() for medium in media]
+    if kinds != given:
+        raise UserError(
+            f"messages name {len(kinds)} media ({', '.join(kinds) or 'none'}) but {len(given)} were given "
+            f"({', '.join(given) or 'none'}); give one medium for each part, in the same order"
+        )
+    if not messages:
+        raise UserError("messages: empty; give at least one message with a role and a content")
+    if messages[0].get("role") != "system":
+        messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+    queue = iter(media)
+    for message in messages:
+        if message.get("role") not in ROLES:
+            raise UserError(f"messages: role {message.get('role')!r} is unknown; use one of {', '.join(ROLES)}")
+        yield tokenizer.turn_start
+        yield f"{message['role']}\n"
+        for part in _parts(message):
+            yield part["text"] if _kind(part) == "text" else next(queue)
+        yield tokenizer.turn_end
+        yield "\n"
+    if generation_prompt:
+        yield tokenizer.turn_start
+        yield "assistant\n"
+
+
+def _parts(message: dict) -> list[dict]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list | tuple) and all(isinstance(part, dict) for part in content):
+        return list(content)
+    raise UserError(f"messages: content must be text or a list of parts, got {content!r:.80}")
+
+
+def _kind(part: dict) -> str:
+    for kind, keys in KINDS.items():
+        if part.get("type") == kind or any(key in part for key in keys):
+            return kind
+    if isinstance(part.get("text"), str):
+        return "text"
+    raise UserError(f"messages: part {part!r:.80} is none of text (with a text), image, audio, video")

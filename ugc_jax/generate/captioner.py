@@ -1,0 +1,236 @@
+"""Clips -> captions: reading ahead in threads, batching by bucket, generating, decoding.
+
+clips -> threads: load_example -> group by bucket -> collate -> Engine.generate -> text
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ugc_jax import sharding
+from ugc_jax.config import Compute, OmniConfig, load_config
+from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
+from ugc_jax.data.clips import load_example
+from ugc_jax.data.presets import ClipSettings, resolve
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.data.schema import Example
+from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import Engine
+from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.models import omni
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """What became of one clip; `error` is None if it was captioned, and then only the first fields stand."""
+
+    video: str  # as it was given
+    caption: str | None = None
+    token_ids: tuple[int, ...] = ()  # as generated, the end-of-text token included
+    prompt_tokens: int = 0
+    new_tokens: int = 0  # = len(token_ids)
+    finish_reason: str | None = None  # "stop": the model ended the caption; "length": max_new_tokens did
+    seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
+    error: str | None = None  # one line that says what is wrong with the clip
+
+    def record(self, token_ids: bool = False) -> dict:
+        """The caption as a JSON object (without `token_ids` unless asked for), or {"video", "error"}."""
+        if self.error is not None:
+            return {"video": self.video, "error": self.error}
+        left_out = {"error"} if token_ids else {"error", "token_ids"}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tag:
+    """What is remembered of a clip while its example is in a batch."""
+
+    video: str
+    seconds: float
+
+
+class Captioner:
+    """A model, its tokenizer and its compiled programs: made once, used for any number of clips."""
+
+    def __init__(
+        self, params, config: OmniConfig, tokenizer: ChatTokenizer, compute: Compute, mesh=None, buckets=Buckets()
+    ):
+        """params: as `Engine` takes them. buckets: the shapes that programs are compiled for."""
+        self.config, self.tokenizer, self.buckets = config, tokenizer, buckets
+        self.engine = Engine(params, config, compute, mesh)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        *,
+        dtype: str = "auto",
+        mesh: jax.sharding.Mesh | None = None,
+        revision: str | None = None,
+    ) -> "Captioner":
+        """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B" (`revision`: branch, tag or commit).
+
+        dtype: of weights and activations, "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
+        mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
+        Raises UserError for a checkpoint that is absent, incomplete or contradicts itself.
+        """
+        on_cpu = jax.default_backend() == "cpu"
+        if dtype == "auto":
+            dtype = "float32" if on_cpu else "bfloat16"
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype is {dtype!r}; use auto, float32 or bfloat16")
+        directory = resolve_checkpoint(checkpoint, revision)
+        config = load_config(directory)
+        tokenizer = ChatTokenizer(load_tokenizer(directory), config.tokens, str(directory))
+        stacked = not on_cpu  # a CPU decodes faster with its layers unrolled; elsewhere a scan compiles faster
+        shardings = None
+        if mesh is not None:
+            axes = omni.logical_axes(config, stacked)
+            shardings = sharding.shardings(mesh, omni.abstract_params(config, dtype, stacked), axes)
+        params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
+        return cls(params, config, tokenizer, Compute(dtype=dtype), mesh)
+
+    def caption(
+        self, videos: Sequence[str | Path], *, batch_size: int = 8, workers: int | None = None, **options
+    ) -> list[Caption]:
+        """Caption clips; the result has their order.
+
+        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of SamplingConfig
+        (max_new_tokens=64, temperature=0.2, ...). A clip that cannot be read gives a Caption with `error`. See `stream`.
+        """
+        clip, sampling = _take(ClipSettings, options), _take(SamplingConfig, options)
+        if options:
+            known = [field.name for cls in (ClipSettings, SamplingConfig) for field in dataclasses.fields(cls)]
+            raise TypeError(f"caption() has no option {sorted(options)[0]!r}; options are {', '.join(known)}")
+        videos = [videos] if isinstance(videos, str | Path) else list(videos)
+        waiting: dict[str, list[int]] = {}
+        for index, video in enumerate(videos):
+            waiting.setdefault(str(video), []).append(index)
+        captions: list[Caption | None] = [None] * len(videos)
+        for result in self.stream(list(waiting), clip, sampling, batch_size, workers):
+            for index in waiting[result.video]:
+                captions[index] = result
+        return captions
+
+    def stream(
+        self,
+        videos: Sequence[str | Path],
+        clip: ClipSettings = ClipSettings(),
+        sampling: SamplingConfig = SamplingConfig(),
+        batch_size: int = 8,
+        workers: int | None = None,
+    ) -> Iterator[Caption]:
+        """Caption clips, each result as soon as it is there: not in the order of `videos`.
+
+        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh cannot split that), so a program is compiled once a bucket, not
+        once a clip. `workers` threads (None: one a core, at most 8) read ahead, with about 6 batches of clips in memory at most.
+        A caption does not depend on the clips that it shares a batch with. Raises UserError only for wrong settings; whatever
+        is wrong with a clip is the `error` of its result.
+        """
+        clip = resolve(clip)
+        if batch_size < 1 or (workers is not None and workers < 1):
+            raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
+        batch_size = _round_up(min(batch_size, len(videos)), self.engine.mesh)
+        workers = workers or min(8, os.cpu_count() or 1)
+        failed: deque[Caption] = deque()
+
+        def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[_Tag, Example]]:
+            for read in _ahead(
+                pool, (lambda video=str(video): self._read(video, clip) for video in videos), batch_size + workers
+            ):
+                if isinstance(read, Caption):
+                    failed.append(read)
+                else:
+                    yield read
+
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
+        try:
+            for key, members in group(examples(pool), batch_size, self.buckets, self.config, pending=4 * batch_size):
+                while failed:
+                    yield failed.popleft()
+                yield from self._generate(key, members, batch_size, sampling)
+            yield from failed
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, video: str, clip: ClipSettings) -> tuple[_Tag, Example] | Caption:
+        """In a thread: one clip's example, or what is wrong with the clip."""
+        begun = time.perf_counter()
+        try:
+            example, info = load_example(video, clip, self.tokenizer, self.config)
+            bucket_of(example, self.buckets, self.config)  # a clip that fits no bucket is that clip's error
+        except UserError as error:
+            return Caption(video, error=str(error))
+        except Exception as error:  # a long job survives a clip that nobody thought of
+            logger.debug("reading %s failed", video, exc_info=True)
+            return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
+        for note in info.notes:
+            logger.info("%s: %s", video, note)
+        return _Tag(video, time.perf_counter() - begun), example
+
+    def _generate(
+        self, key: BucketKey, members: list[tuple[_Tag, Example]], batch_size: int, sampling: SamplingConfig
+    ) -> Iterator[Caption]:
+        begun = time.perf_counter()
+        tags, examples = zip(*members, strict=True)
+        batch = collate(examples, key, batch_size, self.config)
+        next_position, key_ids = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.uint32)
+        next_position[: len(tags)] = [example.next_position for example in examples]
+        key_ids[: len(tags)] = [zlib.crc32(Path(tag.video).name.encode(errors="surrogateescape")) for tag in tags]
+        try:
+            generated = self.engine.generate(batch, next_position, sampling, key_ids)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory; lower batch_size, max_pixels or fps"
+            yield from (Caption(tag.video, error=f"{tag.video}: {reason}") for tag in tags)
+            return
+        share = (time.perf_counter() - begun) / len(tags)
+        for row, (tag, example) in enumerate(members):
+            ids = tuple(generated.tokens[row, : generated.lengths[row]].tolist())
+            yield Caption(
+                video=tag.video,
+                caption=self.tokenizer.decode(ids).strip(),
+                token_ids=ids,
+                prompt_tokens=len(example.tokens),
+                new_tokens=len(ids),
+                finish_reason="stop" if generated.stopped[row] else "length",
+                seconds=round(tag.seconds + share, 3),
+            )
+
+
+def _take(cls: type, options: dict):
+    """An instance of the dataclass `cls`, of those options that are its fields; they are taken out of `options`."""
+    return cls(**{field.name: options.pop(field.name) for field in dataclasses.fields(cls) if field.name in options})
+
+
+def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
+    """The next batch size that the mesh splits evenly."""
+    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.RULES.batch)
+    return -(-batch_size // parts) * parts
+
+
+def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:
+    """Results of tasks (functions without arguments) in order, with at most `limit` of them begun ahead of their use."""
+    futures = deque()
+    for task in tasks:
+        futures.append(pool.submit(task))
+        if len(futures) >= limit:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()

@@ -1,0 +1,85 @@
+"""The captions of a run as a JSON Lines file that a later run goes on with."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ugc_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Results:
+    """Lines of JSON, one a clip, to a file or (path None) to stdout; a context manager.
+
+    On opening an existing file, what a killed run left half-written at its end is cut off, and the lines with an `error` of
+    clips that are asked for again are taken out, so that those clips are tried again; nothing else in it is touched.
+    After that the file only grows, a whole line at a time.
+    """
+
+    def __init__(self, path: str | Path | None, clips: Iterable[str]):
+        """clips: all that this run is asked for. Raises UserError if the file cannot be written or is not such a file."""
+        self.path = None if path is None else Path(path)
+        self.done: set[Path] = set()  # clips that the file has a caption of, by their real places
+        self._file = sys.stdout
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._resume({Path(clip).resolve() for clip in clips})
+                self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{self.path}: cannot be used for results ({error}); choose another file") from None
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_):
+        if self.path is not None:
+            self._file.close()
+
+    def missing(self, clips: Iterable[str]) -> list[str]:
+        """Those of `clips` that have no caption yet."""
+        return [clip for clip in clips if Path(clip).resolve() not in self.done]
+
+    def write(self, record: dict):
+        """Append one line; it is in the file when this returns."""
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def _resume(self, wanted: set[Path]):
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="surrogateescape")
+        kept = []
+        for line, record in self._records(text):
+            clip = Path(record["video"]).resolve()
+            if record.get("error") is None:
+                self.done.add(clip)
+            elif clip in wanted:
+                continue
+            kept.append(line + "\n")
+        if (rest := "".join(kept)) != text:
+            new = self.path.with_name(self.path.name + ".new")
+            new.write_text(rest, encoding="utf-8", errors="surrogateescape")
+            os.replace(new, self.path)
+
+    def _records(self, text: str) -> Iterator[tuple[str, dict]]:
+        *lines, tail = text.split("\n")
+        for number, line in enumerate([*lines, tail], 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if number > len(lines):  # no line end: the run was killed while it wrote
+                    logger.warning("%s: cut off a half-written last line", self.path)
+                    return
+                record = None
+            if not isinstance(record, dict) or not isinstance(record.get("video"), str):
+                raise UserError(
+                    f"{self.path}:{number}: not a line of captions; choose another output, or remove that line"
+                )
+            yield line, record

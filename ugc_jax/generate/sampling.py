@@ -1,0 +1,89 @@
+"""Choosing the next token: pure functions on logits. Order and formulas are those of transformers' logits processors."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ugc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How captions are sampled. temperature 0 is greedy."""
+
+    temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
+    top_k: int = 0  # keep the k most likely tokens; 0: all
+    top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
+    repetition_penalty: float = 1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
+    max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
+    seed: int = 0  # of the sampling; a clip's own name is mixed in
+
+    def __post_init__(self):
+        for name, holds, remedy in (
+            ("temperature", self.temperature >= 0, "use 0 for greedy or a positive number"),
+            ("top_k", self.top_k >= 0, "use 0 to keep all tokens"),
+            ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}; {remedy}")
+
+
+class Mode(NamedTuple):
+    """What of sampling a program contains; the rest of SamplingConfig are its arguments, so changing them compiles nothing."""
+
+    greedy: bool
+    truncates: bool
+    penalizes: bool
+
+
+class Knobs(NamedTuple):
+    """The numbers of SamplingConfig as traced scalars."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+
+
+def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
+    """(static part, traced part) of a SamplingConfig."""
+    greedy = config.temperature == 0
+    mode = Mode(greedy, not greedy and (config.top_k > 0 or config.top_p < 1), config.repetition_penalty != 1)
+    return mode, Knobs(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+
+
+def choose(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs) -> jax.Array:
+    """The next token of each row, i32[B]. logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
+
+    keys_B: one PRNG key a row, so that a row's choice does not depend on its batch.
+    """
+    if mode.penalizes:
+        logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty)
+    if mode.greedy:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / knobs.temperature
+    if mode.truncates:
+        logits_BV = truncate(logits_BV, knobs.top_k, knobs.top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
+    """Divide positive and multiply negative logits of seen tokens by `penalty` (CTRL, arXiv 1909.05858)."""
+    return jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+
+
+def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:
+    """Set to -inf what is outside the `top_k` most likely (0: all), then outside the nucleus of mass `top_p` (arXiv 1904.09751)."""
+    V = logits_BV.shape[-1]
+    sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
+    kept = jnp.where(top_k > 0, top_k, V)
+    sorted_BV = jnp.where(jnp.arange(V)[None] < kept, sorted_BV, -jnp.inf)
+    probabilities = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probabilities, axis=-1) - probabilities
+    inside_BV = (before_BV < top_p) & jnp.isfinite(sorted_BV)
+    smallest_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)

@@ -1,0 +1,231 @@
+"""Export: the parameter tree back to Hugging Face's files, thinker only or merged into a full checkpoint (spec 1.5).
+
+A checkpoint is written into a hidden folder beside its destination and renamed at the end: a reader finds
+a whole checkpoint or none.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ugc_jax.config import OmniConfig, load_config, read_json, thinker_section, to_hf
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping, orbax_store
+from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.tensorfile import FLOATS, Output, TensorFile, array_output, float_dtype, write_tensors
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+GENERATION = "generation_config.json"
+
+
+def save_thinker(
+    params: dict,
+    config: OmniConfig,
+    out_dir: str | Path,
+    source: str | Path | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: float = 5e9,
+    overwrite: bool = False,
+):
+    """Write a thinker-only checkpoint that transformers loads as Qwen2_5OmniThinkerForConditionalGeneration.
+
+    params: stacked or unstacked tree. source: checkpoint directory whose config.json (its thinker part),
+    tokenizer and preprocessor files go along unchanged, its generation_config.json with the token ids that it
+    lacks. dtype: "float32", "bfloat16" or None to keep the arrays' own.
+    Raises UserError if out_dir is not empty and `overwrite` is false.
+    """
+    out_dtype = None if dtype is None else float_dtype(dtype)
+
+    def output(entry: mapping.Entry) -> Output:
+        stored = out_dtype or mapping.locate(params, entry)[0].dtype
+        return array_output(entry.hf_name, entry.shape, stored, lambda: mapping.read_tensor(params, entry))
+
+    with new_directory(out_dir, overwrite) as folder:
+        write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
+
+
+def save_orbax(
+    params: dict, config: OmniConfig, out_dir: str | Path, source: str | Path | None = None, overwrite: bool = False
+):
+    """Write a stacked tree as an Orbax checkpoint with config.json and the tokenizer, which `load_params` reads.
+
+    source, overwrite and errors as in `save_thinker`.
+    """
+    with new_directory(out_dir, overwrite) as folder:
+        orbax_store.save(params, folder)
+        write_side_files(folder, config, _main_dtype(params), source)
+
+
+def save_merged(
+    params: dict, config: OmniConfig, source_full: str | Path, out_dir: str | Path, overwrite: bool = False
+):
+    """Write a full checkpoint: `source_full` with its thinker replaced.
+
+    Every thinker tensor keeps the name, file and dtype that it has in the source; talker, token2wav,
+    spk_dict.pt and all other files keep every byte. Raises UserError if the source is thinker-only or of
+    another config, or as in `save_thinker`.
+    """
+    source = resolve_checkpoint(source_full)
+    _require_same(source, config)
+    base = Checkpoint(source)
+    base.check(config)
+    if not base.outside:
+        raise UserError(
+            f"{source}: holds no talker and no token2wav tensors; to merge, give a full Qwen2.5-Omni checkpoint"
+        )
+    table = {entry.hf_name: entry for entry in mapping.entries(config)}
+    with new_directory(out_dir, overwrite) as folder:
+        for path in sorted(source.rglob("*")):
+            relative = path.relative_to(source)
+            if path.is_file() and str(relative) not in (*base.files, INDEX) and not relative.parts[0].startswith("."):
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / relative)
+        for name, file in base.files.items():
+            outputs = [_merged_output(params, table, file, header.name) for header in file.headers.values()]
+            write_tensors(folder / name, outputs, file.metadata)
+        if base.index is not None:
+            sizes = {header.name: header.nbytes for file in base.files.values() for header in file.headers.values()}
+            metadata = base.index.get("metadata", {}) | {"total_size": sum(sizes.values())}
+            weight_map = {header: name for name, file in base.files.items() for header in file.headers}
+            _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _main_dtype(params: dict) -> str:
+    """What config.json says of the parameters' dtype."""
+    return params["lm_head"]["weight"].dtype.name
+
+
+def _merged_output(params: dict, table: dict[str, mapping.Entry], file: TensorFile, name: str) -> Output:
+    header = file.headers[name]
+    entry = table.get(mapping.canonical_name(name) or "")
+    if entry is None:
+        return Output(name, header.code, header.shape, header.nbytes, lambda out: file.copy_to(out, name))
+    return array_output(name, entry.shape, FLOATS[header.code], lambda: mapping.read_tensor(params, entry))
+
+
+# ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------
+
+
+def write_thinker(
+    folder: Path,
+    config: OmniConfig,
+    output: Callable[[mapping.Entry], Output],
+    source: str | Path | None,
+    dtype: str,
+    max_shard_bytes: float = 5e9,
+):
+    """Write all files of a thinker-only checkpoint into `folder`. output: what to store for an entry of the table.
+
+    dtype: written to config.json. source: as in `save_thinker`.
+    """
+    shards: list[list[Output]] = [[]]
+    filled = total = 0
+    for item in map(output, mapping.entries(config)):
+        if shards[-1] and filled + item.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += item.nbytes
+        total += item.nbytes
+    if len(shards) == 1:
+        write_tensors(folder / SINGLE, shards[0])
+    else:
+        weight_map = {}
+        for number, shard in enumerate(shards, 1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            write_tensors(folder / name, shard)
+            weight_map |= {item.name: name for item in shard}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    write_side_files(folder, config, dtype, source)
+
+
+def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str | Path | None):
+    """Write config.json and generation_config.json, and copy what `source` has beside its tensors."""
+    content = to_hf(config, dtype)
+    # transformers' generate() stops by generation_config.json only, and the released one may lack the ids: spec 5.2
+    generation = {name: getattr(config.tokens, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if source is not None:
+        source = Path(source)
+        _require_same(source, config)
+        thinker, _ = thinker_section(*read_json(source / "config.json"))
+        content = copy.deepcopy(thinker) | {
+            "architectures": content["architectures"],
+            "torch_dtype": dtype,
+            "dtype": dtype,
+        }
+        copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+        if (source / GENERATION).exists():
+            generation |= read_json(source / GENERATION)[0]
+    _write_json(folder / "config.json", content)
+    _write_json(folder / GENERATION, generation)
+
+
+def copy_files(source: Path, folder: Path, names: Iterable[str]):
+    """Copy those of the named files that `source` has."""
+    for name in names:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _require_same(source: Path, config: OmniConfig):
+    if load_config(source) != config:
+        raise UserError(
+            f"{source / 'config.json'}: describes another thinker than the parameters; give their own base model"
+        )
+
+
+def check_output(out_dir: str | Path, overwrite: bool) -> Path:
+    """The absolute path of a directory that may be written.
+
+    Raises UserError if it is a file, or is not empty and either `overwrite` is false or it is no checkpoint.
+    """
+    if not str(out_dir):
+        raise UserError("output is empty; name the directory to write")
+    out = Path(out_dir).expanduser().absolute()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out_dir}: is a file; name a directory to write")
+    occupied = out.is_dir() and any(out.iterdir())
+    if occupied and not overwrite:
+        raise UserError(f"{out_dir}: is not empty; name another output, or set overwrite=true")
+    if occupied and not (out / "config.json").exists():
+        raise UserError(
+            f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; name another output"
+        )
+    return out
+
+
+@contextlib.contextmanager
+def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder that becomes `out_dir` when the block ends well and vanishes when it does not.
+
+    Raises UserError as `check_output`, and if the disk refuses.
+    """
+    out = check_output(out_dir, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise UserError(f"{out_dir}: cannot be written ({error}); free the disk or name another output") from None
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_json(path: Path, content: dict):
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,164 @@
+"""The safetensors format in streams: an 8-byte length, a JSON header, then raw little-endian tensors.
+
+The safetensors package needs a whole file's tensors in memory to write one, and keeps every page that it
+has mapped while it reads. A 9 GB checkpoint must cost neither, so reader and writer of the format live here.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ugc_jax.errors import UserError
+
+BLOCK_BYTES = 32 << 20  # copied between two releases of mapped pages
+FLOATS = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_CODES = {dtype: code for code, dtype in FLOATS.items()}
+
+
+def float_dtype(name: str) -> np.dtype:
+    """ "float32" or "bfloat16" -> dtype of the parameters. UserError for any other name."""
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype must be 'float32' or 'bfloat16', got {name!r}")
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else np.float32)
+
+
+class Header(NamedTuple):
+    """What the header says of one tensor; `start` counts from the beginning of the file."""
+
+    name: str
+    code: str  # the format's name of the dtype: "BF16", "F32", ...
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+class TensorFile:
+    """A mapped safetensors file. `headers`: {name: Header}; `metadata`: the header's `__metadata__`.
+
+    Raises UserError naming the file (and the tensor) if it is truncated or not of this format.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                if size < 8:
+                    raise UserError(f"{path}: truncated: {size} bytes; download the file again")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); download the file again") from None
+        data = 8 + int.from_bytes(self._map[:8], "little")
+        if data > size:
+            raise UserError(f"{path}: truncated, or no safetensors file: {size} bytes, its header alone claims {data}")
+        try:
+            content = json.loads(self._map[8:data], object_pairs_hook=self._unique)
+            self.metadata = content.pop("__metadata__", {})
+            self.headers = {name: self._header(name, info, data) for name, info in content.items()}
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{path}: not a safetensors file: unreadable header; download the file again") from None
+        end = max((header.start + header.nbytes for header in self.headers.values()), default=data)
+        if size != end:
+            last = max(self.headers.values(), key=lambda header: header.start).name if self.headers else "none"
+            problem = "truncated" if size < end else "too long"
+            raise UserError(
+                f"{path}: {problem}: {size} bytes, its tensors (the last is {last}) end at {end}; "
+                "download the file again"
+            )
+
+    def _unique(self, pairs: list[tuple]) -> dict:
+        """A JSON object of the header; Python's reader would silently keep the last of two equal names."""
+        content = dict(pairs)
+        for name in content if len(content) < len(pairs) else ():
+            if sum(name == other for other, _ in pairs) > 1:
+                raise UserError(f"{self.path}: tensor {name} is duplicated; export the checkpoint again")
+        return content
+
+    def _header(self, name: str, info: dict, data: int) -> Header:
+        begin, end = info["data_offsets"]
+        header = Header(name, info["dtype"], tuple(info["shape"]), data + begin, end - begin)
+        expected = math.prod(header.shape) * _ITEM_BYTES.get(header.code, 0)
+        if begin < 0 or header.nbytes < 0 or expected not in (0, header.nbytes):
+            raise UserError(
+                f"{self.path}: tensor {name}: {header.code}{list(header.shape)} does not fill its "
+                f"{header.nbytes} bytes; download the file again"
+            )
+        return header
+
+    def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()):
+        """Fill `out` with `tensor[index]`, converted to out.dtype; at most one block of the file is in memory."""
+        header = self.headers[name]
+        count = math.prod(header.shape)
+        stored = np.frombuffer(self._map, FLOATS[header.code], count, header.start).reshape(header.shape)[index]
+        rows = max(1, BLOCK_BYTES * len(stored) // max(stored.nbytes, 1))
+        for row in range(0, len(stored), rows):
+            out[row : row + rows] = stored[row : row + rows]
+            self._release()
+
+    def copy_to(self, file, name: str):
+        """Write the tensor's bytes as they are to an open binary file."""
+        header = self.headers[name]
+        for start in range(header.start, header.start + header.nbytes, BLOCK_BYTES):
+            file.write(self._map[start : min(start + BLOCK_BYTES, header.start + header.nbytes)])
+            self._release()
+
+    def _release(self):
+        """Give the pages back: mapped pages count as this process's memory for as long as they stay."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array at an address that JAX on a CPU takes over without a copy (a multiple of 64)."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+class Output(NamedTuple):
+    """A tensor to write: `write(file)` must write exactly `nbytes`."""
+
+    name: str
+    code: str
+    shape: tuple[int, ...]
+    nbytes: int
+    write: Callable
+
+
+def array_output(name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[], np.ndarray]) -> Output:
+    """The tensor that `read()` yields when its turn comes, stored as `dtype`."""
+
+    def write(file):
+        array = np.ascontiguousarray(read(), dtype)
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+    return Output(name, _CODES[dtype], shape, math.prod(shape) * dtype.itemsize, write)
+
+
+def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = None):
+    """Write a safetensors file tensor by tensor. metadata: of the header; transformers wants {"format": "pt"}."""
+    content: dict = {"__metadata__": metadata or {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        offsets = [offset, offset + tensor.nbytes]
+        content[tensor.name] = {"dtype": tensor.code, "shape": list(tensor.shape), "data_offsets": offsets}
+        offset += tensor.nbytes
+    header = json.dumps(content, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format keeps the data 8-byte aligned
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors:
+            start = file.tell()
+            tensor.write(file)
+            if file.tell() - start != tensor.nbytes:
+                raise RuntimeError(f"{path}: {tensor.name} wrote {file.tell() - start} bytes, expected {tensor.nbytes}")

@@ -1,0 +1,51 @@
+"""Change a checkpoint's form: full or thinker-only, its dtype, to Orbax and back."""
+
+import dataclasses
+import logging
+from typing import Literal
+
+from ugc_jax.config import load_config
+from ugc_jax.errors import UserError
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.export import check_output, save_merged, save_orbax, save_thinker
+from ugc_jax.hf.hub import resolve_checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Settings of convert."""
+
+    checkpoint: str  # directory or hub id: Hugging Face (full or thinker-only) or Orbax
+    output: str  # directory to write
+    to: Literal["thinker", "merged", "orbax"] = "thinker"  # "merged": a full checkpoint, `base` with this thinker
+    base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the stored weights; none keeps them as they are
+    revision: str | None = None  # branch, tag or commit of a hub id
+    overwrite: bool = False  # replace a checkpoint at `output`
+
+
+CONFIG = ConvertConfig
+
+
+def main(config: ConvertConfig, args: list[str]) -> int:
+    """Load and write; see `ugc_jax.hf`."""
+    if config.to == "merged" and config.base is None:
+        raise UserError("to=merged needs base, the full checkpoint that lends the talker and token2wav")
+    if config.to == "merged" and config.dtype is not None:
+        raise UserError("to=merged keeps the dtypes of base; leave dtype out")
+    if config.to != "merged" and config.base is not None:
+        raise UserError(f"base is for to=merged, not for to={config.to}; leave it out")
+    check_output(config.output, config.overwrite)
+    source = resolve_checkpoint(config.checkpoint, config.revision)
+    model = load_config(source)
+    params = load_params(source, model, dtype=config.dtype)
+    if config.to == "merged":
+        save_merged(params, model, config.base, config.output, config.overwrite)
+    elif config.to == "orbax":
+        save_orbax(params, model, config.output, source, config.overwrite)
+    else:
+        save_thinker(params, model, config.output, source, overwrite=config.overwrite)
+    _log.info("%s: %s checkpoint written", config.output, config.to)
+    return 0

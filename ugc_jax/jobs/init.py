@@ -1,0 +1,73 @@
+"""Write a small checkpoint with random weights and a tokenizer, so that every job runs offline."""
+
+import dataclasses
+import logging
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ugc_jax.config import SIZES, OmniConfig
+from ugc_jax.hf import mapping
+from ugc_jax.hf.export import TOKENIZER_FILES, copy_files, new_directory, write_thinker
+from ugc_jax.hf.tensorfile import Output, array_output, float_dtype
+from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Settings of init."""
+
+    output: str  # directory to write
+    size: Literal["tiny", "mid", "3b"] = "tiny"  # 0.9 M, 68 M or 4.7 G parameters
+    seed: int = 0  # of the random weights
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
+    tokenizer: str | None = None  # directory of a tokenizer to take instead of building a small one
+    overwrite: bool = False  # replace a checkpoint at `output`
+
+
+CONFIG = InitConfig
+
+
+def main(config: InitConfig, args: list[str]) -> int:
+    """Write the checkpoint, tensor by tensor: the 3B size needs the memory of its largest tensor."""
+    model = SIZES[config.size]()
+    if config.tokenizer is not None:
+        model = _with_tokenizer(model, Path(config.tokenizer))
+    dtype = float_dtype(config.dtype)
+
+    def output(entry: mapping.Entry) -> Output:
+        return array_output(entry.hf_name, entry.shape, dtype, lambda: random_tensor(entry, config.seed))
+
+    with new_directory(config.output, config.overwrite) as folder:
+        write_thinker(folder, model, output, source=None, dtype=config.dtype)
+        if config.tokenizer is None:
+            build_tokenizer(model, folder)
+        else:
+            copy_files(Path(config.tokenizer), folder, TOKENIZER_FILES)
+    count = sum(int(np.prod(entry.shape)) for entry in mapping.entries(model))
+    _log.info("%s: %s checkpoint, %s parameters, random weights", config.output, config.size, f"{count:,}")
+    return 0
+
+
+def random_tensor(entry: mapping.Entry, seed: int) -> np.ndarray:
+    """f32 values of one tensor, whatever the order of calls: norm weights 1, all else normal with deviation 0.02.
+
+    Biases are not zero, so that a model which forgets one is caught.
+    """
+    *_, module, kind = entry.path
+    if kind == "weight" and ("norm" in module or module.startswith("ln_")):
+        return np.ones(entry.shape, np.float32)
+    rng = np.random.default_rng([seed, zlib.crc32(entry.hf_name.encode())])
+    return rng.standard_normal(entry.shape, np.float32) * np.float32(0.02)
+
+
+def _with_tokenizer(model: OmniConfig, directory: Path) -> OmniConfig:
+    """`model` with the vocabulary of a tokenizer, rounded up to a multiple of 128 so that it divides over devices."""
+    tokenizer = load_tokenizer(directory)
+    size = -(-(max(tokenizer.get_vocab().values()) + 1) // 128) * 128
+    text = dataclasses.replace(model.text, vocab_size=size)
+    return dataclasses.replace(model, text=text, tokens=special_token_ids(tokenizer, directory))

@@ -1,0 +1,111 @@
+"""The thinker: both encoders, the splice of their rows into the token embeddings, and the decoder.
+
+Plain functions on a nested dict of parameters; its leaves have the names and shapes of the Hugging Face checkpoint, with layer
+stacks stacked on a leading axis (or as a tuple of layers; see `layers.run_layers`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ugc_jax.config import Compute, OmniConfig
+from ugc_jax.models import audio, decoder, vision
+from ugc_jax.models.layers import Weight, attention
+from ugc_jax.sharding import constrain
+
+STACKS = ("layers", "blocks")  # names of the stacked parts in the parameter tree
+
+
+def encode_vision(params, config: OmniConfig, compute: Compute, patches_BFWKP, coords_BFWK2) -> jax.Array:
+    """Batch.patches and Batch.coords -> rows [B, F * W * K / 4, D] of the vision encoder."""
+    B, F, *patch = patches_BFWKP.shape
+    flat = (patches_BFWKP.reshape(B * F, *patch), coords_BFWK2.reshape(B * F, *coords_BFWK2.shape[2:]))
+    rows = vision.encode(params["visual"], config.vision, compute, *flat)
+    return rows.reshape(B, F * rows.shape[1], rows.shape[2])
+
+
+def encode_audio(params, config: OmniConfig, compute: Compute, mel_BCMI, frames_BC) -> jax.Array:
+    """Batch.mel and Batch.mel_frames -> rows [B, C * 50, D] of the audio encoder."""
+    B, C, *chunk = mel_BCMI.shape
+    rows = audio.encode(params["audio_tower"], config.audio, compute, mel_BCMI.reshape(B * C, *chunk), frames_BC.reshape(B * C))
+    return rows.reshape(B, C * rows.shape[1], rows.shape[2])
+
+
+def embed(params, compute: Compute, tokens_BT) -> jax.Array:
+    """Token embeddings [..., D]. The table is gathered whole in its width first: a table split both ways would be replicated."""
+    table = constrain(params["model"]["embed_tokens"]["weight"], ("vocab", None))
+    return table[tokens_BT].astype(compute.dtype)
+
+
+def splice(embedded_BTD, splice_BT, vision_BRD, audio_BRD) -> jax.Array:
+    """Replace embeddings by encoder rows where `splice` (Batch.splice) is not -1: one gather."""
+    rows_BRD = jnp.concatenate([vision_BRD, audio_BRD], axis=1)
+    if rows_BRD.shape[1] == 0:
+        return embedded_BTD
+    taken_BTD = jnp.take_along_axis(rows_BRD, jnp.maximum(splice_BT, 0)[..., None], axis=1)
+    return jnp.where(splice_BT[..., None] >= 0, taken_BTD.astype(embedded_BTD.dtype), embedded_BTD)
+
+
+def logits(params, hidden_BTD) -> jax.Array:
+    """Hidden states [..., D] -> float32 logits [..., V]. Never call it on a whole long batch: V is 151936."""
+    weight = params["lm_head"]["weight"].astype(hidden_BTD.dtype)
+    return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
+
+
+def hidden_states(params, config: OmniConfig, compute: Compute, batch, keep_cache: bool = False):
+    """schema.Batch -> (final hidden states [B, T, D], decoder.Cache or None). The whole model but for `logits`."""
+    vision_rows = encode_vision(params, config, compute, batch.patches, batch.coords)
+    audio_rows = encode_audio(params, config, compute, batch.mel, batch.mel_frames)
+    x = splice(embed(params, compute, batch.tokens), batch.splice, vision_rows, audio_rows)
+    return decoder.forward(params["model"], config.text, compute, x, batch.positions, batch.segment_ids, keep_cache)
+
+
+def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
+    """The parameter tree with, for each leaf, the logical names of its dimensions (a tuple, for `sharding.shardings`)."""
+    return jax.tree.map(lambda box: box.names, _boxes(config, stacked), is_leaf=_is_box)
+
+
+def abstract_params(config: OmniConfig, dtype: str = "float32", stacked: bool = True) -> dict:
+    """The parameter tree as the modules declare it, of jax.ShapeDtypeStruct."""
+    return jax.tree.map(lambda box: jax.ShapeDtypeStruct(box.value.shape, dtype), _boxes(config, stacked), is_leaf=_is_box)
+
+
+def _is_box(leaf) -> bool:
+    return hasattr(leaf, "names")
+
+
+def _boxes(config: OmniConfig, stacked: bool) -> dict:
+    """Abstract initialisation of every module: nothing is computed. Leaves are flax Partitioned boxes."""
+    depth = {"layers": config.text.num_hidden_layers, "blocks": config.vision.depth}
+
+    def attend(q, k, v):
+        return attention(q, k, v, jnp.zeros(q.shape[:2], jnp.int32), causal=True)
+
+    def init(module, shapes):
+        inputs = [attend if shape is None else jnp.zeros(shape, jnp.bool if shape == () else jnp.float32) for shape in shapes]
+        return module.init(jax.random.key(0), *inputs).get("params", {})
+
+    def part(name: str, module, shapes, layers: int):
+        boxes = jax.eval_shape(lambda: init(module, shapes))
+        if name not in STACKS:
+            return boxes
+        if not stacked:
+            return tuple(boxes for _ in range(layers))
+        return jax.tree.map(
+            lambda box: box.replace(
+                value=jax.ShapeDtypeStruct((layers, *box.value.shape), box.value.dtype), names=("layers", *box.names)
+            ),
+            boxes,
+            is_leaf=_is_box,
+        )
+
+    towers = {
+        "model": (decoder.modules(config.text), depth["layers"]),
+        "visual": (vision.modules(config.vision), depth["blocks"]),
+        "audio_tower": (audio.modules(config.audio), config.audio.encoder_layers),
+    }
+    tree = {
+        tower: {name: part(name, module, shapes, layers) for name, (module, shapes) in modules.items()}
+        for tower, (modules, layers) in towers.items()
+    }
+    head = Weight((config.text.vocab_size, config.text.hidden_size), ("vocab", "embed"))
+    return tree | {"lm_head": part("lm_head", head, (), 0)}
