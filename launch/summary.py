@@ -23,12 +23,8 @@ def main(run: Path, clips: list[str]):
     print()
     for row in captions:
         print(f"{row['video']}:\n  {row.get('caption', row.get('error'))}\n")
-    print(
-        "The checkpoint is tiny and random, so the captions are nonsense: this shows that every part works, not what a"
-    )
-    print(
-        "trained model says. For that, give --config.checkpoint=Qwen/Qwen2.5-Omni-3B or a directory with its files.\n"
-    )
+    print("The checkpoint is tiny and random, so the captions are nonsense: this shows that every part works, not")
+    print("what a trained model says. For that, caption with --config.checkpoint=Qwen/Qwen2.5-Omni-3B.\n")
     print(f"checkpoint  {run / 'checkpoint'}")
     print(f"captions    {run / 'captions.jsonl'}")
     print(f"figures     {run / 'summary.json'}")

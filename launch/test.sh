@@ -13,4 +13,4 @@ echo "[2/3] ruff"
 "$python" -m ruff format --check .
 
 echo "[3/3] pytest"
-exec "$python" -m pytest -q "$@"
+exec "$python" -m pytest "$@"

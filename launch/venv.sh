@@ -34,7 +34,7 @@ install() {
     local state
     state="$root $(cksum <"$root/pyproject.toml") $*"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
-        "$python" -m pip install --quiet --disable-pip-version-check "$@" || return 1
+        "$python" -m pip install -qq --disable-pip-version-check "$@" || return 1
         echo "$state" >"$stamp"
     fi
 }

@@ -8,6 +8,8 @@ from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
 from ugc_jax.data.schema import Example
+from ugc_jax.hf import mapping
+from ugc_jax.jobs.init import random_tensor
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
 
@@ -56,6 +58,15 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
             *size, frames = part[1:]
             pieces.append(Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames)))
     return Example(*layout(pieces, config), tuple(pictures), tuple(mels))
+
+
+def random_params(config: OmniConfig, stacked: bool = True) -> dict:
+    """The weights that `ugc-jax init` writes, without the files."""
+    arrays = {}
+    for leaf in mapping.leaves(config, stacked):
+        tensors = [random_tensor(entry, seed=0) for entry in leaf.entries]
+        arrays[leaf.path] = np.stack(tensors) if leaf.is_stack else tensors[0]
+    return mapping.build_tree(arrays.items())
 
 
 def has_sound_in_video(parts) -> bool:

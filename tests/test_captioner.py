@@ -1,4 +1,4 @@
-"""ugc_jax.generate.captioner: every clip gets its result, whatever it is batched with and whatever becomes of the others."""
+"""ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax import Captioner, settings
+from ugc_jax import Captioner
 from ugc_jax.data.batching import bucket_of
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.presets import ClipSettings
@@ -20,10 +20,12 @@ from ugc_jax.generate.engine import Generated
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.sharding import make_mesh
 
-SMALL = dict(frames=4, min_pixels=28 * 28, max_pixels=16 * 28 * 28, question="What is it?", max_new_tokens=8)
+FEW_FRAMES = dict(frames=4, min_pixels=28 * 28, max_pixels=16 * 28 * 28, question="What is it?")
+SMALL = FEW_FRAMES | dict(max_new_tokens=8)
 
 
-def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips):
+def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, caplog):
+    caplog.set_level("INFO", logger="ugc_jax")
     names = ["broken.mp4", "a.mp4", "missing.mp4", "silent.mp4", "a.mp4"]
     results = tiny_captioner.caption([clips / name for name in names], batch_size=2, **SMALL)
     assert [result.video for result in results] == [str(clips / name) for name in names]
@@ -38,6 +40,7 @@ def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips):
         assert 1 <= results[index].new_tokens == len(results[index].token_ids) <= 8
         assert results[index].caption == tiny_captioner.tokenizer.decode(results[index].token_ids).strip()
     assert results[1] == results[4]
+    assert [record.getMessage() for record in caplog.records] == [f"{clips / 'silent.mp4'}: has no sound"]
     assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
 
 
@@ -52,16 +55,16 @@ def test_caption_does_not_depend_on_its_batch(tiny_captioner, clips, sampling):
 
 
 def test_seed_decides_samples(tiny_captioner, clips):
+    options = SMALL | dict(temperature=1.0, top_p=0.9)
     first, again, other = (
-        tiny_captioner.caption(clips / "a.mp4", **SMALL, temperature=1.0, top_p=0.9, seed=seed)[0].token_ids
-        for seed in (1, 1, 2)
+        tiny_captioner.caption(clips / "a.mp4", **options, seed=seed)[0].token_ids for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
 def test_programs_are_compiled_once_a_bucket(tiny_checkpoint, tmp_path):
     captioner = Captioner.from_pretrained(tiny_checkpoint)
-    clip = settings_of(ClipSettings, SMALL)
+    clip = ClipSettings(**FEW_FRAMES)
     keys = set()
     for seed in range(10):
         path = tmp_path / f"{seed}.mp4"
@@ -77,10 +80,6 @@ def test_programs_are_compiled_once_a_bucket(tiny_checkpoint, tmp_path):
         "prefill": len(keys),
         "decode": len({key.tokens for key in keys}),
     }
-
-
-def settings_of(cls, options):
-    return settings.parse(cls, [f"--config.{key}={value}" for key, value in options.items() if hasattr(cls, key)])[0]
 
 
 def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):

@@ -88,7 +88,7 @@ def test_untouched_file_is_not_rewritten(path):
 def test_other_files_are_refused_and_left_alone(path, content):
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(UserError, match=r"out\.jsonl:1: not a line of captions"):
+    with pytest.raises(UserError, match=r"out\.jsonl:1: not a caption"):
         Results(path, ["a.mp4"])
     assert path.read_text() == content
 

@@ -1,93 +1,70 @@
-"""Frame choice and frame size against the spec's rules and torch's rounding."""
+"""Choosing tokens: the formulas of transformers' logits processors, and what the seed decides."""
 
+import jax
 import numpy as np
 import pytest
 
-from ugc_jax.data import sampling
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.errors import UserError
+from ugc_jax.generate import sampling
+from ugc_jax.generate.sampling import SamplingConfig
+
+LOGITS = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32) * 3
 
 
-def source(frames, fps, width=640, height=360):
-    return sampling.Source("clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0)
-
-
-def indices(total, rate, /, **settings):
-    return sampling.plan_frames(source(total, rate), resolve(ClipSettings(**settings))).indices.tolist()
-
-
-def test_rounded_linspace_equals_torch():
+@pytest.mark.parametrize(("k", "p"), [(0, 1.0), (5, 1.0), (0, 0.7), (10, 0.5), (1, 1.0), (0, 0.01), (60, 0.99)])
+def test_truncation_as_in_transformers(k, p):
     torch = pytest.importorskip("torch")
-    random = np.random.default_rng(0)
-    for _ in range(1000):
-        first, total = random.integers(0, 50), random.integers(2, 3000)
-        count = int(random.integers(2, min(769, total + 1)))
-        last = int(first + total - 1)
-        expected = torch.linspace(int(first), last, count).round().long()
-        np.testing.assert_array_equal(sampling._rounded_linspace(int(first), last, count), expected)
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    theirs = torch.from_numpy(LOGITS)
+    if k:
+        theirs = processors.TopKLogitsWarper(min(k, 50))(None, theirs)
+    if p < 1:
+        theirs = processors.TopPLogitsWarper(p)(None, theirs)
+    ours = sampling.truncate(LOGITS, k, p)
+    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs.numpy()))
+
+
+def test_repetition_penalty_as_in_transformers():
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    seen_ids = np.random.default_rng(1).integers(0, 50, (4, 12))
+    seen = np.zeros((4, 50), bool)
+    seen[np.arange(4)[:, None], seen_ids] = True
+    theirs = processors.RepetitionPenaltyLogitsProcessor(1.3)(torch.from_numpy(seen_ids), torch.from_numpy(LOGITS))
+    np.testing.assert_allclose(sampling.penalize(LOGITS, seen, 1.3), theirs.numpy(), rtol=1e-6)
+
+
+def choose(config: SamplingConfig, keys, logits=LOGITS):
+    mode, knobs = sampling.split(config)
+    return np.asarray(sampling.choose(logits, np.zeros(logits.shape, bool), keys, mode, knobs))
+
+
+def test_greedy_takes_the_largest():
+    np.testing.assert_array_equal(choose(SamplingConfig(), None), LOGITS.argmax(-1))
+
+
+def test_samples_follow_the_distribution():
+    logits = np.broadcast_to(np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), (20000, 4))
+    keys = jax.random.split(jax.random.key(0), len(logits))
+    shares = np.bincount(choose(SamplingConfig(temperature=1.0), keys, logits), minlength=4) / len(logits)
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.012)
+    shares = np.bincount(choose(SamplingConfig(temperature=1.0, top_p=0.75), keys, logits), minlength=4) / len(logits)
+    np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.012)
+    shares = np.bincount(choose(SamplingConfig(temperature=0.5), keys, logits), minlength=4) / len(logits)
+    np.testing.assert_allclose(shares, np.square([0.5, 0.3, 0.15, 0.05]) / 0.365, atol=0.012)
 
 
 @pytest.mark.parametrize(
-    ("frames", "fps", "settings", "count"),
+    ("field", "value"),
     [
-        (132, 25, {}, 10),  # 10.56
-        (300, 30, {}, 20),
-        (300, 29.97, {}, 20),  # 20.02
-        (50, 25, {}, 4),
-        (25, 25, {}, 4),  # min_frames
-        (3, 25, {}, 2),
-        (1, 25, {}, 2),  # the reference refuses one frame
-        (100_000, 25, {}, 768),
-        (300, 30, dict(fps=1.0), 10),
-        (300, 30, dict(frames=7), 8),  # 3.5 rounds to 4 pairs
-        (300, 30, dict(frames=5), 4),  # 2.5 rounds to 2 pairs
-        (5, 30, dict(frames=16), 4),
-        (300, 30, dict(max_frames=6), 6),
-        (300, 30, dict(min_frames=29, max_frames=40), 30),
-        (300, 30, dict(start=2.0, end=4.0), 4),
-        (300, 30, dict(preset="upstream"), 32),
-        (5, 30, dict(preset="upstream"), 32),
-        (300, 30, dict(preset="upstream", fps=2.0), 20),
+        ("temperature", -1),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 0),
     ],
 )
-def test_frame_count(frames, fps, settings, count):
-    found = indices(frames, fps, **settings)
-    assert len(found) == count
-    assert 0 <= min(found) <= max(found) < frames
-
-
-def test_frame_choice():
-    assert indices(6, 1, frames=4) == [0, 2, 3, 5]
-    assert indices(6, 1, frames=4, preset="upstream") == [0, 1, 3, 5]
-    assert indices(300, 30, start=2.01, end=4.99, frames=2) == [61, 149]
-    assert indices(300, 30, start=9.0, end=100.0, frames=2) == [270, 299]
-    assert indices(1, 30) == [0, 0]
-
-
-def test_sample_fps():
-    plan = sampling.plan_frames(source(132, 25), resolve(ClipSettings()))
-    assert plan.sample_fps == pytest.approx(10 / 132 * 25)
-    plan = sampling.plan_frames(source(300, 30), resolve(ClipSettings(start=2, end=4)))
-    assert plan.sample_fps == pytest.approx(4 / 61 * 30)
-
-
-@pytest.mark.parametrize("settings", [dict(start=10.5), dict(start=2.01, end=2.02)])
-def test_empty_range_is_refused(settings):
-    with pytest.raises(UserError, match=r"clip.mp4: no frame between start=.* lasts 10.00 s"):
-        indices(300, 30, **settings)
-
-
-@pytest.mark.parametrize(
-    ("frames", "size", "settings", "expected"),
-    [
-        (300, (1280, 720), {}, (560, 1008)),
-        (300, (64, 64), {}, (336, 336)),
-        (23_040, (1920, 1080), {}, (336, 644)),  # 768 frames share total_pixels
-        (300, (1280, 720), dict(max_pixels=50_176), (168, 280)),
-        (300, (1280, 720), dict(preset="upstream"), (252, 448)),
-        (300, (720, 1280), dict(preset="upstream"), (448, 252)),
-    ],
-)
-def test_frame_size(frames, size, settings, expected):
-    plan = sampling.plan_frames(source(frames, 30, *size), resolve(ClipSettings(**settings)))
-    assert (plan.height, plan.width) == expected
+def test_impossible_settings_name_the_field(field, value):
+    with pytest.raises(UserError, match=field):
+        SamplingConfig(**{field: value})

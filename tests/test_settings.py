@@ -106,7 +106,9 @@ def test_required_setting_is_told():
 
 def test_file_replaces_defaults_and_overrides_come_on_top(file):
     path = file(
-        "from ml_collections import ConfigDict\ndef get_config(arg='x'): return ConfigDict(dict(fps=2, name=arg, steps=1))"
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arg='x'):\n"
+        "    return ConfigDict(dict(fps=2, name=arg, steps=1))\n"
     )
     config, _ = parsed("--config.steps=9", f"--config={path}")
     assert (config.fps, config.name, config.steps, config.audio) == (2.0, "x", 9, True)

@@ -17,14 +17,17 @@ INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 class Job(NamedTuple):
-    """summary: one line for --help. arguments: how its positional words are shown, "" if it takes none. load: import its module."""
+    """summary: one line for --help. arguments: how its positional words are shown, "" if it takes none.
+
+    load: import its module, which has `CONFIG`, a frozen dataclass, and `main(config, words) -> exit status`.
+    """
 
     summary: str
     arguments: str
     load: Callable[[], ModuleType]
 
 
-# Each job is imported only when it is chosen: `ugc-jax --help` answers at once, and a missing optional part harms no other job.
+# Each job is imported only when it is chosen, so that `ugc-jax --help` answers at once.
 
 
 def _init() -> ModuleType:
@@ -145,9 +148,7 @@ def run(argv: list[str]) -> int:
     module = job.load()
     config, arguments = settings.parse(module.CONFIG, rest)
     if arguments and not job.arguments:
-        raise UserError(
-            f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see ugc-jax {name} --help"
-        )
+        raise UserError(f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see --help")
     if job.arguments and not arguments:
         raise UserError(f"nothing to do; usage: ugc-jax {name} [--config.KEY=VALUE ...] {job.arguments}")
     return module.main(config, arguments)

@@ -156,7 +156,9 @@ def read_json(path: Path) -> tuple[dict, str]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a checkpoint directory holds config.json beside its *.safetensors") from None
+        raise UserError(
+            f"{path}: no such file; a checkpoint directory holds config.json beside its *.safetensors"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); copy the file again") from None
     if not isinstance(content, dict):
@@ -256,7 +258,9 @@ def to_hf(config: OmniConfig, dtype: str) -> dict:
 def _section(raw: dict, name: str, prefix: str) -> dict:
     value = raw.get(name)
     if not isinstance(value, dict):
-        raise UserError(f"{prefix}{'' if prefix.endswith((' ', '.')) else ': '}{name} is missing; is this a Qwen2.5-Omni checkpoint?")
+        raise UserError(
+            f"{prefix}{'' if prefix.endswith((' ', '.')) else ': '}{name} is missing; is this a Qwen2.5-Omni checkpoint?"
+        )
     return value
 
 
@@ -349,7 +353,9 @@ def _check(config: OmniConfig):
     )
     for field in dataclasses.fields(config.tokens):
         value = getattr(config.tokens, field.name)
-        require(0 <= value < text.vocab_size, f"{field.name} {value} is outside text_config.vocab_size {text.vocab_size}")
+        require(
+            0 <= value < text.vocab_size, f"{field.name} {value} is outside text_config.vocab_size {text.vocab_size}"
+        )
 
 
 # ---- shapes that need no checkpoint --------------------------------------------------------------
@@ -413,7 +419,9 @@ def omni_3b() -> OmniConfig:
         vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
         head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(16, 24, 24), max_position_embeddings=32768,
     )  # fmt: skip
-    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31))
+    vision = dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31)
+    )
     audio = dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
     return _omni(text, vision, audio, first_special=151643)
 
@@ -424,7 +432,9 @@ def omni_7b() -> OmniConfig:
         vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
         head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(16, 24, 24), max_position_embeddings=32768,
     )  # fmt: skip
-    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31))
+    vision = dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31)
+    )
     audio = dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
     return _omni(text, vision, audio, first_special=151643)
 

@@ -1,8 +1,8 @@
 """A job's settings: `--config=FILE[:ARG]` and `--config.key=value` -> one frozen dataclass, and its help text.
 
-The dataclass is the only declaration: its field types check the values, its defaults are the defaults, and the comments
-beside its fields are the help. A config file is Python with `get_config(arg=None)` that returns an ml_collections ConfigDict
-of the fields that it changes; overrides on the command line come on top, whatever the order.
+The dataclass is the only declaration: its field types check the values, its defaults are the defaults, and the
+comments beside its fields are the help. A config file is Python with `get_config(arg=None)` that returns an
+ml_collections ConfigDict of the fields that it changes; overrides on the command line come on top of it.
 """
 
 import ast
@@ -185,7 +185,7 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def describe(cls: type) -> str:
-    """The settings of a job for its --help: the job's own first, then those that it shares, each with type and default."""
+    """The settings of a job for its --help: its own first, then those that it shares, with types and defaults."""
     comments, hints = field_help(cls), _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     rows, seen = [], set()

@@ -27,9 +27,18 @@ class Rules:
     heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
 
-    def spec(self, axes: Axes) -> PartitionSpec:
-        """PartitionSpec of an array whose dimensions have these logical names (None: not split)."""
-        return PartitionSpec(*(None if name is None else (getattr(self, name) or None) for name in axes))
+    def spec(self, axes: Axes, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+        """PartitionSpec of an array whose dimensions have these logical names (None: not split).
+
+        With its shape and a mesh, a dimension that its mesh axes do not divide is left whole: correct, only less split.
+        """
+        split = [() if name is None else getattr(self, name) for name in axes]
+        if shape is not None:
+            split = [
+                names if size % math.prod(mesh.shape[name] for name in names) == 0 else ()
+                for names, size in zip(split, shape, strict=True)
+            ]
+        return PartitionSpec(*(names or None for names in split))
 
 
 RULES = Rules()
@@ -50,19 +59,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
 
 
 def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):
-    """NamedShardings for a tree of arrays or ShapeDtypeStructs, given the matching tree of logical axes (tuples of names).
-
-    A dimension that its mesh axes do not divide is left whole: correct, only less split.
-    """
-
-    def one(leaf, names: Axes) -> NamedSharding:
-        spec = [
-            entry if entry is None or size % math.prod(mesh.shape[axis] for axis in entry) == 0 else None
-            for size, entry in zip(leaf.shape, rules.spec(names), strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(one, shapes, axes)
+    """NamedShardings for a tree of arrays or ShapeDtypeStructs, given the matching tree of logical axes (tuples of names)."""
+    return jax.tree.map(lambda leaf, names: NamedSharding(mesh, rules.spec(names, leaf.shape, mesh)), shapes, axes)
 
 
 def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):
@@ -78,4 +76,4 @@ def constrain(x: jax.Array, axes: Axes, rules: Rules = RULES) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, rules.spec(axes))
+    return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))

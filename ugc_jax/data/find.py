@@ -12,9 +12,9 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts"
 def find_clips(words: Iterable[str]) -> list[str]:
     """The clips that `words` name, in their order, each once.
 
-    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted; a pattern with *, ? or [ that is no file itself
-    for the files that it matches; anything else is taken as a file, whether or not it can be read. Raises UserError for a
-    folder or a pattern without any.
+    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted; a pattern with *, ? or [ that is no
+    file itself for the files that it matches; anything else is taken as a file, whether or not it can be read.
+    Raises UserError for a folder or a pattern without any.
     """
     clips: dict[Path, str] = {}  # where it really is -> how it was written
     for word in words:

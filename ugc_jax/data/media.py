@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ugc_jax.data import features, streams
+from ugc_jax.data.framing import Plan, Source, first_size, plan_frames
 from ugc_jax.data.presets import ClipSettings, resolve
-from ugc_jax.data.sampling import Plan, Source, first_size, plan_frames
 from ugc_jax.errors import UserError
 
 __all__ = ["Clip", "Plan", "Source", "plan_frames", "probe", "read_clip"]
@@ -55,11 +55,11 @@ def read_clip(path: str | Path, settings: ClipSettings) -> Clip:
             frames, times = prepare(_read_image(source.path))[None], np.zeros(1)
         else:
             frames = streams.read_frames(source, index, plan.indices, size, prepare)
-            times = index.seconds(source.fps)[plan.indices]
+            times = (index.times - index.times[0])[plan.indices]
         if settings.bgr:
             frames = np.ascontiguousarray(frames[..., ::-1])
     if settings.audio and source.has_audio:
-        start, picture_start = settings.start or 0.0, index.start() if index else None
+        start, picture_start = settings.start or 0.0, float(index.times[0]) if index else None
         waveform = streams.read_sound(source.path, start, settings.end, settings.max_audio_seconds, picture_start)
     if frames is None and waveform is None:
         raise UserError(f"{source.path}: holds no picture and no sound that is asked for; check start, end and audio")

@@ -20,7 +20,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ugc_jax.data.features import SAMPLE_RATE
-from ugc_jax.data.sampling import Source
+from ugc_jax.data.framing import Source
 from ugc_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,27 +31,20 @@ DEMUXERS = (  # nothing that reads other files (playlists), draws text, or guess
 )
 MAX_SOURCE_PIXELS = 1 << 27  # of one picture; beyond 16K video a header is broken or hostile
 GAP_PACKETS = 8  # fewer undecoded packets than this between two runs do not pay for restarting the decoder
+REORDERED = 16  # packets that a picture may follow its place by; no codec allows more
 TAIL_FRAMES = 5  # codecs with hidden frames list a few more packets than they show pictures
 ALIGN_SECONDS = 0.04  # one audio token; smaller offsets of sound against picture are left as the reference leaves them
 SQUARE_PIXELS = 0.05  # pixel aspect ratios this near 1 are encoders' rounding
 
 
 class Index(NamedTuple):
-    """The packets of a picture stream, in decoding order."""
+    """The packets of a picture stream. Frame k is the k-th picture shown."""
 
-    stamps: np.ndarray  # i64[packets] presentation times in `tick` seconds, or running numbers if the file has none
-    keys: np.ndarray  # bool[packets] decoding may start here
-    shown: np.ndarray  # i64[frames] the time stamps of displayed pictures, ascending: frame k is shown[k]
-    timed: bool  # the file has time stamps
-    tick: float  # seconds
-
-    def start(self) -> float:
-        """Seconds of the first picture on the file's clock."""
-        return float(self.shown[0] * self.tick) if self.timed else 0.0
-
-    def seconds(self, fps: float) -> np.ndarray:
-        """f64[frames]: when each picture is shown, the first at 0."""
-        return (self.shown - self.shown[0]) * self.tick if self.timed else np.arange(len(self.shown)) / fps
+    stamps: np.ndarray  # i64[packets], decoding order: presentation times, or running numbers if the file has none
+    keys: np.ndarray  # bool[packets]: decoding may start here
+    shown: np.ndarray  # i64[frames], ascending: the stamps of the pictures that are shown
+    times: np.ndarray  # f64[frames], ascending: seconds on the file's clock
+    timed: bool  # stamps are presentation times
 
 
 # ---- opening and indexing ------------------------------------------------------------------------
@@ -69,14 +62,16 @@ def _open(path: str) -> Iterator[av.container.InputContainer]:
         raise UserError(f"{path}: not readable as video, image or sound ({reason}); copy or encode it again") from None
 
 
-def _picture_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The main picture stream; the cover art of a song is none."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    best = container.streams.best("video")
+def _main_stream(container: av.container.InputContainer, kind: str) -> av.VideoStream | av.AudioStream | None:
+    """The main "video" or "audio" stream that can be decoded; the cover art of a song is no video."""
+    streams = [stream for stream in getattr(container.streams, kind) if stream.codec_context is not None]
+    streams = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    best = container.streams.best(kind)
     return best if best in streams else next(iter(streams), None)
 
 
 def check_size(path: str | Path, width: int, height: int):
+    """Raise UserError, before anything is allocated, for a size that only a broken or hostile header can claim."""
     if not 0 < width * height <= MAX_SOURCE_PIXELS:
         raise UserError(f"{path}: the header claims a picture of {width}x{height} pixels; copy or encode it again")
 
@@ -84,10 +79,11 @@ def check_size(path: str | Path, width: int, height: int):
 def scan_streams(path: Path) -> tuple[Source, Index | None]:
     """Facts about a video or a sound file, from all of its packets and its first picture."""
     with _open(str(path)) as container:
-        picture, sound = _picture_stream(container), container.streams.best("audio")
+        picture, sound = _main_stream(container, "video"), _main_stream(container, "audio")
         if picture is not None:
             check_size(path, picture.codec_context.width, picture.codec_context.height)
         packets, extents, frame = [], {}, None
+        has_pts = container.format.name != "avi"  # it stores none, and FFmpeg's guesses are wrong with B-frames
         for packet in container.demux():
             if packet.size == 0:
                 continue
@@ -97,7 +93,7 @@ def scan_streams(path: Path) -> tuple[Source, Index | None]:
                 low, high = extents.get(packet.stream_index, (begin, end))
                 extents[packet.stream_index] = min(low, begin), max(high, end)
             if picture is not None and packet.stream_index == picture.index:
-                packets.append((stamp, packet.is_keyframe, packet.is_discard))
+                packets.append((packet.pts if has_pts else None, packet.dts, packet.is_keyframe, packet.is_discard))
                 frame = frame or next(iter(_decode(picture, packet)), None)
         _check_complete(path, container, extents, len(packets))
         low, high = extents.get(sound.index, (0.0, 0.0)) if sound else (0.0, 0.0)
@@ -110,8 +106,9 @@ def scan_streams(path: Path) -> tuple[Source, Index | None]:
         frame = frame or next(iter(_decode(picture, None)), None)
         if frame is None:
             raise UserError(f"{path}: none of its {len(packets)} pictures is readable; copy or encode it again")
-        index = _index(packets, float(picture.time_base))
-        fps = _rate(index, float(picture.average_rate or picture.guessed_rate or 0))
+        announced = float(picture.average_rate or picture.guessed_rate or 0)
+        index = _index(packets, float(picture.time_base), announced)
+        fps = _rate(index.times, announced)
         rotation = round(frame.rotation / 90) % 4 * 90
         size = _display_size(frame, picture.sample_aspect_ratio, rotation)
         check_size(path, *size)
@@ -148,22 +145,25 @@ def _announced_bytes(path: Path) -> int:
     return end
 
 
-def _index(packets: list[tuple[int | None, bool, bool]], tick: float) -> Index:
-    """From (time stamp, is key frame, is hidden by an edit list) of every packet in decoding order."""
-    stamps, keys, hidden = zip(*packets, strict=True)
-    timed = None not in stamps
-    if not timed:  # count pictures instead, which only works from the first one on
-        stamps, keys = range(len(packets)), [True] + [False] * (len(packets) - 1)
-    stamps, hidden = np.array(stamps, np.int64), np.array(hidden)
-    return Index(stamps, np.array(keys), np.sort(stamps if hidden.all() else stamps[~hidden]), timed, tick)
+def _index(packets: list[tuple[int | None, int | None, bool, bool]], tick: float, rate: float) -> Index:
+    """From (presentation time, decoding time, is key frame, is hidden by an edit list) of every packet.
+
+    tick: seconds of a time stamp's unit. rate: announced frames per second, for files without any time.
+    """
+    pts, dts, keys, hidden = zip(*packets, strict=True)
+    timed = None not in pts
+    hidden = np.array(hidden) & timed & (not all(hidden))
+    stamps = np.array(pts if timed else range(len(packets)), np.int64)  # pictures are counted where nothing is stamped
+    clock = pts if timed else dts
+    times = np.arange(len(packets)) / (rate or 25.0) if None in clock else np.array(clock) * tick
+    return Index(stamps, np.array(keys), np.sort(stamps[~hidden]), np.sort(times[~hidden]), timed)
 
 
-def _rate(index: Index, announced: float) -> float:
+def _rate(times: np.ndarray, announced: float) -> float:
     """Average frames per second: as announced (an exact fraction) unless the time stamps contradict it."""
-    span = (index.shown[-1] - index.shown[0]) * index.tick if index.timed else 0
-    if span <= 0:
+    if times[-1] <= times[0]:
         return announced or 25.0
-    measured = float((len(index.shown) - 1) / span)
+    measured = float((len(times) - 1) / (times[-1] - times[0]))
     return announced if abs(announced - measured) < 0.02 * measured else measured
 
 
@@ -221,8 +221,8 @@ def _fill(source: Source, index: Index, missing: list[int], put):
         while missing and missing[0] < stamp:
             put(missing.pop(0), last_frame or frame)
         last_stamp, last_frame = stamp, frame
-    readable = int(np.searchsorted(index.shown, -1 if last_stamp is None else last_stamp, side="right"))
-    if missing and source.frames - readable > TAIL_FRAMES:
+    readable = 0 if last_frame is None else int(np.searchsorted(index.shown, last_stamp, side="right"))
+    if missing and (not readable or source.frames - readable > TAIL_FRAMES):
         raise UserError(f"{source.path}: only {readable} of {source.frames} pictures decode; copy or encode it again")
     for stamp in missing:
         put(stamp, last_frame)
@@ -230,6 +230,8 @@ def _fill(source: Source, index: Index, missing: list[int], put):
 
 def _spans(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     """Runs (first, last packet) to decode for the wanted time stamps, each beginning at a key frame."""
+    if not index.timed:
+        return [(0, min(max(wanted) + REORDERED, len(index.stamps) - 1))]
     position = {stamp: place for place, stamp in enumerate(index.stamps.tolist())}
     keys = np.flatnonzero(index.keys).tolist()
     spans = []
@@ -250,7 +252,7 @@ def _run_decoder(path: str, index: Index, spans: list[tuple[int, int]]) -> Itera
     spans = iter(spans)
     first, last = next(spans)
     with _open(path) as container:
-        stream = _picture_stream(container)
+        stream = _main_stream(container, "video")
         stream.thread_type = "AUTO"
         packets = (packet for packet in container.demux(stream) if packet.size)
         count = itertools.count()
@@ -310,7 +312,7 @@ def read_sound(
 def _decode_sound(path: str) -> Iterator[tuple[float, int, np.ndarray]]:
     """(seconds, samples per second, f32[n] mono) of one piece of sound after the other."""
     with _open(path) as container:
-        stream = container.streams.best("audio")
+        stream = _main_stream(container, "audio")
         to_int16 = av.AudioResampler(format="s16p")
         packets = itertools.chain((packet for packet in container.demux(stream) if packet.size), [None])
         for packet in packets:

@@ -4,6 +4,7 @@ clips -> threads: load_example -> group by bucket -> collate -> Engine.generate 
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.config import Compute, OmniConfig, load_config
+from ugc_jax.config import Compute, load_config
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.presets import ClipSettings, resolve
@@ -33,6 +34,8 @@ from ugc_jax.hf.tokenizer import load_tokenizer
 from ugc_jax.models import omni
 
 logger = logging.getLogger(__name__)
+
+BUCKETS, CLIP, GREEDY = Buckets(), ClipSettings(), SamplingConfig()  # the defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +70,9 @@ class _Tag:
 class Captioner:
     """A model, its tokenizer and its compiled programs: made once, used for any number of clips."""
 
-    def __init__(
-        self, params, config: OmniConfig, tokenizer: ChatTokenizer, compute: Compute, mesh=None, buckets=Buckets()
-    ):
-        """params: as `Engine` takes them. buckets: the shapes that programs are compiled for."""
-        self.config, self.tokenizer, self.buckets = config, tokenizer, buckets
-        self.engine = Engine(params, config, compute, mesh)
+    def __init__(self, engine: Engine, tokenizer: ChatTokenizer, buckets: Buckets = BUCKETS):
+        """buckets: the shapes that programs are compiled for."""
+        self.engine, self.config, self.tokenizer, self.buckets = engine, engine.config, tokenizer, buckets
 
     @classmethod
     def from_pretrained(
@@ -83,10 +83,11 @@ class Captioner:
         mesh: jax.sharding.Mesh | None = None,
         revision: str | None = None,
     ) -> "Captioner":
-        """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B" (`revision`: branch, tag or commit).
+        """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B".
 
         dtype: of weights and activations, "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
         mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
+        revision: branch, tag or commit on the hub.
         Raises UserError for a checkpoint that is absent, incomplete or contradicts itself.
         """
         on_cpu = jax.default_backend() == "cpu"
@@ -103,15 +104,15 @@ class Captioner:
             axes = omni.logical_axes(config, stacked)
             shardings = sharding.shardings(mesh, omni.abstract_params(config, dtype, stacked), axes)
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
-        return cls(params, config, tokenizer, Compute(dtype=dtype), mesh)
+        return cls(Engine(params, config, Compute(dtype=dtype), mesh), tokenizer)
 
     def caption(
         self, videos: Sequence[str | Path], *, batch_size: int = 8, workers: int | None = None, **options
     ) -> list[Caption]:
-        """Caption clips; the result has their order.
+        """Caption clips; the result has their order. A clip that cannot be read gives a Caption with `error`.
 
         options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of SamplingConfig
-        (max_new_tokens=64, temperature=0.2, ...). A clip that cannot be read gives a Caption with `error`. See `stream`.
+          (max_new_tokens=64, temperature=0.2, ...); a TypeError lists them. The rest is as in `stream`.
         """
         clip, sampling = _take(ClipSettings, options), _take(SamplingConfig, options)
         if options:
@@ -130,17 +131,17 @@ class Captioner:
     def stream(
         self,
         videos: Sequence[str | Path],
-        clip: ClipSettings = ClipSettings(),
-        sampling: SamplingConfig = SamplingConfig(),
+        clip: ClipSettings = CLIP,
+        sampling: SamplingConfig = GREEDY,
         batch_size: int = 8,
         workers: int | None = None,
     ) -> Iterator[Caption]:
         """Caption clips, each result as soon as it is there: not in the order of `videos`.
 
-        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh cannot split that), so a program is compiled once a bucket, not
-        once a clip. `workers` threads (None: one a core, at most 8) read ahead, with about 6 batches of clips in memory at most.
-        A caption does not depend on the clips that it shares a batch with. Raises UserError only for wrong settings; whatever
-        is wrong with a clip is the `error` of its result.
+        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh cannot split that), so
+        a program is compiled once a bucket, not once a clip. `workers` threads (None: one a core, at most 8) read
+        ahead, with about 6 batches of clips in memory at most. A caption does not depend on the clips that it shares a
+        batch with. Raises UserError only for wrong settings; what is wrong with a clip is the `error` of its result.
         """
         clip = resolve(clip)
         if batch_size < 1 or (workers is not None and workers < 1):
@@ -150,9 +151,8 @@ class Captioner:
         failed: deque[Caption] = deque()
 
         def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[_Tag, Example]]:
-            for read in _ahead(
-                pool, (lambda video=str(video): self._read(video, clip) for video in videos), batch_size + workers
-            ):
+            tasks = (functools.partial(self._read, str(video), clip) for video in videos)
+            for read in _ahead(pool, tasks, limit=batch_size + workers):
                 if isinstance(read, Caption):
                     failed.append(read)
                 else:
@@ -179,8 +179,8 @@ class Captioner:
         except Exception as error:  # a long job survives a clip that nobody thought of
             logger.debug("reading %s failed", video, exc_info=True)
             return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
-        for note in info.notes:
-            logger.info("%s: %s", video, note)
+        if info.kind == "video" and clip.audio and not info.has_audio:
+            logger.info("%s: has no sound", video)
         return _Tag(video, time.perf_counter() - begun), example
 
     def _generate(
@@ -197,8 +197,9 @@ class Captioner:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory; lower batch_size, max_pixels or fps"
-            yield from (Caption(tag.video, error=f"{tag.video}: {reason}") for tag in tags)
+            reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory"
+            remedy = "lower batch_size, max_pixels or fps"
+            yield from (Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}") for tag in tags)
             return
         share = (time.perf_counter() - begun) / len(tags)
         for row, (tag, example) in enumerate(members):
@@ -226,7 +227,7 @@ def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:
-    """Results of tasks (functions without arguments) in order, with at most `limit` of them begun ahead of their use."""
+    """Results of tasks (functions without arguments) in order; at most `limit` are begun ahead of their use."""
     futures = deque()
     for task in tasks:
         futures.append(pool.submit(task))

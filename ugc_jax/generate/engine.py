@@ -71,9 +71,13 @@ class Engine:
             batch = self._place(batch)
             vision = self._encode_vision(self.params, batch.patches, batch.coords)
             audio = self._encode_audio(self.params, batch.mel, batch.mel_frames)
-            return self._prefill(self.params, batch.tokens, batch.positions, batch.segment_ids, batch.splice, vision, audio)
+            return self._prefill(
+                self.params, batch.tokens, batch.positions, batch.segment_ids, batch.splice, vision, audio
+            )
 
-    def decode(self, batch: Batch, prefilled: Prefilled, next_position, options: sampling.SamplingConfig, key_ids) -> Generated:
+    def decode(
+        self, batch: Batch, prefilled: Prefilled, next_position, options: sampling.SamplingConfig, key_ids
+    ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
         size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
         if size is None:
@@ -89,7 +93,12 @@ class Engine:
 
     def programs(self) -> dict[str, int]:
         """How many programs each stage has compiled so far: as many as it met buckets."""
-        stages = {"vision": self._encode_vision, "audio": self._encode_audio, "prefill": self._prefill, "decode": self._decode}
+        stages = {
+            "vision": self._encode_vision,
+            "audio": self._encode_audio,
+            "prefill": self._prefill,
+            "decode": self._decode,
+        }
         return {name: stage._cache_size() for name, stage in stages.items()}
 
     def _on_mesh(self):
@@ -109,9 +118,13 @@ def _static(function):
     return call
 
 
-def _prefill(params, tokens_BT, positions_B3T, segments_BT, splice_BT, vision_BRD, audio_BRD, *, config, compute) -> Prefilled:
+def _prefill(
+    params, tokens_BT, positions_B3T, segments_BT, splice_BT, vision_BRD, audio_BRD, *, config, compute
+) -> Prefilled:
     x = omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
-    hidden, cache = decoder.forward(params["model"], config.text, compute, x, positions_B3T, segments_BT, keep_cache=True)
+    hidden, cache = decoder.forward(
+        params["model"], config.text, compute, x, positions_B3T, segments_BT, keep_cache=True
+    )
     last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
     return Prefilled(omni.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]), cache)
 
@@ -126,7 +139,21 @@ class _State(NamedTuple):
 
 
 def _decode(
-    params, logits_BV, prompt, tokens_BT, segments_BT, position_B, key_ids_B, seed, limit, knobs, *, mode, size, config, compute
+    params,
+    logits_BV,
+    prompt,
+    tokens_BT,
+    segments_BT,
+    position_B,
+    key_ids_B,
+    seed,
+    limit,
+    knobs,
+    *,
+    mode,
+    size,
+    config,
+    compute,
 ) -> Generated:
     B, V = logits_BV.shape
     ids = config.tokens
@@ -152,7 +179,14 @@ def _decode(
     def one(state):
         x_BD = omni.embed(params, compute, state.token_B)
         hidden_BD, cache = decoder.decode_step(
-            params["model"], config.text, x_BD, position_B + state.step - 1, prompt, prompt_BT, state.cache, state.step - 1
+            params["model"],
+            config.text,
+            x_BD,
+            position_B + state.step - 1,
+            prompt,
+            prompt_BT,
+            state.cache,
+            state.step - 1,
         )
         return record(state, choose(omni.logits(params, hidden_BD), state.seen_BV, state.step), cache)
 

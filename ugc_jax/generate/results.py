@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 class Results:
     """Lines of JSON, one a clip, to a file or (path None) to stdout; a context manager.
 
-    On opening an existing file, what a killed run left half-written at its end is cut off, and the lines with an `error` of
-    clips that are asked for again are taken out, so that those clips are tried again; nothing else in it is touched.
-    After that the file only grows, a whole line at a time.
+    On opening an existing file, what a killed run left half-written at its end is cut off, and the lines with an
+    `error` of clips that are asked for again are taken out, so that those clips are tried again; nothing else in it
+    is touched. After that the file only grows, a whole line at a time.
     """
 
     def __init__(self, path: str | Path | None, clips: Iterable[str]):
-        """clips: all that this run is asked for. Raises UserError if the file cannot be written or is not such a file."""
+        """clips: all that this run is asked for. Raises UserError if the file cannot be written or is another kind."""
         self.path = None if path is None else Path(path)
         self.done: set[Path] = set()  # clips that the file has a caption of, by their real places
         self._file = sys.stdout
@@ -79,7 +79,5 @@ class Results:
                     return
                 record = None
             if not isinstance(record, dict) or not isinstance(record.get("video"), str):
-                raise UserError(
-                    f"{self.path}:{number}: not a line of captions; choose another output, or remove that line"
-                )
+                raise UserError(f"{self.path}:{number}: not a caption; choose another output, or remove that line")
             yield line, record

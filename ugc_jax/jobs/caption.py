@@ -1,9 +1,10 @@
 """Caption videos: one JSON line a clip.
 
-VIDEO is a file, a folder (every video in it and below), or a pattern in quotes ("clips/*.mp4"). A line holds video, caption,
-prompt_tokens, new_tokens, finish_reason and seconds; that of a clip that cannot be read holds video and error. Run again
-with the same output, it skips the clips that have a caption there and tries those with an error again. A caption is
-not made anew when settings change: choose another output for that.
+VIDEO is a file, a folder (every video in it and below), or a pattern in quotes ("clips/*.mp4"). A line holds video,
+caption, prompt_tokens, new_tokens, finish_reason and seconds; that of a clip that cannot be read holds video and error.
+
+Run again with the same output, it skips the clips that have a caption there and tries those with an error again. A
+caption is not made anew when settings change: choose another output for that.
 """
 
 import dataclasses
@@ -83,8 +84,8 @@ def _report(totals: dict, seconds: float, config: CaptionConfig):
         "tokens_per_second": round(totals["new_tokens"] / seconds, 1),
     }
     print(
-        "captioned {captioned}, skipped {skipped}, failed {failed}; compiled {programs} programs; {new_tokens} tokens in "
-        "{seconds} s ({clips_per_second} clips/s, {tokens_per_second} tokens/s)".format(**totals),
+        "captioned {captioned}, skipped {skipped}, failed {failed}; compiled {programs} programs; {new_tokens} tokens "
+        "in {seconds} s ({clips_per_second} clips/s, {tokens_per_second} tokens/s)".format(**totals),
         file=sys.stderr,
     )
     if config.report is not None:

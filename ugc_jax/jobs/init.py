@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -54,15 +55,19 @@ def main(config: InitConfig, args: list[str]) -> int:
 
 
 def random_tensor(entry: mapping.Entry, seed: int) -> np.ndarray:
-    """f32 values of one tensor, whatever the order of calls: norm weights 1, all else normal with deviation 0.02.
+    """f32 values of one tensor, whatever the order of calls.
 
+    Norm weights are 1, embeddings and biases normal with deviation 0.02, other weights normal with deviation
+    1 / sqrt(inputs), so that activations keep their size at any width.
     Biases are not zero, so that a model which forgets one is caught.
     """
     *_, module, kind = entry.path
-    if kind == "weight" and ("norm" in module or module.startswith("ln_")):
+    if kind == "weight" and len(entry.shape) == 1:
         return np.ones(entry.shape, np.float32)
     rng = np.random.default_rng([seed, zlib.crc32(entry.hf_name.encode())])
-    return rng.standard_normal(entry.shape, np.float32) * np.float32(0.02)
+    small = kind == "bias" or module in ("embed_tokens", "audio_bos_eos_token")
+    deviation = 0.02 if small else math.prod(entry.shape[1:]) ** -0.5
+    return rng.standard_normal(entry.shape, np.float32) * np.float32(deviation)
 
 
 def _with_tokenizer(model: OmniConfig, directory: Path) -> OmniConfig:

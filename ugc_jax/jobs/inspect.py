@@ -1,6 +1,7 @@
 """Show what the model would see of each video; needs a checkpoint's config and tokenizer, not its weights.
 
-VIDEO is as for `caption`. kv_bytes is the memory of the clip's keys and values: its bucket of prompt tokens and max_new_tokens.
+VIDEO is as for `caption`. kv_bytes is the memory of the clip's keys and values, for its bucket of prompt tokens and
+max_new_tokens.
 """
 
 import dataclasses

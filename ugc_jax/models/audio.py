@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.config import AudioConfig, Compute
-from ugc_jax.models.layers import LayerNorm, Linear, Weight, attention, gelu, param, per_channel, run_layers, split_heads
+from ugc_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    Weight,
+    attention,
+    gelu,
+    param,
+    per_channel,
+    run_layers,
+    split_heads,
+)
 from ugc_jax.sharding import constrain
 
 

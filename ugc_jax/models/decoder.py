@@ -123,7 +123,10 @@ def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
     half = config.head_dim // 2
     inverse = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float32) * 2 / config.head_dim)
     axis_of_frequency = np.repeat(np.arange(3), config.mrope_section)
-    return positions_B3T.astype(jnp.float32).transpose(0, 2, 1)[..., axis_of_frequency] * inverse.astype(np.float32)[None, None]
+    return (
+        positions_B3T.astype(jnp.float32).transpose(0, 2, 1)[..., axis_of_frequency]
+        * inverse.astype(np.float32)[None, None]
+    )
 
 
 @functools.cache

@@ -26,7 +26,9 @@ def encode_vision(params, config: OmniConfig, compute: Compute, patches_BFWKP, c
 def encode_audio(params, config: OmniConfig, compute: Compute, mel_BCMI, frames_BC) -> jax.Array:
     """Batch.mel and Batch.mel_frames -> rows [B, C * 50, D] of the audio encoder."""
     B, C, *chunk = mel_BCMI.shape
-    rows = audio.encode(params["audio_tower"], config.audio, compute, mel_BCMI.reshape(B * C, *chunk), frames_BC.reshape(B * C))
+    rows = audio.encode(
+        params["audio_tower"], config.audio, compute, mel_BCMI.reshape(B * C, *chunk), frames_BC.reshape(B * C)
+    )
     return rows.reshape(B, C * rows.shape[1], rows.shape[2])
 
 
@@ -66,7 +68,9 @@ def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
 
 def abstract_params(config: OmniConfig, dtype: str = "float32", stacked: bool = True) -> dict:
     """The parameter tree as the modules declare it, of jax.ShapeDtypeStruct."""
-    return jax.tree.map(lambda box: jax.ShapeDtypeStruct(box.value.shape, dtype), _boxes(config, stacked), is_leaf=_is_box)
+    return jax.tree.map(
+        lambda box: jax.ShapeDtypeStruct(box.value.shape, dtype), _boxes(config, stacked), is_leaf=_is_box
+    )
 
 
 def _is_box(leaf) -> bool:
@@ -81,7 +85,9 @@ def _boxes(config: OmniConfig, stacked: bool) -> dict:
         return attention(q, k, v, jnp.zeros(q.shape[:2], jnp.int32), causal=True)
 
     def init(module, shapes):
-        inputs = [attend if shape is None else jnp.zeros(shape, jnp.bool if shape == () else jnp.float32) for shape in shapes]
+        inputs = [
+            attend if shape is None else jnp.zeros(shape, jnp.bool if shape == () else jnp.float32) for shape in shapes
+        ]
         return module.init(jax.random.key(0), *inputs).get("params", {})
 
     def part(name: str, module, shapes, layers: int):

@@ -1,0 +1,108 @@
+"""Rules and meshes; the whole model split over eight devices equals the model on one."""
+
+import contextlib
+
+import cases
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ugc_jax import config as config_lib
+from ugc_jax import sharding
+from ugc_jax.config import Compute
+from ugc_jax.data.batching import BucketKey, collate
+from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import Engine
+from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.hf import mapping
+from ugc_jax.models import omni
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2), (1, 2, 4), (2, 1, 4)]
+LENGTHS = (4, 5, 8, 11)  # wrong numbers without an error came and went with the length when tables were split badly
+
+
+def test_rules_name_every_logical_axis_of_the_model():
+    axes = omni.logical_axes(config_lib.tiny())
+    names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
+    assert names - {None} <= {"layers", "vocab", "embed", "heads", "mlp"}
+    with pytest.raises(AttributeError):
+        sharding.RULES.spec(("vocabulary",))
+
+
+def test_logical_axes_fit_the_table_of_checkpoints():
+    config = config_lib.omni_3b()
+    shapes = mapping.abstract_params(config, "bfloat16")
+    axes = omni.logical_axes(config)
+    ranks = jax.tree.map(lambda leaf, names: leaf.ndim == len(names), shapes, axes)
+    assert all(jax.tree.leaves(ranks))
+
+
+def test_mesh_sizes():
+    assert dict(sharding.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for sizes in ((3, 1, 1), (-1, -1, 1), (0, 8, 1), (-1, 3, 1)):
+        with pytest.raises(UserError, match="mesh"):
+            sharding.make_mesh(*sizes)
+
+
+def test_indivisible_dimension_stays_whole():
+    mesh = sharding.make_mesh(1, 2, 4)
+    shape = jax.ShapeDtypeStruct((6, 8), "float32")
+    assert sharding.shardings(mesh, [shape], [("vocab", "embed")])[0].spec == P(None, ("fsdp",))
+
+
+def test_constrain_needs_no_mesh_and_holds_with_one():
+    x = np.zeros((8, 4), np.float32)
+    assert sharding.constrain(x, ("batch", None)) is x
+    mesh = sharding.make_mesh(2, 4, 1)
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: sharding.constrain(x, ("batch", None)))(x)
+    assert out.sharding.spec == P(("data", "fsdp"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = config_lib.tiny()
+    return config, cases.random_params(config)
+
+
+def everything(config):
+    """Eight rows: text, sound, picture and both; and the positions to go on from."""
+    names = ("text", "audio", "image", "video", "video_with_sound", "several_media", "video_sound_shorter", "text")
+    examples = [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(names)]
+    return cases.one_batch(config, examples), np.array([example.next_position for example in examples], np.int32)
+
+
+def text_only(config, length):
+    examples = [cases.make_example(config, [length], seed) for seed in range(8)]
+    return collate(examples, BucketKey(length, 0, 1, 0), 8, config)
+
+
+def run(config, params, mesh=None):
+    """Logits of a mixed batch, its greedy tokens, and logits of text of every length."""
+    forward = jax.jit(lambda p, b: omni.logits(p, omni.hidden_states(p, config, Compute(), b)[0]))
+    engine = Engine(params, config, Compute(), mesh)
+    mixed, position = everything(config)
+    batches = [mixed, *(text_only(config, length) for length in LENGTHS)]
+    with jax.default_matmul_precision("highest"), jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        if mesh is not None:
+            batches = [jax.device_put(batch, sharding.batch_shardings(mesh, batch)) for batch in batches]
+        logits = [np.asarray(forward(params, batch))[np.asarray(batch.segment_ids) > 0] for batch in batches]
+        tokens = engine.generate(mixed, position, SamplingConfig(max_new_tokens=8), np.arange(8)).tokens
+    return logits, tokens
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    return run(*model)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_sharded_equals_unsharded(model, alone, sizes):
+    config, params = model
+    mesh = sharding.make_mesh(*sizes)
+    split = sharding.shardings(mesh, params, omni.logical_axes(config))
+    logits, tokens = run(config, jax.device_put(params, split), mesh)
+    for ours, theirs in zip(logits, alone[0], strict=True):
+        assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-5
+    np.testing.assert_array_equal(tokens, alone[1])
