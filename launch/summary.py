@@ -11,7 +11,9 @@ def lines(path: Path) -> list[dict]:
 
 def main(run: Path, clips: list[str]):
     asked = {Path(clip).resolve() for clip in clips}
-    captions = [row for row in lines(run / "captions.jsonl") if Path(row["video"]).resolve() in asked]
+    captions = [
+        row for row in lines(run / "captions.jsonl") if Path(row["video"]).resolve() in asked
+    ]
     seconds = dict(line.split() for line in (run / "steps.txt").read_text().splitlines())
     summary = {
         "step_seconds": {name: int(value) for name, value in seconds.items()},
@@ -19,12 +21,18 @@ def main(run: Path, clips: list[str]):
         "captions": captions,
         "caption_run": json.loads((run / "report.json").read_text()),
     }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (run / "summary.json").write_text(
+        json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print()
     for row in captions:
         print(f"{row['video']}:\n  {row.get('caption', row.get('error'))}\n")
-    print("The checkpoint is tiny and random, so the captions are nonsense: this shows that every part works, not")
-    print("what a trained model says. For that, caption with --config.checkpoint=Qwen/Qwen2.5-Omni-3B.\n")
+    print(
+        "The checkpoint is tiny and random, so the captions are nonsense: this shows that every part works, not"
+    )
+    print(
+        "what a trained model says. For that, caption with --config.checkpoint=Qwen/Qwen2.5-Omni-3B.\n"
+    )
     print(f"checkpoint  {run / 'checkpoint'}")
     print(f"captions    {run / 'captions.jsonl'}")
     print(f"figures     {run / 'summary.json'}")

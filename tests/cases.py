@@ -28,7 +28,15 @@ CASES = {
     "video_with_sound": [4, ("video", 8, 112, 84, 400), 6],
     "video_sound_shorter": [4, ("video", 12, 56, 84, 440), 6],
     "video_sound_longer": [4, ("video", 4, 84, 84, 731), 6],
-    "several_media": [3, ("image", 56, 84), 2, ("video", 6, 84, 56, 300), 4, ("video", 2, 56, 56, 90), 2],
+    "several_media": [
+        3,
+        ("image", 56, 84),
+        2,
+        ("video", 6, 84, 56, 300),
+        4,
+        ("video", 2, 56, 56, 90),
+        2,
+    ],
 }
 
 EVERY_CASE = BucketKey(tokens=256, grids=6, windows=8, chunks=4)
@@ -40,7 +48,11 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
     pieces, pictures, mels = [], [], []
 
     def picture(frames, height, width):
-        pictures.append(patchify(rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), config.vision))
+        pictures.append(
+            patchify(
+                rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8), config.vision
+            )
+        )
         return pictures[-1].grid
 
     def sound(frames):
@@ -56,7 +68,9 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
             pieces.append(Audio(sound(part[1])))
         else:
             *size, frames = part[1:]
-            pieces.append(Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames)))
+            pieces.append(
+                Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames))
+            )
     return Example(*layout(pieces, config), tuple(pictures), tuple(mels))
 
 
@@ -70,7 +84,9 @@ def random_params(config: OmniConfig, stacked: bool = True) -> dict:
 
 
 def has_sound_in_video(parts) -> bool:
-    return any(not isinstance(part, int) and part[0] == "video" and part[-1] is not None for part in parts)
+    return any(
+        not isinstance(part, int) and part[0] == "video" and part[-1] is not None for part in parts
+    )
 
 
 def videos(parts) -> int:

@@ -28,14 +28,18 @@ def write_thinker(folder: Path, config, values: dict[str, np.ndarray], files: in
     write_tensors(folder, values, files)
 
 
-def write_full(folder: Path, config, dtype=ml_dtypes.bfloat16, seed: int = 0, files: int = 3) -> dict[str, np.ndarray]:
+def write_full(
+    folder: Path, config, dtype=ml_dtypes.bfloat16, seed: int = 0, files: int = 3
+) -> dict[str, np.ndarray]:
     """A full checkpoint; returns all its tensors. A shard holds tensors of the thinker and of the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed + 1)
     rest = {
         "talker.model.embed_tokens.weight": rng.standard_normal((5, 8)).astype(dtype),
         "talker.thinker_to_talker_proj.bias": rng.standard_normal(8).astype(dtype),
-        "token2wav.code2wav_dit_model.time_embed.weight": rng.standard_normal((4, 4)).astype(np.float32),
+        "token2wav.code2wav_dit_model.time_embed.weight": rng.standard_normal((4, 4)).astype(
+            np.float32
+        ),
         "token2wav.code2wav_bigvgan_model.steps": np.arange(7, dtype=np.int64),
     }
     thinker = tensors(config, dtype, seed)

@@ -30,7 +30,13 @@ def make(*parts, text=5):
     """An example of frames u8[n, h, w, 3], mels f32[frames, 128] or (frames, mel); and its features in token order."""
     pieces, vision, mels, features = [Text(list(range(1, text + 1)))], [], [], []
     for part in parts:
-        frames, mel = part if isinstance(part, tuple) else (part, None) if part.dtype == np.uint8 else (None, part)
+        frames, mel = (
+            part
+            if isinstance(part, tuple)
+            else (part, None)
+            if part.dtype == np.uint8
+            else (None, part)
+        )
         if frames is not None:
             vision.append(patchify(frames, CONFIG.vision))
             features.append(("vision", cell_means(frames)))
@@ -45,7 +51,10 @@ def make(*parts, text=5):
         else:
             pieces.append(Video(grid, 1.0, None if mel is None else len(mel)))
     out = layout([*pieces, Text([7, 8])], CONFIG)
-    streams = {kind: [row for k, rows in features if k == kind for row in rows] for kind in ("vision", "audio")}
+    streams = {
+        kind: [row for k, rows in features if k == kind for row in rows]
+        for kind in ("vision", "audio")
+    }
     return Example(**out._asdict(), vision=tuple(vision), mels=tuple(mels)), streams
 
 
@@ -63,7 +72,9 @@ def token_sums(mel):
 
 def taken(batch, b):
     """What stand-in encoders (the same means and sums) and one gather give each token of row b; nan for text."""
-    cells = batch.patches[b].astype(np.float64).reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
+    cells = (
+        batch.patches[b].astype(np.float64).reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
+    )
     heard = batch.mel[b].astype(np.float64).reshape(-1, 4, 128)[:, :3].sum(axis=(1, 2))
     rows = np.concatenate([cells, heard])
     return np.where(batch.splice[b] >= 0, rows[batch.splice[b]], np.nan)
@@ -76,7 +87,14 @@ MIXED = {
     "sound": make(sound(437)),
     "video with sound": make((picture(4, 3, 5), sound(450))),
     "sound of no token": make((picture(2, 2, 2), sound(2))),
-    "many": make(picture(1, 2, 10), sound(201), (picture(2, 5, 4), sound(77)), picture(2, 1, 1), sound(3), text=40),
+    "many": make(
+        picture(1, 2, 10),
+        sound(201),
+        (picture(2, 5, 4), sound(77)),
+        picture(2, 1, 1),
+        sound(3),
+        text=40,
+    ),
 }
 
 
@@ -121,7 +139,9 @@ def test_shapes_dtypes_and_padding():
     assert batch.mel_frames.tolist() == [[200, 200, 50, 0], [0] * 4, [0] * 4]
     for name, empty in dict(tokens=CONFIG.tokens.pad_token_id, splice=-1, coords=-1).items():
         assert (getattr(batch, name)[1:] == empty).all()
-    assert not any(getattr(batch, name)[1:].any() for name in ("positions", "segment_ids", "patches", "mel"))
+    assert not any(
+        getattr(batch, name)[1:].any() for name in ("positions", "segment_ids", "patches", "mel")
+    )
 
 
 def test_text_needs_no_features():
@@ -133,7 +153,9 @@ def test_text_needs_no_features():
 
 def test_row_is_the_same_whatever_it_is_batched_with():
     examples = [example for example, _ in MIXED.values()]
-    key = BucketKey(*map(max, zip(*(bucket_of(e, Buckets(), CONFIG) for e in examples), strict=True)))
+    key = BucketKey(
+        *map(max, zip(*(bucket_of(e, Buckets(), CONFIG) for e in examples), strict=True))
+    )
     together = collate(examples, key, 8, CONFIG)
     for b, example in enumerate(examples):
         alone = collate([example], key, 1, CONFIG)
@@ -186,8 +208,14 @@ def test_cut_or_foreign_features_are_refused_with_the_counts():
     check_counts(example, CONFIG)
     last_audio = np.flatnonzero(example.source == AUDIO)[-1]
     for broken, message in (
-        (drop(example, slice(0, 100)), r"image/video tokens, of which each medium takes \[\d+\], .* have \[60\] rows"),
-        (drop(example, np.arange(len(example.tokens)) != last_audio), r"111 audio tokens, .* \[111\], .* \[112\] rows"),
+        (
+            drop(example, slice(0, 100)),
+            r"image/video tokens, of which each medium takes \[\d+\], .* have \[60\] rows",
+        ),
+        (
+            drop(example, np.arange(len(example.tokens)) != last_audio),
+            r"111 audio tokens, .* \[111\], .* \[112\] rows",
+        ),
         (example._replace(mels=(sound(446),)), r"112 audio tokens, .* \[112\], .* \[111\] rows"),
         (example._replace(mels=()), r"112 audio tokens"),
         (example._replace(vision=()), r"60 image/video tokens"),
@@ -211,7 +239,12 @@ def test_groups_are_full_first_and_lose_nothing():
     text, video = MIXED["text"][0], MIXED["video"][0]
     stream = [(i, text if i % 3 else video) for i in range(10)]  # videos: 0 3 6 9
     groups = list(group(stream, 3, Buckets(), CONFIG))
-    assert [[tag for tag, _ in members] for _, members in groups] == [[1, 2, 4], [0, 3, 6], [5, 7, 8], [9]]
+    assert [[tag for tag, _ in members] for _, members in groups] == [
+        [1, 2, 4],
+        [0, 3, 6],
+        [5, 7, 8],
+        [9],
+    ]
     for key, members in groups:
         assert all(bucket_of(example, Buckets(), CONFIG) == key for _, example in members)
 

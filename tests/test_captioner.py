@@ -33,31 +33,47 @@ def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, cap
         assert results[index].caption is None
         assert names[index] in results[index].error
         assert "\n" not in results[index].error
-        assert results[index].record(token_ids=True) == {"video": results[index].video, "error": results[index].error}
+        assert results[index].record(token_ids=True) == {
+            "video": results[index].video,
+            "error": results[index].error,
+        }
     for index in (1, 3, 4):
         assert results[index].error is None
         assert results[index].finish_reason in ("stop", "length")
         assert 1 <= results[index].new_tokens == len(results[index].token_ids) <= 8
-        assert results[index].caption == tiny_captioner.tokenizer.decode(results[index].token_ids).strip()
+        assert (
+            results[index].caption
+            == tiny_captioner.tokenizer.decode(results[index].token_ids).strip()
+        )
     assert results[1] == results[4]
-    assert [record.getMessage() for record in caplog.records] == [f"{clips / 'silent.mp4'}: has no sound"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{clips / 'silent.mp4'}: has no sound"
+    ]
     assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
 
 
-@pytest.mark.parametrize("sampling", [dict(), dict(temperature=1.0, top_p=0.9, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [dict(), dict(temperature=1.0, top_p=0.9, seed=3)], ids=["greedy", "sampled"]
+)
 def test_caption_does_not_depend_on_its_batch(tiny_captioner, clips, sampling):
     names = ["a.mp4", "b.mp4", "below/c.mp4"]
     options = SMALL | sampling
     together = tiny_captioner.caption([clips / name for name in names], batch_size=2, **options)
-    alone = [tiny_captioner.caption([clips / name], batch_size=1, **options)[0] for name in reversed(names)]
-    assert [caption.token_ids for caption in together] == [caption.token_ids for caption in reversed(alone)]
+    alone = [
+        tiny_captioner.caption([clips / name], batch_size=1, **options)[0]
+        for name in reversed(names)
+    ]
+    assert [caption.token_ids for caption in together] == [
+        caption.token_ids for caption in reversed(alone)
+    ]
     assert len({caption.token_ids for caption in together}) > 1
 
 
 def test_seed_decides_samples(tiny_captioner, clips):
     options = SMALL | dict(temperature=1.0, top_p=0.9)
     first, again, other = (
-        tiny_captioner.caption(clips / "a.mp4", **options, seed=seed)[0].token_ids for seed in (1, 1, 2)
+        tiny_captioner.caption(clips / "a.mp4", **options, seed=seed)[0].token_ids
+        for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -68,7 +84,14 @@ def test_programs_are_compiled_once_a_bucket(tiny_checkpoint, tmp_path):
     keys = set()
     for seed in range(10):
         path = tmp_path / f"{seed}.mp4"
-        write_clip(path, seed=seed, seconds=1 + seed / 5, fps=10, size=(64 + 8 * seed, 64), audio=seed % 3 != 0)
+        write_clip(
+            path,
+            seed=seed,
+            seconds=1 + seed / 5,
+            fps=10,
+            size=(64 + 8 * seed, 64),
+            audio=seed % 3 != 0,
+        )
         example, _ = load_example(path, clip, captioner.tokenizer, captioner.config)
         keys.add(bucket_of(example, captioner.buckets, captioner.config))
     results = captioner.caption(sorted(tmp_path.iterdir()), batch_size=2, **SMALL)
@@ -140,7 +163,14 @@ def test_no_clips(tiny_captioner):
 
 def test_record():
     caption = Caption("a.mp4", "A cat.", (1, 2), 10, 2, "stop", 0.5)
-    record = dict(video="a.mp4", caption="A cat.", prompt_tokens=10, new_tokens=2, finish_reason="stop", seconds=0.5)
+    record = dict(
+        video="a.mp4",
+        caption="A cat.",
+        prompt_tokens=10,
+        new_tokens=2,
+        finish_reason="stop",
+        seconds=0.5,
+    )
     assert caption.record() == record
     assert list(caption.record(token_ids=True)) == [
         "video", "caption", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds",
@@ -158,14 +188,18 @@ def test_reading_ahead_is_bounded_and_in_order():
         return index
 
     with ThreadPoolExecutor(4) as pool:
-        for used, result in enumerate(module._ahead(pool, ((lambda i=i: task(i)) for i in range(30)), limit=6)):
+        for used, result in enumerate(
+            module._ahead(pool, ((lambda i=i: task(i)) for i in range(30)), limit=6)
+        ):
             assert result == used
             assert begun <= used + 6
     assert begun == 30
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(2, 2), (3, 1)])
-def test_several_devices_give_the_same_captions(tiny_captioner, tiny_checkpoint, clips, data, tensor):
+def test_several_devices_give_the_same_captions(
+    tiny_captioner, tiny_checkpoint, clips, data, tensor
+):
     mesh = make_mesh(data, 1, tensor, jax.devices()[: data * tensor])
     names = [clips / "a.mp4", clips / "b.mp4"]
     one, several = (

@@ -41,7 +41,9 @@ def test_thinker_only(tmp_path, stored, dtype, stacked):
     params = load_params(tmp_path, CONFIG, dtype, stacked)
     assert_same(params, values, dtype and jnp.dtype(dtype))
     expected = mapping.abstract_params(CONFIG, dtype or stored, stacked)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
 
 
 def test_full_in_shards_reports_what_it_leaves(tmp_path, caplog):
@@ -56,7 +58,11 @@ def test_module_tree_names_of_transformers_5(tmp_path):
     values = tensors(CONFIG, np.float32, prefix="")
     renamed = {}
     for name, value in values.items():
-        name = name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+        name = (
+            name.replace("model.", "model.language_model.", 1)
+            if name.startswith("model.")
+            else name
+        )
         renamed[f"model.{name}" if name.startswith(("visual.", "audio_tower.")) else name] = value
     write_thinker(tmp_path, CONFIG, renamed, files=2)
     assert_same(load_params(tmp_path, CONFIG), values)
@@ -75,7 +81,8 @@ def test_shardings(tmp_path):
         return P(*[None] * (len(divisible) - 2), "tensor", "fsdp")
 
     shardings = jax.tree.map(
-        lambda leaf: NamedSharding(mesh, spec(leaf)), mapping.abstract_params(CONFIG, jnp.float32, stacked=True)
+        lambda leaf: NamedSharding(mesh, spec(leaf)),
+        mapping.abstract_params(CONFIG, jnp.float32, stacked=True),
     )
     params = load_params(tmp_path, CONFIG, shardings=shardings)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
@@ -97,12 +104,16 @@ def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorfile.TensorFile, "read_into", record)
     mesh = jax.make_mesh((8,), ("x",))
     name = "model.embed_tokens.weight"
-    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32))
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
     shardings["model"]["embed_tokens"]["weight"] = NamedSharding(mesh, P("x"))
     load_params(tmp_path, CONFIG, shardings=shardings)
     size = CONFIG.text.vocab_size * CONFIG.text.hidden_size * 4
     assert [nbytes for asked_name, nbytes in asked if asked_name == name] == [size // 8] * 8
-    assert len(asked) == len(mapping.entries(CONFIG)) + 7  # a replicated array is read once, not eight times
+    assert (
+        len(asked) == len(mapping.entries(CONFIG)) + 7
+    )  # a replicated array is read once, not eight times
 
 
 def test_loaded_arrays_take_over_the_host_buffer(tmp_path):
@@ -117,7 +128,9 @@ def test_donation_of_replicas_is_safe(tmp_path):
     values = tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     mesh = jax.make_mesh((8,), ("x",))
-    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32))
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
     params = load_params(tmp_path, CONFIG, shardings=shardings)
     twice = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)(params)
     assert_same(twice, {name: 2 * value for name, value in values.items()})
@@ -157,9 +170,13 @@ def test_missing_tensor(tmp_path):
 
 def test_missing_tensors_are_counted(tmp_path):
     def change(values):
-        return {name: value for name, value in values.items() if not name.startswith("visual.blocks.1.")}
+        return {
+            name: value for name, value in values.items() if not name.startswith("visual.blocks.1.")
+        }
 
-    assert "visual.blocks.1.norm1.weight is missing (and 15 more)" in message(broken(tmp_path, change, files=2))
+    assert "visual.blocks.1.norm1.weight is missing (and 15 more)" in message(
+        broken(tmp_path, change, files=2)
+    )
 
 
 def test_wrong_shape(tmp_path):
@@ -168,7 +185,11 @@ def test_wrong_shape(tmp_path):
 
 
 def test_unknown_tensor(tmp_path):
-    text = message(broken(tmp_path, lambda values: values | {"visual.surprise.weight": np.zeros(3, np.float32)}))
+    text = message(
+        broken(
+            tmp_path, lambda values: values | {"visual.surprise.weight": np.zeros(3, np.float32)}
+        )
+    )
     assert "model.safetensors: unknown tensor visual.surprise.weight" in text
 
 
@@ -211,7 +232,9 @@ def test_not_a_safetensors_file(tmp_path):
 
 def test_tensor_that_does_not_fill_its_bytes(tmp_path):
     header = b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}'
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(4)
+    )
     assert "tensor a: F32[3] does not fill its 4 bytes" in message(tmp_path)
 
 

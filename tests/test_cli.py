@@ -77,7 +77,12 @@ assert not {heavy} & set(sys.modules)
 ugc_jax.Captioner
 assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def test_unknown_name_of_the_package():
@@ -110,13 +115,18 @@ def test_mistake_is_one_line_and_status_2(job, monkeypatch, capsys):
 def test_job_without_its_words(job, monkeypatch, capsys):
     job(fails)
     assert main(monkeypatch, "work") == 2
-    assert "nothing to do; usage: ugc-jax work [--config.KEY=VALUE ...] ITEM..." in capsys.readouterr().err
+    assert (
+        "nothing to do; usage: ugc-jax work [--config.KEY=VALUE ...] ITEM..."
+        in capsys.readouterr().err
+    )
 
 
 def test_job_that_takes_no_words(job, monkeypatch, capsys):
     job(fails, arguments="")
     assert main(monkeypatch, "work", "steps=5") == 2
-    assert "unexpected 'steps=5'; settings are written --config.KEY=VALUE" in capsys.readouterr().err
+    assert (
+        "unexpected 'steps=5'; settings are written --config.KEY=VALUE" in capsys.readouterr().err
+    )
 
 
 def test_interrupt_is_status_130(job, monkeypatch, capsys):

@@ -14,7 +14,11 @@ SECTIONS = ("text_config", "vision_config", "audio_config")
 
 def full(config) -> dict:
     """config.json of a full model."""
-    return {"model_type": "qwen2_5_omni", "thinker_config": to_hf(config, "bfloat16"), "talker_config": {}}
+    return {
+        "model_type": "qwen2_5_omni",
+        "thinker_config": to_hf(config, "bfloat16"),
+        "talker_config": {},
+    }
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -31,19 +35,44 @@ def test_released_sizes():
     assert (small.text.hidden_size, large.text.hidden_size) == (2048, 3584)
     assert (small.text.vocab_size, large.text.vocab_size) == (151936, 152064)
     assert small.vision.head_dim == large.vision.head_dim == 80
-    assert (small.vision.cell_pixels, small.vision.window_cells, small.vision.window_patches) == (28, 4, 64)
-    assert (small.vision.patch_dim, small.audio.chunk_frames, small.audio.chunk_tokens) == (1176, 200, 50)
+    assert (small.vision.cell_pixels, small.vision.window_cells, small.vision.window_patches) == (
+        28,
+        4,
+        64,
+    )
+    assert (small.vision.patch_dim, small.audio.chunk_frames, small.audio.chunk_tokens) == (
+        1176,
+        200,
+        50,
+    )
     ids = dataclasses.asdict(small.tokens)
-    assert list(ids.values()) == [151643, 151644, 151645, 151646, 151647, 151648, 151652, 151653, 151655, 151656]
+    assert list(ids.values()) == [
+        151643,
+        151644,
+        151645,
+        151646,
+        151647,
+        151648,
+        151652,
+        151653,
+        151655,
+        151656,
+    ]
 
 
 def test_older_field_names():
     raw = to_hf(tiny(), "float32")
     text = raw["text_config"]
-    del text["rope_parameters"], text["head_dim"]  # 4.5x has rope_theta, rope_scaling and no head_dim
+    del (
+        text["rope_parameters"],
+        text["head_dim"],
+    )  # 4.5x has rope_theta, rope_scaling and no head_dim
     assert from_hf(raw) == tiny()
     raw = to_hf(tiny(), "float32")
-    del raw["text_config"]["rope_theta"], raw["text_config"]["rope_scaling"]  # 5.x has rope_parameters
+    del (
+        raw["text_config"]["rope_theta"],
+        raw["text_config"]["rope_scaling"],
+    )  # 5.x has rope_parameters
     for name in ("audio", "image", "video"):
         raw[f"{name}_token_id"] = raw.pop(f"{name}_token_index")
     raw["vision_config"]["in_chans"] = raw["vision_config"].pop("in_channels")
@@ -52,15 +81,32 @@ def test_older_field_names():
 
 def required_fields():
     raw = to_hf(tiny(), "float32")
-    optional = {"head_dim", "in_channels", "rope_theta", "rope_scaling", "rope_parameters", "model_type"}
-    optional |= {"hidden_act", "activation_function", "use_sliding_window", "tie_word_embeddings", "scale_embedding"}
+    optional = {
+        "head_dim",
+        "in_channels",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "model_type",
+    }
+    optional |= {
+        "hidden_act",
+        "activation_function",
+        "use_sliding_window",
+        "tie_word_embeddings",
+        "scale_embedding",
+    }
     for section in SECTIONS:
         yield from ((section, name) for name in raw[section] if name not in optional)
-    yield from ((None, name) for name in raw if name.endswith(("_token_id", "_per_seconds", "_per_chunk")))
+    yield from (
+        (None, name) for name in raw if name.endswith(("_token_id", "_per_seconds", "_per_chunk"))
+    )
     yield from ((None, section) for section in SECTIONS)
 
 
-@pytest.mark.parametrize("make", [to_hf, lambda config, dtype: full(config)], ids=["thinker", "full"])
+@pytest.mark.parametrize(
+    "make", [to_hf, lambda config, dtype: full(config)], ids=["thinker", "full"]
+)
 @pytest.mark.parametrize(("section", "name"), required_fields())
 def test_missing_field_is_named(make, section, name):
     raw = copy.deepcopy(make(tiny(), "float32"))
@@ -93,19 +139,59 @@ def test_missing_rope_is_named():
 
 
 CONTRADICTIONS = [
-    ("text_config", "num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+    (
+        "text_config",
+        "num_key_value_heads",
+        3,
+        "num_attention_heads 4 is no multiple of num_key_value_heads 3",
+    ),
     ("text_config", "head_dim", 32, r"mrope_section \[2, 3, 3\] must be 3 numbers"),
     ("text_config", "vocab_size", 2000, "pad_token_id 2000 is outside text_config.vocab_size 2000"),
-    ("text_config", "hidden_size", 128, "vision_config.out_hidden_size 64 differs from text_config.hidden_size 128"),
+    (
+        "text_config",
+        "hidden_size",
+        128,
+        "vision_config.out_hidden_size 64 differs from text_config.hidden_size 128",
+    ),
     ("text_config", "rms_norm_eps", 0, "rms_norm_eps must be positive"),
     ("text_config", "use_sliding_window", True, "text_config.use_sliding_window is True"),
-    ("text_config", "num_hidden_layers", "2", "text_config.num_hidden_layers must be an integer, got '2'"),
-    ("vision_config", "num_heads", 5, "vision_config.hidden_size 64 does not split into num_heads 5"),
+    (
+        "text_config",
+        "num_hidden_layers",
+        "2",
+        "text_config.num_hidden_layers must be an integer, got '2'",
+    ),
+    (
+        "vision_config",
+        "num_heads",
+        5,
+        "vision_config.hidden_size 64 does not split into num_heads 5",
+    ),
     ("vision_config", "window_size", 100, "vision_config.window_size 100 is no multiple"),
-    ("vision_config", "fullatt_block_indexes", [1, 4], r"fullatt_block_indexes \[1, 4\] exceed depth 4"),
-    ("vision_config", "fullatt_block_indexes", 3, "fullatt_block_indexes must be a list of integers, got 3"),
-    ("audio_config", "output_dim", 32, "audio_config.output_dim 32 differs from text_config.hidden_size 64"),
-    ("audio_config", "encoder_attention_heads", 5, "audio_config.d_model 64 does not split into 5 heads"),
+    (
+        "vision_config",
+        "fullatt_block_indexes",
+        [1, 4],
+        r"fullatt_block_indexes \[1, 4\] exceed depth 4",
+    ),
+    (
+        "vision_config",
+        "fullatt_block_indexes",
+        3,
+        "fullatt_block_indexes must be a list of integers, got 3",
+    ),
+    (
+        "audio_config",
+        "output_dim",
+        32,
+        "audio_config.output_dim 32 differs from text_config.hidden_size 64",
+    ),
+    (
+        "audio_config",
+        "encoder_attention_heads",
+        5,
+        "audio_config.d_model 64 does not split into 5 heads",
+    ),
     ("audio_config", "n_window", 99, "audio_config.n_window 99 must be even"),
     ("audio_config", "scale_embedding", True, "audio_config.scale_embedding is True"),
     (None, "tie_word_embeddings", True, "tie_word_embeddings is True"),
@@ -147,7 +233,12 @@ def test_transformers_reads_the_same_values(make):
     config = make()
     raw = to_hf(config, "bfloat16")
     theirs = transformers.Qwen2_5OmniThinkerConfig.from_dict(copy.deepcopy(raw))
-    renamed = {"in_channels": "in_channels", "mrope_section": None, "rope_theta": None, "head_dim": None}
+    renamed = {
+        "in_channels": "in_channels",
+        "mrope_section": None,
+        "rope_theta": None,
+        "head_dim": None,
+    }
     for ours, section in (
         (config.text, "text_config"),
         (config.vision, "vision_config"),
@@ -157,13 +248,21 @@ def test_transformers_reads_the_same_values(make):
             name = renamed.get(name, name)
             if name is not None:
                 found = getattr(getattr(theirs, section), name)
-                assert (tuple(found) if isinstance(found, list) else found) == value, (section, name)
+                assert (tuple(found) if isinstance(found, list) else found) == value, (
+                    section,
+                    name,
+                )
     rope = theirs.text_config.rope_parameters
-    assert (rope["rope_theta"], tuple(rope["mrope_section"])) == (config.text.rope_theta, config.text.mrope_section)
+    assert (rope["rope_theta"], tuple(rope["mrope_section"])) == (
+        config.text.rope_theta,
+        config.text.mrope_section,
+    )
     for name in ("position_id_per_seconds", "seconds_per_chunk"):
         assert getattr(theirs, name) == getattr(config, name)
     for name, value in dataclasses.asdict(config.tokens).items():
         assert getattr(theirs, name) == value, name
     assert not theirs.tie_word_embeddings
     assert str(theirs.dtype).endswith("bfloat16")
-    assert from_hf(json.loads(theirs.to_json_string(use_diff=False))) == config  # and we read what they write
+    assert (
+        from_hf(json.loads(theirs.to_json_string(use_diff=False))) == config
+    )  # and we read what they write

@@ -24,7 +24,10 @@ def full(tmp_path_factory):
 
 
 def run(checkpoint, output, **fields) -> None:
-    assert convert.main(ConvertConfig(checkpoint=str(checkpoint), output=str(output), **fields), []) == 0
+    assert (
+        convert.main(ConvertConfig(checkpoint=str(checkpoint), output=str(output), **fields), [])
+        == 0
+    )
 
 
 def assert_holds(folder, values, dtype=ml_dtypes.bfloat16):
@@ -47,7 +50,9 @@ def test_chain_of_all_forms(full, tmp_path):
         assert (tmp_path / name / "tokenizer_config.json").exists()
     for path in base.rglob("*"):
         if path.is_file() and ".safetensors" not in path.name:
-            assert (tmp_path / "merged" / path.relative_to(base)).read_bytes() == path.read_bytes(), path.name
+            assert (
+                tmp_path / "merged" / path.relative_to(base)
+            ).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("to", ["thinker", "orbax"])

@@ -38,7 +38,14 @@ def examples(config):
     return [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(NAMES)]
 
 
-def generate(engine, examples, options=SamplingConfig(max_new_tokens=16), rows=len(NAMES), keys=None, key=None):
+def generate(
+    engine,
+    examples,
+    options=SamplingConfig(max_new_tokens=16),
+    rows=len(NAMES),
+    keys=None,
+    key=None,
+):
     if key is None:
         batch = cases.one_batch(engine.config, examples, rows)
     else:
@@ -61,7 +68,9 @@ def test_row_does_not_depend_on_its_batch(engine, examples):
 
 
 def test_padding_does_not_matter(engine, examples):
-    small = generate(engine, examples[3:4], rows=1, key=bucket_of(examples[3], Buckets(), engine.config))
+    small = generate(
+        engine, examples[3:4], rows=1, key=bucket_of(examples[3], Buckets(), engine.config)
+    )
     large = generate(engine, examples[3:4], rows=2, key=BucketKey(512, 12, 12, 8))
     np.testing.assert_array_equal(small.tokens[0], large.tokens[0])
     assert large.lengths.tolist() == [16, 0]
@@ -70,7 +79,9 @@ def test_padding_does_not_matter(engine, examples):
 
 def test_stacked_layers_give_the_same(engine, examples, config):
     stacked = Engine(cases.random_params(config, stacked=True), config, Compute())
-    np.testing.assert_array_equal(generate(stacked, examples).tokens, generate(engine, examples).tokens)
+    np.testing.assert_array_equal(
+        generate(stacked, examples).tokens, generate(engine, examples).tokens
+    )
 
 
 def test_cached_decoding_equals_recomputing(engine, examples, config, params):
@@ -125,7 +136,10 @@ def test_limit_is_exact_and_shares_the_program(engine, examples):
 def test_seed_decides_the_samples(engine, examples):
     def sample(seed, keys=None):
         return generate(
-            engine, examples, SamplingConfig(max_new_tokens=16, temperature=1.0, seed=seed), keys=keys
+            engine,
+            examples,
+            SamplingConfig(max_new_tokens=16, temperature=1.0, seed=seed),
+            keys=keys,
         ).tokens
 
     first = sample(0)
@@ -137,7 +151,12 @@ def test_seed_decides_the_samples(engine, examples):
 def test_one_program_per_bucket_and_stage(params, config):
     """A hundred batches of four buckets compile four programs a stage at most, whatever the sampling knobs."""
     engine = Engine(params, config, Compute())
-    keys = [BucketKey(128, 4, 8, 2), BucketKey(256, 4, 8, 2), BucketKey(256, 6, 8, 4), BucketKey(512, 6, 8, 4)]
+    keys = [
+        BucketKey(128, 4, 8, 2),
+        BucketKey(256, 4, 8, 2),
+        BucketKey(256, 6, 8, 4),
+        BucketKey(512, 6, 8, 4),
+    ]
     example = cases.make_example(config, [4, ("video", 4, 84, 84, 150), 6])
     for i in range(100):
         options = SamplingConfig(max_new_tokens=2 + i % 5, temperature=0.5 + i / 100, seed=i)
@@ -147,7 +166,9 @@ def test_one_program_per_bucket_and_stage(params, config):
 
 
 def test_bfloat16_runs_in_bfloat16(config, examples):
-    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), cases.random_params(config, stacked=False))
+    params = jax.tree.map(
+        lambda leaf: leaf.astype("bfloat16"), cases.random_params(config, stacked=False)
+    )
     engine = Engine(params, config, Compute("bfloat16"))
     prefilled = engine.prefill(cases.one_batch(config, examples))
     assert prefilled.cache.k.dtype == "bfloat16"

@@ -30,7 +30,11 @@ def stored(folder: Path) -> dict[str, tuple[str, tuple, bytes]]:
         content = path.read_bytes()
         for name, header in TensorFile(path).headers.items():
             assert name not in found
-            found[name] = header.code, header.shape, content[header.start : header.start + header.nbytes]
+            found[name] = (
+                header.code,
+                header.shape,
+                content[header.start : header.start + header.nbytes],
+            )
     return found
 
 
@@ -51,16 +55,26 @@ def test_thinker_round_trip_is_bitwise(tmp_path, dtype, stacked):
     assert stored(tmp_path / "out") == without_prefix(stored(tmp_path / "full"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == {entry.hf_name for entry in mapping.entries(CONFIG)}
-    assert index["metadata"]["total_size"] == sum(len(data) for *_, data in stored(tmp_path / "out").values())
+    assert index["metadata"]["total_size"] == sum(
+        len(data) for *_, data in stored(tmp_path / "out").values()
+    )
     for path in (tmp_path / "out").glob("*.safetensors"):
         assert path.stat().st_size < 1.1e6
     again = load_params(tmp_path / "out", CONFIG, stacked=stacked)
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.all(a == b)), params, again))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.all(a == b)), params, again)
+    )
 
 
 def test_thinker_keeps_the_sources_files(tmp_path):
     write_full(tmp_path / "full", CONFIG)
-    save_thinker(load_params(tmp_path / "full", CONFIG), CONFIG, tmp_path / "out", tmp_path / "full", dtype="float32")
+    save_thinker(
+        load_params(tmp_path / "full", CONFIG),
+        CONFIG,
+        tmp_path / "out",
+        tmp_path / "full",
+        dtype="float32",
+    )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "config.json",
@@ -86,10 +100,13 @@ def test_sharded_parameters_are_put_together(tmp_path):
     mesh = jax.make_mesh((2, 4), ("layer", "column"))
 
     def spec(leaf):
-        return P("layer", *[None] * (len(leaf.shape) - 2), "column" if leaf.shape[-1] % 4 == 0 else None)
+        return P(
+            "layer", *[None] * (len(leaf.shape) - 2), "column" if leaf.shape[-1] % 4 == 0 else None
+        )
 
     shardings = mapping.build_tree(
-        (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stack else P())) for leaf in mapping.leaves(CONFIG)
+        (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stack else P()))
+        for leaf in mapping.leaves(CONFIG)
     )
     params = load_params(tmp_path / "in", CONFIG, shardings=shardings)
     save_thinker(params, CONFIG, tmp_path / "out")
@@ -101,7 +118,11 @@ def test_transformers_loads_the_thinker(tmp_path):
     thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
     write_full(tmp_path / "full", CONFIG)
     save_thinker(
-        load_params(tmp_path / "full", CONFIG), CONFIG, tmp_path / "out", tmp_path / "full", max_shard_bytes=1e6
+        load_params(tmp_path / "full", CONFIG),
+        CONFIG,
+        tmp_path / "out",
+        tmp_path / "full",
+        max_shard_bytes=1e6,
     )
     model, report = thinker.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
@@ -109,7 +130,9 @@ def test_transformers_loads_the_thinker(tmp_path):
     assert model.generation_config.eos_token_id == CONFIG.tokens.eos_token_id
     expected = stored(tmp_path / "out")
     for name, value in model.state_dict().items():
-        assert value.view(torch.int16).numpy().tobytes() == expected[mapping.canonical_name(name)][2], name
+        assert (
+            value.view(torch.int16).numpy().tobytes() == expected[mapping.canonical_name(name)][2]
+        ), name
 
 
 # ---- merged --------------------------------------------------------------------------------------
@@ -118,14 +141,22 @@ def test_transformers_loads_the_thinker(tmp_path):
 @pytest.mark.parametrize("files", [1, 3])
 def test_merge_of_unchanged_parameters_is_the_source(tmp_path, files):
     write_full(tmp_path / "full", CONFIG, files=files)
-    save_merged(load_params(tmp_path / "full", CONFIG, "float32"), CONFIG, tmp_path / "full", tmp_path / "out")
+    save_merged(
+        load_params(tmp_path / "full", CONFIG, "float32"),
+        CONFIG,
+        tmp_path / "full",
+        tmp_path / "out",
+    )
     assert stored(tmp_path / "out") == stored(tmp_path / "full")
     source = {path.relative_to(tmp_path / "full") for path in (tmp_path / "full").rglob("*")}
     assert {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")} == source
     for name in ("config.json", "spk_dict.pt", "assets/picture.bin", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
     if files > 1:
-        indexes = [json.loads((tmp_path / x / "model.safetensors.index.json").read_text()) for x in ("full", "out")]
+        indexes = [
+            json.loads((tmp_path / x / "model.safetensors.index.json").read_text())
+            for x in ("full", "out")
+        ]
         assert indexes[0] == indexes[1]
 
 
@@ -191,7 +222,9 @@ def test_orbax_loads_sharded(tmp_path):
     write_thinker(tmp_path / "in", CONFIG, values)
     save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
     mesh = jax.make_mesh((8,), ("x",))
-    shardings = jax.tree.map(lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32))
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
     shardings["lm_head"]["weight"] = NamedSharding(mesh, P("x"))
     params = load_params(tmp_path / "store", CONFIG, shardings=shardings)
     assert params["lm_head"]["weight"].sharding == shardings["lm_head"]["weight"]
@@ -226,7 +259,10 @@ def test_refuses_what_is_there(tmp_path):
 
 def test_overwrites_checkpoints_only(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds other things than a checkpoint"), new_directory(tmp_path, True):
+    with (
+        pytest.raises(UserError, match="holds other things than a checkpoint"),
+        new_directory(tmp_path, True),
+    ):
         pass
     with pytest.raises(UserError, match="is a file"), new_directory(tmp_path / "thesis.txt", True):
         pass
@@ -239,12 +275,16 @@ def _fail_halfway(folder, error):
         raise error
 
 
-@pytest.mark.parametrize("error", [UserError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [UserError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
 def test_a_failure_leaves_the_old_directory(tmp_path, error):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "config.json").write_text("old")
-    seen = UserError if isinstance(error, OSError) else type(error)  # the disk's refusal becomes a line
+    seen = (
+        UserError if isinstance(error, OSError) else type(error)
+    )  # the disk's refusal becomes a line
     with pytest.raises(seen, match="No space left" if isinstance(error, OSError) else None):
         _fail_halfway(folder, error)
     assert (folder / "config.json").read_text() == "old"

@@ -30,7 +30,9 @@ def test_smart_resize(size, limits, expected):
 
 def test_smart_resize_equals_the_reference():
     pytest.importorskip("torch")
-    reference = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
+    reference = pytest.importorskip(
+        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
+    ).smart_resize
     random = np.random.default_rng(0)
     for height, width in random.integers(28, 3000, (500, 2)).tolist():
         if max(height, width) < 200 * min(height, width):
@@ -53,10 +55,14 @@ def reference_order(vision, rows):
     """Patches f32[t * h * w, 1176] in the reference's order, normalised as the device does."""
     cells = vision.patches.reshape(vision.grid[0], -1, 4, CONFIG.vision.patch_dim)
     patches = cells[rows[:, 0], rows[:, 1]].reshape(-1, 3, 2 * 14 * 14).astype(np.float32)
-    return (patches * features.PIXEL_SCALE[:, None] - features.PIXEL_SHIFT[:, None]).reshape(len(patches), -1)
+    return (patches * features.PIXEL_SCALE[:, None] - features.PIXEL_SHIFT[:, None]).reshape(
+        len(patches), -1
+    )
 
 
-@pytest.mark.parametrize("size", [(28, 28), (56, 84), (112, 112), (140, 252), (364, 196), (28, 560)])
+@pytest.mark.parametrize(
+    "size", [(28, 28), (56, 84), (112, 112), (140, 252), (364, 196), (28, 560)]
+)
 def test_image_patches_equal_the_reference(size):
     pytest.importorskip("torch")
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
@@ -73,7 +79,9 @@ def test_resize_equals_the_reference():
     pytest.importorskip("torch")
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     frame = np.random.default_rng(1).integers(0, 256, (150, 333, 3), np.uint8)
-    processor = module.Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 30_000})
+    processor = module.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 3136, "longest_edge": 30_000}
+    )
     expected = processor(frame, return_tensors="np")
     resized = features.resize(frame, *features.smart_resize(150, 333, 3136, 30_000))
     vision = features.patchify(resized[None], CONFIG.vision)
@@ -100,7 +108,9 @@ def test_patches_are_the_pixels_at_their_coords(count, size):
             continue
         pair = frames[[2 * place[0], min(2 * place[0] + 1, count - 1)]]
         pixels = pair[:, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
-        np.testing.assert_array_equal(patches[place].reshape(3, 2, 14, 14), pixels.transpose(3, 0, 1, 2))
+        np.testing.assert_array_equal(
+            patches[place].reshape(3, 2, 14, 14), pixels.transpose(3, 0, 1, 2)
+        )
         seen += 1
     assert seen == np.prod(grid)
 
@@ -171,14 +181,22 @@ def noise_and_beeps(samples):
 def whisper():
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    return transformers.WhisperFeatureExtractor(feature_size=128, chunk_length=300, n_fft=400, hop_length=160)
+    return transformers.WhisperFeatureExtractor(
+        feature_size=128, chunk_length=300, n_fft=400, hop_length=160
+    )
 
 
-@pytest.mark.parametrize("samples", [1, 159, 160, 161, 199, 201, 400, 1000, 80_000, 480_160, 4_799_990, 4_800_000])
+@pytest.mark.parametrize(
+    "samples", [1, 159, 160, 161, 199, 201, 400, 1000, 80_000, 480_160, 4_799_990, 4_800_000]
+)
 def test_log_mel_equals_the_reference(whisper, samples):
     waveform = noise_and_beeps(samples)
     expected = whisper(
-        waveform, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="np"
+        waveform,
+        sampling_rate=16_000,
+        padding="max_length",
+        return_attention_mask=True,
+        return_tensors="np",
     )
     valid = int(expected["attention_mask"].sum())
     found = features.log_mel(waveform)
@@ -204,7 +222,19 @@ def test_log_mel_of_nothing_and_of_silence():
 
 @pytest.mark.parametrize(
     ("frames", "tokens"),
-    [(0, 0), (1, 0), (2, 0), (3, 1), (6, 1), (7, 2), (100, 25), (200, 50), (437, 109), (3000, 750), (30_000, 7500)],
+    [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (6, 1),
+        (7, 2),
+        (100, 25),
+        (200, 50),
+        (437, 109),
+        (3000, 750),
+        (30_000, 7500),
+    ],
 )
 def test_audio_tokens(frames, tokens):
     assert features.audio_tokens(frames) == tokens
@@ -216,6 +246,8 @@ def test_chunk_mel(frames):
     chunks, lengths = features.chunk_mel(mel, CONFIG.audio)
     assert chunks.shape == (-(-frames // 200), 200, 128)
     assert lengths.dtype == np.int32
-    np.testing.assert_array_equal(np.concatenate([c[:n] for c, n in zip(chunks, lengths, strict=True)] or [mel]), mel)
+    np.testing.assert_array_equal(
+        np.concatenate([c[:n] for c, n in zip(chunks, lengths, strict=True)] or [mel]), mel
+    )
     assert all(not chunk[length:].any() for chunk, length in zip(chunks, lengths, strict=True))
     assert sum(features.audio_tokens(int(n)) for n in lengths) == features.audio_tokens(frames)

@@ -9,11 +9,15 @@ from ugc_jax.errors import UserError
 
 
 def source(frames, fps, width=640, height=360):
-    return framing.Source("clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0)
+    return framing.Source(
+        "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0
+    )
 
 
 def indices(total, rate, /, **settings):
-    return framing.plan_frames(source(total, rate), resolve(ClipSettings(**settings))).indices.tolist()
+    return framing.plan_frames(
+        source(total, rate), resolve(ClipSettings(**settings))
+    ).indices.tolist()
 
 
 def test_rounded_linspace_equals_torch():

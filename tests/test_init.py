@@ -23,11 +23,15 @@ def test_tiny(tmp_path):
         values = mapping.read_tensor(params, entry)
         assert values.dtype.name == "bfloat16"
         values = values.astype(np.float32)
-        is_norm = any(part in entry.hf_name for part in ("norm", "ln_")) and entry.hf_name.endswith("weight")
+        is_norm = any(part in entry.hf_name for part in ("norm", "ln_")) and entry.hf_name.endswith(
+            "weight"
+        )
         if is_norm:
             assert np.all(values == 1), entry.hf_name
         else:
-            assert 0.012 < values.std() < 0.028, entry.hf_name  # biases too: a model that forgets one is caught
+            assert 0.012 < values.std() < 0.028, (
+                entry.hf_name
+            )  # biases too: a model that forgets one is caught
             assert len(np.unique(values)) > min(values.size, 256) / 2
 
 
@@ -42,7 +46,9 @@ def test_seed(tmp_path):
 def test_tensors_are_different():
     table = mapping.entries(tiny())
     firsts = {init.random_tensor(entry, 0).flat[0] for entry in table} - {1.0}
-    norms = sum("norm" in e.hf_name or "ln_" in e.hf_name for e in table if e.hf_name.endswith("weight"))
+    norms = sum(
+        "norm" in e.hf_name or "ln_" in e.hf_name for e in table if e.hf_name.endswith("weight")
+    )
     assert len(firsts) == len(table) - norms
 
 

@@ -20,7 +20,9 @@ SMALL = [
 def run(tiny_checkpoint, monkeypatch):
     """`run(job, *words)` -> exit status, on the tiny checkpoint."""
     monkeypatch.setattr(cli, "set_up_logging", lambda: None)
-    return lambda job, *words: cli.run([job, f"--config.checkpoint={tiny_checkpoint}", *map(str, words)])
+    return lambda job, *words: cli.run(
+        [job, f"--config.checkpoint={tiny_checkpoint}", *map(str, words)]
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,14 @@ class TestCaption:
         words = [f"--config.output={out}", f"--config.report={report}", "--config.token_ids=true"]
         assert run("caption", *SMALL, *words, clips, clips / "a.mp4", "missing.mp4") == 0
         records = {record["video"].removeprefix(f"{clips}/"): record for record in lines(out)}
-        assert sorted(records) == ["a.mp4", "b.mp4", "below/c.mp4", "broken.mp4", "missing.mp4", "silent.mp4"]
+        assert sorted(records) == [
+            "a.mp4",
+            "b.mp4",
+            "below/c.mp4",
+            "broken.mp4",
+            "missing.mp4",
+            "silent.mp4",
+        ]
         for name, record in records.items():
             if name in ("broken.mp4", "missing.mp4"):
                 assert list(record) == ["video", "error"]
@@ -49,20 +58,30 @@ class TestCaption:
                 assert record["new_tokens"] == len(record["token_ids"])
         totals = json.loads(report.read_text())
         assert (totals["captioned"], totals["skipped"], totals["failed"]) == (4, 0, 2)
-        assert totals["new_tokens"] == sum(record.get("new_tokens", 0) for record in records.values())
+        assert totals["new_tokens"] == sum(
+            record.get("new_tokens", 0) for record in records.values()
+        )
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert f"captioned 4, skipped 0, failed 2; compiled {totals['programs']} programs" in printed.err
+        assert (
+            f"captioned 4, skipped 0, failed 2; compiled {totals['programs']} programs"
+            in printed.err
+        )
 
     def test_resume(self, run, clips, tmp_path, capsys):
         out = tmp_path / "out.jsonl"
-        assert run("caption", *SMALL, f"--config.output={out}", clips / "a.mp4", clips / "broken.mp4") == 0
+        assert (
+            run("caption", *SMALL, f"--config.output={out}", clips / "a.mp4", clips / "broken.mp4")
+            == 0
+        )
         first = lines(out)
         out.write_text(out.read_text() + '{"video": "half')
         assert run("caption", *SMALL, f"--config.output={out}", clips) == 0
         assert "captioned 3, skipped 1, failed 1" in capsys.readouterr().err
         second = lines(out)
-        assert sorted(record["video"] for record in second) == sorted(map(str, clips.rglob("*.mp4")))
+        assert sorted(record["video"] for record in second) == sorted(
+            map(str, clips.rglob("*.mp4"))
+        )
         assert [record for record in first if "error" not in record][0] in second
 
     def test_nothing_left_to_do_loads_no_model(self, run, clips, tmp_path, monkeypatch):
@@ -81,7 +100,9 @@ class TestCaption:
         assert run("caption", *SMALL, clips / "broken.mp4", "missing.mp4") == 1
         assert len(capsys.readouterr().out.splitlines()) == 2
 
-    def test_interrupted_run_keeps_what_it_has(self, run, clips, tmp_path, tiny_captioner, monkeypatch):
+    def test_interrupted_run_keeps_what_it_has(
+        self, run, clips, tmp_path, tiny_captioner, monkeypatch
+    ):
         def stream(*_):
             yield Caption("a.mp4", "A cat.", (1,), 2, 1, "stop", 0.1)
             raise KeyboardInterrupt
@@ -112,8 +133,16 @@ def test_more_devices_than_there_are(run, clips):
 def test_example_config(pytestconfig):
     path = pytestconfig.rootpath / "configs" / "caption_upstream.py"
     config, words = parse(caption.CONFIG, [f"--config={path}", "--config.checkpoint=x", "a.mp4"])
-    assert (config.preset, config.temperature, config.max_new_tokens, words) == ("upstream", 0.2, 1024, ["a.mp4"])
-    assert parse(caption.CONFIG, [f"--config={path}:greedy", "--config.checkpoint=x"])[0].temperature == 0
+    assert (config.preset, config.temperature, config.max_new_tokens, words) == (
+        "upstream",
+        0.2,
+        1024,
+        ["a.mp4"],
+    )
+    assert (
+        parse(caption.CONFIG, [f"--config={path}:greedy", "--config.checkpoint=x"])[0].temperature
+        == 0
+    )
 
 
 class TestInspect:
@@ -126,15 +155,25 @@ class TestInspect:
         assert a["video_tokens"] == a["grid"][0] * a["grid"][1] * a["grid"][2] // 4
         assert a["audio_tokens"] == 30  # 1.2 s at 25 tokens a second
         assert a["kv_bytes"] == 2 * 2 * 2 * 16 * 2 * (a["bucket"]["tokens"] + 8)
-        assert (silent["has_audio"], silent["audio_tokens"], silent["audio_seconds"]) == (False, 0, 0)
+        assert (silent["has_audio"], silent["audio_tokens"], silent["audio_seconds"]) == (
+            False,
+            0,
+            0,
+        )
         assert list(missing) == ["video", "error"]
         assert run("caption", *SMALL, *names[:2]) == 0
-        captions = {record["video"]: record for record in map(json.loads, capsys.readouterr().out.splitlines())}
+        captions = {
+            record["video"]: record
+            for record in map(json.loads, capsys.readouterr().out.splitlines())
+        }
         for seen in (a, silent):
             assert captions[seen["video"]]["prompt_tokens"] == seen["prompt_tokens"]
 
     def test_table(self, run, clips, capsys):
-        assert run("inspect", *SMALL[:-1], clips / "a.mp4", clips / "silent.mp4", clips / "broken.mp4") == 0
+        assert (
+            run("inspect", *SMALL[:-1], clips / "a.mp4", clips / "silent.mp4", clips / "broken.mp4")
+            == 0
+        )
         a, silent, broken = capsys.readouterr().out.strip().split("\n\n")
         assert a.splitlines()[0] == f"{clips / 'a.mp4'} (video)"
         for row in (

@@ -97,7 +97,10 @@ def test_names_and_shapes_are_those_of_transformers(tmp_path):
         transformers.Qwen2_5OmniThinkerConfig(**to_hf(config, "float32"))
     )
     table = {entry.hf_name: entry.shape for entry in mapping.entries(config)}
-    modules = {mapping.canonical_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
+    modules = {
+        mapping.canonical_name(name): tuple(value.shape)
+        for name, value in model.state_dict().items()
+    }
     assert modules == table
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "numpy") as file:

@@ -69,7 +69,9 @@ def test_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.txt", "a.m3u8", "a.png"])
-@pytest.mark.parametrize("content", [b"These are not pictures.\n" * 99, b"#EXTM3U\n#EXTINF:1,\nb.mp4\n", bytes(5000)])
+@pytest.mark.parametrize(
+    "content", [b"These are not pictures.\n" * 99, b"#EXTM3U\n#EXTINF:1,\nb.mp4\n", bytes(5000)]
+)
 def test_not_media(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, "not readable as video, image or sound")
@@ -82,7 +84,12 @@ def test_cut_off(tmp_path, part, kind):
     write_clip(path, faststart=kind == "index first")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    refused(path, "not readable as video" if kind == "index last" else r"cut off, at most its first \d+ pictures")
+    refused(
+        path,
+        "not readable as video"
+        if kind == "index last"
+        else r"cut off, at most its first \d+ pictures",
+    )
 
 
 def test_header_that_claims_gigabytes(tmp_path):
@@ -102,7 +109,9 @@ def test_header_that_claims_gigabytes(tmp_path):
 def test_picture_that_claims_gigabytes(tmp_path):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 99) + b"IDAT")
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 99) + b"IDAT"
+    )
     refused(tmp_path / "a.png", "does not decode.*3600000000 pixels")
 
 
@@ -126,4 +135,6 @@ def test_sound_file_without_sound(tmp_path):
             file.setparams((1, 2, 16_000, 0, "NONE", ""))
             file.writeframes(bytes(2 * 16_000 * seconds))
     refused(tmp_path / "a.wav", "neither picture nor sound")
-    refused(tmp_path / "b.wav", "no picture and no sound that is asked for", ClipSettings(audio=False))
+    refused(
+        tmp_path / "b.wav", "no picture and no sound that is asked for", ClipSettings(audio=False)
+    )

@@ -53,17 +53,53 @@ def test_video_example():
 def test_video_with_sound_example():
     frames = 54 * 4
     out = lay(Text([1]), Video((3, 2, 2), 1.0, frames), Text([2]))
-    assert out.positions[0].tolist() == [0, 1, 1, 2, 27, *range(2, 52), 52, *range(52, 56), 56, 56, 57]
-    assert out.positions[1].tolist() == [0, 1, 1, 2, 2, *range(2, 52), 2, *range(52, 56), 56, 56, 57]
+    assert out.positions[0].tolist() == [
+        0,
+        1,
+        1,
+        2,
+        27,
+        *range(2, 52),
+        52,
+        *range(52, 56),
+        56,
+        56,
+        57,
+    ]
+    assert out.positions[1].tolist() == [
+        0,
+        1,
+        1,
+        2,
+        2,
+        *range(2, 52),
+        2,
+        *range(52, 56),
+        56,
+        56,
+        57,
+    ]
     video, audio = [IDS.video_token_id], [IDS.audio_token_id]
     opening = [IDS.vision_start_token_id, IDS.audio_start_token_id]
     closing = [IDS.audio_end_token_id, IDS.vision_end_token_id]
-    assert out.tokens.tolist() == [1, *opening, *video * 2, *audio * 50, *video, *audio * 4, *closing, 2]
+    assert out.tokens.tolist() == [
+        1,
+        *opening,
+        *video * 2,
+        *audio * 50,
+        *video,
+        *audio * 4,
+        *closing,
+        2,
+    ]
     assert out.next_position - len(out.tokens) == -5
 
 
 def test_walk_lags_below_one_frame_per_second():
-    sizes = [s.stop - s.start for s in chunk_slices(np.array([0, 0, 0, 100, 100, 100, 200, 200, 200]), 50)]
+    sizes = [
+        s.stop - s.start
+        for s in chunk_slices(np.array([0, 0, 0, 100, 100, 100, 200, 200, 200]), 50)
+    ]
     assert sizes == [3, 1, 2, 1, 2]
     assert chunk_slices(np.array([], int), 50) == [slice(0, 0)]
 
@@ -93,7 +129,9 @@ def test_rows_count_through_all_media_and_are_taken_once():
     assert sorted({grid for grid, _ in vision}) == [0, 1, 2, 3]
     # 437 frames are 3 chunks, 201 frames 2 (the second of 1 frame yields no token), 2 frames 1 without a token
     assert sorted({chunk for chunk, _ in audio}) == [0, 1, 2, 3, 6]
-    assert (out.source == VISION).tolist() == np.isin(out.tokens, (IDS.image_token_id, IDS.video_token_id)).tolist()
+    assert (out.source == VISION).tolist() == np.isin(
+        out.tokens, (IDS.image_token_id, IDS.video_token_id)
+    ).tolist()
     assert (out.source == AUDIO).tolist() == (out.tokens == IDS.audio_token_id).tolist()
     assert not out.row[out.source == TEXT].any()
 
@@ -109,18 +147,41 @@ CASES = {
     "video": [Text([9, 9]), Video((5, 6, 10), 1.0), Text([8])],
     "video at its own rate": [Text([9, 9]), Video((5, 6, 10), 2 / 1.894), Text([8])],
     "tall strip": [Text([9]), Video((1, 120, 2), 1.0), Text([8])],
-    "image, video, audio": [Text([9]), Image((1, 4, 4)), Text([7, 7]), Video((3, 4, 6), 1.0), Audio(301), Text([8])],
+    "image, video, audio": [
+        Text([9]),
+        Image((1, 4, 4)),
+        Text([7, 7]),
+        Video((3, 4, 6), 1.0),
+        Audio(301),
+        Text([8]),
+    ],
     "sound as long": [Text([9]), AV(4, 6, 4, 400), Text([8])],
     "sound shorter": [Text([9]), AV(6, 4, 4, 440), Text([8])],
     "sound longer": [Text([9]), AV(4, 4, 6, 1234), Text([8])],
     "sound under 40 ms": [Text([9]), AV(4, 4, 4, 2), Text([8])],
     "one grid": [Text([9]), AV(1, 4, 4, 30), Text([8])],
     "one tall grid": [Text([9]), AV(1, 80, 4, 30), Text([8])],
-    "two videos with sound": [Text([9]), AV(3, 4, 4, 300), Text([7]), AV(2, 6, 4, 900, 1.5), Text([8])],
-    "with sound, image, audio": [Text([9]), AV(3, 4, 4, 350), Image((1, 4, 6)), Text([7]), Audio(77), Text([8])],
+    "two videos with sound": [
+        Text([9]),
+        AV(3, 4, 4, 300),
+        Text([7]),
+        AV(2, 6, 4, 900, 1.5),
+        Text([8]),
+    ],
+    "with sound, image, audio": [
+        Text([9]),
+        AV(3, 4, 4, 350),
+        Image((1, 4, 6)),
+        Text([7]),
+        Audio(77),
+        Text([8]),
+    ],
     "slow": [Text([9]), AV(5, 4, 6, 2000, 0.3), Text([8])],
     "slower than a chunk": [Text([9]), AV(4, 2, 4, 3000, 0.25), Text([8])],
-    **{f"{fps} fps": [Text([9]), AV(60, 2, 4, 3000, fps), Text([8])] for fps in (0.5, 1.98, 7.5, 10.25, 23.976, 29.97)},
+    **{
+        f"{fps} fps": [Text([9]), AV(60, 2, 4, 3000, fps), Text([8])]
+        for fps in (0.5, 1.98, 7.5, 10.25, 23.976, 29.97)
+    },
 }
 
 
@@ -140,7 +201,11 @@ def reference():
     def positions(tokens, pieces):
         pictures = [p for p in pieces if isinstance(p, Image)]
         videos = [p for p in pieces if isinstance(p, Video)]
-        sounds = [p.frames if isinstance(p, Audio) else p.audio_frames for p in pieces if isinstance(p, Audio | Video)]
+        sounds = [
+            p.frames if isinstance(p, Audio) else p.audio_frames
+            for p in pieces
+            if isinstance(p, Audio | Video)
+        ]
         sounds = [frames for frames in sounds if frames is not None]
         ids = torch.tensor(np.asarray(tokens)[None], dtype=torch.long)
         out, _ = cls.get_rope_index(
@@ -177,18 +242,28 @@ def reference_expansion(piece: Video) -> list[int]:
     processor.get_chunked_index = cls.get_chunked_index.__get__(processor)
     text = cls.replace_video_with_audio_token(
         processor,
-        {"video_grid_thw": np.array([piece.grid]), "video_second_per_grid": [piece.seconds_per_grid]},
+        {
+            "video_grid_thw": np.array([piece.grid]),
+            "video_second_per_grid": [piece.seconds_per_grid],
+        },
         0,
         {"num_audio_tokens": [audio_tokens(piece.audio_frames)]},
         0,
         position_id_per_seconds=25,
         seconds_per_chunk=2.0,
     )
-    ids = {"<": IDS.audio_start_token_id, ">": IDS.audio_end_token_id, "v": IDS.video_token_id, "a": IDS.audio_token_id}
+    ids = {
+        "<": IDS.audio_start_token_id,
+        ">": IDS.audio_end_token_id,
+        "v": IDS.video_token_id,
+        "a": IDS.audio_token_id,
+    }
     return [IDS.vision_start_token_id, *(ids[letter] for letter in text), IDS.vision_end_token_id]
 
 
-@pytest.mark.parametrize("fps", [0.25, 0.3, 0.5, 1, 1.5, 2, 2.5, 3, 4, 7.5, 12.5, 23.976, 24, 25, 29.97, 30])
+@pytest.mark.parametrize(
+    "fps", [0.25, 0.3, 0.5, 1, 1.5, 2, 2.5, 3, 4, 7.5, 12.5, 23.976, 24, 25, 29.97, 30]
+)
 @pytest.mark.parametrize(("t", "frames"), [(1, 3), (4, 2), (7, 437), (40, 2000), (5, 3000)])
 def test_tokens_equal_the_reference_processor(fps, t, frames):
     piece = Video((t, 4, 6), 2 / fps, frames)

@@ -12,12 +12,35 @@ MEDIA = {"image": Image((1, 4, 4)), "audio": Audio(100), "video": Video((2, 4, 4
 CASES = {
     "text": [{"role": "user", "content": "Hi"}],
     "text parts": [
-        {"role": "user", "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "world"}]}
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "world"}],
+        }
     ],
-    "video": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Hi"}]}],
-    "image": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Who?"}]}],
-    "audio": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": " What?"}]}],
-    "typeless": [{"role": "user", "content": [{"image_url": "a"}, {"audio_url": "b"}, {"video": "c"}, {"text": "d"}]}],
+    "video": [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Hi"}],
+        }
+    ],
+    "image": [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "Who?"}],
+        }
+    ],
+    "audio": [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": " What?"}],
+        }
+    ],
+    "typeless": [
+        {
+            "role": "user",
+            "content": [{"image_url": "a"}, {"audio_url": "b"}, {"video": "c"}, {"text": "d"}],
+        }
+    ],
     "mixed": [
         {
             "role": "user",
@@ -33,15 +56,29 @@ CASES = {
     ],
     "system text": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
     "system list": [
-        {"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
-        {"role": "user", "content": [{"type": "video", "video": 0}, {"type": "text", "text": "Hi"}]},
+        {
+            "role": "system",
+            "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": 0}, {"type": "text", "text": "Hi"}],
+        },
     ],
     "turns": [
-        {"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "What is it?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": 0}, {"type": "text", "text": "What is it?"}],
+        },
         {"role": "assistant", "content": "A dog.\n"},
         {"role": "user", "content": "\nAnd its colour?  "},
     ],
-    "unicode": [{"role": "user", "content": "Cafe\u0301 ﬁn 你好 👩‍👩‍👧 \u200f שלום 12345 <tool_call> it's \r\n\t x"}],
+    "unicode": [
+        {
+            "role": "user",
+            "content": "Cafe\u0301 ﬁn 你好 👩‍👩‍👧 \u200f שלום 12345 <tool_call> it's \r\n\t x",
+        }
+    ],
     "empty": [{"role": "user", "content": ""}],
 }
 
@@ -75,15 +112,23 @@ def with_placeholders(prompt, ids):
         Audio: [ids.audio_start_token_id, ids.audio_token_id, ids.audio_end_token_id],
         Video: [ids.vision_start_token_id, ids.video_token_id, ids.vision_end_token_id],
     }
-    return [i for piece in prompt for i in (piece.ids if isinstance(piece, Text) else markers[type(piece)])]
+    return [
+        i
+        for piece in prompt
+        for i in (piece.ids if isinstance(piece, Text) else markers[type(piece)])
+    ]
 
 
 @pytest.mark.parametrize("generation_prompt", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_ids_equal_the_tokenizers_own_template(name, generation_prompt, checkpoint, tokenizer, reference):
+def test_ids_equal_the_tokenizers_own_template(
+    name, generation_prompt, checkpoint, tokenizer, reference
+):
     messages = CASES[name]
     media = [MEDIA[kind] for kind in media_kinds(messages)]
-    ours = with_placeholders(pieces(messages, media, tokenizer, generation_prompt), checkpoint[1].tokens)
+    ours = with_placeholders(
+        pieces(messages, media, tokenizer, generation_prompt), checkpoint[1].tokens
+    )
     theirs = reference.apply_chat_template(
         messages, tokenize=True, add_generation_prompt=generation_prompt, return_dict=False
     )
@@ -93,7 +138,9 @@ def test_ids_equal_the_tokenizers_own_template(name, generation_prompt, checkpoi
 def test_published_ids(shared_data):
     """Spec 5.1's check, without transformers."""
     config = configs.omni_3b()
-    tokenizer = ChatTokenizer(Tokenizer.from_file(str(shared_data / "tokenizer" / "tokenizer.json")), config.tokens)
+    tokenizer = ChatTokenizer(
+        Tokenizer.from_file(str(shared_data / "tokenizer" / "tokenizer.json")), config.tokens
+    )
     ids = with_placeholders(pieces(CASES["video"], [MEDIA["video"]], tokenizer), config.tokens)
     expected = "151644 8948 198 2610 525 264 10950 17847 13 151645 198 151644 872 198 151652 151656 151653 13048"
     assert ids == [*map(int, expected.split()), 151645, 198, 151644, 77091, 198]
@@ -109,12 +156,18 @@ def test_special_tokens_in_text_stay_text(checkpoint, tokenizer):
 
 
 def test_decode_leaves_out_special_and_unknown_ids(checkpoint, tokenizer):
-    ids = [*tokenizer.encode("a dog's 犬"), checkpoint[1].tokens.eos_token_id, checkpoint[1].text.vocab_size - 1]
+    ids = [
+        *tokenizer.encode("a dog's 犬"),
+        checkpoint[1].tokens.eos_token_id,
+        checkpoint[1].text.vocab_size - 1,
+    ]
     assert tokenizer.decode(ids) == "a dog's 犬"
 
 
 def test_medium_parts_stand_where_the_messages_name_them(tokenizer):
-    prompt = pieces(CASES["mixed"], [MEDIA[kind] for kind in ("image", "video", "video", "audio")], tokenizer)
+    prompt = pieces(
+        CASES["mixed"], [MEDIA[kind] for kind in ("image", "video", "video", "audio")], tokenizer
+    )
     assert [type(piece) for piece in prompt] == [Text, Image, Text, Video, Video, Audio, Text]
 
 
@@ -142,6 +195,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
     build_tokenizer(configs.tiny(), tmp_path)
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     with pytest.raises(
-        UserError, match=r"x.json: <\|endoftext\|> has id 2000, but pad_token_id in config.json is 16000"
+        UserError,
+        match=r"x.json: <\|endoftext\|> has id 2000, but pad_token_id in config.json is 16000",
     ):
         ChatTokenizer(backend, configs.mid().tokens, "x.json")

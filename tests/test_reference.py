@@ -67,7 +67,11 @@ def highest_precision():
 
 @pytest.fixture(params=cases.CASES)
 def parts(request, pair):
-    if pair.config == config_lib.mid() and request.param not in ("text", "video_with_sound", "several_media"):
+    if pair.config == config_lib.mid() and request.param not in (
+        "text",
+        "video_with_sound",
+        "several_media",
+    ):
         pytest.skip("the larger model runs the cases that hold the others")
     return cases.CASES[request.param]
 
@@ -102,10 +106,14 @@ def test_vision_tower(pair, parts):
     batch = cases.one_batch(pair.config, [example])
     rows = pair.engine._encode_vision(pair.params, batch.patches, batch.coords)[0]
     takes = example.source == VISION
-    patches = np.concatenate([reference.reference_patches(picture, pair.config) for picture in example.vision])
+    patches = np.concatenate(
+        [reference.reference_patches(picture, pair.config) for picture in example.vision]
+    )
     grids = torch.tensor([picture.grid for picture in example.vision])
     with torch.no_grad():
-        theirs = pair.torch_model.model.visual(torch.from_numpy(patches), grid_thw=grids).pooler_output.numpy()
+        theirs = pair.torch_model.model.visual(
+            torch.from_numpy(patches), grid_thw=grids
+        ).pooler_output.numpy()
     # Tokens stand in the order of the reference's rows, so the splice is under test too.
     assert relative_error(rows[batch.splice[0, : len(takes)][takes]], theirs) <= TOLERANCE
 
@@ -129,7 +137,9 @@ def greedy(pair, examples, tokens=64):
     batch = cases.one_batch(pair.config, examples)
     next_position = np.array([example.next_position for example in examples], np.int32)
     options = SamplingConfig(max_new_tokens=tokens)
-    return pair.engine.generate(batch, next_position, options, np.arange(len(examples), dtype=np.uint32))
+    return pair.engine.generate(
+        batch, next_position, options, np.arange(len(examples), dtype=np.uint32)
+    )
 
 
 def reference_greedy(pair, inputs, tokens=64):
@@ -144,7 +154,9 @@ def reference_greedy(pair, inputs, tokens=64):
 def test_greedy_tokens(pair, parts):
     example = cases.make_example(pair.config, parts)
     ours = greedy(pair, [example])
-    np.testing.assert_array_equal(ours.tokens[0], reference_greedy(pair, pair.inputs([example], [parts]))[0])
+    np.testing.assert_array_equal(
+        ours.tokens[0], reference_greedy(pair, pair.inputs([example], [parts]))[0]
+    )
 
 
 def test_mixed_batch_of_unequal_prompts(pair):
@@ -163,14 +175,18 @@ def test_mixed_batch_of_unequal_prompts(pair):
 def test_left_padded_batch_of_the_reference(pair):
     many = [cases.CASES["video_with_sound"], [40, *cases.CASES["video_sound_longer"]]]
     examples = [cases.make_example(pair.config, parts, seed) for seed, parts in enumerate(many)]
-    np.testing.assert_array_equal(greedy(pair, examples).tokens, reference_greedy(pair, pair.inputs(examples, many)))
+    np.testing.assert_array_equal(
+        greedy(pair, examples).tokens, reference_greedy(pair, pair.inputs(examples, many))
+    )
 
 
 def test_bfloat16_agrees_on_most_tokens(pair):
     """Next-token choices over whole prompts, computed in bfloat16, against the float32 reference (spec 6)."""
     parts = cases.CASES["video_with_sound"] + [200]
     example = cases.make_example(pair.config, parts)
-    hidden, _ = pair.jit(omni.hidden_states, Compute("bfloat16"))(cases.one_batch(pair.config, [example]))
+    hidden, _ = pair.jit(omni.hidden_states, Compute("bfloat16"))(
+        cases.one_batch(pair.config, [example])
+    )
     ours = omni.logits(pair.params, hidden[0, : len(example.tokens)]).argmax(-1)
     with torch.no_grad():
         theirs = pair.torch_model(**pair.inputs([example], [parts])).logits[0].numpy().argmax(-1)

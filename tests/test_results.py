@@ -12,7 +12,9 @@ FAILED_B = {"video": "b.mp4", "error": "b.mp4: broken"}
 
 
 def write(path, *records, tail=""):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail, encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(record) + "\n" for record in records) + tail, encoding="utf-8"
+    )
 
 
 def read(path):
@@ -84,7 +86,9 @@ def test_untouched_file_is_not_rewritten(path):
     assert path.stat().st_ino == inode
 
 
-@pytest.mark.parametrize("content", ["no json\n{}\n", '{"caption": "no video"}\n', "[1]\n", '"text"\n'])
+@pytest.mark.parametrize(
+    "content", ["no json\n{}\n", '{"caption": "no video"}\n', "[1]\n", '"text"\n']
+)
 def test_other_files_are_refused_and_left_alone(path, content):
     path.parent.mkdir()
     path.write_text(content)

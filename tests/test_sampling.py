@@ -11,7 +11,9 @@ from ugc_jax.generate.sampling import SamplingConfig
 LOGITS = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32) * 3
 
 
-@pytest.mark.parametrize(("k", "p"), [(0, 1.0), (5, 1.0), (0, 0.7), (10, 0.5), (1, 1.0), (0, 0.01), (60, 0.99)])
+@pytest.mark.parametrize(
+    ("k", "p"), [(0, 1.0), (5, 1.0), (0, 0.7), (10, 0.5), (1, 1.0), (0, 0.01), (60, 0.99)]
+)
 def test_truncation_as_in_transformers(k, p):
     torch = pytest.importorskip("torch")
     processors = pytest.importorskip("transformers.generation.logits_process")
@@ -30,7 +32,9 @@ def test_repetition_penalty_as_in_transformers():
     seen_ids = np.random.default_rng(1).integers(0, 50, (4, 12))
     seen = np.zeros((4, 50), bool)
     seen[np.arange(4)[:, None], seen_ids] = True
-    theirs = processors.RepetitionPenaltyLogitsProcessor(1.3)(torch.from_numpy(seen_ids), torch.from_numpy(LOGITS))
+    theirs = processors.RepetitionPenaltyLogitsProcessor(1.3)(
+        torch.from_numpy(seen_ids), torch.from_numpy(LOGITS)
+    )
     np.testing.assert_allclose(sampling.penalize(LOGITS, seen, 1.3), theirs.numpy(), rtol=1e-6)
 
 
@@ -46,11 +50,17 @@ def test_greedy_takes_the_largest():
 def test_samples_follow_the_distribution():
     logits = np.broadcast_to(np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), (20000, 4))
     keys = jax.random.split(jax.random.key(0), len(logits))
-    shares = np.bincount(choose(SamplingConfig(temperature=1.0), keys, logits), minlength=4) / len(logits)
+    shares = np.bincount(choose(SamplingConfig(temperature=1.0), keys, logits), minlength=4) / len(
+        logits
+    )
     np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.012)
-    shares = np.bincount(choose(SamplingConfig(temperature=1.0, top_p=0.75), keys, logits), minlength=4) / len(logits)
+    shares = np.bincount(
+        choose(SamplingConfig(temperature=1.0, top_p=0.75), keys, logits), minlength=4
+    ) / len(logits)
     np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.012)
-    shares = np.bincount(choose(SamplingConfig(temperature=0.5), keys, logits), minlength=4) / len(logits)
+    shares = np.bincount(choose(SamplingConfig(temperature=0.5), keys, logits), minlength=4) / len(
+        logits
+    )
     np.testing.assert_allclose(shares, np.square([0.5, 0.3, 0.15, 0.05]) / 0.365, atol=0.012)
 
 

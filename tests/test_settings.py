@@ -92,7 +92,10 @@ def test_values(word, field, value):
         (["--steps=1"], "unknown option --steps; write --config.steps=..."),
         (["--verbose"], "unknown option --verbose; see --help"),
         (["--config"], "--config needs a file: --config=FILE or --config=FILE:ARG"),
-        (["--config=no.py"], "--config=no.py: no such file; give the path of a Python file with get_config(arg=None)"),
+        (
+            ["--config=no.py"],
+            "--config=no.py: no such file; give the path of a Python file with get_config(arg=None)",
+        ),
     ],
 )
 def test_mistakes_are_told(words, message):
@@ -100,7 +103,9 @@ def test_mistakes_are_told(words, message):
 
 
 def test_required_setting_is_told():
-    with pytest.raises(UserError, match=r"--config\.checkpoint=\.\.\. is required: where the model is"):
+    with pytest.raises(
+        UserError, match=r"--config\.checkpoint=\.\.\. is required: where the model is"
+    ):
         parse(Config, [])
 
 
@@ -127,7 +132,10 @@ def test_argument_of_a_file(file):
         ("def get_config():\n  return {'steps': True}", "steps: expected INTEGER, got True"),
         ("def get_config():\n  return 3", "get_config returned int; expected a ConfigDict"),
         ("x = 1", "defines no get_config(arg=None); see configs/ for an example"),
-        ("def get_config():\n  return 1 / 0", ":2: ZeroDivisionError: division by zero; correct the config file"),
+        (
+            "def get_config():\n  return 1 / 0",
+            ":2: ZeroDivisionError: division by zero; correct the config file",
+        ),
         ("def get_config(:", "SyntaxError"),
     ],
 )

@@ -19,12 +19,21 @@ from ugc_jax.hf import mapping
 from ugc_jax.models import omni
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2), (1, 2, 4), (2, 1, 4)]
-LENGTHS = (4, 5, 8, 11)  # wrong numbers without an error came and went with the length when tables were split badly
+LENGTHS = (
+    4,
+    5,
+    8,
+    11,
+)  # wrong numbers without an error came and went with the length when tables were split badly
 
 
 def test_rules_name_every_logical_axis_of_the_model():
     axes = omni.logical_axes(config_lib.tiny())
-    names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
+    names = {
+        name
+        for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+        for name in leaf
+    }
     assert names - {None} <= {"layers", "vocab", "embed", "heads", "mlp"}
     with pytest.raises(AttributeError):
         sharding.RULES.spec(("vocabulary",))
@@ -68,9 +77,22 @@ def model():
 
 def everything(config):
     """Eight rows: text, sound, picture and both; and the positions to go on from."""
-    names = ("text", "audio", "image", "video", "video_with_sound", "several_media", "video_sound_shorter", "text")
-    examples = [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(names)]
-    return cases.one_batch(config, examples), np.array([example.next_position for example in examples], np.int32)
+    names = (
+        "text",
+        "audio",
+        "image",
+        "video",
+        "video_with_sound",
+        "several_media",
+        "video_sound_shorter",
+        "text",
+    )
+    examples = [
+        cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(names)
+    ]
+    return cases.one_batch(config, examples), np.array(
+        [example.next_position for example in examples], np.int32
+    )
 
 
 def text_only(config, length):
@@ -84,11 +106,21 @@ def run(config, params, mesh=None):
     engine = Engine(params, config, Compute(), mesh)
     mixed, position = everything(config)
     batches = [mixed, *(text_only(config, length) for length in LENGTHS)]
-    with jax.default_matmul_precision("highest"), jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    with (
+        jax.default_matmul_precision("highest"),
+        jax.set_mesh(mesh) if mesh else contextlib.nullcontext(),
+    ):
         if mesh is not None:
-            batches = [jax.device_put(batch, sharding.batch_shardings(mesh, batch)) for batch in batches]
-        logits = [np.asarray(forward(params, batch))[np.asarray(batch.segment_ids) > 0] for batch in batches]
-        tokens = engine.generate(mixed, position, SamplingConfig(max_new_tokens=8), np.arange(8)).tokens
+            batches = [
+                jax.device_put(batch, sharding.batch_shardings(mesh, batch)) for batch in batches
+            ]
+        logits = [
+            np.asarray(forward(params, batch))[np.asarray(batch.segment_ids) > 0]
+            for batch in batches
+        ]
+        tokens = engine.generate(
+            mixed, position, SamplingConfig(max_new_tokens=8), np.arange(8)
+        ).tokens
     return logits, tokens
 
 

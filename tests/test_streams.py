@@ -26,7 +26,9 @@ def all_frames(path):
 
 @pytest.mark.parametrize("key_every", [1, 7, 50])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi", "h264"])
-@pytest.mark.parametrize("settings", [dict(frames=2), dict(frames=6), dict(fps=25.0), dict(start=2.0, end=3.0)])
+@pytest.mark.parametrize(
+    "settings", [dict(frames=2), dict(frames=6), dict(fps=25.0), dict(start=2.0, end=3.0)]
+)
 def test_frames_equal_sequential_decoding(tmp_path, key_every, suffix, settings):
     path = tmp_path / f"clip.{suffix}"
     write_clip(path, size=(112, 112), key_every=key_every, audio=suffix != "h264")
@@ -36,7 +38,9 @@ def test_frames_equal_sequential_decoding(tmp_path, key_every, suffix, settings)
     everything = all_frames(path)
     assert len(everything) == clip.source.frames == 100
     np.testing.assert_array_equal(clip.frames, [everything[index] for index in plan.indices])
-    np.testing.assert_allclose(clip.times, plan.indices / 25, atol=0.04 if suffix == "avi" else 1e-3)
+    np.testing.assert_allclose(
+        clip.times, plan.indices / 25, atol=0.04 if suffix == "avi" else 1e-3
+    )
     assert (clip.frames.dtype, clip.times.dtype) == (np.uint8, np.float64)
 
 
@@ -52,7 +56,9 @@ def test_only_the_needed_packets_are_decoded(tmp_path, monkeypatch):
     write_clip(tmp_path / "clip.mp4", seconds=12, key_every=25, size=(112, 112), audio=False)
     decoded = []
     decode = streams._decode
-    monkeypatch.setattr(streams, "_decode", lambda stream, packet: decoded.append(packet) or decode(stream, packet))
+    monkeypatch.setattr(
+        streams, "_decode", lambda stream, packet: decoded.append(packet) or decode(stream, packet)
+    )
     media.read_clip(tmp_path / "clip.mp4", ClipSettings(frames=2))
     assert len(decoded) < 80  # of 300
 
@@ -60,7 +66,9 @@ def test_only_the_needed_packets_are_decoded(tmp_path, monkeypatch):
 def test_variable_rate(tmp_path):
     times = [0.5, 0.6, 1, 2, 2.1, 2.2, 3, 5, 5.5]  # starts late, too
     write_clip(tmp_path / "clip.mp4", size=(112, 112), times=times)
-    clip = media.read_clip(tmp_path / "clip.mp4", ClipSettings(frames=8, min_pixels=1, max_pixels=112 * 112))
+    clip = media.read_clip(
+        tmp_path / "clip.mp4", ClipSettings(frames=8, min_pixels=1, max_pixels=112 * 112)
+    )
     everything = all_frames(tmp_path / "clip.mp4")
     chosen = [0, 1, 2, 3, 5, 6, 7, 8]
     np.testing.assert_array_equal(clip.frames, [everything[index] for index in chosen])
@@ -71,8 +79,17 @@ def test_variable_rate(tmp_path):
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
 def test_rotation(tmp_path, rotation):
     """A red corner must come out where a player shows it."""
-    scene = Scene("black", (Shape("square", "red", 0.5, (0.0, 0.0), (0.0, 0.0)),), Beeps(440, 2), seed=0)
-    write_clip(tmp_path / "clip.mp4", seconds=1, size=(168, 112), rotation=rotation, scene=scene, audio=False)
+    scene = Scene(
+        "black", (Shape("square", "red", 0.5, (0.0, 0.0), (0.0, 0.0)),), Beeps(440, 2), seed=0
+    )
+    write_clip(
+        tmp_path / "clip.mp4",
+        seconds=1,
+        size=(168, 112),
+        rotation=rotation,
+        scene=scene,
+        audio=False,
+    )
     clip = media.read_clip(tmp_path / "clip.mp4", SMALL)
     upright = np.rot90(draw(scene, 0, (168, 112)), rotation // 90)
     assert clip.source.rotation == rotation
@@ -81,8 +98,15 @@ def test_rotation(tmp_path, rotation):
 
 
 def test_real_clips(shared_data):
-    clip = media.read_clip(shared_data / "videos" / "bigbuckbunny.mp4", ClipSettings(max_pixels=100_352))
-    assert (clip.source.frames, clip.source.fps, clip.source.width, clip.source.height) == (132, 25, 1280, 720)
+    clip = media.read_clip(
+        shared_data / "videos" / "bigbuckbunny.mp4", ClipSettings(max_pixels=100_352)
+    )
+    assert (clip.source.frames, clip.source.fps, clip.source.width, clip.source.height) == (
+        132,
+        25,
+        1280,
+        720,
+    )
     assert len(clip.frames) == 10
     assert clip.sample_fps == pytest.approx(1.894, abs=1e-3)
     everything = all_frames(shared_data / "videos" / "bigbuckbunny.mp4")
@@ -176,7 +200,9 @@ def test_sound_is_cut(tmp_path, caplog, settings, first, last):
 def test_sound_is_cut_with_the_picture(tmp_path):
     write_clip(tmp_path / "clip.mp4")
     whole = media.read_clip(tmp_path / "clip.mp4", SMALL).waveform
-    part = media.read_clip(tmp_path / "clip.mp4", ClipSettings(start=1.0, end=2.5, frames=2)).waveform
+    part = media.read_clip(
+        tmp_path / "clip.mp4", ClipSettings(start=1.0, end=2.5, frames=2)
+    ).waveform
     assert len(part) == 24_000
     np.testing.assert_allclose(part[100:-100], whole[16_100:39_900], atol=1e-3)
 
@@ -190,14 +216,18 @@ def test_sound_is_aligned_to_a_late_picture(tmp_path, late):
     plain = media.read_clip(tmp_path / "plain.mp4", SMALL).waveform
     length = min(len(sound), len(plain) - round(late * 16_000))
     assert length > 1.9 * 16_000
-    np.testing.assert_allclose(sound[100 : length - 800], plain[round(late * 16_000) :][100 : length - 800], atol=2e-2)
+    np.testing.assert_allclose(
+        sound[100 : length - 800], plain[round(late * 16_000) :][100 : length - 800], atol=2e-2
+    )
 
 
 def test_sound_that_starts_after_the_picture_is_padded(tmp_path):
     path = tmp_path / "clip.mkv"
     write_clip(tmp_path / "plain.mp4", seconds=2)
     with av.open(str(tmp_path / "plain.mp4")) as before, av.open(str(path), "w") as after:
-        streams = {stream.index: after.add_stream_from_template(stream) for stream in before.streams}
+        streams = {
+            stream.index: after.add_stream_from_template(stream) for stream in before.streams
+        }
         for packet in before.demux():
             if packet.size:
                 if packet.stream.type == "audio":

@@ -34,14 +34,19 @@ def test_picture_is_the_scene(tmp_path):
     scene = write_clip(tmp_path / "a.mp4", seconds=1, seed=5, size=(128, 128), audio=False)
     with av.open(str(tmp_path / "a.mp4")) as container:
         for frame in container.decode(video=0):
-            difference = frame.to_ndarray(format="rgb24").astype(int) - draw(scene, frame.time, (128, 128))
+            difference = frame.to_ndarray(format="rgb24").astype(int) - draw(
+                scene, frame.time, (128, 128)
+            )
             assert np.abs(difference).mean() < 6
 
 
 def test_shapes_move_and_stay_inside():
     shape = Shape("square", "red", 0.25, (0.5, 0.5), (0.9, -0.7))
     scene = Scene("black", (shape,), Beeps(440, 2), seed=0)
-    areas = [np.count_nonzero(draw(scene, time, (100, 80))[..., 0] > 200) for time in np.linspace(0, 5, 40)]
+    areas = [
+        np.count_nonzero(draw(scene, time, (100, 80))[..., 0] > 200)
+        for time in np.linspace(0, 5, 40)
+    ]
     assert min(areas) > 0.9 * max(areas) > 0
     assert not np.array_equal(draw(scene, 0, (100, 80)), draw(scene, 0.2, (100, 80)))
 

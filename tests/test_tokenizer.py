@@ -34,8 +34,19 @@ TEXTS = [
 
 def random_texts(count: int) -> list[str]:
     rng = random.Random(0)
-    ranges = [(32, 127), (32, 127), (160, 0x250), (0x370, 0x530), (0x4E00, 0x4F00), (0x1F600, 0x1F650), (0, 33)]
-    return ["".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 40))) for _ in range(count)]
+    ranges = [
+        (32, 127),
+        (32, 127),
+        (160, 0x250),
+        (0x370, 0x530),
+        (0x4E00, 0x4F00),
+        (0x1F600, 0x1F650),
+        (0, 33),
+    ]
+    return [
+        "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(0, 40)))
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("make", [tiny, mid])
@@ -49,7 +60,9 @@ def test_built_tokenizer(tmp_path, make):
     assert sorted(tokenizer.get_vocab().values()) == list(range(first + 22))  # no hole, none beyond
     for text in [*TEXTS, *random_texts(200)]:
         ids = tokenizer.encode(text).ids
-        assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.normalizer.normalize_str(text)
+        assert tokenizer.decode(
+            ids, skip_special_tokens=False
+        ) == tokenizer.normalizer.normalize_str(text)
         assert not any(tokenizer.id_to_token(i).startswith("<unused_") for i in ids)
     assert len(tokenizer.encode(QUESTION).ids) < len(QUESTION) / 4
 
@@ -63,7 +76,9 @@ def test_build_depends_on_the_config_only(tmp_path):
         "build_tokenizer(tiny(), sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert [(tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")] == files
+    assert [
+        (tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")
+    ] == files
 
 
 def test_ids_out_of_order_are_refused(tmp_path):
@@ -102,7 +117,10 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "Yes"},
     ],
     [
-        {"role": "system", "content": [{"type": "text", "text": " two "}, {"type": "text", "text": "parts"}]},
+        {
+            "role": "system",
+            "content": [{"type": "text", "text": " two "}, {"type": "text", "text": "parts"}],
+        },
         {
             "role": "user",
             "content": [
@@ -120,7 +138,9 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("flags", [{}, {"add_generation_prompt": True}, {"add_vision_id": True, "add_audio_id": True}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"add_generation_prompt": True}, {"add_vision_id": True, "add_audio_id": True}]
+)
 def test_chat_template_behaves_as_the_published_one(shared_data, tmp_path, conversation, flags):
     transformers = pytest.importorskip("transformers")
     build_tokenizer(tiny(), tmp_path)
@@ -128,7 +148,9 @@ def test_chat_template_behaves_as_the_published_one(shared_data, tmp_path, conve
     published = (shared_data / "tokenizer" / "chat_template.jinja").read_text()
 
     def render(template):
-        return tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False, **flags)
+        return tokenizer.apply_chat_template(
+            conversation, chat_template=template, tokenize=False, **flags
+        )
 
     assert tokenizer.chat_template == CHAT_TEMPLATE
     assert render(CHAT_TEMPLATE) == render(published)
@@ -154,9 +176,28 @@ def test_slow_form_of_the_real_tokenizer(shared_data, tmp_path):
         encoded = fast.encode(text).ids
         assert slow.encode(text).ids == encoded
         for skip in (True, False):
-            assert slow.decode(encoded, skip_special_tokens=skip) == fast.decode(encoded, skip_special_tokens=skip)
+            assert slow.decode(encoded, skip_special_tokens=skip) == fast.decode(
+                encoded, skip_special_tokens=skip
+            )
     example = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_bos|><|VIDEO|>"
-    expected = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652, 151656]
+    expected = [
+        151644,
+        8948,
+        198,
+        2610,
+        525,
+        264,
+        10950,
+        17847,
+        13,
+        151645,
+        198,
+        151644,
+        872,
+        198,
+        151652,
+        151656,
+    ]
     assert slow.encode(example).ids == expected  # spec 5.1
     assert special_token_ids(slow, real).video_token_id == 151656
 
@@ -182,12 +223,16 @@ def test_added_tokens_that_do_not_fit(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     content["model"]["vocab"].popitem()
     make_slow(content, tmp_path)
-    with pytest.raises(UserError, match=r"token <\|endoftext\|> has id 2000, but the vocabulary ends before"):
+    with pytest.raises(
+        UserError, match=r"token <\|endoftext\|> has id 2000, but the vocabulary ends before"
+    ):
         load_tokenizer(tmp_path)
 
 
 def test_absent_or_broken_files(tmp_path):
-    with pytest.raises(UserError, match="holds neither tokenizer.json nor vocab.json and merges.txt"):
+    with pytest.raises(
+        UserError, match="holds neither tokenizer.json nor vocab.json and merges.txt"
+    ):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="tokenizer.json: not a readable tokenizer"):

@@ -61,11 +61,25 @@ def _bench() -> ModuleType:
 
 
 JOBS = {
-    "init": Job("write a small random checkpoint with a tokenizer, to try everything offline", "", _init),
-    "inspect": Job("show what the model would see of each video: frames, sound, tokens, memory", "VIDEO...", _inspect),
-    "caption": Job("caption videos: files, folders or globs in, one JSON line per video out", "VIDEO...", _caption),
-    "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert),
-    "bench": Job("time prefill and decoding, and compare with torch if it is installed", "", _bench),
+    "init": Job(
+        "write a small random checkpoint with a tokenizer, to try everything offline", "", _init
+    ),
+    "inspect": Job(
+        "show what the model would see of each video: frames, sound, tokens, memory",
+        "VIDEO...",
+        _inspect,
+    ),
+    "caption": Job(
+        "caption videos: files, folders or globs in, one JSON line per video out",
+        "VIDEO...",
+        _caption,
+    ),
+    "convert": Job(
+        "change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert
+    ),
+    "bench": Job(
+        "time prefill and decoding, and compare with torch if it is installed", "", _bench
+    ),
 }
 
 
@@ -138,7 +152,11 @@ def run(argv: list[str]) -> int:
         return 0
     if name not in JOBS:
         close = difflib.get_close_matches(name, JOBS, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
+        remedy = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
+        )
         raise UserError(f"unknown job {name!r}; {remedy}")
     if "--help" in rest or "-h" in rest:
         print(job_usage(name))
@@ -148,9 +166,13 @@ def run(argv: list[str]) -> int:
     module = job.load()
     config, arguments = settings.parse(module.CONFIG, rest)
     if arguments and not job.arguments:
-        raise UserError(f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see --help")
+        raise UserError(
+            f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see --help"
+        )
     if job.arguments and not arguments:
-        raise UserError(f"nothing to do; usage: ugc-jax {name} [--config.KEY=VALUE ...] {job.arguments}")
+        raise UserError(
+            f"nothing to do; usage: ugc-jax {name} [--config.KEY=VALUE ...] {job.arguments}"
+        )
     return module.main(config, arguments)
 
 

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1: the preprocessor's image_mean
+PIXEL_MEAN = (
+    0.48145466,
+    0.4578275,
+    0.40821073,
+)  # CLIP's, of RGB in 0..1: the preprocessor's image_mean
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)  # and image_std
 
 FULL_MODEL_TYPE = "qwen2_5_omni"
@@ -136,11 +140,12 @@ class Compute:
     """How to run the model, as opposed to what it is.
 
     dtype: activations and matrix products, "float32" or "bfloat16" (norm statistics, softmax, rotary angles
-    and log-probabilities are always float32). remat: "none", or "full" to recompute each layer in the backward pass.
+    and log-probabilities are always float32). remat: "none", or "full" to recompute each layer in the backward pass. slab: tokens (patches, sound positions) that a tower works on at a time; 0 is all.
     """
 
     dtype: str = "float32"
     remat: str = "none"
+    slab: int = 0
 
 
 # ---- config.json -> dataclass --------------------------------------------------------------------
@@ -191,7 +196,11 @@ def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     text.setdefault("rope_theta", rope.get("rope_theta"))
     text["mrope_section"] = rope.get("mrope_section")
-    if text.get("head_dim") is None and _is_int(text.get("hidden_size")) and _is_int(text.get("num_attention_heads")):
+    if (
+        text.get("head_dim") is None
+        and _is_int(text.get("hidden_size"))
+        and _is_int(text.get("num_attention_heads"))
+    ):
         text["head_dim"] = text["hidden_size"] // max(text["num_attention_heads"], 1)
     vision["in_channels"] = vision.get("in_channels", vision.get("in_chans", 3))
     ids = dict(thinker)
@@ -230,7 +239,10 @@ def to_hf(config: OmniConfig, dtype: str) -> dict:
         "rope_scaling": {**rope, "type": "default"},
         "rope_parameters": {**rope, "rope_theta": text["rope_theta"]},
     }
-    vision = dataclasses.asdict(config.vision) | {"model_type": "qwen2_5_omni_vision_encoder", "hidden_act": "silu"}
+    vision = dataclasses.asdict(config.vision) | {
+        "model_type": "qwen2_5_omni_vision_encoder",
+        "hidden_act": "silu",
+    }
     vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
     audio = dataclasses.asdict(config.audio) | {
         "model_type": "qwen2_5_omni_audio_encoder",
@@ -278,7 +290,9 @@ def _int(raw: dict, name: str, prefix: str) -> int:
 
 def _refuse(raw: dict, name: str, prefix: str, what: str):
     if raw.get(name):
-        raise UserError(f"{prefix}{name} is {raw[name]!r}; {what} is not part of any released Qwen2.5-Omni model")
+        raise UserError(
+            f"{prefix}{name} is {raw[name]!r}; {what} is not part of any released Qwen2.5-Omni model"
+        )
 
 
 def _typed(cls, raw: dict, prefix: str):
@@ -290,7 +304,9 @@ def _typed(cls, raw: dict, prefix: str):
             continue
         value = raw.get(field.name)
         if value is None:
-            raise UserError(f"{prefix}{field.name} is missing; take it from the model's original config.json")
+            raise UserError(
+                f"{prefix}{field.name} is missing; take it from the model's original config.json"
+            )
         if field.type is float:
             if not _is_int(value) and not isinstance(value, float):
                 raise UserError(f"{prefix}{field.name} must be a number, got {value!r}")
@@ -310,7 +326,11 @@ def _check(config: OmniConfig):
         if not holds:
             raise UserError(message)
 
-    for name, section in (("text_config", text), ("vision_config", vision), ("audio_config", audio)):
+    for name, section in (
+        ("text_config", text),
+        ("vision_config", vision),
+        ("audio_config", audio),
+    ):
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if field.type in (int, float):
@@ -354,7 +374,8 @@ def _check(config: OmniConfig):
     for field in dataclasses.fields(config.tokens):
         value = getattr(config.tokens, field.name)
         require(
-            0 <= value < text.vocab_size, f"{field.name} {value} is outside text_config.vocab_size {text.vocab_size}"
+            0 <= value < text.vocab_size,
+            f"{field.name} {value} is outside text_config.vocab_size {text.vocab_size}",
         )
 
 
@@ -397,7 +418,9 @@ def tiny() -> OmniConfig:
         vocab_size=2048, hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         head_dim=16, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(2, 3, 3), max_position_embeddings=32768,
     )  # fmt: skip
-    vision = dict(depth=4, hidden_size=64, intermediate_size=172, num_heads=4, fullatt_block_indexes=(1, 3))
+    vision = dict(
+        depth=4, hidden_size=64, intermediate_size=172, num_heads=4, fullatt_block_indexes=(1, 3)
+    )
     audio = dict(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=256)
     return _omni(text, vision, audio, first_special=2000)
 
@@ -408,7 +431,9 @@ def mid() -> OmniConfig:
         vocab_size=16384, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=1,
         head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(16, 24, 24), max_position_embeddings=32768,
     )  # fmt: skip
-    vision = dict(depth=8, hidden_size=320, intermediate_size=856, num_heads=4, fullatt_block_indexes=(3, 7))
+    vision = dict(
+        depth=8, hidden_size=320, intermediate_size=856, num_heads=4, fullatt_block_indexes=(3, 7)
+    )
     audio = dict(d_model=320, encoder_layers=6, encoder_attention_heads=5, encoder_ffn_dim=1280)
     return _omni(text, vision, audio, first_special=16000)
 
@@ -420,7 +445,11 @@ def omni_3b() -> OmniConfig:
         head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(16, 24, 24), max_position_embeddings=32768,
     )  # fmt: skip
     vision = dict(
-        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31)
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        fullatt_block_indexes=(7, 15, 23, 31),
     )
     audio = dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
     return _omni(text, vision, audio, first_special=151643)
@@ -433,7 +462,11 @@ def omni_7b() -> OmniConfig:
         head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, mrope_section=(16, 24, 24), max_position_embeddings=32768,
     )  # fmt: skip
     vision = dict(
-        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=(7, 15, 23, 31)
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        num_heads=16,
+        fullatt_block_indexes=(7, 15, 23, 31),
     )
     audio = dict(d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
     return _omni(text, vision, audio, first_special=151643)

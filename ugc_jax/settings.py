@@ -48,11 +48,15 @@ def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
         else:
             key = flag.removeprefix("--").replace("-", "_")
             known = key in _hints(cls)
-            raise UserError(f"unknown option {flag}; {f'write --config.{key}=...' if known else 'see --help'}")
+            raise UserError(
+                f"unknown option {flag}; {f'write --config.{key}=...' if known else 'see --help'}"
+            )
     values = {}
     if file is not None:
         source, content = _read_file(file)
-        values = {key: _checked(cls, key, value, f"{source}: {key}") for key, value in content.items()}
+        values = {
+            key: _checked(cls, key, value, f"{source}: {key}") for key, value in content.items()
+        }
     for key, text in overrides.items():
         values[key] = _checked(cls, key, _from_text(cls, key, text), f"--config.{key}")
     for field in dataclasses.fields(cls):
@@ -71,19 +75,27 @@ def _hints(cls: type) -> dict[str, typing.Any]:
 
 
 def _default(field: dataclasses.Field):
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def _kinds(hint) -> tuple:
     """The members of a type: (int, NoneType) for `int | None`, (str,) for str."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (types.UnionType, typing.Union)
+        else (hint,)
+    )
 
 
 def _name(kind) -> str:
     """How a type is shown to a person."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(map(str, typing.get_args(kind)))
-    return {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}[kind]
+    return {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}[
+        kind
+    ]
 
 
 def _type_of(cls: type, key: str, label: str):
@@ -91,7 +103,11 @@ def _type_of(cls: type, key: str, label: str):
     hints = _hints(cls)
     if key not in hints:
         close = difflib.get_close_matches(key, hints, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(hints))}"
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"known are {', '.join(sorted(hints))}"
+        )
         raise UserError(f"{label}: unknown setting; {hint}")
     return hints[key]
 
@@ -137,7 +153,9 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
     if not Path(spec).is_file() and ":" in spec:
         path, _, arg = spec.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"--config={spec}: no such file; give the path of a Python file with get_config(arg=None)")
+        raise UserError(
+            f"--config={spec}: no such file; give the path of a Python file with get_config(arg=None)"
+        )
     try:
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
@@ -146,11 +164,19 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
     except UserError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         where = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(f"{where}: {type(error).__name__}: {error}; correct the config file") from None
+        raise UserError(
+            f"{where}: {type(error).__name__}: {error}; correct the config file"
+        ) from None
     if not isinstance(content, Mapping) and not hasattr(content, "items"):
-        raise UserError(f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict")
+        raise UserError(
+            f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict"
+        )
     return path, content
 
 
@@ -179,7 +205,10 @@ def _comments(cls: type) -> dict[str, str]:
             first = node.lineno
             while first - 1 in alone:
                 first -= 1
-            lines = [*(alone[i] for i in range(first, node.lineno)), beside.get(node.end_lineno, "")]
+            lines = [
+                *(alone[i] for i in range(first, node.lineno)),
+                beside.get(node.end_lineno, ""),
+            ]
             found[node.target.id] = " ".join(filter(None, lines))
     return found
 
@@ -190,7 +219,11 @@ def describe(cls: type) -> str:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     rows, seen = [], set()
     for base in cls.__mro__:
-        own = [name for name in getattr(base, "__annotations__", {}) if name in fields and name not in seen]
+        own = [
+            name
+            for name in getattr(base, "__annotations__", {})
+            if name in fields and name not in seen
+        ]
         seen |= set(own)
         if own:
             rows += ["", f"{(base.__doc__ or base.__name__).strip().partition('.')[0]}:"]

@@ -27,7 +27,9 @@ class Rules:
     heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
 
-    def spec(self, axes: Axes, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+    def spec(
+        self, axes: Axes, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None
+    ) -> PartitionSpec:
         """PartitionSpec of an array whose dimensions have these logical names (None: not split).
 
         With its shape and a mesh, a dimension that its mesh axes do not divide is left whole: correct, only less split.
@@ -49,23 +51,33 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh data={data} fsdp={fsdp} tensor={tensor}: sizes are positive, and at most one is -1")
+        raise UserError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor}: sizes are positive, and at most one is -1"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
-        raise UserError(f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill the {len(devices)} devices here")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        raise UserError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill the {len(devices)} devices here"
+        )
+    return jax.make_mesh(
+        tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
 
 
 def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):
     """NamedShardings for a tree of arrays or ShapeDtypeStructs, given the matching tree of logical axes (tuples of names)."""
-    return jax.tree.map(lambda leaf, names: NamedSharding(mesh, rules.spec(names, leaf.shape, mesh)), shapes, axes)
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, rules.spec(names, leaf.shape, mesh)), shapes, axes
+    )
 
 
 def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):
     """NamedShardings that split the leading dimension of every leaf over the batch axes."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1))), batch)
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1))), batch
+    )
 
 
 def constrain(x: jax.Array, axes: Axes, rules: Rules = RULES) -> jax.Array:

@@ -40,7 +40,10 @@ class Buckets:
         5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768,
     )  # fmt: skip
     grids: tuple[int, ...] = (0, *_LADDER[:16])  # 384 grids are the 768 frames of the longest clip
-    windows: tuple[int, ...] = (*_LADDER, 1536)  # the largest image is 1024 full windows, as a 200:1 strip 1359
+    windows: tuple[int, ...] = (
+        *_LADDER,
+        1536,
+    )  # the largest image is 1024 full windows, as a 200:1 strip 1359
     chunks: tuple[int, ...] = (0, *_LADDER[:13], 160)  # 150 chunks are 300 seconds
 
     def __post_init__(self):
@@ -53,7 +56,9 @@ class Buckets:
 def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketKey:
     """The smallest bucket that holds an example. Raises UserError naming the size that exceeds its ladder."""
     need = _need(example, config)
-    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need._asdict().items()))
+    return BucketKey(
+        *(_rung(name, size, getattr(buckets, name)) for name, size in need._asdict().items())
+    )
 
 
 def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
@@ -66,7 +71,11 @@ def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
 
 
 def group(
-    examples: Iterable[tuple[Tag, Example]], batch_size: int, buckets: Buckets, config: OmniConfig, pending: int = 256
+    examples: Iterable[tuple[Tag, Example]],
+    batch_size: int,
+    buckets: Buckets,
+    config: OmniConfig,
+    pending: int = 256,
 ) -> Iterator[tuple[BucketKey, list[tuple[Tag, Example]]]]:
     """Gather (tag, example) pairs of one bucket into groups of at most `batch_size`, lazily.
 
@@ -85,7 +94,9 @@ def group(
     yield from waiting.items()
 
 
-def collate(examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig) -> Batch:
+def collate(
+    examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig
+) -> Batch:
     """Pad examples to their bucket (schema.Batch), and with empty rows (segment 0 everywhere) to `batch_size` rows.
 
     Raises UserError if there are too many examples or the bucket is too small, and with the counts if an example's
@@ -110,7 +121,9 @@ def collate(examples: Sequence[Example], key: BucketKey, batch_size: int, config
         check_counts(example, config)
         need = _need(example, config)
         if any(size > limit for size, limit in zip(need, key, strict=True)):
-            raise UserError(f"{need} does not fit the bucket {key}; take the bucket that bucket_of gives")
+            raise UserError(
+                f"{need} does not fit the bucket {key}; take the bucket that bucket_of gives"
+            )
         n = len(example.tokens)
         batch.tokens[b, :n] = example.tokens
         batch.positions[b, :, :n] = example.positions
@@ -139,7 +152,10 @@ def check_counts(example: Example, config: OmniConfig) -> None:
         example.source == VISION,
         np.isin(example.tokens, (ids.image_token_id, ids.video_token_id)),
         [picture.grid[0] for picture in example.vision],
-        [picture.grid[0] * (picture.grid[1] // merge) * (picture.grid[2] // merge) for picture in example.vision],
+        [
+            picture.grid[0] * (picture.grid[1] // merge) * (picture.grid[2] // merge)
+            for picture in example.vision
+        ],
     )
     _check_source(
         example,
@@ -151,7 +167,9 @@ def check_counts(example: Example, config: OmniConfig) -> None:
     )
 
 
-def _check_source(example: Example, name: str, takes: np.ndarray, has_id: np.ndarray, holders: list, rows: list):
+def _check_source(
+    example: Example, name: str, takes: np.ndarray, has_id: np.ndarray, holders: list, rows: list
+):
     """takes, has_id: bool[T], tokens that take a feature, tokens with a media id.
 
     holders, rows: of each medium, its number of grids (or chunks) and of feature rows.
@@ -171,7 +189,9 @@ def _splice(example: Example, key: BucketKey, config: OmniConfig) -> np.ndarray:
     holder, row = example.row[:, 0], example.row[:, 1]
     vision = holder * grid_rows + row
     audio = key.grids * grid_rows + holder * config.audio.chunk_tokens + row
-    return np.select([example.source == VISION, example.source == AUDIO], [vision, audio], -1).astype(np.int32)
+    return np.select(
+        [example.source == VISION, example.source == AUDIO], [vision, audio], -1
+    ).astype(np.int32)
 
 
 def _need(example: Example, config: OmniConfig) -> BucketKey:

@@ -65,7 +65,10 @@ def load_example(
     never cut. Raises UserError if the file cannot be read or does not fit however small.
     """
     settings = resolve(settings)
-    budget = min(settings.max_tokens or config.text.max_position_embeddings, config.text.max_position_embeddings)
+    budget = min(
+        settings.max_tokens or config.text.max_position_embeddings,
+        config.text.max_position_embeddings,
+    )
     clip, media, notes = None, [], []
     if source is not None:
         text_tokens = len(build_example(_messages(settings, None), [], tokenizer, config).tokens)
@@ -74,7 +77,9 @@ def load_example(
         notes += _sound_notes(clip, media[0], settings)
     example = build_example(_messages(settings, clip), media, tokenizer, config)
     if len(example.tokens) > budget:
-        raise UserError(f"question: the prompt has {len(example.tokens)} tokens, the budget is {budget}; shorten it")
+        raise UserError(
+            f"question: the prompt has {len(example.tokens)} tokens, the budget is {budget}; shorten it"
+        )
     return example, _info(example, clip, media, notes)
 
 
@@ -86,7 +91,9 @@ def build_example(
     generation_prompt: bool = True,
 ) -> Example:
     """One prompt from messages and their media in order; `prompt.pieces` tells the form of messages and the errors."""
-    out = layout(pieces(messages, [medium.piece for medium in media], tokenizer, generation_prompt), config)
+    out = layout(
+        pieces(messages, [medium.piece for medium in media], tokenizer, generation_prompt), config
+    )
     return Example(
         **out._asdict(),
         vision=tuple(medium.vision for medium in media if medium.vision is not None),
@@ -103,7 +110,9 @@ def load_medium(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Loade
         return Loaded(Image(vision.grid), vision, None)
     if clip.kind == "video":
         fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
-        return Loaded(Video(vision.grid, config.vision.temporal_patch_size / fps, sound), vision, mel)
+        return Loaded(
+            Video(vision.grid, config.vision.temporal_patch_size / fps, sound), vision, mel
+        )
     if mel is None:
         raise UserError(f"{clip.path}: no sound to caption; check the file, start and end")
     return Loaded(Audio(sound), None, mel)
@@ -146,7 +155,9 @@ def _expected_audio_tokens(source: Source, settings: ClipSettings) -> int:
     return audio_tokens(int(seconds * SAMPLE_RATE / HOP) + 10)
 
 
-def _fit(source: Source, settings: ClipSettings, allowance: int, config: OmniConfig) -> tuple[ClipSettings, list[str]]:
+def _fit(
+    source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
+) -> tuple[ClipSettings, list[str]]:
     """Settings by which the picture takes at most `allowance` tokens: fewer pixels first, then fewer frames."""
     if source.kind == "audio":
         if allowance < 0:

@@ -30,7 +30,9 @@ REFERENCE_SAMPLES = 300 * SAMPLE_RATE  # the reference pads every sound with sil
 # ---- picture -------------------------------------------------------------------------------------
 
 
-def smart_resize(height: int, width: int, min_pixels: float, max_pixels: float, factor: int = 28) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, min_pixels: float, max_pixels: float, factor: int = 28
+) -> tuple[int, int]:
     """Nearest size whose sides are multiples of `factor` and whose area is within the limits (spec 4.2).
 
     Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely long frame.
@@ -38,11 +40,15 @@ def smart_resize(height: int, width: int, min_pixels: float, max_pixels: float, 
     if min(height, width) < 1:
         raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UserError(f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip")
+        raise UserError(
+            f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip"
+        )
     sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
     if sides[0] * sides[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+        sides = [
+            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
+        ]
     elif sides[0] * sides[1] < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
@@ -71,7 +77,12 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     missing = -len(frames) % depth
     if missing:
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-    pad = ((0, 0), (0, rows * config.window_size - height), (0, columns * config.window_size - width), (0, 0))
+    pad = (
+        (0, 0),
+        (0, rows * config.window_size - height),
+        (0, columns * config.window_size - width),
+        (0, 0),
+    )
     frames = np.pad(frames, pad)
 
     grids = len(frames) // depth
@@ -98,7 +109,9 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
     row, column = np.indices((rows * side * merge, columns * side * merge), dtype=np.int32)
     coords = np.stack([row, column], axis=-1)
     coords[(row >= height) | (column >= width)] = -1
-    coords = coords.reshape(rows, side, merge, columns, side, merge, 2).transpose(0, 3, 1, 4, 2, 5, 6)
+    coords = coords.reshape(rows, side, merge, columns, side, merge, 2).transpose(
+        0, 3, 1, 4, 2, 5, 6
+    )
     return coords.reshape(rows * columns, config.window_patches, 2)
 
 
@@ -132,8 +145,12 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     half = FFT // 2
     padded = np.zeros(max(half + frames * HOP + FFT, 3 * half), np.float32)
     padded[half : half + samples] = waveform
-    padded[:half] = padded[2 * half : half : -1]  # the reference centres windows and reflects the left end
-    if frames == REFERENCE_SAMPLES // HOP:  # it also reflects the right end, which only a sound of 300 s reaches
+    padded[:half] = padded[
+        2 * half : half : -1
+    ]  # the reference centres windows and reflects the left end
+    if (
+        frames == REFERENCE_SAMPLES // HOP
+    ):  # it also reflects the right end, which only a sound of 300 s reaches
         end = half + REFERENCE_SAMPLES
         padded[end : end + half] = padded[end - 2 : end - 2 - half : -1]
     windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[: frames * HOP : HOP]
@@ -141,7 +158,9 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     block = 2048  # bounds the memory of a long sound
     for first in range(0, frames, block):
         spectrum = np.fft.rfft(windows[first : first + block] * _hann())
-        mel[first : first + block] = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ _mel_filters()
+        mel[first : first + block] = (spectrum.real**2 + spectrum.imag**2).astype(
+            np.float32
+        ) @ _mel_filters()
     mel = np.log10(np.maximum(mel, 1e-10))
     return (np.maximum(mel, mel.max() - 8) + 4) / 4
 

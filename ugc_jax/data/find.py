@@ -6,7 +6,20 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".wmv", ".3gp")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".flv",
+    ".ts",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".3gp",
+)
 
 
 def find_clips(words: Iterable[str]) -> list[str]:
@@ -21,10 +34,16 @@ def find_clips(words: Iterable[str]) -> list[str]:
         path = Path(word)
         found = [word]
         if path.is_dir():
-            files = (file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file())
+            files = (
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
+            )
             found = sorted(str(file) for file in files if not file.name.startswith("."))
             if not found:
-                raise UserError(f"{word}: no videos in this folder (looked for {' '.join(VIDEO_SUFFIXES)})")
+                raise UserError(
+                    f"{word}: no videos in this folder (looked for {' '.join(VIDEO_SUFFIXES)})"
+                )
         elif glob.has_magic(word) and not path.exists():
             found = sorted(file for file in glob.glob(word, recursive=True) if Path(file).is_file())
             if not found:

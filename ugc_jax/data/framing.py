@@ -11,7 +11,9 @@ from ugc_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-UPSTREAM_PIXELS = 100_176  # the published captioner shrinks frames to this area before the model's own resize
+UPSTREAM_PIXELS = (
+    100_176  # the published captioner shrinks frames to this area before the model's own resize
+)
 
 
 class Source(NamedTuple):
@@ -24,7 +26,9 @@ class Source(NamedTuple):
     fps: float  # average frames per second; 0 unless video
     frames: int  # 1 for an image, 0 for audio
     seconds: float  # of picture; of sound for audio; 0 for an image
-    rotation: int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180 or 270
+    rotation: (
+        int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180 or 270
+    )
     has_audio: bool
     audio_seconds: float
 
@@ -44,7 +48,11 @@ def plan_frames(source: Source, settings: ClipSettings) -> Plan:
     Raises UserError if [start, end] lies outside the clip or the picture is longer than 200:1.
     """
     if source.kind == "image":
-        limits, indices, sample_fps = (settings.image_min_pixels, settings.image_max_pixels), np.zeros(1, np.int64), 0.0
+        limits, indices, sample_fps = (
+            (settings.image_min_pixels, settings.image_max_pixels),
+            np.zeros(1, np.int64),
+            0.0,
+        )
     else:
         first, last = _frame_range(source, settings)
         total = last - first + 1
@@ -72,7 +80,9 @@ def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
         last = min(int(np.floor(settings.end * source.fps)), last)
     if first > last:
         asked = f"start={settings.start} and end={settings.end}"
-        raise UserError(f"{source.path}: no frame between {asked}; the picture lasts {source.seconds:.2f} s")
+        raise UserError(
+            f"{source.path}: no frame between {asked}; the picture lasts {source.seconds:.2f} s"
+        )
     return first, last
 
 
@@ -97,7 +107,9 @@ def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
     """
     step = np.float32(last - first) / np.float32(count - 1)
     place = np.arange(count, dtype=np.float32)
-    points = np.where(place < count // 2, np.float32(first) + step * place, np.float32(last) - step * place[::-1])
+    points = np.where(
+        place < count // 2, np.float32(first) + step * place, np.float32(last) - step * place[::-1]
+    )
     return np.rint(points).astype(np.int64)
 
 

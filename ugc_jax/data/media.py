@@ -22,7 +22,9 @@ class Clip(NamedTuple):
     source: Source
     path: str
     kind: str  # "video", "image" or "audio"
-    frames: np.ndarray | None  # u8[n, h, w, 3] RGB (BGR if asked for), resized; n = 1 for an image; None for audio
+    frames: (
+        np.ndarray | None
+    )  # u8[n, h, w, 3] RGB (BGR if asked for), resized; n = 1 for an image; None for audio
     sample_fps: float  # frames taken per second of picture; 0 unless video
     times: np.ndarray  # f64[n] seconds of each frame since the file's first picture
     waveform: np.ndarray | None  # f32[samples], mono, 16 kHz; None: no sound
@@ -60,9 +62,13 @@ def read_clip(path: str | Path, settings: ClipSettings) -> Clip:
             frames = np.ascontiguousarray(frames[..., ::-1])
     if settings.audio and source.has_audio:
         start, picture_start = settings.start or 0.0, float(index.times[0]) if index else None
-        waveform = streams.read_sound(source.path, start, settings.end, settings.max_audio_seconds, picture_start)
+        waveform = streams.read_sound(
+            source.path, start, settings.end, settings.max_audio_seconds, picture_start
+        )
     if frames is None and waveform is None:
-        raise UserError(f"{source.path}: holds no picture and no sound that is asked for; check start, end and audio")
+        raise UserError(
+            f"{source.path}: holds no picture and no sound that is asked for; check start, end and audio"
+        )
     return Clip(source, source.path, source.kind, frames, sample_fps, times, waveform)
 
 

@@ -80,7 +80,9 @@ def chunk_slices(values: np.ndarray, tokens_per_chunk: int) -> list[slice]:
 
 def _text(ids: Sequence[int]) -> _Part:
     n = len(ids)
-    return _Part(np.array(ids, np.int32), _running(n), n, np.zeros(n, np.int8), np.zeros((n, 2), np.int32))
+    return _Part(
+        np.array(ids, np.int32), _running(n), n, np.zeros(n, np.int8), np.zeros((n, 2), np.int32)
+    )
 
 
 def _medium(piece: Medium, first_grid: int, first_chunk: int, config: OmniConfig) -> _Part:
@@ -106,10 +108,16 @@ def _picture(piece: Image | Video, first_grid: int, config: OmniConfig) -> _Part
     t, h, w = piece.grid[0], *(side // config.vision.spatial_merge_size for side in piece.grid[1:])
     seconds = piece.seconds_per_grid if isinstance(piece, Video) else 1.0
     # float32, in this order, as the reference rounds: at 1.98 fps another order gives other integers.
-    times = np.arange(t, dtype=np.float32) * np.float32(seconds) * np.float32(config.position_id_per_seconds)
+    times = (
+        np.arange(t, dtype=np.float32)
+        * np.float32(seconds)
+        * np.float32(config.position_id_per_seconds)
+    )
     grid, row, column = (axis.ravel() for axis in np.indices((t, h, w), np.int32))
     positions = np.stack([times.astype(np.int32)[grid], row, column])
-    token = config.tokens.video_token_id if isinstance(piece, Video) else config.tokens.image_token_id
+    token = (
+        config.tokens.video_token_id if isinstance(piece, Video) else config.tokens.image_token_id
+    )
     rows = vision_rows(piece.grid, config.vision) + np.array([first_grid, 0], np.int32)
     return _features(token, positions, VISION, rows)
 
@@ -130,7 +138,9 @@ def _interleave(video: _Part, audio: _Part, config: OmniConfig) -> _Part:
     index = np.arange(len(both.tokens))
     of_video, of_audio = index[: len(video.tokens)], index[len(video.tokens) :]
     slices = itertools.zip_longest(
-        chunk_slices(video.positions[0], per_chunk), chunk_slices(audio.positions[0], per_chunk), fillvalue=slice(0)
+        chunk_slices(video.positions[0], per_chunk),
+        chunk_slices(audio.positions[0], per_chunk),
+        fillvalue=slice(0),
     )
     order = [chunk for v, a in slices for chunk in (of_video[v], of_audio[a]) if len(chunk)]
     # The reference goes on from the last chunk laid out, even where the picture reaches further (spec 3.3, 7.1).
@@ -142,7 +152,13 @@ def _interleave(video: _Part, audio: _Part, config: OmniConfig) -> _Part:
 def _features(token: int, positions: np.ndarray, source: int, rows: np.ndarray) -> _Part:
     n = positions.shape[1]
     end = int(positions.max(initial=-1)) + 1
-    return _Part(np.full(n, token, np.int32), positions, end, np.full(n, source, np.int8), rows.astype(np.int32))
+    return _Part(
+        np.full(n, token, np.int32),
+        positions,
+        end,
+        np.full(n, source, np.int8),
+        rows.astype(np.int32),
+    )
 
 
 def _join(parts: Sequence[_Part], end: int) -> _Part:

@@ -9,7 +9,9 @@ import math
 
 from ugc_jax.errors import UserError
 
-CELL_AREA = 28 * 28  # pixels of one token's cell in the released models; limits below are counted in cells
+CELL_AREA = (
+    28 * 28
+)  # pixels of one token's cell in the released models; limits below are counted in cells
 
 QUESTION = (  # of the benchmark's final-caption task
     "You are given a short video with both audio and visual content. Write a detailed and coherent paragraph that "
@@ -31,7 +33,9 @@ UPSTREAM_SYSTEM = (
 class ClipSettings:
     """How a clip becomes frames, sound and a question. None means: as the preset says."""
 
-    preset: str = "qwen"  # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
+    preset: str = (
+        "qwen"  # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
+    )
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`
@@ -39,7 +43,9 @@ class ClipSettings:
     max_frames: int | None = None  # most frames that `fps` may lead to
     min_pixels: int | None = None  # a smaller frame is enlarged to this area (of height * width)
     max_pixels: int | None = None  # a larger frame is shrunk to this area
-    total_pixels: int | None = None  # allowance of the clip: a frame pair gets at most 4 * total_pixels / frames
+    total_pixels: int | None = (
+        None  # allowance of the clip: a frame pair gets at most 4 * total_pixels / frames
+    )
     image_min_pixels: int | None = None  # the same two limits for a still image
     image_max_pixels: int | None = None
 
@@ -51,8 +57,12 @@ class ClipSettings:
 
     system: str | None = None  # system prompt
     question: str | None = None  # what the user asks about the clip
-    reference_fps: bool = False  # True: time positions assume 2 frames/s, as the reference does, not the sampled rate
-    max_tokens: int | None = None  # prompt budget; an oversized clip gets fewer pixels. None: no budget
+    reference_fps: bool = (
+        False  # True: time positions assume 2 frames/s, as the reference does, not the sampled rate
+    )
+    max_tokens: int | None = (
+        None  # prompt budget; an oversized clip gets fewer pixels. None: no budget
+    )
 
 
 PRESETS = {
@@ -82,7 +92,11 @@ PRESETS = {
     ),
 }
 
-_LIMITS = (("min_frames", "max_frames"), ("min_pixels", "max_pixels"), ("image_min_pixels", "image_max_pixels"))
+_LIMITS = (
+    ("min_frames", "max_frames"),
+    ("min_pixels", "max_pixels"),
+    ("image_min_pixels", "image_max_pixels"),
+)
 
 
 def resolve(settings: ClipSettings) -> ClipSettings:
@@ -94,7 +108,9 @@ def resolve(settings: ClipSettings) -> ClipSettings:
         raise UserError(f"preset is {settings.preset!r}; choose one of {', '.join(PRESETS)}")
     _check(settings)
     values = dict(PRESETS[settings.preset])
-    if settings.frames is not None or settings.fps is not None:  # either replaces the preset's way of counting
+    if (
+        settings.frames is not None or settings.fps is not None
+    ):  # either replaces the preset's way of counting
         values.pop("fps", None)
         values.pop("frames", None)
     for low, high in _LIMITS:  # the user's limit moves the preset's opposite one out of its way
@@ -110,22 +126,32 @@ def _check(settings: ClipSettings):
     """Refuse values that no preset could make sense of."""
     lowest = {
         **dict.fromkeys(("frames", "min_frames", "max_frames"), 2),
-        **dict.fromkeys(("min_pixels", "max_pixels", "total_pixels", "image_min_pixels", "image_max_pixels"), 1),
+        **dict.fromkeys(
+            ("min_pixels", "max_pixels", "total_pixels", "image_min_pixels", "image_max_pixels"), 1
+        ),
         "max_tokens": 1,
     }
     for name, least in lowest.items():
         value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < least
+        ):
             raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
     for name, positive in dict(fps=True, max_audio_seconds=True, start=False, end=True).items():
         value = getattr(settings, name)
         if value is None and name != "max_audio_seconds":
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         if not number or value < 0 or (positive and value == 0):
-            raise UserError(f"{name} must be a {'positive' if positive else 'non-negative'} number, got {value!r}")
+            raise UserError(
+                f"{name} must be a {'positive' if positive else 'non-negative'} number, got {value!r}"
+            )
     if settings.fps is not None and settings.frames is not None:
-        raise UserError(f"fps ({settings.fps}) and frames ({settings.frames}) exclude each other; set one of them")
+        raise UserError(
+            f"fps ({settings.fps}) and frames ({settings.frames}) exclude each other; set one of them"
+        )
     for low, high in (("start", "end"), *_LIMITS):
         least, most = getattr(settings, low), getattr(settings, high)
         if least is not None and most is not None and least > most:

@@ -73,7 +73,9 @@ Piece = Text | Medium
 class ChatTokenizer:
     """A checkpoint's tokenizer, in which message text can never become a special token."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, tokens: TokenIds, source: str = "tokenizer.json"):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, tokens: TokenIds, source: str = "tokenizer.json"
+    ):
         """backend: a byte-level BPE with Qwen2.5-Omni's special tokens. UserError if its ids contradict `tokens`."""
         for field, spelling in SPELLINGS.items():
             found, expected = backend.token_to_id(spelling), getattr(tokens, field)
@@ -82,7 +84,9 @@ class ChatTokenizer:
                     f"{source}: {spelling} has id {found}, but {field} in config.json is {expected}; "
                     "take both files from the same checkpoint"
                 )
-        backend.encode_special_tokens = True  # spell special tokens out instead of recognising them in text
+        backend.encode_special_tokens = (
+            True  # spell special tokens out instead of recognising them in text
+        )
         self._backend = backend
         self.turn_start, self.turn_end = tokens.bos_token_id, tokens.eos_token_id
 
@@ -96,7 +100,10 @@ class ChatTokenizer:
 
 
 def pieces(
-    messages: Sequence[dict], media: Sequence[Medium], tokenizer: ChatTokenizer, generation_prompt: bool = True
+    messages: Sequence[dict],
+    media: Sequence[Medium],
+    tokenizer: ChatTokenizer,
+    generation_prompt: bool = True,
 ) -> list[Piece]:
     """Lay messages out as Qwen2.5-Omni's chat template does (spec 5.1).
 
@@ -124,10 +131,14 @@ def pieces(
 
 def media_kinds(messages: Sequence[dict]) -> list[str]:
     """Kinds ("video", "image", "audio") of the media that messages name, in their order. UserError on a bad part."""
-    return [_kind(part) for message in messages for part in _parts(message) if _kind(part) != "text"]
+    return [
+        _kind(part) for message in messages for part in _parts(message) if _kind(part) != "text"
+    ]
 
 
-def _atoms(messages, media, tokenizer: ChatTokenizer, generation_prompt: bool) -> Iterator[str | int | Medium]:
+def _atoms(
+    messages, media, tokenizer: ChatTokenizer, generation_prompt: bool
+) -> Iterator[str | int | Medium]:
     """Text, special ids and media in their order."""
     kinds, given = media_kinds(messages), [type(medium).__name__.lower() for medium in media]
     if kinds != given:
@@ -142,7 +153,9 @@ def _atoms(messages, media, tokenizer: ChatTokenizer, generation_prompt: bool) -
     queue = iter(media)
     for message in messages:
         if message.get("role") not in ROLES:
-            raise UserError(f"messages: role {message.get('role')!r} is unknown; use one of {', '.join(ROLES)}")
+            raise UserError(
+                f"messages: role {message.get('role')!r} is unknown; use one of {', '.join(ROLES)}"
+            )
         yield tokenizer.turn_start
         yield f"{message['role']}\n"
         for part in _parts(message):
@@ -169,4 +182,6 @@ def _kind(part: dict) -> str:
             return kind
     if isinstance(part.get("text"), str):
         return "text"
-    raise UserError(f"messages: part {part!r:.80} is none of text (with a text), image, audio, video")
+    raise UserError(
+        f"messages: part {part!r:.80} is none of text (with a text), image, audio, video"
+    )

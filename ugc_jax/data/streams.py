@@ -30,7 +30,9 @@ DEMUXERS = (  # nothing that reads other files (playlists), draws text, or guess
     "wav,w64,mp3,aac,flac,aiff,amr,caf,au,ac3,eac3"
 )
 MAX_SOURCE_PIXELS = 1 << 27  # of one picture; beyond 16K video a header is broken or hostile
-GAP_PACKETS = 8  # fewer undecoded packets than this between two runs do not pay for restarting the decoder
+GAP_PACKETS = (
+    8  # fewer undecoded packets than this between two runs do not pay for restarting the decoder
+)
 REORDERED = 16  # packets that a picture may follow its place by; no codec allows more
 TAIL_FRAMES = 5  # codecs with hidden frames list a few more packets than they show pictures
 ALIGN_SECONDS = 0.04  # one audio token; smaller offsets of sound against picture are left as the reference leaves them
@@ -40,7 +42,9 @@ SQUARE_PIXELS = 0.05  # pixel aspect ratios this near 1 are encoders' rounding
 class Index(NamedTuple):
     """The packets of a picture stream. Frame k is the k-th picture shown."""
 
-    stamps: np.ndarray  # i64[packets], decoding order: presentation times, or running numbers if the file has none
+    stamps: (
+        np.ndarray
+    )  # i64[packets], decoding order: presentation times, or running numbers if the file has none
     keys: np.ndarray  # bool[packets]: decoding may start here
     shown: np.ndarray  # i64[frames], ascending: the stamps of the pictures that are shown
     times: np.ndarray  # f64[frames], ascending: seconds on the file's clock
@@ -59,12 +63,18 @@ def _open(path: str) -> Iterator[av.container.InputContainer]:
             yield container
     except (av.FFmpegError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(f"{path}: not readable as video, image or sound ({reason}); copy or encode it again") from None
+        raise UserError(
+            f"{path}: not readable as video, image or sound ({reason}); copy or encode it again"
+        ) from None
 
 
-def _main_stream(container: av.container.InputContainer, kind: str) -> av.VideoStream | av.AudioStream | None:
+def _main_stream(
+    container: av.container.InputContainer, kind: str
+) -> av.VideoStream | av.AudioStream | None:
     """The main "video" or "audio" stream that can be decoded; the cover art of a song is no video."""
-    streams = [stream for stream in getattr(container.streams, kind) if stream.codec_context is not None]
+    streams = [
+        stream for stream in getattr(container.streams, kind) if stream.codec_context is not None
+    ]
     streams = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     best = container.streams.best(kind)
     return best if best in streams else next(iter(streams), None)
@@ -73,7 +83,9 @@ def _main_stream(container: av.container.InputContainer, kind: str) -> av.VideoS
 def check_size(path: str | Path, width: int, height: int):
     """Raise UserError, before anything is allocated, for a size that only a broken or hostile header can claim."""
     if not 0 < width * height <= MAX_SOURCE_PIXELS:
-        raise UserError(f"{path}: the header claims a picture of {width}x{height} pixels; copy or encode it again")
+        raise UserError(
+            f"{path}: the header claims a picture of {width}x{height} pixels; copy or encode it again"
+        )
 
 
 def scan_streams(path: Path) -> tuple[Source, Index | None]:
@@ -83,17 +95,29 @@ def scan_streams(path: Path) -> tuple[Source, Index | None]:
         if picture is not None:
             check_size(path, picture.codec_context.width, picture.codec_context.height)
         packets, extents, frame = [], {}, None
-        has_pts = container.format.name != "avi"  # it stores none, and FFmpeg's guesses are wrong with B-frames
+        has_pts = (
+            container.format.name != "avi"
+        )  # it stores none, and FFmpeg's guesses are wrong with B-frames
         for packet in container.demux():
             if packet.size == 0:
                 continue
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None:
-                begin, end = (float(tick * packet.time_base) for tick in (stamp, stamp + (packet.duration or 0)))
+                begin, end = (
+                    float(tick * packet.time_base)
+                    for tick in (stamp, stamp + (packet.duration or 0))
+                )
                 low, high = extents.get(packet.stream_index, (begin, end))
                 extents[packet.stream_index] = min(low, begin), max(high, end)
             if picture is not None and packet.stream_index == picture.index:
-                packets.append((packet.pts if has_pts else None, packet.dts, packet.is_keyframe, packet.is_discard))
+                packets.append(
+                    (
+                        packet.pts if has_pts else None,
+                        packet.dts,
+                        packet.is_keyframe,
+                        packet.is_discard,
+                    )
+                )
                 frame = frame or next(iter(_decode(picture, packet)), None)
         _check_complete(path, container, extents, len(packets))
         low, high = extents.get(sound.index, (0.0, 0.0)) if sound else (0.0, 0.0)
@@ -101,11 +125,15 @@ def scan_streams(path: Path) -> tuple[Source, Index | None]:
             log.warning("%s: its sound stream holds no sound; taken as silent", path)
         if picture is None:
             if high == low:
-                raise UserError(f"{path}: holds neither picture nor sound; name a video, image or sound file")
+                raise UserError(
+                    f"{path}: holds neither picture nor sound; name a video, image or sound file"
+                )
             return Source(str(path), "audio", 0, 0, 0.0, 0, high - low, 0, True, high - low), None
         frame = frame or next(iter(_decode(picture, None)), None)
         if frame is None:
-            raise UserError(f"{path}: none of its {len(packets)} pictures is readable; copy or encode it again")
+            raise UserError(
+                f"{path}: none of its {len(packets)} pictures is readable; copy or encode it again"
+            )
         announced = float(picture.average_rate or picture.guessed_rate or 0)
         index = _index(packets, float(picture.time_base), announced)
         fps = _rate(index.times, announced)
@@ -113,10 +141,14 @@ def scan_streams(path: Path) -> tuple[Source, Index | None]:
         size = _display_size(frame, picture.sample_aspect_ratio, rotation)
         check_size(path, *size)
         shown = len(index.shown)
-        return Source(str(path), "video", *size, fps, shown, shown / fps, rotation, high > low, high - low), index
+        return Source(
+            str(path), "video", *size, fps, shown, shown / fps, rotation, high > low, high - low
+        ), index
 
 
-def _check_complete(path: Path, container: av.container.InputContainer, extents: dict, pictures: int):
+def _check_complete(
+    path: Path, container: av.container.InputContainer, extents: dict, pictures: int
+):
     """Refuse a video that ends before its own announcement: half a clip would get a caption as if it were whole."""
     if not pictures:
         return
@@ -124,10 +156,15 @@ def _check_complete(path: Path, container: av.container.InputContainer, extents:
         cut_off = _announced_bytes(path) > path.stat().st_size
     else:
         announced = (container.duration or 0) / av.time_base
-        found = max((high for _, high in extents.values()), default=0) - (container.start_time or 0) / av.time_base
+        found = (
+            max((high for _, high in extents.values()), default=0)
+            - (container.start_time or 0) / av.time_base
+        )
         cut_off = announced - found > max(0.3, 0.05 * announced)
     if cut_off:
-        raise UserError(f"{path}: cut off, at most its first {pictures} pictures are in the file; copy it again")
+        raise UserError(
+            f"{path}: cut off, at most its first {pictures} pictures are in the file; copy it again"
+        )
 
 
 def _announced_bytes(path: Path) -> int:
@@ -145,7 +182,9 @@ def _announced_bytes(path: Path) -> int:
     return end
 
 
-def _index(packets: list[tuple[int | None, int | None, bool, bool]], tick: float, rate: float) -> Index:
+def _index(
+    packets: list[tuple[int | None, int | None, bool, bool]], tick: float, rate: float
+) -> Index:
     """From (presentation time, decoding time, is key frame, is hidden by an edit list) of every packet.
 
     tick: seconds of a time stamp's unit. rate: announced frames per second, for files without any time.
@@ -153,7 +192,9 @@ def _index(packets: list[tuple[int | None, int | None, bool, bool]], tick: float
     pts, dts, keys, hidden = zip(*packets, strict=True)
     timed = None not in pts
     hidden = np.array(hidden) & timed & (not all(hidden))
-    stamps = np.array(pts if timed else range(len(packets)), np.int64)  # pictures are counted where nothing is stamped
+    stamps = np.array(
+        pts if timed else range(len(packets)), np.int64
+    )  # pictures are counted where nothing is stamped
     clock = pts if timed else dts
     times = np.arange(len(packets)) / (rate or 25.0) if None in clock else np.array(clock) * tick
     return Index(stamps, np.array(keys), np.sort(stamps[~hidden]), np.sort(times[~hidden]), timed)
@@ -203,7 +244,9 @@ def read_frames(
     result = np.empty((len(indices), *size, 3), np.uint8)
 
     def put(stamp: int, frame: av.VideoFrame):
-        result[rows.pop(stamp)] = prepare(np.rot90(frame.to_ndarray(format="rgb24"), source.rotation // 90))
+        result[rows.pop(stamp)] = prepare(
+            np.rot90(frame.to_ndarray(format="rgb24"), source.rotation // 90)
+        )
 
     for stamp, frame in _run_decoder(source.path, index, _spans(index, list(rows))):
         if stamp in rows:
@@ -215,15 +258,23 @@ def read_frames(
 
 def _fill(source: Source, index: Index, missing: list[int], put):
     """Damaged files: for a picture that does not decode, take the one a player would still be showing."""
-    log.warning("%s: %d wanted pictures do not decode; the ones before them are taken", source.path, len(missing))
+    log.warning(
+        "%s: %d wanted pictures do not decode; the ones before them are taken",
+        source.path,
+        len(missing),
+    )
     last_stamp, last_frame = None, None
     for stamp, frame in _run_decoder(source.path, index, [(0, len(index.stamps) - 1)]):
         while missing and missing[0] < stamp:
             put(missing.pop(0), last_frame or frame)
         last_stamp, last_frame = stamp, frame
-    readable = 0 if last_frame is None else int(np.searchsorted(index.shown, last_stamp, side="right"))
+    readable = (
+        0 if last_frame is None else int(np.searchsorted(index.shown, last_stamp, side="right"))
+    )
     if missing and (not readable or source.frames - readable > TAIL_FRAMES):
-        raise UserError(f"{source.path}: only {readable} of {source.frames} pictures decode; copy or encode it again")
+        raise UserError(
+            f"{source.path}: only {readable} of {source.frames} pictures decode; copy or encode it again"
+        )
     for stamp in missing:
         put(stamp, last_frame)
 
@@ -247,7 +298,9 @@ def _spans(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def _run_decoder(path: str, index: Index, spans: list[tuple[int, int]]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _run_decoder(
+    path: str, index: Index, spans: list[tuple[int, int]]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """(time stamp, picture) of everything in the given runs of packets; the other packets are dropped undecoded."""
     spans = iter(spans)
     first, last = next(spans)
@@ -282,14 +335,18 @@ def read_sound(
     limit: seconds that are kept. picture_start: seconds of the first picture on the file's clock, None without picture.
     As the reference: FFmpeg's samples as 16-bit integers, mean of the channels, soxr_hq resampling (spec 4.3).
     """
-    length = limit + 1.0 if end is None else min(end - start, limit + 1.0)  # a second more tells that there is more
+    length = (
+        limit + 1.0 if end is None else min(end - start, limit + 1.0)
+    )  # a second more tells that there is more
     pieces, rate, first, last, place, sounding = [], 0, 0, 0, 0, False
     for time, rate, piece in _decode_sound(path):
         if not pieces:
             late = 0.0 if picture_start is None else time - picture_start
             first = round((start - (late if abs(late) >= ALIGN_SECONDS else 0.0)) * rate)
             last = first + round(length * rate)
-            pieces.append(np.zeros(max(0, min(-first, last - first)), np.float32))  # where the picture starts earlier
+            pieces.append(
+                np.zeros(max(0, min(-first, last - first)), np.float32)
+            )  # where the picture starts earlier
         pieces.append(piece[max(0, first - place) : max(0, last - place)])
         sounding = sounding or len(pieces[-1]) > 0
         place += len(piece)
@@ -302,7 +359,9 @@ def read_sound(
     if rate != SAMPLE_RATE:
         import librosa  # slow to import, and needed only where there is sound
 
-        waveform = librosa.resample(waveform, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
+        waveform = librosa.resample(
+            waveform, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq"
+        )
     keep = round(limit * SAMPLE_RATE)
     if len(waveform) > keep:
         log.warning("%s: sound is cut at %g s; raise max_audio_seconds to keep more", path, limit)
@@ -314,9 +373,15 @@ def _decode_sound(path: str) -> Iterator[tuple[float, int, np.ndarray]]:
     with _open(path) as container:
         stream = _main_stream(container, "audio")
         to_int16 = av.AudioResampler(format="s16p")
-        packets = itertools.chain((packet for packet in container.demux(stream) if packet.size), [None])
+        packets = itertools.chain(
+            (packet for packet in container.demux(stream) if packet.size), [None]
+        )
         for packet in packets:
             for frame in _decode(stream, packet):
                 time = frame.time or 0.0
                 for piece in to_int16.resample(frame):
-                    yield time, piece.sample_rate, piece.to_ndarray().astype(np.float32).mean(axis=0) / 32768
+                    yield (
+                        time,
+                        piece.sample_rate,
+                        piece.to_ndarray().astype(np.float32).mean(axis=0) / 32768,
+                    )

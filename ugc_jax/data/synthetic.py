@@ -24,7 +24,12 @@ COLOURS = {
     "orange": (245, 140, 30),
     "white": (245, 245, 245),
 }
-BACKGROUNDS = {"black": (15, 15, 20), "grey": (110, 115, 120), "navy": (20, 30, 80), "brown": (90, 60, 40)}
+BACKGROUNDS = {
+    "black": (15, 15, 20),
+    "grey": (110, 115, 120),
+    "navy": (20, 30, 80),
+    "brown": (90, 60, 40),
+}
 FORMS = ("circle", "square", "triangle")
 
 
@@ -148,22 +153,32 @@ def write_clip(
         picture.options = {"preset": "veryfast", "qp": "22", "threads": "1"}
         if rotation:
             picture.set_display_rotation(rotation)
-        track = container.add_stream("aac", rate=SOUND_RATE, layout="mono") if audio is not False else None
+        track = (
+            container.add_stream("aac", rate=SOUND_RATE, layout="mono")
+            if audio is not False
+            else None
+        )
         for time in times:
             frame = av.VideoFrame.from_ndarray(draw(scene, time, size), format="rgb24")
             frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
         if track:
-            _encode_sound(container, track, sound(scene, seconds if audio is True else float(audio)))
+            _encode_sound(
+                container, track, sound(scene, seconds if audio is True else float(audio))
+            )
     return scene
 
 
-def _encode_sound(container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray):
+def _encode_sound(
+    container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray
+):
     """Encode f32[n] mono and end the track; n = 0 leaves a sound stream without sound."""
     step = 1024
     for first in range(0, len(samples), step):
-        frame = av.AudioFrame.from_ndarray(samples[None, first : first + step], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            samples[None, first : first + step], format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
         container.mux(track.encode(frame))
     container.mux(track.encode(None))

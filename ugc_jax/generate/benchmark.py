@@ -49,7 +49,9 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
         frames = rng.integers(0, 256, (work.frames, work.height, work.width, 3), dtype=np.uint8)
         picture = patchify(frames, config.vision)
         mel = log_mel(rng.uniform(-0.5, 0.5, round(work.seconds * SAMPLE_RATE)).astype(np.float32))
-        before, after = (Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS)
+        before, after = (
+            Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
+        )
         clip = Video(picture.grid, seconds_per_grid=1.0, audio_frames=len(mel))
         return Example(*layout([before, clip, after], config), vision=(picture,), mels=(mel,))
 
@@ -58,14 +60,18 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
 
 def run_ours(engine: Engine, prompts: list[Example], new_tokens: int) -> Run:
     """Greedy generation by `engine`, from host arrays to host arrays. The first call also compiles."""
-    batch = collate(prompts, bucket_of(prompts[0], Buckets(), engine.config), len(prompts), engine.config)
+    batch = collate(
+        prompts, bucket_of(prompts[0], Buckets(), engine.config), len(prompts), engine.config
+    )
     next_position = np.array([prompt.next_position for prompt in prompts], np.int32)
     key_ids = np.zeros(len(prompts), np.uint32)
     begun = time.perf_counter()
     prefilled = jax.block_until_ready(engine.prefill(batch))
     prefill = time.perf_counter() - begun
     begun = time.perf_counter()
-    generated = engine.decode(batch, prefilled, next_position, SamplingConfig(max_new_tokens=new_tokens), key_ids)
+    generated = engine.decode(
+        batch, prefilled, next_position, SamplingConfig(max_new_tokens=new_tokens), key_ids
+    )
     return Run(prefill, time.perf_counter() - begun, generated.tokens[:, :new_tokens])
 
 

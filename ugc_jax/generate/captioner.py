@@ -28,6 +28,7 @@ from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_tokenizer
@@ -47,7 +48,9 @@ class Caption:
     token_ids: tuple[int, ...] = ()  # as generated, the end-of-text token included
     prompt_tokens: int = 0
     new_tokens: int = 0  # = len(token_ids)
-    finish_reason: str | None = None  # "stop": the model ended the caption; "length": max_new_tokens did
+    finish_reason: str | None = (
+        None  # "stop": the model ended the caption; "length": max_new_tokens did
+    )
     seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
     error: str | None = None  # one line that says what is wrong with the clip
 
@@ -56,7 +59,9 @@ class Caption:
         if self.error is not None:
             return {"video": self.video, "error": self.error}
         left_out = {"error"} if token_ids else {"error", "token_ids"}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in left_out
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,12 @@ class Captioner:
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer, buckets: Buckets = BUCKETS):
         """buckets: the shapes that programs are compiled for."""
-        self.engine, self.config, self.tokenizer, self.buckets = engine, engine.config, tokenizer, buckets
+        self.engine, self.config, self.tokenizer, self.buckets = (
+            engine,
+            engine.config,
+            tokenizer,
+            buckets,
+        )
 
     @classmethod
     def from_pretrained(
@@ -98,16 +108,25 @@ class Captioner:
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
         tokenizer = ChatTokenizer(load_tokenizer(directory), config.tokens, str(directory))
-        stacked = not on_cpu  # a CPU decodes faster with its layers unrolled; elsewhere a scan compiles faster
+        stacked = (
+            not on_cpu
+        )  # a CPU decodes faster with its layers unrolled; elsewhere a scan compiles faster
         shardings = None
         if mesh is not None:
             axes = omni.logical_axes(config, stacked)
-            shardings = sharding.shardings(mesh, omni.abstract_params(config, dtype, stacked), axes)
+            shardings = sharding.shardings(
+                mesh, mapping.abstract_params(config, dtype, stacked), axes
+            )
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
         return cls(Engine(params, config, Compute(dtype=dtype), mesh), tokenizer)
 
     def caption(
-        self, videos: Sequence[str | Path], *, batch_size: int = 8, workers: int | None = None, **options
+        self,
+        videos: Sequence[str | Path],
+        *,
+        batch_size: int = 8,
+        workers: int | None = None,
+        **options,
     ) -> list[Caption]:
         """Caption clips; the result has their order. A clip that cannot be read gives a Caption with `error`.
 
@@ -116,8 +135,14 @@ class Captioner:
         """
         clip, sampling = _take(ClipSettings, options), _take(SamplingConfig, options)
         if options:
-            known = [field.name for cls in (ClipSettings, SamplingConfig) for field in dataclasses.fields(cls)]
-            raise TypeError(f"caption() has no option {sorted(options)[0]!r}; options are {', '.join(known)}")
+            known = [
+                field.name
+                for cls in (ClipSettings, SamplingConfig)
+                for field in dataclasses.fields(cls)
+            ]
+            raise TypeError(
+                f"caption() has no option {sorted(options)[0]!r}; options are {', '.join(known)}"
+            )
         videos = [videos] if isinstance(videos, str | Path) else list(videos)
         waiting: dict[str, list[int]] = {}
         for index, video in enumerate(videos):
@@ -160,7 +185,9 @@ class Captioner:
 
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
         try:
-            for key, members in group(examples(pool), batch_size, self.buckets, self.config, pending=4 * batch_size):
+            for key, members in group(
+                examples(pool), batch_size, self.buckets, self.config, pending=4 * batch_size
+            ):
                 while failed:
                     yield failed.popleft()
                 yield from self._generate(key, members, batch_size, sampling)
@@ -173,7 +200,9 @@ class Captioner:
         begun = time.perf_counter()
         try:
             example, info = load_example(video, clip, self.tokenizer, self.config)
-            bucket_of(example, self.buckets, self.config)  # a clip that fits no bucket is that clip's error
+            bucket_of(
+                example, self.buckets, self.config
+            )  # a clip that fits no bucket is that clip's error
         except UserError as error:
             return Caption(video, error=str(error))
         except Exception as error:  # a long job survives a clip that nobody thought of
@@ -184,14 +213,20 @@ class Captioner:
         return _Tag(video, time.perf_counter() - begun), example
 
     def _generate(
-        self, key: BucketKey, members: list[tuple[_Tag, Example]], batch_size: int, sampling: SamplingConfig
+        self,
+        key: BucketKey,
+        members: list[tuple[_Tag, Example]],
+        batch_size: int,
+        sampling: SamplingConfig,
     ) -> Iterator[Caption]:
         begun = time.perf_counter()
         tags, examples = zip(*members, strict=True)
         batch = collate(examples, key, batch_size, self.config)
         next_position, key_ids = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.uint32)
         next_position[: len(tags)] = [example.next_position for example in examples]
-        key_ids[: len(tags)] = [zlib.crc32(Path(tag.video).name.encode(errors="surrogateescape")) for tag in tags]
+        key_ids[: len(tags)] = [
+            zlib.crc32(Path(tag.video).name.encode(errors="surrogateescape")) for tag in tags
+        ]
         try:
             generated = self.engine.generate(batch, next_position, sampling, key_ids)
         except jax.errors.JaxRuntimeError as error:
@@ -199,7 +234,9 @@ class Captioner:
                 raise
             reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory"
             remedy = "lower batch_size, max_pixels or fps"
-            yield from (Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}") for tag in tags)
+            yield from (
+                Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}") for tag in tags
+            )
             return
         share = (time.perf_counter() - begun) / len(tags)
         for row, (tag, example) in enumerate(members):
@@ -217,7 +254,13 @@ class Captioner:
 
 def _take(cls: type, options: dict):
     """An instance of the dataclass `cls`, of those options that are its fields; they are taken out of `options`."""
-    return cls(**{field.name: options.pop(field.name) for field in dataclasses.fields(cls) if field.name in options})
+    return cls(
+        **{
+            field.name: options.pop(field.name)
+            for field in dataclasses.fields(cls)
+            if field.name in options
+        }
+    )
 
 
 def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:

@@ -19,9 +19,20 @@ from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
 from ugc_jax.models import decoder, omni
+from ugc_jax.models.layers import in_slabs
 from ugc_jax.sharding import batch_shardings
 
-NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # sizes of the cache for generated tokens
+NEW_TOKENS = (
+    16,
+    32,
+    64,
+    128,
+    256,
+    512,
+    1024,
+    2048,
+    4096,
+)  # sizes of the cache for generated tokens
 
 
 class Generated(NamedTuple):
@@ -47,15 +58,25 @@ class Engine:
     multiple of its data * fsdp size.
     """
 
-    def __init__(self, params, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self, params, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None
+    ):
         self.params, self.config, self.compute, self.mesh = params, config, compute, mesh
         bind = functools.partial
-        self._encode_vision = jax.jit(bind(_static(omni.encode_vision), config=config, compute=compute))
-        self._encode_audio = jax.jit(bind(_static(omni.encode_audio), config=config, compute=compute))
+        self._encode_vision = jax.jit(
+            bind(_static(omni.encode_vision), config=config, compute=compute)
+        )
+        self._encode_audio = jax.jit(
+            bind(_static(omni.encode_audio), config=config, compute=compute)
+        )
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
-        self._decode = jax.jit(bind(_decode, config=config, compute=compute), static_argnames=("mode", "size"))
+        self._decode = jax.jit(
+            bind(_decode, config=config, compute=compute), static_argnames=("mode", "size")
+        )
 
-    def generate(self, batch: Batch, next_position, options: sampling.SamplingConfig, key_ids) -> Generated:
+    def generate(
+        self, batch: Batch, next_position, options: sampling.SamplingConfig, key_ids
+    ) -> Generated:
         """Complete each row of `batch`.
 
         next_position: i32[B], position of the first new token. key_ids: u32[B]; with `options.seed` they alone decide a row's
@@ -72,18 +93,36 @@ class Engine:
             vision = self._encode_vision(self.params, batch.patches, batch.coords)
             audio = self._encode_audio(self.params, batch.mel, batch.mel_frames)
             return self._prefill(
-                self.params, batch.tokens, batch.positions, batch.segment_ids, batch.splice, vision, audio
+                self.params,
+                batch.tokens,
+                batch.positions,
+                batch.segment_ids,
+                batch.splice,
+                vision,
+                audio,
             )
 
     def decode(
-        self, batch: Batch, prefilled: Prefilled, next_position, options: sampling.SamplingConfig, key_ids
+        self,
+        batch: Batch,
+        prefilled: Prefilled,
+        next_position,
+        options: sampling.SamplingConfig,
+        key_ids,
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
         size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
         if size is None:
-            raise UserError(f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} can be generated")
+            raise UserError(
+                f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} can be generated"
+            )
         mode, knobs = sampling.split(options)
-        rows = (batch.tokens, batch.segment_ids, np.asarray(next_position, np.int32), np.asarray(key_ids, np.uint32))
+        rows = (
+            batch.tokens,
+            batch.segment_ids,
+            np.asarray(next_position, np.int32),
+            np.asarray(key_ids, np.uint32),
+        )
         with self._on_mesh():
             generated = self._decode(
                 self.params, *prefilled, *self._place(rows), np.uint32(options.seed), np.int32(options.max_new_tokens),
@@ -105,7 +144,11 @@ class Engine:
         return jax.set_mesh(self.mesh) if self.mesh is not None else jax.default_device(None)
 
     def _place(self, arrays):
-        return arrays if self.mesh is None else jax.device_put(arrays, batch_shardings(self.mesh, arrays))
+        return (
+            arrays
+            if self.mesh is None
+            else jax.device_put(arrays, batch_shardings(self.mesh, arrays))
+        )
 
 
 def _static(function):
@@ -119,14 +162,36 @@ def _static(function):
 
 
 def _prefill(
-    params, tokens_BT, positions_B3T, segments_BT, splice_BT, vision_BRD, audio_BRD, *, config, compute
+    params,
+    tokens_BT,
+    positions_B3T,
+    segments_BT,
+    splice_BT,
+    vision_BRD,
+    audio_BRD,
+    *,
+    config,
+    compute,
 ) -> Prefilled:
-    x = omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
-    hidden, cache = decoder.forward(
-        params["model"], config.text, compute, x, positions_B3T, segments_BT, keep_cache=True
-    )
-    last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
-    return Prefilled(omni.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]), cache)
+    x_BTD = omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
+
+    def rows(x_BTD, positions_B3T, segments_BT):
+        hidden, cache = decoder.forward(
+            params["model"],
+            config.text,
+            compute,
+            x_BTD,
+            positions_B3T,
+            segments_BT,
+            keep_cache=True,
+        )
+        last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
+        logits_BV = omni.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0])
+        return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
+
+    T = tokens_BT.shape[1]
+    logits_BV, cache = in_slabs(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
+    return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache))
 
 
 class _State(NamedTuple):
@@ -171,7 +236,9 @@ def _decode(
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, token_B[:, None], step, axis=1)
         if mode.penalizes:
             seen_BV = seen_BV.at[rows, token_B].set(True)
-        return _State(step + 1, token_B, done_B | (token_B == ids.eos_token_id), tokens_BN, seen_BV, cache)
+        return _State(
+            step + 1, token_B, done_B | (token_B == ids.eos_token_id), tokens_BN, seen_BV, cache
+        )
 
     def more(state):
         return (state.step < limit) & ~jnp.all(state.done_B)
@@ -188,7 +255,9 @@ def _decode(
             state.cache,
             state.step - 1,
         )
-        return record(state, choose(omni.logits(params, hidden_BD), state.seen_BV, state.step), cache)
+        return record(
+            state, choose(omni.logits(params, hidden_BD), state.seen_BV, state.step), cache
+        )
 
     seen_BV = jnp.zeros((B, V if mode.penalizes else 0), bool)
     if mode.penalizes:
@@ -201,9 +270,13 @@ def _decode(
         seen_BV=seen_BV,
         cache=decoder.empty_cache(config.text, prompt, B, size),
     )
-    state = jax.lax.while_loop(more, one, record(start, choose(logits_BV, seen_BV, jnp.int32(0)), start.cache))
+    state = jax.lax.while_loop(
+        more, one, record(start, choose(logits_BV, seen_BV, jnp.int32(0)), start.cache)
+    )
     is_eos_BN = state.tokens_BN == ids.eos_token_id
     stopped_B = jnp.any(is_eos_BN, axis=1)
     lengths_B = jnp.where(stopped_B, jnp.argmax(is_eos_BN, axis=1) + 1, state.step)
     real_B = jnp.any(prompt_BT, axis=1)
-    return Generated(state.tokens_BN, jnp.where(real_B, lengths_B, 0).astype(jnp.int32), stopped_B & real_B)
+    return Generated(
+        state.tokens_BN, jnp.where(real_B, lengths_B, 0).astype(jnp.int32), stopped_B & real_B
+    )

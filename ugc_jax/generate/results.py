@@ -31,7 +31,9 @@ class Results:
                 self._resume({Path(clip).resolve() for clip in clips})
                 self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"{self.path}: cannot be used for results ({error}); choose another file") from None
+                raise UserError(
+                    f"{self.path}: cannot be used for results ({error}); choose another file"
+                ) from None
 
     def __enter__(self) -> "Results":
         return self
@@ -79,5 +81,7 @@ class Results:
                     return
                 record = None
             if not isinstance(record, dict) or not isinstance(record.get("video"), str):
-                raise UserError(f"{self.path}:{number}: not a caption; choose another output, or remove that line")
+                raise UserError(
+                    f"{self.path}:{number}: not a caption; choose another output, or remove that line"
+                )
             yield line, record

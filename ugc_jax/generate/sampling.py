@@ -16,7 +16,9 @@ class SamplingConfig:
     temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
     top_k: int = 0  # keep the k most likely tokens; 0: all
     top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
-    repetition_penalty: float = 1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
+    repetition_penalty: float = (
+        1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
+    )
     max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
     seed: int = 0  # of the sampling; a clip's own name is mixed in
 
@@ -52,11 +54,17 @@ class Knobs(NamedTuple):
 def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
     """(static part, traced part) of a SamplingConfig."""
     greedy = config.temperature == 0
-    mode = Mode(greedy, not greedy and (config.top_k > 0 or config.top_p < 1), config.repetition_penalty != 1)
+    mode = Mode(
+        greedy,
+        not greedy and (config.top_k > 0 or config.top_p < 1),
+        config.repetition_penalty != 1,
+    )
     return mode, Knobs(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
 
 
-def choose(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs) -> jax.Array:
+def choose(
+    logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs
+) -> jax.Array:
     """The next token of each row, i32[B]. logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
 
     keys_B: one PRNG key a row, so that a row's choice does not depend on its batch.
@@ -73,7 +81,9 @@ def choose(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mo
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
     """Divide positive and multiply negative logits of seen tokens by `penalty` (CTRL, arXiv 1909.05858)."""
-    return jnp.where(seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+    return jnp.where(
+        seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV
+    )
 
 
 def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:

@@ -49,18 +49,30 @@ def load_params(
     out_dtype = None if dtype is None else float_dtype(dtype)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: device, mapping.abstract_params(config, np.float32, stacked))
+        shardings = jax.tree.map(
+            lambda _: device, mapping.abstract_params(config, np.float32, stacked)
+        )
     if orbax_store.is_store(directory):
         return orbax_store.load(directory, config, out_dtype, stacked, shardings)
 
     stored = Checkpoint(directory)
     stored.check(config)
     if stored.outside:
-        _log.info("%s: %d tensors outside the thinker are left alone", directory, len(stored.outside))
+        _log.info(
+            "%s: %d tensors outside the thinker are left alone", directory, len(stored.outside)
+        )
     leaves = mapping.leaves(config, stacked)
     dtypes = [out_dtype or stored.dtype_of(leaf) for leaf in leaves]
-    nbytes = [math.prod(leaf.shape) * dtype.itemsize for leaf, dtype in zip(leaves, dtypes, strict=True)]
-    bar = tqdm(total=sum(nbytes), unit="B", unit_scale=True, desc="loading", disable=sum(nbytes) < _BAR_BYTES or None)
+    nbytes = [
+        math.prod(leaf.shape) * dtype.itemsize for leaf, dtype in zip(leaves, dtypes, strict=True)
+    ]
+    bar = tqdm(
+        total=sum(nbytes),
+        unit="B",
+        unit_scale=True,
+        desc="loading",
+        disable=sum(nbytes) < _BAR_BYTES or None,
+    )
     items = []
     with bar:
         for leaf, leaf_dtype, size in zip(leaves, dtypes, nbytes, strict=True):
@@ -92,7 +104,9 @@ class Checkpoint:
             names = sorted(set(self.index["weight_map"].values()))
         for name in names:
             if not (directory / name).exists():
-                raise UserError(f"{directory / INDEX}: names {name}, which is absent; download that file too")
+                raise UserError(
+                    f"{directory / INDEX}: names {name}, which is absent; download that file too"
+                )
         self.files = {name: TensorFile(directory / name) for name in names}
         self.tensors: dict[str, tuple[TensorFile, Header]] = {}
         self.outside: list[str] = []
@@ -126,7 +140,9 @@ class Checkpoint:
         table = {entry.hf_name: entry for entry in mapping.entries(config)}
         for name, (file, header) in self.tensors.items():
             if name not in table:
-                raise UserError(f"{file.path}: unknown tensor {header.name}; this is not (only) a Qwen2.5-Omni thinker")
+                raise UserError(
+                    f"{file.path}: unknown tensor {header.name}; this is not (only) a Qwen2.5-Omni thinker"
+                )
             if header.shape != table[name].shape:
                 raise UserError(
                     f"{file.path}: tensor {header.name} has shape {list(header.shape)}, but config.json asks for "
@@ -140,7 +156,9 @@ class Checkpoint:
         if missing:
             where = self.directory / (SINGLE if self.index is None else INDEX)
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(f"{where}: tensor {missing[0]} is missing{more}; download the checkpoint again")
+            raise UserError(
+                f"{where}: tensor {missing[0]} is missing{more}; download the checkpoint again"
+            )
 
     def dtype_of(self, leaf: mapping.Leaf) -> np.dtype:
         """The stored dtype of a leaf's tensors; UserError if the layers of a stack differ."""
@@ -159,12 +177,20 @@ class Checkpoint:
         file.read_into(out, header.name, index)
 
 
-def _load_leaf(stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
-    array = jax.make_array_from_callback(leaf.shape, sharding, _reader(stored, leaf, dtype), dtype=dtype)
-    return array.block_until_ready()  # so that on an accelerator the host's copy of one array dies before the next
+def _load_leaf(
+    stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
+) -> jax.Array:
+    array = jax.make_array_from_callback(
+        leaf.shape, sharding, _reader(stored, leaf, dtype), dtype=dtype
+    )
+    return (
+        array.block_until_ready()
+    )  # so that on an accelerator the host's copy of one array dies before the next
 
 
-def _reader(stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype) -> Callable[[tuple[slice, ...]], np.ndarray]:
+def _reader(
+    stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """A function from a slice of the array to its values. Replicas ask for the same slice again: it is read once."""
     shards: dict[tuple, np.ndarray] = {}
 

@@ -17,13 +17,24 @@ from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
 from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tensorfile import FLOATS, Output, TensorFile, array_output, float_dtype, write_tensors
+from ugc_jax.hf.tensorfile import (
+    FLOATS,
+    Output,
+    TensorFile,
+    array_output,
+    float_dtype,
+    write_tensors,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
 GENERATION = "generation_config.json"
 
 
@@ -47,14 +58,20 @@ def save_thinker(
 
     def output(entry: mapping.Entry) -> Output:
         stored = out_dtype or mapping.locate(params, entry)[0].dtype
-        return array_output(entry.hf_name, entry.shape, stored, lambda: mapping.read_tensor(params, entry))
+        return array_output(
+            entry.hf_name, entry.shape, stored, lambda: mapping.read_tensor(params, entry)
+        )
 
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
 
 
 def save_orbax(
-    params: dict, config: OmniConfig, out_dir: str | Path, source: str | Path | None = None, overwrite: bool = False
+    params: dict,
+    config: OmniConfig,
+    out_dir: str | Path,
+    source: str | Path | None = None,
+    overwrite: bool = False,
 ):
     """Write a stacked tree as an Orbax checkpoint with config.json and the tokenizer, which `load_params` reads.
 
@@ -66,7 +83,11 @@ def save_orbax(
 
 
 def save_merged(
-    params: dict, config: OmniConfig, source_full: str | Path, out_dir: str | Path, overwrite: bool = False
+    params: dict,
+    config: OmniConfig,
+    source_full: str | Path,
+    out_dir: str | Path,
+    overwrite: bool = False,
 ):
     """Write a full checkpoint: `source_full` with its thinker replaced.
 
@@ -86,17 +107,32 @@ def save_merged(
     with new_directory(out_dir, overwrite) as folder:
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
-            if path.is_file() and str(relative) not in (*base.files, INDEX) and not relative.parts[0].startswith("."):
+            if (
+                path.is_file()
+                and str(relative) not in (*base.files, INDEX)
+                and not relative.parts[0].startswith(".")
+            ):
                 (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / relative)
         for name, file in base.files.items():
-            outputs = [_merged_output(params, table, file, header.name) for header in file.headers.values()]
+            outputs = [
+                _merged_output(params, table, file, header.name) for header in file.headers.values()
+            ]
             write_tensors(folder / name, outputs, file.metadata)
         if base.index is not None:
-            sizes = {header.name: header.nbytes for file in base.files.values() for header in file.headers.values()}
+            sizes = {
+                header.name: header.nbytes
+                for file in base.files.values()
+                for header in file.headers.values()
+            }
             metadata = base.index.get("metadata", {}) | {"total_size": sum(sizes.values())}
-            weight_map = {header: name for name, file in base.files.items() for header in file.headers}
-            _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+            weight_map = {
+                header: name for name, file in base.files.items() for header in file.headers
+            }
+            _write_json(
+                folder / INDEX,
+                {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))},
+            )
 
 
 def _main_dtype(params: dict) -> str:
@@ -104,12 +140,18 @@ def _main_dtype(params: dict) -> str:
     return params["lm_head"]["weight"].dtype.name
 
 
-def _merged_output(params: dict, table: dict[str, mapping.Entry], file: TensorFile, name: str) -> Output:
+def _merged_output(
+    params: dict, table: dict[str, mapping.Entry], file: TensorFile, name: str
+) -> Output:
     header = file.headers[name]
     entry = table.get(mapping.canonical_name(name) or "")
     if entry is None:
-        return Output(name, header.code, header.shape, header.nbytes, lambda out: file.copy_to(out, name))
-    return array_output(name, entry.shape, FLOATS[header.code], lambda: mapping.read_tensor(params, entry))
+        return Output(
+            name, header.code, header.shape, header.nbytes, lambda out: file.copy_to(out, name)
+        )
+    return array_output(
+        name, entry.shape, FLOATS[header.code], lambda: mapping.read_tensor(params, entry)
+    )
 
 
 # ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------
@@ -144,7 +186,10 @@ def write_thinker(
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             write_tensors(folder / name, shard)
             weight_map |= {item.name: name for item in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        _write_json(
+            folder / INDEX,
+            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+        )
     write_side_files(folder, config, dtype, source)
 
 
@@ -152,7 +197,10 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
     """Write config.json and generation_config.json, and copy what `source` has beside its tensors."""
     content = to_hf(config, dtype)
     # transformers' generate() stops by generation_config.json only, and the released one may lack the ids: spec 5.2
-    generation = {name: getattr(config.tokens, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = {
+        name: getattr(config.tokens, name)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     if source is not None:
         source = Path(source)
         _require_same(source, config)
@@ -211,7 +259,9 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
     """
     out = check_output(out_dir, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("partial", "old"))
+    partial, old = (
+        out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("partial", "old")
+    )
     try:
         partial.mkdir()
         yield partial
@@ -221,7 +271,9 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not out.exists():
             old.rename(out)
-        raise UserError(f"{out_dir}: cannot be written ({error}); free the disk or name another output") from None
+        raise UserError(
+            f"{out_dir}: cannot be written ({error}); free the disk or name another output"
+        ) from None
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

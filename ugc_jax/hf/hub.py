@@ -15,7 +15,9 @@ def resolve_checkpoint(checkpoint: str | Path, revision: str | None = None) -> P
     Raises UserError if it is neither, or the hub cannot be reached or does not have it.
     """
     if not str(checkpoint):
-        raise UserError("checkpoint is empty; give a directory or a hub id such as Qwen/Qwen2.5-Omni-3B")
+        raise UserError(
+            "checkpoint is empty; give a directory or a hub id such as Qwen/Qwen2.5-Omni-3B"
+        )
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return path
@@ -33,7 +35,9 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS)
+        )
     except errors.RevisionNotFoundError:
         raise UserError(f"{repo}: the hub has no revision {revision!r} of it") from None
     except errors.GatedRepoError:
@@ -41,8 +45,12 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo}: the hub wants you to accept its terms; do so there, then run `hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"{repo}: neither a local directory nor a repository that you can read on the hub") from None
-    except Exception as error:  # the HTTP library below huggingface_hub differs between its versions
+        raise UserError(
+            f"{repo}: neither a local directory nor a repository that you can read on the hub"
+        ) from None
+    except (
+        Exception
+    ) as error:  # the HTTP library below huggingface_hub differs between its versions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{repo}: no such directory, and its download from the hub failed ({reason}); "

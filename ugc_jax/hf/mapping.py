@@ -102,7 +102,9 @@ def build_tree(items: Iterable[tuple[Path, Any]]) -> dict:
 
 def abstract_params(config: OmniConfig, dtype, stacked: bool = True) -> dict:
     """The parameter tree with a jax.ShapeDtypeStruct at every leaf; dtype as jax takes it."""
-    return build_tree((leaf.path, jax.ShapeDtypeStruct(leaf.shape, dtype)) for leaf in leaves(config, stacked))
+    return build_tree(
+        (leaf.path, jax.ShapeDtypeStruct(leaf.shape, dtype)) for leaf in leaves(config, stacked)
+    )
 
 
 def get_leaf(tree: dict, path: Path) -> Any:
@@ -130,7 +132,9 @@ def read_tensor(params: dict, entry: Entry) -> np.ndarray:
     """
     array, row = locate(params, entry)
     if not array.is_fully_addressable:
-        raise UserError(f"{entry.hf_name} is spread over several processes; write Orbax there and convert that in one")
+        raise UserError(
+            f"{entry.hf_name} is spread over several processes; write Orbax there and convert that in one"
+        )
     if row is None:
         return jax.device_get(array)
     out = np.empty(entry.shape, array.dtype)
@@ -221,7 +225,10 @@ def _audio_ends(c: AudioConfig) -> dict[str, Shape]:
         "conv1.bias": (c.d_model,),
         "conv2.weight": (c.d_model, c.d_model, 3),
         "conv2.bias": (c.d_model,),
-        "audio_bos_eos_token.weight": (2, c.output_dim),  # stored, never used by the reference: spec 1.4
+        "audio_bos_eos_token.weight": (
+            2,
+            c.output_dim,
+        ),  # stored, never used by the reference: spec 1.4
         **_norm("ln_post", c.d_model, bias=True),
         **_linear("proj", c.output_dim, c.d_model),
     }

@@ -25,7 +25,9 @@ def save(params: dict, directory: Path):
         checkpointer.save((directory / FOLDER).absolute(), params)
 
 
-def load(directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: bool, shardings: dict) -> dict:
+def load(
+    directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: bool, shardings: dict
+) -> dict:
     """Read what `save` wrote. shardings: of the tree asked for (stacked or not); dtype: None keeps the stored one.
 
     Raises UserError if the stored arrays are not those of `config`.
@@ -35,20 +37,26 @@ def load(directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: b
     path = (directory / FOLDER).absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
-        stored = {tuple(key.key for key in keys): item for keys, item in jax.tree_util.tree_leaves_with_path(tree)}
+        stored = {
+            tuple(key.key for key in keys): item
+            for keys, item in jax.tree_util.tree_leaves_with_path(tree)
+        }
         leaves = mapping.leaves(config, stacked=True)
         _check(stored, leaves, path)
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = []
         for leaf in leaves:
             sharding = mapping.get_leaf(shardings, leaf.path) if stacked else one_device
-            target = jax.ShapeDtypeStruct(leaf.shape, dtype or stored[leaf.path].dtype, sharding=sharding)
+            target = jax.ShapeDtypeStruct(
+                leaf.shape, dtype or stored[leaf.path].dtype, sharding=sharding
+            )
             targets.append((leaf.path, target))
         params = checkpointer.restore(path, mapping.build_tree(targets))
     if stacked:
         return params
     items = (
-        (leaf.path, mapping.read_tensor(params, leaf.entries[0])) for leaf in mapping.leaves(config, stacked=False)
+        (leaf.path, mapping.read_tensor(params, leaf.entries[0]))
+        for leaf in mapping.leaves(config, stacked=False)
     )
     return jax.device_put(mapping.build_tree(items), shardings)
 
@@ -61,7 +69,11 @@ def _check(stored: dict, leaves: list[mapping.Leaf], path: Path):
             raise UserError(f"{path}: array {name} is missing; convert the checkpoint again")
         shape = stored[leaf.path].shape
         if tuple(shape) != leaf.shape:
-            raise UserError(f"{path}: array {name} has shape {list(shape)}, config.json asks for {list(leaf.shape)}")
+            raise UserError(
+                f"{path}: array {name} has shape {list(shape)}, config.json asks for {list(leaf.shape)}"
+            )
     unknown = set(stored) - {leaf.path for leaf in leaves}
     if unknown:
-        raise UserError(f"{path}: unknown array {'.'.join(map(str, min(unknown)))}; is this a Qwen2.5-Omni thinker?")
+        raise UserError(
+            f"{path}: unknown array {'.'.join(map(str, min(unknown)))}; is this a Qwen2.5-Omni thinker?"
+        )

@@ -19,7 +19,9 @@ def load_reference(checkpoint: str | Path, dtype: str = "float32"):
     import torch
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
 
-    model = Thinker.from_pretrained(checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    model = Thinker.from_pretrained(
+        checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+    ).eval()
     # transformers 5 leaves these unset for a thinker from a full checkpoint and would never stop (spec 5.2).
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.generation_config.pad_token_id = model.config.pad_token_id
@@ -46,14 +48,20 @@ def reference_inputs(
         mask[row, length - len(example.tokens) :] = 1
     inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
 
-    seen = [pair for example in examples for pair in zip(_is_video(example, config), example.vision, strict=True)]
+    seen = [
+        pair
+        for example in examples
+        for pair in zip(_is_video(example, config), example.vision, strict=True)
+    ]
     for name, grid_name, videos in (
         ("pixel_values", "image_grid_thw", False),
         ("pixel_values_videos", "video_grid_thw", True),
     ):
         chosen = [picture for is_video, picture in seen if is_video == videos]
         if chosen:
-            inputs[name] = torch.from_numpy(np.concatenate([reference_patches(picture, config) for picture in chosen]))
+            inputs[name] = torch.from_numpy(
+                np.concatenate([reference_patches(picture, config) for picture in chosen])
+            )
             inputs[grid_name] = torch.tensor([picture.grid for picture in chosen])
     if "video_grid_thw" in inputs:
         inputs["video_second_per_grid"] = torch.tensor(list(seconds_per_grid), dtype=torch.float32)
@@ -66,7 +74,10 @@ def reference_inputs(
         for i, mel in enumerate(mels):
             features[i, :, : len(mel)] = mel.T
             valid[i, : len(mel)] = 1
-        inputs |= {"input_features": torch.from_numpy(features), "feature_attention_mask": torch.from_numpy(valid)}
+        inputs |= {
+            "input_features": torch.from_numpy(features),
+            "feature_attention_mask": torch.from_numpy(valid),
+        }
     return inputs
 
 
@@ -79,7 +90,10 @@ def reference_patches(picture: VisionInput, config: OmniConfig) -> np.ndarray:
     row, column = coords.T
     order = np.lexsort((column % merge, row % merge, column // merge, row // merge, grid))
     order = order[row[order] >= 0]
-    mean, std = (np.repeat(np.float32(value), config.vision.patch_dim // 3) for value in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        np.repeat(np.float32(value), config.vision.patch_dim // 3)
+        for value in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (patches[order].astype(np.float32) / 255 - mean) / std
 
 
@@ -89,4 +103,6 @@ def _is_video(example: Example, config: OmniConfig) -> list[bool]:
     ends = np.cumsum([picture.grid[0] for picture in example.vision])
     owner = np.searchsorted(ends, example.row[takes, 0], side="right")
     ids = example.tokens[takes]
-    return [bool(ids[owner == i][0] == config.tokens.video_token_id) for i in range(len(example.vision))]
+    return [
+        bool(ids[owner == i][0] == config.tokens.video_token_id) for i in range(len(example.vision))
+    ]

@@ -17,8 +17,23 @@ import numpy as np
 from ugc_jax.errors import UserError
 
 BLOCK_BYTES = 32 << 20  # copied between two releases of mapped pages
-FLOATS = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
-_ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+FLOATS = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+_ITEM_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+}
 _ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
@@ -55,10 +70,14 @@ class TensorFile:
                     raise UserError(f"{path}: truncated: {size} bytes; download the file again")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); download the file again") from None
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); download the file again"
+            ) from None
         data = 8 + int.from_bytes(self._map[:8], "little")
         if data > size:
-            raise UserError(f"{path}: truncated, or no safetensors file: {size} bytes, its header alone claims {data}")
+            raise UserError(
+                f"{path}: truncated, or no safetensors file: {size} bytes, its header alone claims {data}"
+            )
         try:
             content = json.loads(self._map[8:data], object_pairs_hook=self._unique)
             self.metadata = content.pop("__metadata__", {})
@@ -66,10 +85,16 @@ class TensorFile:
         except UserError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{path}: not a safetensors file: unreadable header; download the file again") from None
+            raise UserError(
+                f"{path}: not a safetensors file: unreadable header; download the file again"
+            ) from None
         end = max((header.start + header.nbytes for header in self.headers.values()), default=data)
         if size != end:
-            last = max(self.headers.values(), key=lambda header: header.start).name if self.headers else "none"
+            last = (
+                max(self.headers.values(), key=lambda header: header.start).name
+                if self.headers
+                else "none"
+            )
             problem = "truncated" if size < end else "too long"
             raise UserError(
                 f"{path}: {problem}: {size} bytes, its tensors (the last is {last}) end at {end}; "
@@ -81,7 +106,9 @@ class TensorFile:
         content = dict(pairs)
         for name in content if len(content) < len(pairs) else ():
             if sum(name == other for other, _ in pairs) > 1:
-                raise UserError(f"{self.path}: tensor {name} is duplicated; export the checkpoint again")
+                raise UserError(
+                    f"{self.path}: tensor {name} is duplicated; export the checkpoint again"
+                )
         return content
 
     def _header(self, name: str, info: dict, data: int) -> Header:
@@ -99,7 +126,9 @@ class TensorFile:
         """Fill `out` with `tensor[index]`, converted to out.dtype; at most one block of the file is in memory."""
         header = self.headers[name]
         count = math.prod(header.shape)
-        stored = np.frombuffer(self._map, FLOATS[header.code], count, header.start).reshape(header.shape)[index]
+        stored = np.frombuffer(self._map, FLOATS[header.code], count, header.start).reshape(
+            header.shape
+        )[index]
         rows = max(1, BLOCK_BYTES * len(stored) // max(stored.nbytes, 1))
         for row in range(0, len(stored), rows):
             out[row : row + rows] = stored[row : row + rows]
@@ -135,7 +164,9 @@ class Output(NamedTuple):
     write: Callable
 
 
-def array_output(name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[], np.ndarray]) -> Output:
+def array_output(
+    name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[], np.ndarray]
+) -> Output:
     """The tensor that `read()` yields when its turn comes, stored as `dtype`."""
 
     def write(file):
@@ -151,7 +182,11 @@ def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = Non
     offset = 0
     for tensor in tensors:
         offsets = [offset, offset + tensor.nbytes]
-        content[tensor.name] = {"dtype": tensor.code, "shape": list(tensor.shape), "data_offsets": offsets}
+        content[tensor.name] = {
+            "dtype": tensor.code,
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         offset += tensor.nbytes
     header = json.dumps(content, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format keeps the data 8-byte aligned
@@ -161,4 +196,6 @@ def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = Non
             start = file.tell()
             tensor.write(file)
             if file.tell() - start != tensor.nbytes:
-                raise RuntimeError(f"{path}: {tensor.name} wrote {file.tell() - start} bytes, expected {tensor.nbytes}")
+                raise RuntimeError(
+                    f"{path}: {tensor.name} wrote {file.tell() - start} bytes, expected {tensor.nbytes}"
+                )

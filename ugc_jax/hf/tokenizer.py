@@ -6,7 +6,16 @@ The special tokens are Qwen2.5-Omni's, in their order (spec 3.1). The chat templ
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from ugc_jax.config import OmniConfig, TokenIds, read_json
 from ugc_jax.errors import UserError
@@ -33,9 +42,7 @@ _NAMES = {
     "video_token_id": "<|VIDEO|>",
 }
 # Contractions; a word with what precedes it; one digit; punctuation with its line ends; line ends; spaces.
-_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = r"""
 {%- set seen = namespace(image=0, audio=0, video=0) -%}
@@ -77,7 +84,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     Raises UserError if neither is there or a file cannot be read.
     """
     directory = Path(directory)
-    fast, vocab, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    fast, vocab, merges = (
+        directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
     if not fast.exists() and not (vocab.exists() and merges.exists()):
         raise UserError(
             f"{directory}: holds neither tokenizer.json nor vocab.json and merges.txt; copy them from the base model"
@@ -99,7 +108,9 @@ def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
     ids = {field: tokenizer.token_to_id(name) for field, name in _NAMES.items()}
     for field, name in _NAMES.items():
         if ids[field] is None:
-            raise UserError(f"{source}: has no token {name}; give the tokenizer of a Qwen2.5-Omni checkpoint")
+            raise UserError(
+                f"{source}: has no token {name}; give the tokenizer of a Qwen2.5-Omni checkpoint"
+            )
     return TokenIds(**ids)
 
 
@@ -148,7 +159,9 @@ def _added_tokens(directory: Path) -> dict[int, AddedToken]:
         content, _ = read_json(directory / "tokenizer_config.json")
         if "added_tokens_decoder" in content:
             decoder = content["added_tokens_decoder"]
-            return {int(i): AddedToken(token.pop("content"), **token) for i, token in decoder.items()}
+            return {
+                int(i): AddedToken(token.pop("content"), **token) for i, token in decoder.items()
+            }
     content, _ = read_json(directory / "added_tokens.json")
     return {i: _added_token(name) for name, i in content.items()}
 
@@ -169,7 +182,9 @@ def _train(size: int) -> models.BPE:
         raise UserError(f"pad_token_id {size} leaves no room for the 256 byte tokens below it")
     learner = _byte_level_bpe(models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=1, show_progress=False, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, min_frequency=1, show_progress=False, initial_alphabet=alphabet
+    )
     learner.train_from_iterator(corpus.LINES, trainer)
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {f"<unused_{i}>": i for i in range(len(model["vocab"]), size)}

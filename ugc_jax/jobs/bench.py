@@ -26,7 +26,9 @@ class BenchConfig:
 
     checkpoint: str | None = None  # directory or hub id; None: random weights of `size`
     size: Literal["tiny", "mid", "3b"] = "mid"  # of the random weights
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and activations, ours and the reference's
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of weights and activations, ours and the reference's
+    )
     batch_size: int = 4
     frames: int = 16  # of each clip, 2 a second
     height: int = 224  # of a frame, in pixels; a multiple of 28
@@ -45,7 +47,12 @@ def main(config: BenchConfig, args: list[str]) -> int:
     if args:
         raise UserError(f"bench takes no arguments, got {args[0]!r}; it makes its clips itself")
     work = benchmark.Workload(
-        config.batch_size, config.frames, config.height, config.width, config.seconds, config.new_tokens
+        config.batch_size,
+        config.frames,
+        config.height,
+        config.width,
+        config.seconds,
+        config.new_tokens,
     )
     installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     compare = config.reference and installed and jax.default_backend() == "cpu"
@@ -54,7 +61,9 @@ def main(config: BenchConfig, args: list[str]) -> int:
         model = load_config(checkpoint)
         stacked = jax.default_backend() != "cpu"
         params = load_params(checkpoint, model, config.dtype, stacked=stacked)
-        sides = _sides(config, work, checkpoint, Engine(params, model, Compute(config.dtype)), compare)
+        sides = _sides(
+            config, work, checkpoint, Engine(params, model, Compute(config.dtype)), compare
+        )
     runs = {name: [] for name in sides}
     bar = tqdm(range(config.repeats + 1), desc="bench", unit="round", disable=None)
     for repeat in bar:
@@ -80,11 +89,15 @@ def main(config: BenchConfig, args: list[str]) -> int:
 def _checkpoint(config: BenchConfig, folder: Path) -> Path:
     if config.checkpoint is not None:
         return resolve_checkpoint(config.checkpoint)
-    init.main(init.InitConfig(output=str(folder / "random"), size=config.size, dtype=config.dtype), [])
+    init.main(
+        init.InitConfig(output=str(folder / "random"), size=config.size, dtype=config.dtype), []
+    )
     return folder / "random"
 
 
-def _sides(config: BenchConfig, work: benchmark.Workload, checkpoint: Path, engine: Engine, compare: bool) -> dict:
+def _sides(
+    config: BenchConfig, work: benchmark.Workload, checkpoint: Path, engine: Engine, compare: bool
+) -> dict:
     """Name -> a function without arguments that makes one benchmark.Run."""
     prompts = benchmark.examples(work, engine.config)
     sides = {"jax": lambda: benchmark.run_ours(engine, prompts, config.new_tokens)}
@@ -92,7 +105,9 @@ def _sides(config: BenchConfig, work: benchmark.Workload, checkpoint: Path, engi
         from ugc_jax.hf import reference
 
         model = reference.load_reference(checkpoint, config.dtype)
-        inputs = reference.reference_inputs(prompts, engine.config, [1.0] * config.batch_size, audio_in_video=True)
+        inputs = reference.reference_inputs(
+            prompts, engine.config, [1.0] * config.batch_size, audio_in_video=True
+        )
         sides["torch"] = lambda: benchmark.run_reference(model, inputs, config.new_tokens)
     return sides
 

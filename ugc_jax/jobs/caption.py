@@ -37,10 +37,14 @@ class CaptionConfig(ClipSettings, SamplingConfig):
     output: str | None = None  # JSON Lines file to write or go on with; stdout without one
     token_ids: bool = False  # put the generated token ids into the lines
     batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    dtype: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU
+    )
     workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
     data: int = 1  # devices that share out the clips of a batch
-    tensor: int = 1  # devices that share out each layer of the model; data * tensor devices are used
+    tensor: int = (
+        1  # devices that share out each layer of the model; data * tensor devices are used
+    )
     report: str | None = None  # also write the totals of this run to this file, as JSON
 
 
@@ -54,9 +58,17 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
     clips = find_clips(videos)
     with Results(config.output, clips) as results:
         todo = results.missing(clips)
-        totals = {"captioned": 0, "skipped": len(clips) - len(todo), "failed": 0, "new_tokens": 0, "programs": 0}
+        totals = {
+            "captioned": 0,
+            "skipped": len(clips) - len(todo),
+            "failed": 0,
+            "new_tokens": 0,
+            "programs": 0,
+        }
         if todo:
-            captioner = Captioner.from_pretrained(config.checkpoint, dtype=config.dtype, mesh=_mesh(config))
+            captioner = Captioner.from_pretrained(
+                config.checkpoint, dtype=config.dtype, mesh=_mesh(config)
+            )
             stream = captioner.stream(todo, clip, sampling, config.batch_size, config.workers)
             with tqdm(total=len(todo), unit="clip", desc="captioning", disable=None) as bar:
                 for caption in stream:
@@ -66,7 +78,9 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
                     totals["captioned" if caption.error is None else "failed"] += 1
                     totals["new_tokens"] += caption.new_tokens
                     bar.update()
-                    bar.set_postfix_str(f"{totals['new_tokens'] / (time.perf_counter() - begun):.1f} tokens/s")
+                    bar.set_postfix_str(
+                        f"{totals['new_tokens'] / (time.perf_counter() - begun):.1f} tokens/s"
+                    )
             totals["programs"] = sum(captioner.engine.programs().values())
     _report(totals, time.perf_counter() - begun, config)
     return 0 if totals["captioned"] + totals["skipped"] else 1
@@ -85,7 +99,9 @@ def _report(totals: dict, seconds: float, config: CaptionConfig):
     }
     print(
         "captioned {captioned}, skipped {skipped}, failed {failed}; compiled {programs} programs; {new_tokens} tokens "
-        "in {seconds} s ({clips_per_second} clips/s, {tokens_per_second} tokens/s)".format(**totals),
+        "in {seconds} s ({clips_per_second} clips/s, {tokens_per_second} tokens/s)".format(
+            **totals
+        ),
         file=sys.stderr,
     )
     if config.report is not None:

@@ -19,9 +19,13 @@ class ConvertConfig:
 
     checkpoint: str  # directory or hub id: Hugging Face (full or thinker-only) or Orbax
     output: str  # directory to write
-    to: Literal["thinker", "merged", "orbax"] = "thinker"  # "merged": a full checkpoint, `base` with this thinker
+    to: Literal["thinker", "merged", "orbax"] = (
+        "thinker"  # "merged": a full checkpoint, `base` with this thinker
+    )
     base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
-    dtype: Literal["float32", "bfloat16"] | None = None  # of the stored weights; none keeps them as they are
+    dtype: Literal["float32", "bfloat16"] | None = (
+        None  # of the stored weights; none keeps them as they are
+    )
     revision: str | None = None  # branch, tag or commit of a hub id
     overwrite: bool = False  # replace a checkpoint at `output`
 
@@ -32,7 +36,9 @@ CONFIG = ConvertConfig
 def main(config: ConvertConfig, args: list[str]) -> int:
     """Load and write; see `ugc_jax.hf`."""
     if config.to == "merged" and config.base is None:
-        raise UserError("to=merged needs base, the full checkpoint that lends the talker and token2wav")
+        raise UserError(
+            "to=merged needs base, the full checkpoint that lends the talker and token2wav"
+        )
     if config.to == "merged" and config.dtype is not None:
         raise UserError("to=merged keeps the dtypes of base; leave dtype out")
     if config.to != "merged" and config.base is not None:

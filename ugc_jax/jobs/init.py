@@ -41,7 +41,9 @@ def main(config: InitConfig, args: list[str]) -> int:
     dtype = float_dtype(config.dtype)
 
     def output(entry: mapping.Entry) -> Output:
-        return array_output(entry.hf_name, entry.shape, dtype, lambda: random_tensor(entry, config.seed))
+        return array_output(
+            entry.hf_name, entry.shape, dtype, lambda: random_tensor(entry, config.seed)
+        )
 
     with new_directory(config.output, config.overwrite) as folder:
         write_thinker(folder, model, output, source=None, dtype=config.dtype)
@@ -50,7 +52,9 @@ def main(config: InitConfig, args: list[str]) -> int:
         else:
             copy_files(Path(config.tokenizer), folder, TOKENIZER_FILES)
     count = sum(int(np.prod(entry.shape)) for entry in mapping.entries(model))
-    _log.info("%s: %s checkpoint, %s parameters, random weights", config.output, config.size, f"{count:,}")
+    _log.info(
+        "%s: %s checkpoint, %s parameters, random weights", config.output, config.size, f"{count:,}"
+    )
     return 0
 
 

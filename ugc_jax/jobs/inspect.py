@@ -69,7 +69,12 @@ def table(row: dict) -> str:
     if row["grid"]:
         t, h, w = row["grid"]
         rate = f" ({row['sample_fps']:.3f} a second)" if row["sample_fps"] else ""
-        lines.append(("picture", f"{row['frames']} frames{rate}, grid {t} x {h} x {w} patches of 14 x 14 pixels"))
+        lines.append(
+            (
+                "picture",
+                f"{row['frames']} frames{rate}, grid {t} x {h} x {w} patches of 14 x 14 pixels",
+            )
+        )
     lines.append(("sound", f"{row['audio_seconds']:.2f} s" if row["has_audio"] else "none"))
     kinds = {name: row[f"{name}_tokens"] for name in ("video", "audio", "text")}
     parts = " + ".join(f"{count} {name}" for name, count in kinds.items() if count)
@@ -80,9 +85,17 @@ def table(row: dict) -> str:
         ("memory", f"{row['kv_bytes'] / 2**20:.1f} MiB of keys and values"),
         *(("note", note) for note in row["notes"]),
     ]
-    return "\n".join([f"{row['video']} ({row['kind']})", *(f"  {name:<9}{text}" for name, text in lines), ""])
+    return "\n".join(
+        [f"{row['video']} ({row['kind']})", *(f"  {name:<9}{text}" for name, text in lines), ""]
+    )
 
 
 def _kv_bytes_of_token(model: OmniConfig, dtype: str) -> int:
     text = model.text
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * {"float32": 4, "bfloat16": 2}[dtype]
+    return (
+        2
+        * text.num_hidden_layers
+        * text.num_key_value_heads
+        * text.head_dim
+        * {"float32": 4, "bfloat16": 2}[dtype]
+    )

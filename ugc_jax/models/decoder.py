@@ -3,7 +3,6 @@
 Letters: B rows, T tokens of a prompt, N new tokens, D width, K key/value heads, H head width, V vocabulary, L layers.
 """
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,7 +18,9 @@ from ugc_jax.models.layers import (
     Weight,
     attention,
     cached_attention,
+    declared,
     rotate,
+    rotation,
     run_layers,
     split_heads,
 )
@@ -34,19 +35,24 @@ class Cache(NamedTuple):
 
 
 class DecoderAttention(nn.Module):
-    """`attend(q_BTNH, k_BTKH, v_BTKH)` says over what to attend; returns also this call's keys and values."""
+    """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which says over what to attend. Returns (x_BTD, (k, v)).
+
+    turn: `layers.rotation` of the tokens' positions.
+    """
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self, x_BTD, angles_BTh, attend):
+    def __call__(self, x_BTD, turn, attend):
         c = self.config
 
         def project(name: str, heads: int):
-            return split_heads(Linear(heads * c.head_dim, ("heads", "embed"), name=name)(x_BTD), heads)
+            return split_heads(
+                Linear(heads * c.head_dim, ("heads", "embed"), name=name)(x_BTD), heads
+            )
 
-        q = rotate(project("q_proj", c.num_attention_heads), angles_BTh)
-        k = rotate(project("k_proj", c.num_key_value_heads), angles_BTh)
+        q = rotate(project("q_proj", c.num_attention_heads), turn)
+        k = rotate(project("k_proj", c.num_key_value_heads), turn)
         v = project("v_proj", c.num_key_value_heads)
         out = attend(q, k, v).reshape(*x_BTD.shape[:2], -1)
         return Linear(c.hidden_size, ("embed", "heads"), bias=False, name="o_proj")(out), (k, v)
@@ -56,29 +62,37 @@ class DecoderLayer(nn.Module):
     config: TextConfig
 
     @nn.compact
-    def __call__(self, x_BTD, angles_BTh, attend):
+    def __call__(self, x_BTD, turn, attend):
         c = self.config
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x_BTD)
-        out, keys_values = DecoderAttention(c, name="self_attn")(normed, angles_BTh, attend)
+        out, keys_values = DecoderAttention(c, name="self_attn")(normed, turn, attend)
         x_BTD = x_BTD + out
         normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x_BTD)
         return x_BTD + SwiGLU(c.intermediate_size, bias=False, name="mlp")(normed), keys_values
 
 
-def forward(params, config: TextConfig, compute: Compute, x_BTD, positions_B3T, segments_BT, keep_cache: bool = False):
+def forward(
+    params,
+    config: TextConfig,
+    compute: Compute,
+    x_BTD,
+    positions_B3T,
+    segments_BT,
+    keep_cache: bool = False,
+):
     """Embedded tokens -> (final hidden states [B, T, D] after the last norm, Cache or None).
 
     positions_B3T: i32, (time, height, width). segments_BT: i32, 0 padding; attention is causal inside a segment.
     params: the `model` part of the parameter tree.
     """
-    angles = rotary_angles(positions_B3T, config)
+    turn = rotation(rotary_angles(positions_B3T, config))
     x_BTD = constrain(x_BTD, ("batch", None, None))
 
     def attend(q, k, v):
         return attention(q, k, v, segments_BT, causal=True)
 
     def layer(layer_params, x, _):
-        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, angles, attend)
+        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
         kept = Cache(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_cache else None
         return constrain(x, ("batch", None, None)), kept
 
@@ -86,15 +100,21 @@ def forward(params, config: TextConfig, compute: Compute, x_BTD, positions_B3T, 
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_BTD), cache
 
 
-def decode_step(params, config: TextConfig, x_BD, position_B, prompt: Cache, prompt_BT, own: Cache, step):
+def decode_step(
+    params, config: TextConfig, x_BD, position_B, prompt: Cache, prompt_BT, own: Cache, step
+):
     """One new token against two caches: the prompt's and that of the tokens generated before it.
 
     x_BD: its embedding. position_B: i32, its position on all three axes. prompt_BT: bool, which prompt keys exist. own: cache
     of N places of which the first `step` (i32 scalar) are filled. Returns (hidden [B, D] after the last norm, own with this
     token's keys and values at place `step`).
     """
-    angles = rotary_angles(jnp.broadcast_to(position_B[:, None, None], (len(position_B), 3, 1)), config)
-    earlier_BN = jnp.broadcast_to(jnp.arange(own.k.shape[3])[None] < step, (len(position_B), own.k.shape[3]))
+    turn = rotation(
+        rotary_angles(jnp.broadcast_to(position_B[:, None, None], (len(position_B), 3, 1)), config)
+    )
+    earlier_BN = jnp.broadcast_to(
+        jnp.arange(own.k.shape[3])[None] < step, (len(position_B), own.k.shape[3])
+    )
     itself_B1 = jnp.ones((len(position_B), 1), bool)
 
     def layer(layer_params, x, caches):
@@ -102,20 +122,29 @@ def decode_step(params, config: TextConfig, x_BD, position_B, prompt: Cache, pro
 
         def attend(q, k, v):
             this = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), itself_B1)
-            return cached_attention(q[:, 0], [(*prompt_layer, prompt_BT), (*own_layer, earlier_BN), this])[:, None]
+            return cached_attention(
+                q[:, 0], [(*prompt_layer, prompt_BT), (*own_layer, earlier_BN), this]
+            )[:, None]
 
-        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, angles, attend)
+        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
         return x, Cache(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
 
     x_B1D, this = run_layers(layer, params["layers"], x_BD[:, None], (prompt, own))
-    own = jax.tree.map(lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, step, axis=3), own, this)
+    own = jax.tree.map(
+        lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, step, axis=3), own, this
+    )
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_B1D)[:, 0], own
 
 
 def empty_cache(config: TextConfig, like: Cache, batch: int, tokens: int) -> Cache:
     """A Cache of zeros for `tokens` places of `batch` rows, with the dtype of `like`."""
     shape = (config.num_hidden_layers, batch, config.num_key_value_heads, tokens, config.head_dim)
-    return Cache(*(constrain(jnp.zeros(shape, part.dtype), (None, "batch", "heads", None, None)) for part in like))
+    return Cache(
+        *(
+            constrain(jnp.zeros(shape, part.dtype), (None, "batch", "heads", None, None))
+            for part in like
+        )
+    )
 
 
 def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
@@ -129,12 +158,19 @@ def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
     )
 
 
-@functools.cache
-def modules(config: TextConfig) -> dict[str, tuple[nn.Module, tuple]]:
-    """Each part of the decoder with the shapes of its inputs, for abstract initialisation (models/omni.py)."""
-    x = (1, 1, config.hidden_size)
+def declare(config: TextConfig) -> dict:
+    """Boxes (see `layers.declared`) of the decoder's parameters, those of one layer under "layers"."""
+
+    def x():
+        return jnp.zeros((1, 1, config.hidden_size))
+
+    def layer():
+        return x(), rotation(jnp.zeros((1, 1, config.head_dim // 2))), lambda q, k, v: q
+
     return {
-        "embed_tokens": (Weight((config.vocab_size, config.hidden_size), ("vocab", "embed")), ()),
-        "layers": (functools.partial(DecoderLayer, config)(), (x, (1, 1, config.head_dim // 2), None)),
-        "norm": (RMSNorm(config.rms_norm_eps), (x,)),
+        "embed_tokens": declared(
+            Weight((config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        ),
+        "layers": declared(DecoderLayer(config), layer),
+        "norm": declared(RMSNorm(config.rms_norm_eps), lambda: (x(),)),
     }

@@ -22,6 +22,14 @@ def param(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes) -> j
     return module.param(name, nn.with_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
 
 
+def declared(module: nn.Module, inputs=lambda: ()):
+    """A module's parameters without computing anything: a tree of boxes with the shape and the logical axes of each.
+
+    inputs: a function that makes the arguments of the module's call; it is only traced.
+    """
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs()))["params"]
+
+
 class Weight(nn.Module):
     """A lone tensor called `weight`: embedding tables and kernels."""
 
@@ -58,7 +66,9 @@ class RMSNorm(nn.Module):
     def __call__(self, x):
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * per_channel(param(self, "weight", x.shape[-1:], ("embed",)), x)
+        return normed.astype(x.dtype) * per_channel(
+            param(self, "weight", x.shape[-1:], ("embed",)), x
+        )
 
 
 class LayerNorm(nn.Module):
@@ -87,7 +97,9 @@ class SwiGLU(nn.Module):
     def __call__(self, x):
         gate = Linear(self.features, ("mlp", "embed"), self.bias, name="gate_proj")(x)
         up = Linear(self.features, ("mlp", "embed"), self.bias, name="up_proj")(x)
-        return Linear(x.shape[-1], ("embed", "mlp"), self.bias, name="down_proj")(nn.silu(gate) * up)
+        return Linear(x.shape[-1], ("embed", "mlp"), self.bias, name="down_proj")(
+            nn.silu(gate) * up
+        )
 
 
 def per_channel(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -100,17 +112,23 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def rotate(x_BTNH: jax.Array, angles_BTh: jax.Array) -> jax.Array:
-    """Rotary embedding in the half-split form: element i turns with element i + H/2 by angles[..., i], in float32.
+def rotation(angles_BTh: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(cosines, sines) f32[B, T, 1, H/2] of rotary angles f32[B, T, H/2]: once a tower, for all its layers and heads."""
+    return jnp.cos(angles_BTh)[:, :, None], jnp.sin(angles_BTh)[:, :, None]
 
-    angles_BTh: f32[B, T, H/2].
-    """
-    cos, sin = jnp.cos(angles_BTh)[:, :, None], jnp.sin(angles_BTh)[:, :, None]
+
+def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding in the half-split form, in float32: element i turns with element i + H/2 by angle i."""
+    cos, sin = rotation
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x_BTNH.dtype)
 
 
-def attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, block: int = 256) -> jax.Array:
+def attention(
+    q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, block: int = 256
+) -> jax.Array:
     """Self-attention (T = S) inside segments; grouped queries when K < N. Returns [B, T, N, H] in q's dtype.
 
     segments_BT: i32, a query attends to keys of its own segment. Padding is a segment like any other (0), so no row is ever empty.
@@ -132,7 +150,10 @@ def attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, bloc
     if not causal:
         out_BKGTH = queries(0, T, T)
     else:
-        blocks = [queries(start, min(start + block, T), min(start + block, T)) for start in range(0, T, block)]
+        blocks = [
+            queries(start, min(start + block, T), min(start + block, T))
+            for start in range(0, T, block)
+        ]
         out_BKGTH = jnp.concatenate(blocks, axis=3)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
@@ -166,7 +187,9 @@ def softmax_weighted(scored) -> jax.Array:
     for scores, v in scored:
         weights = jnp.exp(scores - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
-        out += jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out += jnp.einsum(
+            "bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
     return (out / total).astype(scored[0][1].dtype)
 
 
@@ -190,6 +213,22 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
         x, out = body(x, (layer_params, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)))
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def in_slabs(function, arrays, row_tokens: int, slab: int):
+    """`function(*arrays)`, for arrays that share a leading axis of independent rows, a few rows at a time.
+
+    row_tokens: tokens in a row. slab: tokens to work on at a time, in whole rows and at least one; 0: all at once.
+    One program whatever the number of slabs. It bounds the activations, and on a CPU keeps them in the cache.
+    """
+    total = arrays[0].shape[0]
+    most = max(slab // row_tokens, 1) if slab else total
+    rows = max(n for n in range(1, min(most, total) + 1) if total % n == 0)
+    if rows == total:
+        return function(*arrays)
+    slabs = tuple(array.reshape(total // rows, rows, *array.shape[1:]) for array in arrays)
+    out = jax.lax.map(lambda slab: function(*slab), slabs)
+    return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), out)
 
 
 def split_heads(x_BTD: jax.Array, heads: int) -> jax.Array:

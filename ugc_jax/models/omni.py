@@ -4,21 +4,25 @@ Plain functions on a nested dict of parameters; its leaves have the names and sh
 stacks stacked on a leading axis (or as a tuple of layers; see `layers.run_layers`).
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.models import audio, decoder, vision
-from ugc_jax.models.layers import Weight, attention
+from ugc_jax.models.layers import Weight, declared
 from ugc_jax.sharding import constrain
 
-STACKS = ("layers", "blocks")  # names of the stacked parts in the parameter tree
 
-
-def encode_vision(params, config: OmniConfig, compute: Compute, patches_BFWKP, coords_BFWK2) -> jax.Array:
+def encode_vision(
+    params, config: OmniConfig, compute: Compute, patches_BFWKP, coords_BFWK2
+) -> jax.Array:
     """Batch.patches and Batch.coords -> rows [B, F * W * K / 4, D] of the vision encoder."""
     B, F, *patch = patches_BFWKP.shape
-    flat = (patches_BFWKP.reshape(B * F, *patch), coords_BFWK2.reshape(B * F, *coords_BFWK2.shape[2:]))
+    flat = (
+        patches_BFWKP.reshape(B * F, *patch),
+        coords_BFWK2.reshape(B * F, *coords_BFWK2.shape[2:]),
+    )
     rows = vision.encode(params["visual"], config.vision, compute, *flat)
     return rows.reshape(B, F * rows.shape[1], rows.shape[2])
 
@@ -27,7 +31,11 @@ def encode_audio(params, config: OmniConfig, compute: Compute, mel_BCMI, frames_
     """Batch.mel and Batch.mel_frames -> rows [B, C * 50, D] of the audio encoder."""
     B, C, *chunk = mel_BCMI.shape
     rows = audio.encode(
-        params["audio_tower"], config.audio, compute, mel_BCMI.reshape(B * C, *chunk), frames_BC.reshape(B * C)
+        params["audio_tower"],
+        config.audio,
+        compute,
+        mel_BCMI.reshape(B * C, *chunk),
+        frames_BC.reshape(B * C),
     )
     return rows.reshape(B, C * rows.shape[1], rows.shape[2])
 
@@ -58,60 +66,33 @@ def hidden_states(params, config: OmniConfig, compute: Compute, batch, keep_cach
     vision_rows = encode_vision(params, config, compute, batch.patches, batch.coords)
     audio_rows = encode_audio(params, config, compute, batch.mel, batch.mel_frames)
     x = splice(embed(params, compute, batch.tokens), batch.splice, vision_rows, audio_rows)
-    return decoder.forward(params["model"], config.text, compute, x, batch.positions, batch.segment_ids, keep_cache)
+    return decoder.forward(
+        params["model"], config.text, compute, x, batch.positions, batch.segment_ids, keep_cache
+    )
 
 
 def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
     """The parameter tree with, for each leaf, the logical names of its dimensions (a tuple, for `sharding.shardings`)."""
-    return jax.tree.map(lambda box: box.names, _boxes(config, stacked), is_leaf=_is_box)
-
-
-def abstract_params(config: OmniConfig, dtype: str = "float32", stacked: bool = True) -> dict:
-    """The parameter tree as the modules declare it, of jax.ShapeDtypeStruct."""
-    return jax.tree.map(
-        lambda box: jax.ShapeDtypeStruct(box.value.shape, dtype), _boxes(config, stacked), is_leaf=_is_box
-    )
-
-
-def _is_box(leaf) -> bool:
-    return hasattr(leaf, "names")
-
-
-def _boxes(config: OmniConfig, stacked: bool) -> dict:
-    """Abstract initialisation of every module: nothing is computed. Leaves are flax Partitioned boxes."""
-    depth = {"layers": config.text.num_hidden_layers, "blocks": config.vision.depth}
-
-    def attend(q, k, v):
-        return attention(q, k, v, jnp.zeros(q.shape[:2], jnp.int32), causal=True)
-
-    def init(module, shapes):
-        inputs = [
-            attend if shape is None else jnp.zeros(shape, jnp.bool if shape == () else jnp.float32) for shape in shapes
-        ]
-        return module.init(jax.random.key(0), *inputs).get("params", {})
-
-    def part(name: str, module, shapes, layers: int):
-        boxes = jax.eval_shape(lambda: init(module, shapes))
-        if name not in STACKS:
-            return boxes
-        if not stacked:
-            return tuple(boxes for _ in range(layers))
-        return jax.tree.map(
-            lambda box: box.replace(
-                value=jax.ShapeDtypeStruct((layers, *box.value.shape), box.value.dtype), names=("layers", *box.names)
-            ),
-            boxes,
-            is_leaf=_is_box,
-        )
-
-    towers = {
-        "model": (decoder.modules(config.text), depth["layers"]),
-        "visual": (vision.modules(config.vision), depth["blocks"]),
-        "audio_tower": (audio.modules(config.audio), config.audio.encoder_layers),
-    }
-    tree = {
-        tower: {name: part(name, module, shapes, layers) for name, (module, shapes) in modules.items()}
-        for tower, (modules, layers) in towers.items()
-    }
     head = Weight((config.text.vocab_size, config.text.hidden_size), ("vocab", "embed"))
-    return tree | {"lm_head": part("lm_head", head, (), 0)}
+    axes = jax.tree.map(
+        lambda box: box.names,
+        {
+            "model": decoder.declare(config.text),
+            "visual": vision.declare(config.vision),
+            "audio_tower": audio.declare(config.audio),
+            "lm_head": declared(head),
+        },
+        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+    )
+    stacks = (("model", "layers", config.text.num_hidden_layers), ("visual", "blocks", config.vision.depth),
+              ("audio_tower", "layers", config.audio.encoder_layers))  # fmt: skip
+    for tower, name, depth in stacks:
+        layer = axes[tower][name]
+        if stacked:
+            layer = jax.tree.map(
+                lambda names: ("layers", *names),
+                layer,
+                is_leaf=lambda leaf: isinstance(leaf, tuple),
+            )
+        axes[tower][name] = layer if stacked else (layer,) * depth
+    return axes

@@ -4,8 +4,6 @@ Letters: F temporal grids (frame pairs), W windows a grid, K patches a window (6
 Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full attention one of F grids.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,9 +16,12 @@ from ugc_jax.models.layers import (
     SwiGLU,
     Weight,
     attention,
+    declared,
     gelu,
+    in_slabs,
     per_channel,
     rotate,
+    rotation,
     run_layers,
     split_heads,
 )
@@ -44,23 +45,38 @@ class PatchEmbed(nn.Module):
         c = self.config
         shape = (c.hidden_size, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
         weight = Weight(shape, ("embed", None, None, None, None), name="proj")()
-        mean, std = (np.repeat(np.float32(value), c.patch_dim // c.in_channels) for value in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = (
+            np.repeat(np.float32(value), c.patch_dim // c.in_channels)
+            for value in (PIXEL_MEAN, PIXEL_STD)
+        )
         x = patches_FSP.astype(jnp.float32)
-        x = x * per_channel(jnp.asarray(1 / (255 * std)), x) - per_channel(jnp.asarray(mean / std), x)
-        return jnp.einsum("fsp,dp->fsd", x.astype(self.dtype), weight.reshape(c.hidden_size, -1).astype(self.dtype))
+        x = x * per_channel(jnp.asarray(1 / (255 * std)), x) - per_channel(
+            jnp.asarray(mean / std), x
+        )
+        return jnp.einsum(
+            "fsp,dp->fsd",
+            x.astype(self.dtype),
+            weight.reshape(c.hidden_size, -1).astype(self.dtype),
+        )
 
 
 class VisionAttention(nn.Module):
-    """Attention inside windows of `window_patches`, or inside whole grids where `full` is true (a traced bool)."""
+    """Attention inside windows of `window_patches`, or inside whole grids where `full` is true (a traced bool).
+
+    turn: `layers.rotation` of the patches' places. valid_FS: i32, 0 padding.
+    """
 
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, x_FSD, angles_FSh, valid_FS, full):
+    def __call__(self, x_FSD, turn, valid_FS, full):
         c = self.config
         F, S, D = x_FSD.shape
-        q, k, v = (split_heads(Linear(D, ("heads", "embed"), name=name)(x_FSD), c.num_heads) for name in "qkv")
-        q, k = rotate(q, angles_FSh), rotate(k, angles_FSh)
+        q, k, v = (
+            split_heads(Linear(D, ("heads", "embed"), name=name)(x_FSD), c.num_heads)
+            for name in "qkv"
+        )
+        q, k = rotate(q, turn), rotate(k, turn)
 
         def inside(span: int):
             pieces = (x.reshape(F * S // span, span, *x.shape[2:]) for x in (q, k, v, valid_FS))
@@ -74,9 +90,9 @@ class VisionBlock(nn.Module):
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, x_FSD, angles_FSh, valid_FS, full):
+    def __call__(self, x_FSD, turn, valid_FS, full):
         normed = RMSNorm(EPS, name="norm1")(x_FSD)
-        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, angles_FSh, valid_FS, full)
+        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, turn, valid_FS, full)
         normed = RMSNorm(EPS, name="norm2")(x_FSD)
         return x_FSD + SwiGLU(self.config.intermediate_size, bias=True, name="mlp")(normed)
 
@@ -110,36 +126,58 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
     """
     F, W, K, P = patches_FWKP.shape
     if F == 0:
-        return jnp.zeros((0, W * K // config.spatial_merge_size**2, config.out_hidden_size), compute.dtype)
-    coords_FS2 = coords_FWK2.reshape(F, W * K, 2)
-    valid_FS = (coords_FS2[..., 0] >= 0).astype(jnp.int32)
-    angles_FSh = rotary_angles(coords_FS2, config.head_dim)
-    patch_embed = PatchEmbed(config, compute.dtype)
-    x = patch_embed.apply({"params": params["patch_embed"]}, patches_FWKP.reshape(F, W * K, P))
-    x = constrain(x, ("batch", None, None))
-
-    def block(layer_params, x, full):
-        return VisionBlock(config).apply({"params": layer_params}, x, angles_FSh, valid_FS, full), None
-
+        return jnp.zeros(
+            (0, W * K // config.spatial_merge_size**2, config.out_hidden_size), compute.dtype
+        )
     full_L = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
-    x, _ = run_layers(block, params["blocks"], x, full_L, remat=compute.remat)
-    return PatchMerger(config).apply({"params": params["merger"]}, x)
+
+    def tower(patches_FSP, coords_FS2):
+        valid_FS = (coords_FS2[..., 0] >= 0).astype(jnp.int32)
+        turn = rotation(rotary_angles(coords_FS2, config.head_dim))
+
+        def block(layer_params, x, full):
+            return VisionBlock(config).apply(
+                {"params": layer_params}, x, turn, valid_FS, full
+            ), None
+
+        x = PatchEmbed(config, compute.dtype).apply({"params": params["patch_embed"]}, patches_FSP)
+        x = constrain(x, ("batch", None, None))
+        x, _ = run_layers(block, params["blocks"], x, full_L, remat=compute.remat)
+        return PatchMerger(config).apply({"params": params["merger"]}, x)
+
+    arrays = patches_FWKP.reshape(F, W * K, P), coords_FWK2.reshape(F, W * K, 2)
+    return in_slabs(tower, arrays, W * K, compute.slab)
 
 
 def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
     """Angles f32[F, S, head_dim / 2]: a quarter of the head turns with the row, a quarter with the column."""
     inverse = ROPE_THETA ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
-    angles = coords_FS2.astype(jnp.float32)[..., None] * jnp.asarray(inverse, jnp.float32)[None, None, None]
+    angles = (
+        coords_FS2.astype(jnp.float32)[..., None]
+        * jnp.asarray(inverse, jnp.float32)[None, None, None]
+    )
     return angles.reshape(*coords_FS2.shape[:2], head_dim // 2)
 
 
-@functools.cache
-def modules(config: VisionConfig) -> dict[str, tuple[nn.Module, tuple]]:
-    """Each part of the tower with the shapes of its inputs, for abstract initialisation (models/omni.py)."""
-    x, mask = ((1, config.window_patches, config.hidden_size), (1, config.window_patches))
-    block = (x, (*mask, config.head_dim // 2), mask, ())
+def declare(config: VisionConfig) -> dict:
+    """Boxes (see `layers.declared`) of the tower's parameters, those of one block under "blocks"."""
+    grid = (1, config.window_patches)
+
+    def x():
+        return jnp.zeros((*grid, config.hidden_size))
+
+    def block():
+        return (
+            x(),
+            rotation(jnp.zeros((*grid, config.head_dim // 2))),
+            jnp.zeros(grid, jnp.int32),
+            True,
+        )
+
     return {
-        "patch_embed": (PatchEmbed(config, "float32"), ((*mask, config.patch_dim),)),
-        "blocks": (VisionBlock(config), block),
-        "merger": (PatchMerger(config), (x,)),
+        "patch_embed": declared(
+            PatchEmbed(config, "float32"), lambda: (jnp.zeros((*grid, config.patch_dim)),)
+        ),
+        "blocks": declared(VisionBlock(config), block),
+        "merger": declared(PatchMerger(config), lambda: (x(),)),
     }
