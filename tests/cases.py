@@ -1,4 +1,4 @@
-"""Prompts of every kind with random media, for comparing the model with the reference and with itself."""
+"""Prompts of every kind with random media, to compare the model with others and itself."""
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def videos(parts) -> int:
 
 
 def one_batch(config: OmniConfig, examples, batch_size: int | None = None, snug: bool = False):
-    """Examples -> one Batch: in the bucket that all CASES share, so that a test compiles once, or in the smallest."""
+    """Examples -> one Batch, in the bucket that all CASES share (one program) or the smallest."""
     keys = [bucket_of(example, Buckets(), config) for example in examples]
     if not snug:
         keys.append(EVERY_CASE)

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from ugc_jax import config as config_lib
 from ugc_jax.hf import mapping
+from ugc_jax.hf.config import to_hf
 
 
 def tensors(config, dtype, seed=0, prefix="thinker.") -> dict[str, np.ndarray]:
@@ -24,7 +24,7 @@ def tensors(config, dtype, seed=0, prefix="thinker.") -> dict[str, np.ndarray]:
 def write_thinker(folder: Path, config, values: dict[str, np.ndarray], files: int = 1):
     """A thinker-only checkpoint of the given tensors, in one file or several."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_lib.to_hf(config, "float32")))
+    (folder / "config.json").write_text(json.dumps(to_hf(config, "float32")))
     write_tensors(folder, values, files)
 
 
@@ -52,7 +52,7 @@ def write_full(
         "architectures": ["Qwen2_5OmniModel"],
         "model_type": "qwen2_5_omni",
         "enable_audio_output": True,
-        "thinker_config": config_lib.to_hf(config, np.dtype(dtype).name) | {"user_token_id": 872},
+        "thinker_config": to_hf(config, np.dtype(dtype).name) | {"user_token_id": 872},
         "torch_dtype": np.dtype(dtype).name,
     }
     (folder / "config.json").write_text(json.dumps(content, indent=1))

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from ugc_jax.config import SIZES, from_hf, load_config, mid, omni_3b, omni_7b, tiny, to_hf
+from ugc_jax.config import SIZES, mid, omni_3b, omni_7b, tiny
 from ugc_jax.errors import UserError
+from ugc_jax.hf.config import from_hf, load_config, to_hf
 
 SECTIONS = ("text_config", "vision_config", "audio_config")
 
@@ -190,7 +191,7 @@ CONTRADICTIONS = [
         "audio_config",
         "encoder_attention_heads",
         5,
-        "audio_config.d_model 64 does not split into 5 heads",
+        "audio_config.d_model 64 does not split into encoder_attention_heads 5",
     ),
     ("audio_config", "n_window", 99, "audio_config.n_window 99 must be even"),
     ("audio_config", "scale_embedding", True, "audio_config.scale_embedding is True"),

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from fake_checkpoints import write_full
 
-from ugc_jax.config import load_config, tiny
+from ugc_jax.config import tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.jobs import convert, init
 from ugc_jax.jobs.convert import ConvertConfig
 from ugc_jax.jobs.init import InitConfig

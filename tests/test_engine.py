@@ -16,6 +16,8 @@ from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.models import omni
 
 NAMES = ("text", "audio", "video", "video_with_sound", "several_media", "video_sound_longer")
+SIXTEEN = SamplingConfig(max_new_tokens=16)
+ROWS = len(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +40,7 @@ def examples(config):
     return [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(NAMES)]
 
 
-def generate(
-    engine,
-    examples,
-    options=SamplingConfig(max_new_tokens=16),
-    rows=len(NAMES),
-    keys=None,
-    key=None,
-):
+def generate(engine, examples, options=SIXTEEN, rows=ROWS, keys=None, key=None):
     if key is None:
         batch = cases.one_batch(engine.config, examples, rows)
     else:
@@ -85,7 +80,7 @@ def test_stacked_layers_give_the_same(engine, examples, config):
 
 
 def test_cached_decoding_equals_recomputing(engine, examples, config, params):
-    """The whole sequence, prompt and generated tokens, through the uncached model gives each generated token again."""
+    """Prompt and generated tokens through the uncached model give each generated token again."""
     generated = generate(engine, examples)
     grown = []
     for i, example in enumerate(examples):
@@ -108,7 +103,7 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
 
 
 def test_stops_at_the_end_token_inside_the_program(engine, examples, config, params):
-    """Declare tokens that greedy decoding is known to reach to be the end token: each row is cut there."""
+    """A token that greedy decoding is known to reach is made the end token: rows end there."""
     free = generate(engine, examples)
     eos = int(free.tokens[0, 5])
     ends = [row.tolist().index(eos) + 1 if eos in row else 16 for row in free.tokens]
@@ -149,7 +144,7 @@ def test_seed_decides_the_samples(engine, examples):
 
 
 def test_one_program_per_bucket_and_stage(params, config):
-    """A hundred batches of four buckets compile four programs a stage at most, whatever the sampling knobs."""
+    """A hundred batches of four buckets compile at most four programs a stage."""
     engine = Engine(params, config, Compute())
     keys = [
         BucketKey(128, 4, 8, 2),
@@ -161,7 +156,7 @@ def test_one_program_per_bucket_and_stage(params, config):
     for i in range(100):
         options = SamplingConfig(max_new_tokens=2 + i % 5, temperature=0.5 + i / 100, seed=i)
         generate(engine, [example], options, rows=2, key=keys[i % 4])
-    # Stages share programs where their own sizes agree: the prompt length decides for decode, the grids for vision.
+    # A stage knows only its own sizes: the grids decide for vision, the prompt length for decode.
     assert engine.programs() == {"vision": 2, "audio": 2, "prefill": 4, "decode": 3}
 
 

@@ -12,10 +12,11 @@ from fake_checkpoints import tensors, write_full, write_thinker
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ugc_jax.config import load_config, mid, tiny
+from ugc_jax.config import mid, tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import new_directory, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.tensorfile import TensorFile
 

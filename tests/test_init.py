@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ugc_jax.config import load_config, tiny
+from ugc_jax.config import tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
 from ugc_jax.jobs import init
 from ugc_jax.jobs.init import InitConfig

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ugc_jax.config import omni_3b, omni_7b, tiny, to_hf
+from ugc_jax.config import omni_3b, omni_7b, tiny
 from ugc_jax.hf import mapping
+from ugc_jax.hf.config import to_hf
 
 
 def test_3b_has_the_published_counts():

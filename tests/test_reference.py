@@ -1,4 +1,4 @@
-"""The whole model against transformers on torch (float32): towers, positions, logits, greedy tokens."""
+"""The model against transformers on torch (float32): towers, positions, logits, tokens."""
 
 import dataclasses
 
@@ -13,11 +13,13 @@ from ugc_jax.data.positions import AUDIO, VISION
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.models import omni
 
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("ugc_jax.hf.reference")
 
+FLOAT32 = Compute()
 TOLERANCE = 1e-4  # relative to the largest value, float32 at the highest matmul precision
 
 
@@ -36,7 +38,7 @@ class Pair:
     torch_model: object
     engine: Engine
 
-    def jit(self, function, compute=Compute()):
+    def jit(self, function, compute=FLOAT32):
         """`function(params, config, compute, *arrays)` of models/omni.py, compiled."""
         return jax.jit(lambda *arrays: function(self.params, self.config, compute, *arrays))
 
@@ -52,7 +54,7 @@ def pair(request, tmp_path_factory) -> Pair:
 
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
     main(InitConfig(output=str(folder), size=request.param), [])
-    config = config_lib.load_config(folder)
+    config = load_config(folder)
     torch_model = reference.load_reference(folder)
     torch_model.set_attn_implementation("eager" if request.param == "tiny" else "sdpa")
     params = load_params(folder, config)
@@ -160,7 +162,7 @@ def test_greedy_tokens(pair, parts):
 
 
 def test_mixed_batch_of_unequal_prompts(pair):
-    """Clips with and without sound in one batch: right here, wrong in the reference (spec 7.2), hence one by one there."""
+    """Clips with and without sound in a batch; one by one there, where it is wrong (spec 7.2)."""
     names = ["video", "video_with_sound", "text", "audio", "several_media", "video_sound_shorter"]
     if pair.config == config_lib.mid():
         names = names[:2]
@@ -181,7 +183,7 @@ def test_left_padded_batch_of_the_reference(pair):
 
 
 def test_bfloat16_agrees_on_most_tokens(pair):
-    """Next-token choices over whole prompts, computed in bfloat16, against the float32 reference (spec 6)."""
+    """Next-token choices of a whole prompt in bfloat16, against the float32 reference (spec 6)."""
     parts = cases.CASES["video_with_sound"] + [200]
     example = cases.make_example(pair.config, parts)
     hidden, _ = pair.jit(omni.hidden_states, Compute("bfloat16"))(

@@ -99,9 +99,9 @@ def test_other_files_are_refused_and_left_alone(path, content):
 
 def test_unwritable_place_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose another file"):
+    with pytest.raises(UserError, match="choose another output"):
         Results(tmp_path / "file" / "out.jsonl", [])
-    with pytest.raises(UserError, match="choose another file"):
+    with pytest.raises(UserError, match="choose another output"):
         Results(tmp_path, [])
 
 

@@ -6,44 +6,25 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".flv",
-    ".ts",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".3gp",
-)
+VIDEO_SUFFIXES = ".mp4 .m4v .mov .mkv .webm .avi .flv .ts .mpg .mpeg .wmv .3gp".split()
 
 
 def find_clips(words: Iterable[str]) -> list[str]:
     """The clips that `words` name, in their order, each once.
 
-    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted; a pattern with *, ? or [ that is no
-    file itself for the files that it matches; anything else is taken as a file, whether or not it can be read.
-    Raises UserError for a folder or a pattern without any.
+    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted; a pattern with *, ?
+    or [ that is no file itself for the files that it matches; anything else is taken as a file,
+    whether or not it can be read. Raises UserError for a folder or a pattern without any.
     """
     clips: dict[Path, str] = {}  # where it really is -> how it was written
     for word in words:
         path = Path(word)
         found = [word]
         if path.is_dir():
-            files = (
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
-            )
-            found = sorted(str(file) for file in files if not file.name.startswith("."))
+            found = sorted(str(file) for file in path.rglob("*") if _is_video(file))
             if not found:
-                raise UserError(
-                    f"{word}: no videos in this folder (looked for {' '.join(VIDEO_SUFFIXES)})"
-                )
+                looked_for = " ".join(VIDEO_SUFFIXES)
+                raise UserError(f"{word}: no videos in this folder (looked for {looked_for})")
         elif glob.has_magic(word) and not path.exists():
             found = sorted(file for file in glob.glob(word, recursive=True) if Path(file).is_file())
             if not found:
@@ -51,3 +32,9 @@ def find_clips(words: Iterable[str]) -> list[str]:
         for clip in found:
             clips.setdefault(Path(clip).resolve(), clip)
     return list(clips.values())
+
+
+def _is_video(file: Path) -> bool:
+    """By its name; hidden files are left out."""
+    hidden = file.name.startswith(".")
+    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()

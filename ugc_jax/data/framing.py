@@ -1,6 +1,8 @@
-"""Which frames of a clip are taken and at what size (spec 4.1, 4.2): arithmetic on a file's facts, no decoding."""
+"""Which frames of a clip are taken and at what size (spec 4.1, 4.2).
 
-import logging
+Arithmetic on a file's facts: nothing is decoded here.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +11,25 @@ from ugc_jax.data import features
 from ugc_jax.data.presets import ClipSettings
 from ugc_jax.errors import UserError
 
-log = logging.getLogger(__name__)
+# The published captioner shrinks frames to this area before the model's own resize.
+UPSTREAM_PIXELS = 100_176
 
-UPSTREAM_PIXELS = (
-    100_176  # the published captioner shrinks frames to this area before the model's own resize
-)
+
+class Index(NamedTuple):
+    """The packets of a picture stream. Frame k is the k-th picture shown.
+
+    stamps: i64[packets] in decoding order: presentation times, or running numbers if untimed.
+    keys: bool[packets], decoding may start here.
+    shown: i64[frames], ascending, the stamps of the pictures that are shown.
+    times: f64[frames], ascending, seconds on the file's clock.
+    timed: the stamps are presentation times.
+    """
+
+    stamps: np.ndarray
+    keys: np.ndarray
+    shown: np.ndarray
+    times: np.ndarray
+    timed: bool
 
 
 class Source(NamedTuple):
@@ -26,15 +42,14 @@ class Source(NamedTuple):
     fps: float  # average frames per second; 0 unless video
     frames: int  # 1 for an image, 0 for audio
     seconds: float  # of picture; of sound for audio; 0 for an image
-    rotation: (
-        int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180 or 270
-    )
+    rotation: int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180, 270
     has_audio: bool
     audio_seconds: float
+    index: Index | None  # None unless video
 
 
 class Plan(NamedTuple):
-    """Which frames are taken and at what size. Needs no decoding, so token counts can be had from it."""
+    """Which frames are taken and at what size. Needs no decoding: it gives token counts early."""
 
     indices: np.ndarray  # i64[n], frame numbers, ascending
     height: int  # pixels, multiples of 28
@@ -43,16 +58,14 @@ class Plan(NamedTuple):
 
 
 def plan_frames(source: Source, settings: ClipSettings) -> Plan:
-    """Choose frames (spec 4.1) and their size (spec 4.2) from a probed video or image and resolved settings.
+    """Choose frames (spec 4.1) and their size (spec 4.2) of a probed video or image.
 
-    Raises UserError if [start, end] lies outside the clip or the picture is longer than 200:1.
+    settings: resolved. Raises UserError if [start, end] lies outside the clip or the picture is
+    longer than 200:1.
     """
     if source.kind == "image":
-        limits, indices, sample_fps = (
-            (settings.image_min_pixels, settings.image_max_pixels),
-            np.zeros(1, np.int64),
-            0.0,
-        )
+        indices, sample_fps = np.zeros(1, np.int64), 0.0
+        limits = settings.image_min_pixels, settings.image_max_pixels
     else:
         first, last = _frame_range(source, settings)
         total = last - first + 1
@@ -70,6 +83,16 @@ def plan_frames(source: Source, settings: ClipSettings) -> Plan:
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
     return Plan(indices, height, width, sample_fps)
+
+
+def first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]:
+    """The published captioner's resize before the model's: [(height, width)], or [] without one."""
+    if settings.preset != "upstream" or source.kind != "video":
+        return []
+    area = source.height * source.width
+    shrink = min(1.0, (UPSTREAM_PIXELS / area) ** 0.5) if area else 1.0
+    step = round if shrink == 1.0 else int
+    return [tuple(max(2, step(side * shrink / 2) * 2) for side in (source.height, source.width))]
 
 
 def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
@@ -91,10 +114,7 @@ def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
     if settings.preset == "upstream" and settings.frames:
         return settings.frames + settings.frames % 2  # short clips repeat frames
     if settings.frames:
-        wanted = round(settings.frames / 2) * 2
-        if wanted > total:
-            log.info("%s: %d frames are asked for and %d exist", source.path, wanted, total)
-        return max(min(wanted, total) // 2 * 2, 2)
+        return max(min(round(settings.frames / 2) * 2, total) // 2 * 2, 2)
     low = settings.min_frames + settings.min_frames % 2
     high = min(settings.max_frames, total) // 2 * 2
     return max(int(min(max(total / source.fps * settings.fps, low), high, total)) // 2 * 2, 2)
@@ -103,21 +123,10 @@ def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
 def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
     """`count` frame numbers from `first` to `last`, rounded half to even.
 
-    In float32 from both ends inwards, as the reference computes it: float64 takes another frame in one clip of forty.
+    In float32 from both ends inwards, as the reference computes it: float64 takes another frame in
+    one clip of forty.
     """
     step = np.float32(last - first) / np.float32(count - 1)
     place = np.arange(count, dtype=np.float32)
-    points = np.where(
-        place < count // 2, np.float32(first) + step * place, np.float32(last) - step * place[::-1]
-    )
-    return np.rint(points).astype(np.int64)
-
-
-def first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]:
-    """The published captioner's own resize before the model's: [(height, width)], or [] where there is none."""
-    if settings.preset != "upstream" or source.kind != "video":
-        return []
-    area = source.height * source.width
-    shrink = min(1.0, (UPSTREAM_PIXELS / area) ** 0.5) if area else 1.0
-    step = round if shrink == 1.0 else int
-    return [tuple(max(2, step(side * shrink / 2) * 2) for side in (source.height, source.width))]
+    rising, falling = np.float32(first) + step * place, np.float32(last) - step * place[::-1]
+    return np.rint(np.where(place < count // 2, rising, falling)).astype(np.int64)

@@ -1,7 +1,8 @@
 """What a user may choose about the media of a clip, and the two named sets of choices.
 
-Every job's config inherits from `ClipSettings`, so `--config.preset=upstream --config.fps=1` works everywhere. A field
-left at None takes the preset's value; `resolve` fills them in and refuses contradictions.
+Every job's config inherits from `ClipSettings`, so `--config.preset=upstream --config.fps=1` works
+everywhere. A field left at None takes the preset's value; `resolve` fills them in and refuses
+contradictions.
 """
 
 import dataclasses
@@ -9,23 +10,23 @@ import math
 
 from ugc_jax.errors import UserError
 
-CELL_AREA = (
-    28 * 28
-)  # pixels of one token's cell in the released models; limits below are counted in cells
+CELL_AREA = 28 * 28  # pixels of one token's cell in the released models; limits are counted in it
 
 QUESTION = (  # of the benchmark's final-caption task
-    "You are given a short video with both audio and visual content. Write a detailed and coherent paragraph that "
-    "naturally integrates all modalities. Your description should include: (1) the primary scene and background "
-    "setting; (2) key characters or objects and their actions or interactions; (3) significant audio cues such as "
-    "voices, background music, sound effects, and their emotional tone; (4) any on-screen text (OCR) and its role in "
-    "the video context; and (5) the overall theme or purpose of the video. Ensure the output is a fluent and "
-    "objective paragraph, not a bullet-point list, and captures the video's content in a human-like, narrative style. "
+    "You are given a short video with both audio and visual content. Write a detailed and coherent "
+    "paragraph that naturally integrates all modalities. Your description should include: (1) the "
+    "primary scene and background setting; (2) key characters or objects and their actions or "
+    "interactions; (3) significant audio cues such as voices, background music, sound effects, and "
+    "their emotional tone; (4) any on-screen text (OCR) and its role in the video context; and "
+    "(5) the overall theme or purpose of the video. Ensure the output is a fluent and objective "
+    "paragraph, not a bullet-point list, and captures the video's content in a human-like, "
+    "narrative style. "
 )
 
 UPSTREAM_SYSTEM = (
-    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "
-    "visual inputs, as well as generating text and speech. Please make sure that the content within the answer is "
-    "long and detailed enough."
+    "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of "
+    "perceiving auditory and visual inputs, as well as generating text and speech. Please make "
+    "sure that the content within the answer is long and detailed enough."
 )
 
 
@@ -33,63 +34,50 @@ UPSTREAM_SYSTEM = (
 class ClipSettings:
     """How a clip becomes frames, sound and a question. None means: as the preset says."""
 
-    preset: str = (
-        "qwen"  # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
-    )
+    # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
+    preset: str = "qwen"
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`
     min_frames: int | None = None  # fewest frames that `fps` may lead to, where the clip has them
     max_frames: int | None = None  # most frames that `fps` may lead to
-    min_pixels: int | None = None  # a smaller frame is enlarged to this area (of height * width)
+    min_pixels: int | None = None  # a smaller frame is enlarged to this area (height * width)
     max_pixels: int | None = None  # a larger frame is shrunk to this area
-    total_pixels: int | None = (
-        None  # allowance of the clip: a frame pair gets at most 4 * total_pixels / frames
-    )
-    image_min_pixels: int | None = None  # the same two limits for a still image
-    image_max_pixels: int | None = None
+    total_pixels: int | None = None  # with n frames, each has at most 2 * total_pixels / n pixels
+    image_min_pixels: int | None = None  # a smaller still image is enlarged to this area
+    image_max_pixels: int | None = None  # a larger still image is shrunk to this area
 
-    start: float | None = None  # seconds; None: from the beginning
-    end: float | None = None  # seconds; None: to the end
+    start: float | None = None  # seconds at which the part to use begins; None: the beginning
+    end: float | None = None  # seconds at which the part to use ends; None: the end
     audio: bool = True  # False: leave the sound away even if the clip has one
     max_audio_seconds: float = 300.0  # longer sound is cut there, and the log says so
     bgr: bool = False  # swap red and blue, as the published captioner's inference code did
 
     system: str | None = None  # system prompt
     question: str | None = None  # what the user asks about the clip
-    reference_fps: bool = (
-        False  # True: time positions assume 2 frames/s, as the reference does, not the sampled rate
-    )
-    max_tokens: int | None = (
-        None  # prompt budget; an oversized clip gets fewer pixels. None: no budget
-    )
+    # True: time positions assume 2 frames/s, as the reference does; False: the clip's own rate
+    reference_fps: bool = False
+    # most tokens of a prompt: an oversized clip gets fewer pixels, then fewer frames; None: as
+    # many as the model has positions
+    max_tokens: int | None = None
 
 
+_QWEN = dict(  # spec 4.1 and 4.2
+    fps=2.0,
+    min_frames=4,
+    max_frames=768,
+    min_pixels=128 * CELL_AREA,
+    max_pixels=768 * CELL_AREA,
+    total_pixels=90_316_800,  # 128000 tokens * CELL_AREA * 0.9
+    image_min_pixels=4 * CELL_AREA,
+    image_max_pixels=16384 * CELL_AREA,
+    system="You are a helpful assistant.",
+    question=QUESTION,
+)
 PRESETS = {
-    "qwen": dict(  # spec 4.1 and 4.2
-        fps=2.0,
-        min_frames=4,
-        max_frames=768,
-        min_pixels=128 * CELL_AREA,
-        max_pixels=768 * CELL_AREA,
-        total_pixels=90_316_800,  # 128000 tokens * CELL_AREA * 0.9
-        image_min_pixels=4 * CELL_AREA,
-        image_max_pixels=16384 * CELL_AREA,
-        system="You are a helpful assistant.",
-        question=QUESTION,
-    ),
-    "upstream": dict(  # spec/ugc_videocap.md, "The published inference preset"
-        frames=32,
-        min_frames=4,
-        max_frames=768,
-        min_pixels=128 * CELL_AREA,
-        max_pixels=768 * CELL_AREA,
-        total_pixels=90_316_800,
-        image_min_pixels=4 * CELL_AREA,
-        image_max_pixels=16384 * CELL_AREA,
-        system=UPSTREAM_SYSTEM,
-        question=QUESTION,
-    ),
+    "qwen": _QWEN,
+    # spec/ugc_videocap.md, "The published inference preset"
+    "upstream": _QWEN | dict(fps=None, frames=32, system=UPSTREAM_SYSTEM),
 }
 
 _LIMITS = (
@@ -98,19 +86,24 @@ _LIMITS = (
     ("image_min_pixels", "image_max_pixels"),
 )
 
+# The least value of each integer field.
+_LEAST = dict.fromkeys(("frames", "min_frames", "max_frames"), 2) | dict.fromkeys(
+    ("total_pixels", "max_tokens", *_LIMITS[1], *_LIMITS[2]), 1
+)
+
 
 def resolve(settings: ClipSettings) -> ClipSettings:
     """Fill every None that the preset defines; resolving twice changes nothing.
 
-    Raises UserError naming the field for an unknown preset, a value out of range, or two fields that contradict.
+    Raises UserError naming the field for an unknown preset, a value out of range, or two fields
+    that contradict each other.
     """
     if settings.preset not in PRESETS:
         raise UserError(f"preset is {settings.preset!r}; choose one of {', '.join(PRESETS)}")
     _check(settings)
     values = dict(PRESETS[settings.preset])
-    if (
-        settings.frames is not None or settings.fps is not None
-    ):  # either replaces the preset's way of counting
+    if settings.frames is not None or settings.fps is not None:
+        # either replaces the preset's way of counting
         values.pop("fps", None)
         values.pop("frames", None)
     for low, high in _LIMITS:  # the user's limit moves the preset's opposite one out of its way
@@ -124,34 +117,22 @@ def resolve(settings: ClipSettings) -> ClipSettings:
 
 def _check(settings: ClipSettings):
     """Refuse values that no preset could make sense of."""
-    lowest = {
-        **dict.fromkeys(("frames", "min_frames", "max_frames"), 2),
-        **dict.fromkeys(
-            ("min_pixels", "max_pixels", "total_pixels", "image_min_pixels", "image_max_pixels"), 1
-        ),
-        "max_tokens": 1,
-    }
-    for name, least in lowest.items():
+    for name, least in _LEAST.items():
         value = getattr(settings, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < least
-        ):
+        integer = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (integer and value >= least):
             raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
     for name, positive in dict(fps=True, max_audio_seconds=True, start=False, end=True).items():
         value = getattr(settings, name)
         if value is None and name != "max_audio_seconds":
             continue
-        number = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-        if not number or value < 0 or (positive and value == 0):
-            raise UserError(
-                f"{name} must be a {'positive' if positive else 'non-negative'} number, got {value!r}"
-            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 <= value < math.inf) or (positive and value == 0):
+            kind = "positive" if positive else "non-negative"
+            raise UserError(f"{name} must be a {kind} number, got {value!r}")
     if settings.fps is not None and settings.frames is not None:
-        raise UserError(
-            f"fps ({settings.fps}) and frames ({settings.frames}) exclude each other; set one of them"
-        )
+        both = f"fps ({settings.fps}) and frames ({settings.frames})"
+        raise UserError(f"{both} exclude each other; set one of them")
     for low, high in (("start", "end"), *_LIMITS):
         least, most = getattr(settings, low), getattr(settings, high)
         if least is not None and most is not None and least > most:

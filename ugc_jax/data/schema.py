@@ -1,9 +1,11 @@
-"""The contract between host and device: what one prompt is (`Example`) and what a jitted function sees (`Batch`).
+"""What passes from host to device: one prompt (`Example`), and what jitted code sees (`Batch`).
 
-    clip.mp4 -> media.Video -> features (patches, log-mel) -> prompt + positions -> Example -> batching.collate -> Batch
+    clip.mp4 -> media.Clip -> features (patches, log-mel) -> prompt + positions -> Example
+    Examples of one bucket -> batching.collate -> Batch
 
-Everything is numpy. All data-dependent choices (which window a patch is in, which token takes which feature row, what
-position a token has) are made here on the host, so that the device only runs dense programs of a few shapes.
+Everything is numpy. All choices that depend on data (which window a patch is in, which token takes
+which feature row, what position a token has) are made here on the host, so that the device only
+runs dense programs of a few shapes.
 """
 
 from typing import NamedTuple
@@ -14,12 +16,15 @@ import numpy as np
 class VisionInput(NamedTuple):
     """One image or video, cut into patches in window order.
 
-    A temporal grid is a pair of frames (an image is one frame twice). Its patches are laid out window by window; every window
-    has K = 64 places in the order (cell row, cell column, patch row, patch column), edge windows padded.
+    A temporal grid is a pair of frames (an image is one frame twice). Its patches are laid out
+    window by window; every window has K = 64 places in the order (cell row, cell column, patch
+    row, patch column), and windows at the edges are padded.
 
-    patches: u8[t, windows, K, patch_dim], the pixels of a patch as (channel, frame of the pair, row, column); padding is 0.
-    coords: i32[t, windows, K, 2], (row, column) of the patch in its frame, in patch units; -1 marks padding.
-    grid: (t, h, w) in patch units, as the reference's `video_grid_thw`.
+    patches: u8[t, windows, K, patch_dim], the pixels of a patch in the order (channel, frame of
+      the pair, row, column); padding is 0.
+    coords: i32[t, windows, K, 2], (row, column) of the patch in its frame, counted in patches;
+      -1 marks padding.
+    grid: (t, h, w) counted in patches, as the reference's `video_grid_thw`.
     """
 
     patches: np.ndarray
@@ -30,12 +35,16 @@ class VisionInput(NamedTuple):
 class Example(NamedTuple):
     """One prompt (or one prompt with its answer), unpadded.
 
-    tokens: i32[T]. positions: i32[3, T], (time, height, width) rotary positions.
-    next_position: position, on all three axes, of the first token generated after the prompt.
-    source: i8[T], 0 a text token, 1 takes a row of the vision encoder's output, 2 a row of the audio encoder's.
-    row: i32[T, 2], where that row is. source 1: (temporal grid, cell within the grid in window order); the grids of all vision
-      inputs are counted through. source 2: (chunk, token within the chunk); the chunks of all sounds are counted through.
-    vision: the images and videos in prompt order. mels: f32[frames, 128] log-mel of each sound in prompt order.
+    tokens: i32[T].
+    positions: i32[3, T], (time, height, width) rotary positions.
+    next_position: on all three axes, of the first token generated after the prompt.
+    source: i8[T], 0 for a text token, 1 for one that takes a row of the vision encoder's output,
+      2 for one that takes a row of the audio encoder's.
+    row: i32[T, 2], where that row is. For source 1 (temporal grid, cell of the grid in window
+      order), for source 2 (chunk, token of the chunk), 0 for text. Grids are numbered through all
+      vision inputs, chunks through all sounds.
+    vision: the images and videos in prompt order.
+    mels: f32[frames, 128], the log-mel of each sound in prompt order.
     """
 
     tokens: np.ndarray
@@ -48,14 +57,20 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples padded to one bucket: the only thing that jitted code sees. A NamedTuple, hence a pytree.
+    """Examples padded to one bucket: the only thing that jitted code sees. A pytree.
 
-    B rows, T tokens, F temporal grids a row, W windows a grid, K = 64 patches a window, C audio chunks a row, M = 200 mel frames.
-    tokens: i32[B, T], right-padded with the pad id. positions: i32[B, 3, T], padding 0.
-    segment_ids: i32[B, T], 0 padding, 1.. the example within the row (1 unless packed).
-    splice: i32[B, T], -1 takes the token's embedding; otherwise row of concat(vision rows [F * W * K / 4], audio rows [C * 50]).
-    patches: u8[B, F, W, K, patch_dim]. coords: i32[B, F, W, K, 2], -1 padding.
-    mel: f32[B, C, M, 128]. mel_frames: i32[B, C], valid frames of each chunk, 0 padding.
+    B rows, T tokens, F temporal grids a row, W windows a grid, K = 64 patches a window, C audio
+    chunks a row, M = 200 mel frames a chunk.
+
+    tokens: i32[B, T], right-padded with the pad id.
+    positions: i32[B, 3, T], padding 0.
+    segment_ids: i32[B, T], 0 for padding, 1.. for the example within the row (1 unless packed).
+    splice: i32[B, T], -1 for a token's own embedding, otherwise the row that it takes of
+      concat(vision rows [F * W * K / 4], audio rows [C * 50]).
+    patches: u8[B, F, W, K, patch_dim].
+    coords: i32[B, F, W, K, 2], padding -1.
+    mel: f32[B, C, M, 128].
+    mel_frames: i32[B, C], valid frames of each chunk, 0 for padding.
     """
 
     tokens: np.ndarray

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.config import Compute, load_config
+from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.presets import ClipSettings, resolve
@@ -30,6 +30,7 @@ from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_tokenizer
 from ugc_jax.models import omni
@@ -37,31 +38,31 @@ from ugc_jax.models import omni
 logger = logging.getLogger(__name__)
 
 BUCKETS, CLIP, GREEDY = Buckets(), ClipSettings(), SamplingConfig()  # the defaults
+CPU_SLAB = 1024  # tokens that a tower works on at a time, so that they stay in a CPU's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """What became of one clip; `error` is None if it was captioned, and then only the first fields stand."""
+    """What became of one clip: a caption with its facts, or an `error` and nothing else."""
 
     video: str  # as it was given
     caption: str | None = None
     token_ids: tuple[int, ...] = ()  # as generated, the end-of-text token included
     prompt_tokens: int = 0
     new_tokens: int = 0  # = len(token_ids)
-    finish_reason: str | None = (
-        None  # "stop": the model ended the caption; "length": max_new_tokens did
-    )
+    finish_reason: str | None = None  # "stop": the model's own end; "length": max_new_tokens
     seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
     error: str | None = None  # one line that says what is wrong with the clip
 
     def record(self, token_ids: bool = False) -> dict:
-        """The caption as a JSON object (without `token_ids` unless asked for), or {"video", "error"}."""
+        """The caption as a JSON object, `token_ids` only if asked for, or {"video", "error"}."""
         if self.error is not None:
             return {"video": self.video, "error": self.error}
-        left_out = {"error"} if token_ids else {"error", "token_ids"}
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if name not in left_out
-        }
+        fields = dataclasses.asdict(self)
+        del fields["error"]
+        if not token_ids:
+            del fields["token_ids"]
+        return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +78,10 @@ class Captioner:
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer, buckets: Buckets = BUCKETS):
         """buckets: the shapes that programs are compiled for."""
-        self.engine, self.config, self.tokenizer, self.buckets = (
-            engine,
-            engine.config,
-            tokenizer,
-            buckets,
-        )
+        self.engine = engine
+        self.config = engine.config
+        self.tokenizer = tokenizer
+        self.buckets = buckets
 
     @classmethod
     def from_pretrained(
@@ -95,7 +94,8 @@ class Captioner:
     ) -> "Captioner":
         """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B".
 
-        dtype: of weights and activations, "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
+        dtype: of weights and activations, "float32", "bfloat16", or "auto", which is bfloat16 on
+          TPU and GPU and float32 on CPU.
         mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
         revision: branch, tag or commit on the hub.
         Raises UserError for a checkpoint that is absent, incomplete or contradicts itself.
@@ -108,17 +108,16 @@ class Captioner:
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
         tokenizer = ChatTokenizer(load_tokenizer(directory), config.tokens, str(directory))
-        stacked = (
-            not on_cpu
-        )  # a CPU decodes faster with its layers unrolled; elsewhere a scan compiles faster
+        # Unrolled layers decode faster on a CPU; stacked ones compile faster elsewhere.
+        stacked = not on_cpu
         shardings = None
         if mesh is not None:
+            shapes = mapping.abstract_params(config, dtype, stacked)
             axes = omni.logical_axes(config, stacked)
-            shardings = sharding.shardings(
-                mesh, mapping.abstract_params(config, dtype, stacked), axes
-            )
+            shardings = sharding.shardings(mesh, shapes, axes)
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
-        return cls(Engine(params, config, Compute(dtype=dtype), mesh), tokenizer)
+        compute = Compute(dtype=dtype, slab=CPU_SLAB if on_cpu and mesh is None else 0)
+        return cls(Engine(params, config, compute, mesh), tokenizer)
 
     def caption(
         self,
@@ -128,21 +127,17 @@ class Captioner:
         workers: int | None = None,
         **options,
     ) -> list[Caption]:
-        """Caption clips; the result has their order. A clip that cannot be read gives a Caption with `error`.
+        """Caption clips; the result has their order. One that cannot be read has an `error`.
 
-        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of SamplingConfig
-          (max_new_tokens=64, temperature=0.2, ...); a TypeError lists them. The rest is as in `stream`.
+        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
+          SamplingConfig (max_new_tokens=64, temperature=0.2, ...); a TypeError lists them.
+        The rest is as in `stream`.
         """
         clip, sampling = _take(ClipSettings, options), _take(SamplingConfig, options)
         if options:
-            known = [
-                field.name
-                for cls in (ClipSettings, SamplingConfig)
-                for field in dataclasses.fields(cls)
-            ]
-            raise TypeError(
-                f"caption() has no option {sorted(options)[0]!r}; options are {', '.join(known)}"
-            )
+            fields = dataclasses.fields(ClipSettings) + dataclasses.fields(SamplingConfig)
+            known = ", ".join(field.name for field in fields)
+            raise TypeError(f"caption() has no option {min(options)!r}; options are {known}")
         videos = [videos] if isinstance(videos, str | Path) else list(videos)
         waiting: dict[str, list[int]] = {}
         for index, video in enumerate(videos):
@@ -163,16 +158,32 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Caption clips, each result as soon as it is there: not in the order of `videos`.
 
-        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh cannot split that), so
-        a program is compiled once a bucket, not once a clip. `workers` threads (None: one a core, at most 8) read
-        ahead, with about 6 batches of clips in memory at most. A caption does not depend on the clips that it shares a
-        batch with. Raises UserError only for wrong settings; what is wrong with a clip is the `error` of its result.
+        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh
+        cannot split that), so a program is compiled once a bucket, not once a clip. A caption does
+        not depend on the clips that it shares a batch with.
+
+        `workers` threads (None: one a core, at most 8) read ahead. What waits is bounded by number,
+        not by bytes: about 6 batches of clips at most, whatever their length. Where memory is short,
+        lower batch_size.
+
+        Raises UserError for wrong settings, at the call; what is wrong with a clip is the `error`
+        of its result.
         """
-        clip = resolve(clip)
         if batch_size < 1 or (workers is not None and workers < 1):
             raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
+        clip = leave_room(resolve(clip), sampling.max_new_tokens, self.config)
         batch_size = _round_up(min(batch_size, len(videos)), self.engine.mesh)
         workers = workers or min(8, os.cpu_count() or 1)
+        return self._stream(videos, clip, sampling, batch_size, workers)
+
+    def _stream(
+        self,
+        videos: Sequence[str | Path],
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        batch_size: int,
+        workers: int,
+    ) -> Iterator[Caption]:
         failed: deque[Caption] = deque()
 
         def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[_Tag, Example]]:
@@ -185,9 +196,9 @@ class Captioner:
 
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
         try:
-            for key, members in group(
-                examples(pool), batch_size, self.buckets, self.config, pending=4 * batch_size
-            ):
+            pending = 4 * batch_size
+            groups = group(examples(pool), batch_size, self.buckets, self.config, pending)
+            for key, members in groups:
                 while failed:
                     yield failed.popleft()
                 yield from self._generate(key, members, batch_size, sampling)
@@ -200,9 +211,7 @@ class Captioner:
         begun = time.perf_counter()
         try:
             example, info = load_example(video, clip, self.tokenizer, self.config)
-            bucket_of(
-                example, self.buckets, self.config
-            )  # a clip that fits no bucket is that clip's error
+            bucket_of(example, self.buckets, self.config)  # what fits none is this clip's error
         except UserError as error:
             return Caption(video, error=str(error))
         except Exception as error:  # a long job survives a clip that nobody thought of
@@ -224,9 +233,7 @@ class Captioner:
         batch = collate(examples, key, batch_size, self.config)
         next_position, key_ids = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.uint32)
         next_position[: len(tags)] = [example.next_position for example in examples]
-        key_ids[: len(tags)] = [
-            zlib.crc32(Path(tag.video).name.encode(errors="surrogateescape")) for tag in tags
-        ]
+        key_ids[: len(tags)] = [_key_id(tag.video) for tag in tags]
         try:
             generated = self.engine.generate(batch, next_position, sampling, key_ids)
         except jax.errors.JaxRuntimeError as error:
@@ -234,9 +241,8 @@ class Captioner:
                 raise
             reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory"
             remedy = "lower batch_size, max_pixels or fps"
-            yield from (
-                Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}") for tag in tags
-            )
+            for tag in tags:
+                yield Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}")
             return
         share = (time.perf_counter() - begun) / len(tags)
         for row, (tag, example) in enumerate(members):
@@ -252,15 +258,30 @@ class Captioner:
             )
 
 
+def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipSettings:
+    """`clip` with a prompt budget that leaves positions for a caption of `new_tokens`.
+
+    Raises UserError if that leaves none for the prompt.
+    """
+    positions = config.text.max_position_embeddings
+    if not 1 <= new_tokens < positions:
+        raise UserError(
+            f"max_new_tokens is {new_tokens}; the model has {positions} positions for the prompt "
+            f"and the caption together, so use 1 to {positions - 1}"
+        )
+    room = positions - new_tokens
+    return dataclasses.replace(clip, max_tokens=min(clip.max_tokens or room, room))
+
+
 def _take(cls: type, options: dict):
-    """An instance of the dataclass `cls`, of those options that are its fields; they are taken out of `options`."""
-    return cls(
-        **{
-            field.name: options.pop(field.name)
-            for field in dataclasses.fields(cls)
-            if field.name in options
-        }
-    )
+    """An instance of the dataclass `cls` of the options that are its fields; these are removed."""
+    names = {field.name for field in dataclasses.fields(cls)} & set(options)
+    return cls(**{name: options.pop(name) for name in names})
+
+
+def _key_id(video: str) -> int:
+    """What tells one clip's random numbers from another's: its name, wherever it lies."""
+    return zlib.crc32(Path(video).name.encode(errors="surrogateescape"))
 
 
 def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
@@ -270,7 +291,7 @@ def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:
-    """Results of tasks (functions without arguments) in order; at most `limit` are begun ahead of their use."""
+    """Results of tasks (functions without arguments) in order, at most `limit` begun ahead."""
     futures = deque()
     for task in tasks:
         futures.append(pool.submit(task))

@@ -1,10 +1,11 @@
 """Batch generation: four small jitted programs, each compiled once per bucket of its own shapes.
 
     patches -> encode_vision -\
-    mel     -> encode_audio  ---> prefill (splice, decoder, first logits, KV cache) -> decode (a loop on the device)
+    mel     -> encode_audio  ---> prefill (splice, decoder, first logits, KV cache) -> decode (loop)
 
-Prompts are right-padded and their cache is read-only; the tokens generated go to a second, small cache in step, so that one
-write a step serves all rows, whatever their lengths. Shapes: B rows, T prompt tokens, N new tokens, V vocabulary.
+Prompts are right-padded and their cache is read-only; the tokens generated go to a second, small
+cache in step, so that one write a step serves all rows, whatever their lengths. Shapes: B rows, T
+prompt tokens, N new tokens, V vocabulary.
 """
 
 import functools
@@ -36,8 +37,11 @@ NEW_TOKENS = (
 
 
 class Generated(NamedTuple):
-    """tokens i32[B, N], the end-of-text token included and the pad id after it; lengths i32[B], that of each row;
-    stopped bool[B], true where the row ended by itself and false where it reached the limit. Padding rows have length 0."""
+    """What was generated for each row; padding rows have length 0.
+
+    tokens: i32[B, N], the end-of-text token included and the pad id after it. lengths: i32[B].
+    stopped: bool[B], true where the row ended by itself, false where it reached the limit.
+    """
 
     tokens: np.ndarray
     lengths: np.ndarray
@@ -45,7 +49,7 @@ class Generated(NamedTuple):
 
 
 class Prefilled(NamedTuple):
-    """What decoding starts from: logits f32[B, V] of the first new token, and the prompts' cache."""
+    """What decoding starts from: logits f32[B, V] of the first new token, the prompts' cache."""
 
     logits: jax.Array
     cache: decoder.Cache
@@ -54,8 +58,8 @@ class Prefilled(NamedTuple):
 class Engine:
     """Generates from batches with one set of parameters; holds the jitted programs.
 
-    params: the tree of models/omni.py, with stacked or unrolled layers, on `mesh` or on one device. With a mesh, B must be a
-    multiple of its data * fsdp size.
+    params: the tree of models/omni.py, with stacked or unrolled layers, on `mesh` or on one device.
+    With a mesh, B must be a multiple of its data * fsdp size.
     """
 
     def __init__(
@@ -79,9 +83,9 @@ class Engine:
     ) -> Generated:
         """Complete each row of `batch`.
 
-        next_position: i32[B], position of the first new token. key_ids: u32[B]; with `options.seed` they alone decide a row's
-        random numbers. Stops when every row has stopped or `options.max_new_tokens` is reached. Raises UserError when that
-        exceeds the largest cache.
+        next_position: i32[B], position of the first new token. key_ids: u32[B]; with `options.seed`
+        they alone decide a row's random numbers. Stops when every row has stopped or
+        `options.max_new_tokens` is reached. Raises UserError when that exceeds the largest cache.
         """
         prefilled = self.prefill(batch)
         return self.decode(batch, prefilled, next_position, options, key_ids)
@@ -114,7 +118,7 @@ class Engine:
         size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
         if size is None:
             raise UserError(
-                f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} can be generated"
+                f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} are possible"
             )
         mode, knobs = sampling.split(options)
         rows = (
@@ -125,8 +129,8 @@ class Engine:
         )
         with self._on_mesh():
             generated = self._decode(
-                self.params, *prefilled, *self._place(rows), np.uint32(options.seed), np.int32(options.max_new_tokens),
-                knobs, mode=mode, size=size,
+                self.params, *prefilled, *self._place(rows), np.uint32(options.seed),
+                np.int32(options.max_new_tokens), knobs, mode=mode, size=size,
             )  # fmt: skip
         return Generated(*jax.device_get(generated))
 
@@ -152,7 +156,7 @@ class Engine:
 
 
 def _static(function):
-    """`function(params, config, compute, *arrays)` with config and compute as keywords, as `jax.jit` of a partial wants it."""
+    """`function(params, config, compute, *arrays)` with config and compute as keywords."""
 
     @functools.wraps(function)
     def call(params, *arrays, config, compute):

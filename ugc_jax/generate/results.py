@@ -1,9 +1,11 @@
-"""The captions of a run as a JSON Lines file that a later run goes on with."""
+"""The captions of a run as a JSON Lines file that a later run goes on with, and its totals."""
 
+import dataclasses
 import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,13 +17,17 @@ logger = logging.getLogger(__name__)
 class Results:
     """Lines of JSON, one a clip, to a file or (path None) to stdout; a context manager.
 
-    On opening an existing file, what a killed run left half-written at its end is cut off, and the lines with an
-    `error` of clips that are asked for again are taken out, so that those clips are tried again; nothing else in it
-    is touched. After that the file only grows, a whole line at a time.
+    On opening an existing file, what a killed run left half-written at its end is cut off, and the
+    lines with an `error` of clips that are asked for again are taken out, so that those clips are
+    tried again; nothing else in it is touched. After that the file only grows, a whole line at a
+    time.
     """
 
     def __init__(self, path: str | Path | None, clips: Iterable[str]):
-        """clips: all that this run is asked for. Raises UserError if the file cannot be written or is another kind."""
+        """clips: all that this run is asked for.
+
+        Raises UserError if the file cannot be written or holds something else.
+        """
         self.path = None if path is None else Path(path)
         self.done: set[Path] = set()  # clips that the file has a caption of, by their real places
         self._file = sys.stdout
@@ -32,7 +38,7 @@ class Results:
                 self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(
-                    f"{self.path}: cannot be used for results ({error}); choose another file"
+                    f"{self.path}: cannot be used for results ({error}); choose another output"
                 ) from None
 
     def __enter__(self) -> "Results":
@@ -47,9 +53,16 @@ class Results:
         return [clip for clip in clips if Path(clip).resolve() not in self.done]
 
     def write(self, record: dict):
-        """Append one line; it is in the file when this returns."""
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Append one line; it is in the file when this returns. UserError if the disk refuses."""
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            if self.path is None:  # stdout: a reader that has left is no mistake
+                raise
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); free the disk, then run again to go on"
+            ) from None
 
     def _resume(self, wanted: set[Path]):
         if not self.path.exists():
@@ -82,6 +95,62 @@ class Results:
                 record = None
             if not isinstance(record, dict) or not isinstance(record.get("video"), str):
                 raise UserError(
-                    f"{self.path}:{number}: not a caption; choose another output, or remove that line"
+                    f"{self.path}:{number}: not a caption; choose another output, or remove the line"
                 )
             yield line, record
+
+
+@dataclasses.dataclass
+class Totals:
+    """What a run has done so far. str() is its summary for a person."""
+
+    captioned: int = 0
+    skipped: int = 0  # had a caption before
+    failed: int = 0
+    new_tokens: int = 0
+    programs: int = 0  # compiled
+    begun: float = dataclasses.field(default_factory=time.perf_counter, repr=False)
+
+    def count(self, record: dict):
+        """Add one line of the results."""
+        if "error" in record:
+            self.failed += 1
+        else:
+            self.captioned += 1
+            self.new_tokens += record["new_tokens"]
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, loading and compilation included."""
+        return time.perf_counter() - self.begun
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds
+
+    def record(self) -> dict:
+        """The totals as a JSON object, with seconds and rates."""
+        fields = dataclasses.asdict(self)
+        del fields["begun"]
+        seconds = self.seconds
+        return fields | {
+            "seconds": round(seconds, 2),
+            "clips_per_second": round(self.captioned / seconds, 3),
+            "tokens_per_second": round(self.new_tokens / seconds, 1),
+        }
+
+    def __str__(self) -> str:
+        return (
+            "captioned {captioned}, skipped {skipped}, failed {failed}; "
+            "compiled {programs} programs; {new_tokens} tokens in {seconds} s "
+            "({clips_per_second} clips/s, {tokens_per_second} tokens/s)"
+        ).format(**self.record())
+
+
+def write_json(path: str | Path, content: dict):
+    """Write one JSON object to a file, whose folder is made. UserError if the disk refuses."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); choose another file") from None

@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions on logits. Order and formulas are those of transformers' logits processors."""
+"""Choosing the next token: pure functions on logits, with transformers' order and formulas."""
 
 import dataclasses
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class SamplingConfig:
 
 
 class Mode(NamedTuple):
-    """What of sampling a program contains; the rest of SamplingConfig are its arguments, so changing them compiles nothing."""
+    """What of sampling a program contains. The numbers are its arguments: changing one is free."""
 
     greedy: bool
     truncates: bool
@@ -65,8 +65,9 @@ def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
 def choose(
     logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs
 ) -> jax.Array:
-    """The next token of each row, i32[B]. logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
+    """The next token of each row, i32[B].
 
+    logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
     keys_B: one PRNG key a row, so that a row's choice does not depend on its batch.
     """
     if mode.penalizes:
@@ -80,14 +81,17 @@ def choose(
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
-    """Divide positive and multiply negative logits of seen tokens by `penalty` (CTRL, arXiv 1909.05858)."""
+    """Divide positive, multiply negative logits of seen tokens by `penalty` (arXiv 1909.05858)."""
     return jnp.where(
         seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV
     )
 
 
 def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:
-    """Set to -inf what is outside the `top_k` most likely (0: all), then outside the nucleus of mass `top_p` (arXiv 1904.09751)."""
+    """-inf outside the `top_k` most likely (0: all), then outside the nucleus of mass `top_p`.
+
+    Nucleus sampling is arXiv 1904.09751.
+    """
     V = logits_BV.shape[-1]
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
     kept = jnp.where(top_k > 0, top_k, V)

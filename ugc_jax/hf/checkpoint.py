@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ugc_jax.config import OmniConfig, read_json
+from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, orbax_store
+from ugc_jax.hf.config import read_json
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
 

@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ugc_jax.config import OmniConfig, load_config, read_json, thinker_section, to_hf
+from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
+from ugc_jax.hf.config import load_config, read_json, thinker_section, to_hf
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import (
     FLOATS,

@@ -17,9 +17,10 @@ from tokenizers import (
     trainers,
 )
 
-from ugc_jax.config import OmniConfig, TokenIds, read_json
+from ugc_jax.config import OmniConfig, TokenIds
 from ugc_jax.errors import UserError
 from ugc_jax.hf import corpus
+from ugc_jax.hf.config import read_json
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|box_end|>",

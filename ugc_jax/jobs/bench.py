@@ -11,11 +11,12 @@ from typing import Literal
 import jax
 from tqdm import tqdm
 
-from ugc_jax.config import Compute, load_config
+from ugc_jax.config import Compute
 from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark
 from ugc_jax.generate.engine import Engine
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.jobs import init
 

@@ -4,9 +4,9 @@ import dataclasses
 import logging
 from typing import Literal
 
-from ugc_jax.config import load_config
 from ugc_jax.errors import UserError
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import check_output, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
 

@@ -10,13 +10,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from ugc_jax.config import OmniConfig, load_config
+from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import Buckets, bucket_of
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.find import find_clips
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_tokenizer
 from ugc_jax.settings import part

@@ -1,6 +1,7 @@
-"""The audio encoder (spec 2.2), on log-mel that the host cut into chunks of 200 frames; a chunk never sees its neighbours.
+"""The audio encoder (spec 2.2), on log-mel that the host cut into chunks of 200 frames.
 
-Letters: C chunks, M mel frames of a chunk (200), S positions after the strided convolution (100), D model width.
+A chunk never sees its neighbours. Letters: C chunks, M mel frames of a chunk (200), S positions
+after the strided convolution (100), D model width.
 """
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from ugc_jax.sharding import constrain
 
 
 class Conv(nn.Module):
-    """Convolution over time with kernel 3 and zero padding 1: [C, M, in] -> [C, ceil(M / stride), features]."""
+    """Convolution over time, kernel 3, zero padding 1: [C, M, in] -> [C, M / stride, features]."""
 
     features: int
     stride: int
@@ -76,9 +77,10 @@ class AudioLayer(nn.Module):
 
 
 def encode(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> jax.Array:
-    """Log-mel f32[C, M, 128] with valid frames i32[C] (0: a padding chunk) -> [C, M / 4, output_dim].
+    """Log-mel f32[C, M, 128] and valid frames i32[C] (0: padding) -> [C, M / 4, output_dim].
 
-    Rows past a chunk's own tokens are finite and mean nothing. params: the `audio_tower` part of the parameter tree.
+    Rows past a chunk's own tokens are finite and mean nothing.
+    params: the `audio_tower` part of the parameter tree.
     """
     C, M, _ = mel_CMI.shape
     if C == 0:
@@ -125,7 +127,7 @@ def _projection(config: AudioConfig) -> Linear:
 
 
 def declare(config: AudioConfig) -> dict:
-    """Boxes (see `layers.declared`) of the tower's parameters, those of one layer under "layers"."""
+    """Boxes (see `layers.declared`) of the parameters, those of one layer under "layers"."""
     M, S, D = config.chunk_frames, config.n_window, config.d_model
 
     def x():

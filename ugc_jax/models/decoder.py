@@ -1,6 +1,7 @@
-"""The text decoder (spec 2.3): grouped-query attention, SwiGLU, and rotary positions on three axes (TMRoPE).
+"""The text decoder (spec 2.3): grouped-query attention, SwiGLU, rotary positions on three axes.
 
-Letters: B rows, T tokens of a prompt, N new tokens, D width, K key/value heads, H head width, V vocabulary, L layers.
+Letters: B rows, T tokens of a prompt, N new tokens, D width, K key/value heads, H head width,
+V vocabulary, L layers.
 """
 
 from typing import NamedTuple
@@ -35,9 +36,9 @@ class Cache(NamedTuple):
 
 
 class DecoderAttention(nn.Module):
-    """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which says over what to attend. Returns (x_BTD, (k, v)).
+    """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which says over what to attend.
 
-    turn: `layers.rotation` of the tokens' positions.
+    Returns (x_BTD, (k, v)). turn: `layers.rotation` of the tokens' positions.
     """
 
     config: TextConfig
@@ -82,8 +83,8 @@ def forward(
 ):
     """Embedded tokens -> (final hidden states [B, T, D] after the last norm, Cache or None).
 
-    positions_B3T: i32, (time, height, width). segments_BT: i32, 0 padding; attention is causal inside a segment.
-    params: the `model` part of the parameter tree.
+    positions_B3T: i32, (time, height, width). segments_BT: i32, 0 padding; attention is causal
+    inside a segment. params: the `model` part of the parameter tree.
     """
     turn = rotation(rotary_angles(positions_B3T, config))
     x_BTD = constrain(x_BTD, ("batch", None, None))
@@ -105,9 +106,10 @@ def decode_step(
 ):
     """One new token against two caches: the prompt's and that of the tokens generated before it.
 
-    x_BD: its embedding. position_B: i32, its position on all three axes. prompt_BT: bool, which prompt keys exist. own: cache
-    of N places of which the first `step` (i32 scalar) are filled. Returns (hidden [B, D] after the last norm, own with this
-    token's keys and values at place `step`).
+    x_BD: its embedding. position_B: i32, its position on all three axes. prompt_BT: bool, which
+    prompt keys exist. own: cache of N places of which the first `step` (i32 scalar) are filled.
+    Returns (hidden [B, D] after the last norm, own with this token's keys and values at place
+    `step`).
     """
     turn = rotation(
         rotary_angles(jnp.broadcast_to(position_B[:, None, None], (len(position_B), 3, 1)), config)
@@ -148,7 +150,7 @@ def empty_cache(config: TextConfig, like: Cache, batch: int, tokens: int) -> Cac
 
 
 def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
-    """Angles f32[B, T, H / 2]: frequency j turns with the axis whose `mrope_section` it falls into."""
+    """Angles f32[B, T, H / 2]: frequency j turns with the axis in whose `mrope_section` it is."""
     half = config.head_dim // 2
     inverse = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float32) * 2 / config.head_dim)
     axis_of_frequency = np.repeat(np.arange(3), config.mrope_section)
@@ -159,7 +161,7 @@ def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
 
 
 def declare(config: TextConfig) -> dict:
-    """Boxes (see `layers.declared`) of the decoder's parameters, those of one layer under "layers"."""
+    """Boxes (see `layers.declared`) of the parameters, those of one layer under "layers"."""
 
     def x():
         return jnp.zeros((1, 1, config.hidden_size))

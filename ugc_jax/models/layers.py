@@ -1,8 +1,10 @@
-"""What the three towers share: linear, norms, rotation, attention, and the loop over a stack of layers.
+"""What the three towers share: linear, norms, rotation, attention, the loop over layers.
 
-Modules are flax.linen in its functional subset (compact, no mutable collections). Parameters carry the leaf names and the shapes
-of the Hugging Face checkpoint, so a linear's weight is (out, in) and conversion is a renaming.
-Letters: B batch, T query, S key, D model width, N heads, K key/value heads, G = N / K, H head width.
+Modules are flax.linen in its functional subset (compact, no mutable collections). Parameters carry
+the leaf names and the shapes of the Hugging Face checkpoint, so a linear's weight is (out, in) and
+conversion is a renaming.
+Letters: B batch, T query, S key, D model width, N heads, K key/value heads, G = N / K, H head
+width.
 """
 
 import flax.linen as nn
@@ -23,7 +25,7 @@ def param(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes) -> j
 
 
 def declared(module: nn.Module, inputs=lambda: ()):
-    """A module's parameters without computing anything: a tree of boxes with the shape and the logical axes of each.
+    """A module's parameters, computing nothing: a tree of boxes with shapes and logical axes.
 
     inputs: a function that makes the arguments of the module's call; it is only traced.
     """
@@ -58,7 +60,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis; statistics in float32, the weight applied in x's dtype."""
+    """Root-mean-square norm over the last axis; statistics in float32, the weight in x's dtype."""
 
     eps: float
 
@@ -113,12 +115,12 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def rotation(angles_BTh: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(cosines, sines) f32[B, T, 1, H/2] of rotary angles f32[B, T, H/2]: once a tower, for all its layers and heads."""
+    """Angles f32[B, T, H/2] -> (cosines, sines) f32[B, T, 1, H/2], for all layers at once."""
     return jnp.cos(angles_BTh)[:, :, None], jnp.sin(angles_BTh)[:, :, None]
 
 
 def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in the half-split form, in float32: element i turns with element i + H/2 by angle i."""
+    """Rotary embedding in float32, half-split: elements i and i + H/2 turn by angle i."""
     cos, sin = rotation
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
@@ -129,11 +131,13 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 def attention(
     q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, block: int = 256
 ) -> jax.Array:
-    """Self-attention (T = S) inside segments; grouped queries when K < N. Returns [B, T, N, H] in q's dtype.
+    """Self-attention (T = S) inside segments -> [B, T, N, H] in q's dtype; grouped when K < N.
 
-    segments_BT: i32, a query attends to keys of its own segment. Padding is a segment like any other (0), so no row is ever empty.
-    causal: a query also attends to no later key. Computed in blocks of `block` queries against the keys before the block's end,
-    which halves the work and bounds the scores to B * N * block * S floats. Scores and softmax are float32.
+    segments_BT: i32, a query attends to keys of its own segment. Padding is a segment like any
+      other (0), so no row is ever empty.
+    causal: a query attends to no later key. Computed in blocks of `block` queries against the keys
+      before the block's end: half the work, and scores of B * N * block * S floats at most.
+    Scores and softmax are float32.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -177,9 +181,10 @@ def _scores(q_BKGTH, k_BKSH, mask) -> jax.Array:
 
 
 def softmax_weighted(scored) -> jax.Array:
-    """Values weighted by the softmax over the keys of all parts: list of (scores f32[B,K,G,T,S], v[B,K,S,H]) -> [B,K,G,T,H].
+    """Values weighted by the softmax over the keys of all parts -> [B, K, G, T, H].
 
-    Normalised after the product with the values, which saves a pass over the scores.
+    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H]). Normalised after the product with
+    the values, which saves a pass over the scores.
     """
     top = jnp.max(jnp.stack([jnp.max(scores, axis=-1) for scores, _ in scored]), axis=0)[..., None]
     top = jax.lax.stop_gradient(top)
@@ -196,9 +201,10 @@ def softmax_weighted(scored) -> jax.Array:
 def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     """Run a stack of equal layers: x, out = layer(params_i, x, per_layer_i) for each layer i.
 
-    params: a dict whose leaves are stacked on a leading layer axis (one compiled layer, `jax.lax.scan`: for training and
-    accelerators), or a tuple of dicts (unrolled, no slicing of weights: for decoding on a CPU). per_layer: a tree stacked on
-    the layer axis, or None. Returns (x, outs stacked on the layer axis). remat: see `config.Compute`.
+    params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
+      for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
+    per_layer: a tree stacked on the layer axis, or None. remat: see `config.Compute`.
+    Returns (x, outs stacked on the layer axis).
     """
 
     def body(x, inputs):
@@ -216,10 +222,11 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
 
 
 def in_slabs(function, arrays, row_tokens: int, slab: int):
-    """`function(*arrays)`, for arrays that share a leading axis of independent rows, a few rows at a time.
+    """`function(*arrays)`, a few rows of the arrays' leading axis at a time.
 
-    row_tokens: tokens in a row. slab: tokens to work on at a time, in whole rows and at least one; 0: all at once.
-    One program whatever the number of slabs. It bounds the activations, and on a CPU keeps them in the cache.
+    row_tokens: tokens in a row. slab: tokens to work on at a time, in whole rows and at least one;
+      0: all at once. One program whatever the number of slabs; it bounds the activations, and on a
+      CPU keeps them in the cache.
     """
     total = arrays[0].shape[0]
     most = max(slab // row_tokens, 1) if slab else total

@@ -1,7 +1,8 @@
 """The thinker: both encoders, the splice of their rows into the token embeddings, and the decoder.
 
-Plain functions on a nested dict of parameters; its leaves have the names and shapes of the Hugging Face checkpoint, with layer
-stacks stacked on a leading axis (or as a tuple of layers; see `layers.run_layers`).
+Plain functions on a nested dict of parameters; its leaves have the names and shapes of the Hugging
+Face checkpoint, with layer stacks stacked on a leading axis (or as a tuple of layers; see
+`layers.run_layers`).
 """
 
 import flax.linen as nn
@@ -41,7 +42,10 @@ def encode_audio(params, config: OmniConfig, compute: Compute, mel_BCMI, frames_
 
 
 def embed(params, compute: Compute, tokens_BT) -> jax.Array:
-    """Token embeddings [..., D]. The table is gathered whole in its width first: a table split both ways would be replicated."""
+    """Token embeddings [..., D].
+
+    The table is made whole in its width first: the lookup in one split both ways replicates it.
+    """
     table = constrain(params["model"]["embed_tokens"]["weight"], ("vocab", None))
     return table[tokens_BT].astype(compute.dtype)
 
@@ -56,13 +60,13 @@ def splice(embedded_BTD, splice_BT, vision_BRD, audio_BRD) -> jax.Array:
 
 
 def logits(params, hidden_BTD) -> jax.Array:
-    """Hidden states [..., D] -> float32 logits [..., V]. Never call it on a whole long batch: V is 151936."""
+    """Hidden states [..., D] -> f32[..., V]. Never for a whole long batch: V is 151936."""
     weight = params["lm_head"]["weight"].astype(hidden_BTD.dtype)
     return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
 
 
 def hidden_states(params, config: OmniConfig, compute: Compute, batch, keep_cache: bool = False):
-    """schema.Batch -> (final hidden states [B, T, D], decoder.Cache or None). The whole model but for `logits`."""
+    """All but `logits`: schema.Batch -> (final hidden states [B, T, D], decoder.Cache or None)."""
     vision_rows = encode_vision(params, config, compute, batch.patches, batch.coords)
     audio_rows = encode_audio(params, config, compute, batch.mel, batch.mel_frames)
     x = splice(embed(params, compute, batch.tokens), batch.splice, vision_rows, audio_rows)
@@ -72,7 +76,7 @@ def hidden_states(params, config: OmniConfig, compute: Compute, batch, keep_cach
 
 
 def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
-    """The parameter tree with, for each leaf, the logical names of its dimensions (a tuple, for `sharding.shardings`)."""
+    """The parameter tree, with each leaf's logical axes in its place: for `sharding.shardings`."""
     head = Weight((config.text.vocab_size, config.text.hidden_size), ("vocab", "embed"))
     axes = jax.tree.map(
         lambda box: box.names,
@@ -84,8 +88,11 @@ def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
         },
         is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
     )
-    stacks = (("model", "layers", config.text.num_hidden_layers), ("visual", "blocks", config.vision.depth),
-              ("audio_tower", "layers", config.audio.encoder_layers))  # fmt: skip
+    stacks = (
+        ("model", "layers", config.text.num_hidden_layers),
+        ("visual", "blocks", config.vision.depth),
+        ("audio_tower", "layers", config.audio.encoder_layers),
+    )
     for tower, name, depth in stacks:
         layer = axes[tower][name]
         if stacked:

@@ -1,7 +1,8 @@
-"""The vision encoder (spec 2.1), on patches that the host laid out window by window (data/schema.py).
+"""The vision encoder (spec 2.1), on patches in window order (data/schema.py).
 
-Letters: F temporal grids (frame pairs), W windows a grid, K patches a window (64), S = W * K patches a grid, P values a patch.
-Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full attention one of F grids.
+Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full
+attention one of F grids. Letters: F temporal grids (frame pairs), W windows a grid, K patches a
+window (64), S = W * K patches a grid, P values a patch.
 """
 
 import flax.linen as nn
@@ -61,7 +62,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Attention inside windows of `window_patches`, or inside whole grids where `full` is true (a traced bool).
+    """Attention inside windows of `window_patches`, or inside whole grids where `full` is true.
 
     turn: `layers.rotation` of the patches' places. valid_FS: i32, 0 padding.
     """
@@ -107,7 +108,7 @@ class MergerMLP(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """[F, S, D] -> [F, S / 4, out]: the patches of a merged cell (neighbours in S) become one token."""
+    """[F, S, D] -> [F, S / 4, out]: the patches of a cell (neighbours in S) become one token."""
 
     config: VisionConfig
 
@@ -120,9 +121,10 @@ class PatchMerger(nn.Module):
 
 
 def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_FWK2) -> jax.Array:
-    """Patches u8[F, W, K, P] and their (row, column) i32[F, W, K, 2], -1 padding -> [F, W * K / 4, out_hidden_size].
+    """Patches and their places -> [F, W * K / 4, out_hidden_size].
 
-    Rows of padding cells are finite and mean nothing. params: the `visual` part of the parameter tree.
+    patches_FWKP: u8. coords_FWK2: i32, (row, column) of each, -1 padding. Rows of padding cells are
+    finite and mean nothing. params: the `visual` part of the parameter tree.
     """
     F, W, K, P = patches_FWKP.shape
     if F == 0:
@@ -150,7 +152,7 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
 
 
 def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
-    """Angles f32[F, S, head_dim / 2]: a quarter of the head turns with the row, a quarter with the column."""
+    """Angles f32[F, S, head_dim / 2]: half of them turn with the row, half with the column."""
     inverse = ROPE_THETA ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
     angles = (
         coords_FS2.astype(jnp.float32)[..., None]
@@ -160,7 +162,7 @@ def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
 
 
 def declare(config: VisionConfig) -> dict:
-    """Boxes (see `layers.declared`) of the tower's parameters, those of one block under "blocks"."""
+    """Boxes (see `layers.declared`) of the parameters, those of one block under "blocks"."""
     grid = (1, config.window_patches)
 
     def x():
