@@ -1,6 +1,8 @@
-"""Caption as the published UGC-VideoCaptioner does: 32 frames a clip, its system prompt and question, temperature 0.2.
+"""Caption as the published UGC-VideoCaptioner does.
 
-    ugc-jax caption --config=configs/caption_upstream.py --config.checkpoint=DIR --config.output=out.jsonl clips/
+32 frames a clip, its system prompt and question, temperature 0.2, at most 1024 new tokens:
+
+    ugc-jax caption --config=configs/caption_upstream.py --config.checkpoint=DIR clips/
     ugc-jax caption --config=configs/caption_upstream.py:greedy --config.checkpoint=DIR clip.mp4
 
 The release fed its frames with red and blue swapped; add --config.bgr=true to get that, too.

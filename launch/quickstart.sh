@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From nothing to captions: bash launch/quickstart.sh [clip.mp4 ...]
-# Makes .venv, a tiny random checkpoint and a short clip with picture and sound (or takes your clips), shows what the model
-# sees of them and captions them. All results go to runs/quickstart; delete that folder to start afresh.
+# Makes .venv, a tiny random checkpoint and a short clip with picture and sound (or takes your
+# clips), shows what the model sees of them and captions them. All results go to runs/quickstart;
+# delete that folder to start afresh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
@@ -36,7 +37,12 @@ if [ ${#clips[@]} -eq 0 ]; then
     clips=("$run/clip.mp4")
     step 3 clip "8 s of moving picture with sound in ${clips[0]}"
     if [ ! -f "${clips[0]}" ]; then
-        "$python" -c 'import sys; from ugc_jax.data.synthetic import write_clip; write_clip(sys.argv[1], seconds=8)' "${clips[0]}"
+        "$python" - "${clips[0]}" <<'END'
+import sys
+from ugc_jax.data.synthetic import write_clip
+
+write_clip(sys.argv[1], seconds=8)
+END
     fi
 else
     step 3 clip "your clips: ${clips[*]}"
@@ -44,7 +50,8 @@ fi
 
 step 4 inspect "what the model sees"
 "${ugc_jax[@]}" inspect --config.checkpoint="$checkpoint" -- "${clips[@]}"
-"${ugc_jax[@]}" inspect --config.checkpoint="$checkpoint" --config.json=true -- "${clips[@]}" >"$run/inspect.jsonl"
+"${ugc_jax[@]}" inspect --config.checkpoint="$checkpoint" --config.json=true -- "${clips[@]}" \
+    >"$run/inspect.jsonl"
 
 step 5 caption "captions"
 "${ugc_jax[@]}" caption --config.checkpoint="$checkpoint" --config.output="$run/captions.jsonl" \

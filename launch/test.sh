@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Run every check: formatting, lint, tests. Arguments go to pytest: bash launch/test.sh tests/test_cli.py -k help
+# Run every check: formatting, lint, tests. Arguments go to pytest:
+#     bash launch/test.sh tests/test_cli.py -k help
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 echo "[1/3] environment in $root/.venv"
-install torch torch==2.13.0 # first and alone, so that a CPU build is taken where pip is set up for one
+# torch goes first and alone, so that a CPU build is taken where pip is set up for one.
+install torch torch==2.13.0
 install test --editable "$root[test]"
 cd "$root"
 

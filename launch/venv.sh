@@ -1,4 +1,5 @@
-# Sourced by the launch scripts: finds a Python, makes .venv in the project folder, installs the package into it once.
+# Sourced by the launch scripts: finds a Python, makes .venv in the project folder, installs the
+# package into it once.
 # Sets: root (the project folder) and python (the environment's interpreter).
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -6,24 +7,28 @@ python="$root/.venv/bin/python"
 
 # Is "$1" a Python 3.11 to 3.13 that can make virtual environments?
 usable() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
+    "$1" -c 'import ensurepip, venv, sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.12 python3.13 python3.11 python; do
+    local candidate names=(python3 python3.12 python3.13 python3.11 python)
+    for candidate in ${PYTHON:+"$PYTHON"} "${names[@]}"; do
         if usable "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    echo "No Python 3.11, 3.12 or 3.13 with venv was found (tried \$PYTHON, python3, python3.12, python3.13, python3.11, python)." >&2
-    echo "Install one (Debian and Ubuntu: apt install python3 python3-venv), or name it: PYTHON=/path/to/python3.12 bash $0" >&2
+    cat >&2 <<END
+No Python 3.11, 3.12 or 3.13 with venv was found (tried \$PYTHON, ${names[*]}).
+Install one (Debian and Ubuntu: apt install python3 python3-venv), or name it:
+    PYTHON=/path/to/python3.12 bash $0
+END
     return 1
 }
 
-# install NAME PIP_ARGUMENTS...: make .venv if it is absent or unusable, then run `pip install PIP_ARGUMENTS` unless
-# that was done before by this NAME for the same pyproject.toml in the same place.
+# install NAME PIP_ARGUMENTS...: make .venv if it is absent or unusable, then run `pip install
+# PIP_ARGUMENTS`, unless that was done by this NAME for the same pyproject.toml in the same place.
 install() {
     local base stamp="$root/.venv/.installed-$1"
     shift

@@ -1,4 +1,4 @@
-"""Shared fixtures. Eight CPU devices, so that sharding is tested everywhere; rank promotion is an error."""
+"""Shared fixtures. Eight CPU devices, to test sharding everywhere; rank promotion is an error."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real tokenizer, clips and benchmark files; the test is skipped where it is absent."""
+    """Folder with the real tokenizer, clips and benchmark files; without it the test is skipped."""
     if not SHARED.is_dir():
         pytest.skip("no shared data beside the project")
     return SHARED
@@ -43,7 +43,7 @@ def tiny_captioner(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
-    """A folder with two short clips of one shape with sound, a silent one, a broken one, and one below it."""
+    """A folder of short clips of one shape: two with sound, one below, one silent, one broken."""
     from ugc_jax.data.synthetic import write_clip
 
     folder = tmp_path_factory.mktemp("clips")

@@ -1,4 +1,4 @@
-"""Checkpoints for tests: what a full one on the hub looks like, in miniature, made with the safetensors package."""
+"""Checkpoints for tests: a full one of the hub in miniature, made with the safetensors package."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_thinker(folder: Path, config, values: dict[str, np.ndarray], files: in
 def write_full(
     folder: Path, config, dtype=ml_dtypes.bfloat16, seed: int = 0, files: int = 3
 ) -> dict[str, np.ndarray]:
-    """A full checkpoint; returns all its tensors. A shard holds tensors of the thinker and of the rest."""
+    """A full checkpoint; returns all its tensors. Shards mix the thinker's and other tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed + 1)
     rest = {

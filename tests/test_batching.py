@@ -1,4 +1,4 @@
-"""Buckets, grouping, and that each token of a padded batch takes the feature of its own place in its own medium."""
+"""Buckets, grouping, and that each token of a padded batch takes the feature of its own place."""
 
 import dataclasses
 
@@ -27,16 +27,16 @@ def sound(frames):
 
 
 def make(*parts, text=5):
-    """An example of frames u8[n, h, w, 3], mels f32[frames, 128] or (frames, mel); and its features in token order."""
+    """(example, its features in token order).
+
+    parts: frames u8[n, h, w, 3], mels f32[frames, 128], or (frames, mel) for a video with sound.
+    """
     pieces, vision, mels, features = [Text(list(range(1, text + 1)))], [], [], []
     for part in parts:
-        frames, mel = (
-            part
-            if isinstance(part, tuple)
-            else (part, None)
-            if part.dtype == np.uint8
-            else (None, part)
-        )
+        if isinstance(part, tuple):
+            frames, mel = part
+        else:
+            frames, mel = (part, None) if part.dtype == np.uint8 else (None, part)
         if frames is not None:
             vision.append(patchify(frames, CONFIG.vision))
             features.append(("vision", cell_means(frames)))
@@ -71,10 +71,8 @@ def token_sums(mel):
 
 
 def taken(batch, b):
-    """What stand-in encoders (the same means and sums) and one gather give each token of row b; nan for text."""
-    cells = (
-        batch.patches[b].astype(np.float64).reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
-    )
+    """What each token of row b gathers from stand-in encoders (these means, sums); nan for text."""
+    cells = batch.patches[b].reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
     heard = batch.mel[b].astype(np.float64).reshape(-1, 4, 128)[:, :3].sum(axis=(1, 2))
     rows = np.concatenate([cells, heard])
     return np.where(batch.splice[b] >= 0, rows[batch.splice[b]], np.nan)
@@ -166,10 +164,10 @@ def test_row_is_the_same_whatever_it_is_batched_with():
 @pytest.mark.parametrize(
     ("buckets", "message"),
     [
-        (Buckets(tokens=(128,)), r"needs \d+ tokens, the largest bucket has 128"),
+        (Buckets(tokens=(128,)), r"needs \d+ tokens, the largest bucket has 128; lower max_tokens"),
         (Buckets(grids=(0, 1, 4)), "needs 5 grids"),
         (Buckets(windows=(1, 2)), "needs 3 windows"),
-        (Buckets(chunks=(0, 3)), "needs 4 chunks"),
+        (Buckets(chunks=(0, 3)), "needs 4 chunks, .*; lower max_audio_seconds"),
     ],
 )
 def test_what_exceeds_the_largest_bucket_is_named(buckets, message):
@@ -231,7 +229,7 @@ def test_collate_refuses_what_does_not_fit():
     example = MIXED["video"][0]
     with pytest.raises(UserError, match="2 examples do not fit a batch of 1"):
         collate([example] * 2, BucketKey(128, 4, 2, 0), 1, CONFIG)
-    with pytest.raises(UserError, match="does not fit the bucket"):
+    with pytest.raises(UserError, match="does not fit BucketKey"):
         collate([example], BucketKey(128, 2, 2, 0), 1, CONFIG)
 
 

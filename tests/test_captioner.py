@@ -15,7 +15,7 @@ from ugc_jax.data.presets import ClipSettings
 from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
 from ugc_jax.generate import captioner as module
-from ugc_jax.generate.captioner import Caption
+from ugc_jax.generate.captioner import Caption, leave_room
 from ugc_jax.generate.engine import Generated
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.sharding import make_mesh
@@ -47,7 +47,7 @@ def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, cap
         )
     assert results[1] == results[4]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{clips / 'silent.mp4'}: has no sound"
+        f"{clips / 'silent.mp4'}: no sound in the file"
     ]
     assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
 
@@ -78,31 +78,46 @@ def test_seed_decides_samples(tiny_captioner, clips):
     assert first == again != other
 
 
-def test_programs_are_compiled_once_a_bucket(tiny_checkpoint, tmp_path):
+def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
+    """30 clips of 30 shapes and lengths, with and without sound, through one captioner."""
     captioner = Captioner.from_pretrained(tiny_checkpoint)
-    clip = ClipSettings(**FEW_FRAMES)
-    keys = set()
-    for seed in range(10):
-        path = tmp_path / f"{seed}.mp4"
-        write_clip(
-            path,
-            seed=seed,
-            seconds=1 + seed / 5,
-            fps=10,
-            size=(64 + 8 * seed, 64),
-            audio=seed % 3 != 0,
-        )
-        example, _ = load_example(path, clip, captioner.tokenizer, captioner.config)
+    clip = ClipSettings(question="What is it?", fps=2, min_pixels=28 * 28, max_pixels=16 * 28 * 28)
+    paths, keys, shapes = [], set(), set()
+    for i in range(30):
+        paths.append(tmp_path / f"{i}.mp4")
+        size = (64 + 8 * (i % 7), 64 + 8 * (i % 11))
+        seconds = 0.3 + 3.7 * i / 29
+        write_clip(paths[-1], seed=i, seconds=seconds, fps=10, size=size, audio=i % 3 != 0)
+        example, info = load_example(paths[-1], clip, captioner.tokenizer, captioner.config)
         keys.add(bucket_of(example, captioner.buckets, captioner.config))
-    results = captioner.caption(sorted(tmp_path.iterdir()), batch_size=2, **SMALL)
-    assert all(result.error is None for result in results)
-    assert 1 < len(keys) < 10
-    assert captioner.engine.programs() == {
+        shapes.add((info.grid, len(example.tokens), size, seconds))
+    results = list(captioner.stream(paths, clip, SamplingConfig(max_new_tokens=4), batch_size=2))
+    assert [result.error for result in results] == [None] * 30
+    assert len(shapes) == 30
+    programs = captioner.engine.programs()
+    assert programs == {
         "vision": len({(key.grids, key.windows) for key in keys}),
         "audio": len({key.chunks for key in keys}),
-        "prefill": len(keys),
+        "prefill": len({(key.tokens, key.grids * key.windows, key.chunks) for key in keys}),
         "decode": len({key.tokens for key in keys}),
     }
+    assert max(programs.values()) <= 12
+    # Thirty more of the same shapes compile nothing.
+    again = captioner.stream(paths, clip, SamplingConfig(max_new_tokens=3, seed=7), batch_size=2)
+    assert len(list(again)) == 30
+    assert captioner.engine.programs() == programs
+
+
+def test_prompt_leaves_room_for_the_caption(tiny_captioner, clips):
+    config = tiny_captioner.config
+    positions = config.text.max_position_embeddings
+    assert leave_room(ClipSettings(), 100, config).max_tokens == positions - 100
+    assert leave_room(ClipSettings(max_tokens=50), 100, config).max_tokens == 50
+    for new_tokens in (0, positions):
+        with pytest.raises(UserError, match=f"max_new_tokens is {new_tokens}; the model has"):
+            leave_room(ClipSettings(), new_tokens, config)
+    with pytest.raises(UserError, match="use 1 to 32767"):
+        tiny_captioner.stream([clips / "a.mp4"], sampling=SamplingConfig(max_new_tokens=positions))
 
 
 def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):
@@ -150,7 +165,7 @@ def test_wrong_options_are_told(tiny_captioner, tiny_checkpoint):
     with pytest.raises(UserError, match="temperature is -1"):
         tiny_captioner.caption(["a.mp4"], temperature=-1)
     with pytest.raises(UserError, match="batch_size is 0"):
-        list(tiny_captioner.stream(["a.mp4"], ClipSettings(), SamplingConfig(), batch_size=0))
+        tiny_captioner.stream(["a.mp4"], batch_size=0)
     with pytest.raises(UserError, match="dtype is 'half'"):
         Captioner.from_pretrained(tiny_checkpoint, dtype="half")
     with pytest.raises(UserError, match="no/such/folder: no such directory"):

@@ -1,4 +1,4 @@
-"""Import: every form of checkpoint gives bitwise the stored tensors; every broken one says in a line what is wrong."""
+"""Import: every form of checkpoint gives the stored bits; every broken one says what is wrong."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ def test_module_tree_names_of_transformers_5(tmp_path):
 
 
 def test_shardings(tmp_path):
-    """Arrays land sharded as asked, with the same values, and each slice is read once however often it is held."""
+    """Arrays land sharded as asked, with the same values."""
     values = tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
@@ -124,7 +124,7 @@ def test_loaded_arrays_take_over_the_host_buffer(tmp_path):
 
 
 def test_donation_of_replicas_is_safe(tmp_path):
-    """Replicas on a CPU share one host buffer; a donated update must not write into it eight times."""
+    """Replicas on a CPU share one host buffer; a donated update must write into it only once."""
     values = tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     mesh = jax.make_mesh((8,), ("x",))
@@ -292,7 +292,8 @@ def test_hub_without_network(monkeypatch):
         load_params("Qwen/Qwen2.5-Omni-3B", CONFIG)
     text = str(error.value)
     assert text.startswith(
-        "Qwen/Qwen2.5-Omni-3B: no such directory, and its download from the hub failed (cannot connect"
+        "Qwen/Qwen2.5-Omni-3B: no such directory, "
+        "and its download from the hub failed (cannot connect"
     )
     assert "\n" not in text
 
@@ -311,3 +312,6 @@ def test_hub_download(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert_same(load_params("org/name", CONFIG, revision="main"), values)
     assert (asked["repo"], asked["revision"]) == ("org/name", "main")
+    assert "*.safetensors" in asked["allow_patterns"]
+    resolve_checkpoint("org/name", weights=False)
+    assert asked["allow_patterns"] == ["*.json", "*.jinja", "*.txt"]

@@ -1,4 +1,4 @@
-"""config.json: what is written can be read, by us and by transformers; what is missing or contradicts is named."""
+"""config.json: written, it can be read, by transformers, too; what is missing is named."""
 
 import copy
 import dataclasses

@@ -79,6 +79,13 @@ def test_stacked_layers_give_the_same(engine, examples, config):
     )
 
 
+def test_slabs_give_the_same(engine, examples, config, params):
+    in_slabs = Engine(params, config, Compute(slab=100))
+    np.testing.assert_array_equal(
+        generate(in_slabs, examples).tokens, generate(engine, examples).tokens
+    )
+
+
 def test_cached_decoding_equals_recomputing(engine, examples, config, params):
     """Prompt and generated tokens through the uncached model give each generated token again."""
     generated = generate(engine, examples)

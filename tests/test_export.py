@@ -1,4 +1,4 @@
-"""Export: HF -> JAX -> HF keeps every bit, thinker only and merged, and transformers loads the result."""
+"""Export: HF -> JAX -> HF keeps every bit, thinker only and merged, and transformers loads it."""
 
 import json
 from pathlib import Path

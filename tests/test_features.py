@@ -1,9 +1,9 @@
-"""Features against the reference's own processors (transformers), and their layouts against first principles."""
+"""Features against the reference's own processors, their layouts against first principles."""
 
 import numpy as np
 import pytest
 
-from ugc_jax.config import omni_3b
+from ugc_jax.config import PIXEL_MEAN, PIXEL_STD, omni_3b
 from ugc_jax.data import features
 from ugc_jax.errors import UserError
 
@@ -55,9 +55,8 @@ def reference_order(vision, rows):
     """Patches f32[t * h * w, 1176] in the reference's order, normalised as the device does."""
     cells = vision.patches.reshape(vision.grid[0], -1, 4, CONFIG.vision.patch_dim)
     patches = cells[rows[:, 0], rows[:, 1]].reshape(-1, 3, 2 * 14 * 14).astype(np.float32)
-    return (patches * features.PIXEL_SCALE[:, None] - features.PIXEL_SHIFT[:, None]).reshape(
-        len(patches), -1
-    )
+    mean, std = np.array(PIXEL_MEAN)[:, None], np.array(PIXEL_STD)[:, None]
+    return ((patches / 255 - mean) / std).reshape(len(patches), -1)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,7 @@ def test_resize_equals_the_reference():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("size", [(28, 28), (112, 84), (140, 252)])
 def test_patches_are_the_pixels_at_their_coords(count, size):
-    """Every real patch holds its pixels, channel first, of both frames of its pair; every padded one is zero."""
+    """Every real patch holds its pixels, channel first, of both frames; a padded one is zero."""
     height, width = size
     frames = np.random.default_rng(2).integers(1, 256, (count, height, width, 3), np.uint8)
     patches, coords, grid = features.patchify(frames, CONFIG.vision)
@@ -120,39 +119,9 @@ def test_rows_follow_the_specs_window_order():
     rows = features.vision_rows((1, 10, 12), CONFIG.vision)
     assert rows.dtype == np.int32
     order = np.argsort(rows[:, 1])
-    expected = [
-        0,
-        1,
-        2,
-        3,
-        6,
-        7,
-        8,
-        9,
-        12,
-        13,
-        14,
-        15,
-        18,
-        19,
-        20,
-        21,
-        4,
-        5,
-        10,
-        11,
-        16,
-        17,
-        22,
-        23,
-        24,
-        25,
-        26,
-        27,
-        28,
-        29,
-    ]
-    assert order.tolist() == expected
+    windows = ([0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15, 18, 19, 20, 21],)
+    windows += ([4, 5, 10, 11, 16, 17, 22, 23], [24, 25, 26, 27], [28, 29])
+    assert order.tolist() == [cell for window in windows for cell in window]
 
 
 def test_rows_count_through_the_grids():
@@ -232,7 +201,6 @@ def test_log_mel_of_nothing_and_of_silence():
         (100, 25),
         (200, 50),
         (437, 109),
-        (3000, 750),
         (30_000, 7500),
     ],
 )

@@ -10,7 +10,7 @@ from ugc_jax.errors import UserError
 
 def source(frames, fps, width=640, height=360):
     return framing.Source(
-        "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0
+        "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0, None
     )
 
 

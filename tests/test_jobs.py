@@ -1,18 +1,24 @@
 """The jobs that a user meets first, run as the command line runs them."""
 
+import importlib.util
 import json
+import shutil
+import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ugc_jax import cli
+from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Caption, Captioner
 from ugc_jax.jobs import caption
 from ugc_jax.settings import parse
 
 SMALL = [
-    "--config.frames=4", "--config.min_pixels=784", "--config.max_pixels=12544", "--config.question=What is it?",
-    "--config.max_new_tokens=8", "--config.batch_size=2",
+    "--config.frames=4", "--config.min_pixels=784", "--config.max_pixels=12544",
+    "--config.question=What is it?", "--config.max_new_tokens=8", "--config.batch_size=2",
 ]  # fmt: skip
 
 
@@ -126,8 +132,9 @@ def test_mistakes_are_told_before_the_model_is_loaded(run, clips, tmp_path, monk
 
 
 def test_more_devices_than_there_are(run, clips):
-    with pytest.raises(UserError, match="devices"):
-        run("caption", "--config.data=64", clips / "a.mp4")
+    for word in ("data=64", "data=0", "tensor=-1"):
+        with pytest.raises(UserError, match="mesh"):
+            run("caption", f"--config.{word}", clips / "a.mp4")
 
 
 def test_example_config(pytestconfig):
@@ -143,6 +150,129 @@ def test_example_config(pytestconfig):
         parse(caption.CONFIG, [f"--config={path}:greedy", "--config.checkpoint=x"])[0].temperature
         == 0
     )
+
+
+class TestBadInput:
+    """What a shell sees: one clear line, the right exit status, and a batch that goes on."""
+
+    @pytest.fixture
+    def main(self, monkeypatch, capsys):
+        """`main(*words)` -> (exit status, stderr) of `ugc-jax *words`."""
+        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+        def call(*words):
+            monkeypatch.setattr(sys, "argv", ["ugc-jax", *map(str, words)])
+            return cli.main(), capsys.readouterr().err
+
+        return call
+
+    @pytest.mark.usefixtures("shared_captioner")
+    def test_clips(self, main, clips, tiny_checkpoint, tmp_path):
+        whole = (clips / "a.mp4").read_bytes()
+        broken = {
+            "text.mp4": b"these are words, not a video\n" * 100,
+            "empty.mp4": b"",
+            "half.mp4": whole[: len(whole) // 2],
+            "most.mp4": whole[: len(whole) * 9 // 10],
+        }
+        for name, content in broken.items():
+            (tmp_path / name).write_bytes(content)
+        write_clip(tmp_path / "one_frame.mp4", seconds=0.1, fps=10, size=(96, 64))
+        out = tmp_path / "out.jsonl"
+        words = [*SMALL, f"--config.checkpoint={tiny_checkpoint}", f"--config.output={out}"]
+        status, err = main("caption", *words, tmp_path, tmp_path / "missing.mp4", clips / "a.mp4")
+        assert status == 0
+        assert f"captioned 2, skipped 0, failed {len(broken) + 1}" in err
+        records = {record["video"]: record for record in lines(out)}
+        for name in (*broken, "missing.mp4"):
+            record = records.pop(str(tmp_path / name))
+            assert list(record) == ["video", "error"]
+            assert record["error"].startswith(f"{tmp_path / name}: ")
+            assert "\n" not in record["error"]
+            assert "unexpected" not in record["error"]
+        assert all(record["new_tokens"] for record in records.values())
+        assert main("caption", *words, tmp_path / "half.mp4", "missing.mp4")[0] == 1
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("lm_head.weight", None, "tensor lm_head.weight is missing"),
+            ("lm_head.weight", np.zeros((3, 5), np.float32), "has shape [3, 5], but config.json"),
+            ("extra.weight", np.zeros(2, np.float32), "unknown tensor extra.weight"),
+        ],
+        ids=["missing", "wrong shape", "unknown"],
+    )
+    def test_tensors(self, main, clips, tiny_checkpoint, tmp_path, name, change, message):
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop(name, None)
+        if change is not None:
+            tensors[name] = change
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        status, err = main("caption", f"--config.checkpoint={folder}", clips / "a.mp4")
+        assert status == 2
+        assert err.startswith(f"ugc-jax caption: {folder / 'model.safetensors'}: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("job", ["caption", "inspect"])
+    def test_config_without_a_field(self, main, clips, tiny_checkpoint, tmp_path, job):
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+        content = json.loads((folder / "config.json").read_text())
+        del content["text_config"]["hidden_size"]
+        (folder / "config.json").write_text(json.dumps(content))
+        status, err = main(job, f"--config.checkpoint={folder}", clips / "a.mp4")
+        assert status == 2
+        assert "text_config" in err
+        assert "hidden_size" in err
+        assert err.count("\n") == 1
+
+    def test_no_checkpoint(self, main, clips, tmp_path):
+        status, err = main("caption", f"--config.checkpoint={tmp_path}", clips / "a.mp4")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "config.json: no such file" in err
+
+
+class TestBench:
+    SMALL = (
+        "--config.size=tiny", "--config.batch_size=2", "--config.frames=2", "--config.height=56",
+        "--config.width=84", "--config.seconds=1.5", "--config.new_tokens=4", "--config.repeats=1",
+    )  # fmt: skip
+
+    def test_agrees_with_the_reference(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        out = tmp_path / "bench.json"
+        assert cli.run(["bench", *self.SMALL, f"--config.output={out}"]) == 0
+        report = json.loads(out.read_text())
+        printed = capsys.readouterr().out
+        assert "jax    prefill" in printed
+        assert report["jax"]["prefill_seconds"] > 0
+        assert report["settings"]["frames"] == 2
+        if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+            assert report["token_agreement"] == 1
+            assert set(report["torch_over_jax"]) == set(report["jax"])
+            assert "torch / jax: prefill" in printed
+
+    def test_without_the_reference(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        out = tmp_path / "bench.json"
+        words = [*self.SMALL, "--config.reference=false", f"--config.output={out}"]
+        assert cli.run(["bench", *words]) == 0
+        assert not {"torch", "token_agreement"} & set(json.loads(out.read_text()))
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("height=30", "height is 30; use a multiple of 28"),
+            ("frames=0", "frames is 0; use a positive number"),
+            ("repeats=0", "repeats is 0; use 1 or more"),
+        ],
+    )
+    def test_refusals(self, monkeypatch, word, message):
+        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        with pytest.raises(UserError, match=message):
+            cli.run(["bench", f"--config.{word}"])
 
 
 class TestInspect:

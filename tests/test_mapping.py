@@ -1,4 +1,4 @@
-"""The table of names: counts of spec section 0, names of transformers, and that it can be inverted."""
+"""The table of names: counts of spec section 0, transformers' names, and that it is invertible."""
 
 import math
 from collections import Counter

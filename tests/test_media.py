@@ -4,6 +4,7 @@ import struct
 import wave
 import zlib
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,10 +15,14 @@ from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
 
 
+def read_clip(path, settings):
+    return media.read_clip(media.probe(path), settings)
+
+
 def test_bgr_and_upstream(tmp_path):
     write_clip(tmp_path / "clip.mp4", seconds=1)
-    plain = media.read_clip(tmp_path / "clip.mp4", ClipSettings(preset="upstream"))
-    swapped = media.read_clip(tmp_path / "clip.mp4", ClipSettings(preset="upstream", bgr=True))
+    plain = read_clip(tmp_path / "clip.mp4", ClipSettings(preset="upstream"))
+    swapped = read_clip(tmp_path / "clip.mp4", ClipSettings(preset="upstream", bgr=True))
     assert plain.frames.shape == (32, 280, 392, 3)
     np.testing.assert_array_equal(plain.frames[..., ::-1], swapped.frames)
 
@@ -28,15 +33,15 @@ def test_bgr_and_upstream(tmp_path):
 def test_image(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (84, 140, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
-    clip = media.read_clip(tmp_path / "a.png", ClipSettings())
-    assert (clip.kind, clip.sample_fps, clip.waveform) == ("image", 0.0, None)
+    clip = read_clip(tmp_path / "a.png", ClipSettings())
+    assert (clip.source.kind, clip.sample_fps, clip.waveform) == ("image", 0.0, None)
     assert clip.source[2:6] == (140, 84, 0.0, 1)
     np.testing.assert_array_equal(clip.frames, picture[None])
 
 
 def test_transparency_becomes_white(tmp_path):
     Image.new("RGBA", (56, 56), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (media.read_clip(tmp_path / "a.png", ClipSettings()).frames == 255).all()
+    assert (read_clip(tmp_path / "a.png", ClipSettings()).frames == 255).all()
 
 
 def test_exif_orientation(tmp_path):
@@ -45,7 +50,7 @@ def test_exif_orientation(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # shown turned clockwise: red on top
     image.save(tmp_path / "a.jpg", exif=exif)
-    clip = media.read_clip(tmp_path / "a.jpg", ClipSettings())
+    clip = read_clip(tmp_path / "a.jpg", ClipSettings())
     assert (clip.source.width, clip.source.height) == (56, 112)
     assert clip.frames.shape == (1, 112, 56, 3)
     assert clip.frames[0, :50, :, 0].min() > 200 > 50 > clip.frames[0, 62:, :, 0].max()
@@ -56,7 +61,7 @@ def test_exif_orientation(tmp_path):
 
 def refused(path, pattern, settings=ClipSettings()):  # noqa: B008 (frozen)
     with pytest.raises(UserError, match=pattern) as error:
-        media.read_clip(path, settings)
+        read_clip(path, settings)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -88,8 +93,22 @@ def test_cut_off(tmp_path, part, kind):
         path,
         "not readable as video"
         if kind == "index last"
-        else r"cut off, at most its first \d+ pictures",
+        else r"cut off, only [\d.]+ of its [\d.]+ (bytes|seconds) are in the file",
     )
+
+
+def test_sound_file_that_is_cut_off(tmp_path):
+    path = tmp_path / "a.m4a"
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        noise = np.random.default_rng(0).uniform(-1, 1, (1, 32_000)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert read_clip(path, ClipSettings()).waveform.shape == pytest.approx((32_000,), abs=2048)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+    refused(path, "cut off")
 
 
 def test_header_that_claims_gigabytes(tmp_path):
@@ -100,7 +119,7 @@ def test_header_that_claims_gigabytes(tmp_path):
     path.write_bytes(content[:box] + struct.pack(">I", 0xFFFF_FFF0) + content[box + 4 :])
     refused(path, "cut off")
     path.write_bytes(struct.pack(">I", 0xFFFF_FFF0) + b"moov" + content[box:])
-    refused(path, "not readable|neither picture nor sound")
+    refused(path, "cut off")
     sizes = content.index(b"stsz") + 8
     path.write_bytes(content[:sizes] + struct.pack(">II", 4, 0xFFFF_FFF0) + content[sizes + 8 :])
     refused(path, "0 pictures is readable|cut off")
@@ -136,5 +155,7 @@ def test_sound_file_without_sound(tmp_path):
             file.writeframes(bytes(2 * 16_000 * seconds))
     refused(tmp_path / "a.wav", "neither picture nor sound")
     refused(
-        tmp_path / "b.wav", "no picture and no sound that is asked for", ClipSettings(audio=False)
+        tmp_path / "b.wav",
+        "holds no sound within start=None, end=None, audio=False",
+        ClipSettings(audio=False),
     )

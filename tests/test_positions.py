@@ -1,4 +1,4 @@
-"""Token layout and TMRoPE positions against the reference's own routines and the worked examples of spec 3.2, 3.3."""
+"""Token layout and TMRoPE positions against the reference's routines and the spec's examples."""
 
 import itertools
 from types import SimpleNamespace
@@ -53,45 +53,14 @@ def test_video_example():
 def test_video_with_sound_example():
     frames = 54 * 4
     out = lay(Text([1]), Video((3, 2, 2), 1.0, frames), Text([2]))
-    assert out.positions[0].tolist() == [
-        0,
-        1,
-        1,
-        2,
-        27,
-        *range(2, 52),
-        52,
-        *range(52, 56),
-        56,
-        56,
-        57,
-    ]
-    assert out.positions[1].tolist() == [
-        0,
-        1,
-        1,
-        2,
-        2,
-        *range(2, 52),
-        2,
-        *range(52, 56),
-        56,
-        56,
-        57,
-    ]
+    ends, sound = [56, 56, 57], [*range(52, 56)]
+    assert out.positions[0].tolist() == [0, 1, 1, 2, 27, *range(2, 52), 52, *sound, *ends]
+    assert out.positions[1].tolist() == [0, 1, 1, 2, 2, *range(2, 52), 2, *sound, *ends]
     video, audio = [IDS.video_token_id], [IDS.audio_token_id]
     opening = [IDS.vision_start_token_id, IDS.audio_start_token_id]
     closing = [IDS.audio_end_token_id, IDS.vision_end_token_id]
-    assert out.tokens.tolist() == [
-        1,
-        *opening,
-        *video * 2,
-        *audio * 50,
-        *video,
-        *audio * 4,
-        *closing,
-        2,
-    ]
+    inside = [*video * 2, *audio * 50, *video, *audio * 4]
+    assert out.tokens.tolist() == [1, *opening, *inside, *closing, 2]
     assert out.next_position - len(out.tokens) == -5
 
 
@@ -111,7 +80,7 @@ def test_sound_that_ends_before_the_picture_sets_the_next_position():
 
 
 def test_sound_too_short_for_a_token_leaves_its_markers():
-    """With one temporal grid the reference fails here (maximum of nothing); text goes on after the picture."""
+    """The reference fails here with one grid (maximum of nothing); text follows the picture."""
     out = lay(Text([1]), Video((1, 4, 4), 1.0, 2), Audio(2), Text([2]))
     assert out.positions[0].tolist() == [0, 1, 1, 2, 2, 2, 2, 4, 4, 5, 6, 7]
     assert (out.source == AUDIO).sum() == 0
@@ -127,7 +96,7 @@ def test_rows_count_through_all_media_and_are_taken_once():
     assert len(set(vision)) == len(vision) == 15 + 12 + 1
     assert len(set(audio)) == len(audio) == 109 + 50 + 0 + 2
     assert sorted({grid for grid, _ in vision}) == [0, 1, 2, 3]
-    # 437 frames are 3 chunks, 201 frames 2 (the second of 1 frame yields no token), 2 frames 1 without a token
+    # 437 frames are 3 chunks; 201 frames 2, the second of 1 frame without a token; 2 frames 1
     assert sorted({chunk for chunk, _ in audio}) == [0, 1, 2, 3, 6]
     assert (out.source == VISION).tolist() == np.isin(
         out.tokens, (IDS.image_token_id, IDS.video_token_id)
@@ -272,7 +241,7 @@ def test_tokens_equal_the_reference_processor(fps, t, frames):
 
 @pytest.mark.parametrize("fps", [1.98, 10.25, 11.75])
 def test_where_processor_and_model_disagree_the_model_is_followed(fps, reference):
-    """Spec 7.4. The reference model finds our positions in our tokens, and misplaced ones in its processor's tokens."""
+    """Spec 7.4. The reference model agrees on our tokens, and misplaces those of its processor."""
     piece = Video((400, 2, 4), 2 / fps, 30000)
     ours, theirs = lay(piece), reference_expansion(piece)
     np.testing.assert_array_equal(ours.positions, reference(ours.tokens, [piece]))

@@ -7,21 +7,19 @@ import pytest
 
 from ugc_jax.data.presets import PRESETS, QUESTION, ClipSettings, resolve
 from ugc_jax.errors import UserError
+from ugc_jax.settings import field_help
+
+
+def test_every_field_has_its_help():
+    assert all(field_help(ClipSettings).values())
 
 
 def test_qwen_is_the_default():
     settings = resolve(ClipSettings())
-    assert (settings.fps, settings.frames, settings.min_frames, settings.max_frames) == (
-        2.0,
-        None,
-        4,
-        768,
-    )
-    assert (settings.min_pixels, settings.max_pixels, settings.total_pixels) == (
-        100_352,
-        602_112,
-        90_316_800,
-    )
+    assert (settings.fps, settings.frames) == (2.0, None)
+    assert (settings.min_frames, settings.max_frames) == (4, 768)
+    assert (settings.min_pixels, settings.max_pixels) == (100_352, 602_112)
+    assert settings.total_pixels == 90_316_800
     assert (settings.image_min_pixels, settings.image_max_pixels) == (3136, 12_845_056)
     assert settings.system == "You are a helpful assistant."
     assert settings.start is None
@@ -48,12 +46,8 @@ def test_resolve_is_idempotent(preset):
 
 def test_own_value_wins():
     settings = resolve(ClipSettings(preset="upstream", fps=1.0, question="What?", system=""))
-    assert (settings.fps, settings.frames, settings.question, settings.system) == (
-        1.0,
-        None,
-        "What?",
-        "",
-    )
+    assert (settings.fps, settings.frames) == (1.0, None)
+    assert (settings.question, settings.system) == ("What?", "")
     assert resolve(ClipSettings(frames=8)).fps is None
 
 

@@ -1,11 +1,12 @@
 """ugc_jax.generate.results: a file of captions survives kills, and a later run goes on with it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.generate.results import Results
+from ugc_jax.generate.results import Results, Totals, write_json
 
 A, B, C = ({"video": f"{name}.mp4", "caption": f"größer {name}"} for name in "abc")
 FAILED_B = {"video": "b.mp4", "error": "b.mp4: broken"}
@@ -110,3 +111,30 @@ def test_without_a_path_lines_go_to_stdout(capsys):
         assert results.missing(["a.mp4"]) == ["a.mp4"]
         results.write(A)
     assert json.loads(capsys.readouterr().out) == A
+
+
+def test_full_disk_is_told(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise OSError(28, "No space left on device")
+
+    with Results(tmp_path / "out.jsonl", []) as results:
+        monkeypatch.setattr(results, "_file", SimpleNamespace(write=refuses, close=lambda: None))
+        with pytest.raises(UserError, match=r"out\.jsonl: cannot be written .*; free the disk"):
+            results.write(A)
+
+
+def test_totals():
+    totals = Totals(skipped=2)
+    totals.count({"video": "a.mp4", "caption": "A cat.", "new_tokens": 3})
+    totals.count(FAILED_B)
+    record = totals.record()
+    assert list(record)[:5] == ["captioned", "skipped", "failed", "new_tokens", "programs"]
+    assert list(record.values())[:5] == [1, 2, 1, 3, 0]
+    assert str(totals).startswith("captioned 1, skipped 2, failed 1; compiled 0 programs; 3 tokens")
+
+
+def test_write_json(tmp_path):
+    write_json(tmp_path / "new" / "report.json", {"a": 1})
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"a": 1}
+    with pytest.raises(UserError, match="cannot be written"):
+        write_json(tmp_path / "new", {})

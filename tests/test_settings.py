@@ -28,7 +28,11 @@ class Config(Shared):
     # Two lines
     # above the field,
     steps: int = 3  # and one beside it
-    size: Literal["tiny", "mid"] = "tiny"
+    # fmt: off
+    size: Literal["tiny", "mid"] = (
+        "tiny"  # a comment inside
+    )
+    # fmt: on
     name: str | None = "# no comment"
 
 
@@ -94,7 +98,8 @@ def test_values(word, field, value):
         (["--config"], "--config needs a file: --config=FILE or --config=FILE:ARG"),
         (
             ["--config=no.py"],
-            "--config=no.py: no such file; give the path of a Python file with get_config(arg=None)",
+            "--config=no.py: no such file; "
+            "give the path of a Python file with get_config(arg=None)",
         ),
     ],
 )
@@ -152,7 +157,7 @@ def test_comments_are_the_help():
         "audio": "listen",
         "checkpoint": "where the model is",
         "steps": "Two lines above the field, and one beside it",
-        "size": "",
+        "size": "a comment inside",
         "name": "",
     }
 

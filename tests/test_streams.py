@@ -1,4 +1,4 @@
-"""Files through FFmpeg: the right pictures, upright; the right sound, aligned; nothing decoded in vain."""
+"""Files through FFmpeg: the right pictures, upright; the right sound; nothing decoded in vain."""
 
 import wave
 from fractions import Fraction
@@ -9,10 +9,15 @@ import pytest
 
 from ugc_jax.data import media, streams
 from ugc_jax.data.features import resize
+from ugc_jax.data.framing import plan_frames
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.synthetic import Beeps, Scene, Shape, draw, write_clip
 
 SMALL = ClipSettings(min_pixels=1, max_pixels=100_000)
+
+
+def read_clip(path, settings):
+    return media.read_clip(media.probe(path), settings)
 
 
 def all_frames(path):
@@ -33,15 +38,15 @@ def test_frames_equal_sequential_decoding(tmp_path, key_every, suffix, settings)
     path = tmp_path / f"clip.{suffix}"
     write_clip(path, size=(112, 112), key_every=key_every, audio=suffix != "h264")
     settings = ClipSettings(min_pixels=1, max_pixels=112 * 112, **settings)
-    clip = media.read_clip(path, settings)
-    plan = media.plan_frames(media.probe(path), resolve(settings))
+    clip = read_clip(path, settings)
+    plan = plan_frames(clip.source, resolve(settings))
     everything = all_frames(path)
     assert len(everything) == clip.source.frames == 100
     np.testing.assert_array_equal(clip.frames, [everything[index] for index in plan.indices])
-    np.testing.assert_allclose(
-        clip.times, plan.indices / 25, atol=0.04 if suffix == "avi" else 1e-3
-    )
-    assert (clip.frames.dtype, clip.times.dtype) == (np.uint8, np.float64)
+    times = clip.source.index.times
+    coarse = suffix == "avi"  # it stores no presentation times
+    np.testing.assert_allclose(times - times[0], np.arange(100) / 25, atol=0.04 if coarse else 1e-3)
+    assert (clip.frames.dtype, times.dtype) == (np.uint8, np.float64)
 
 
 def test_pixel_aspect_ratio():
@@ -52,6 +57,13 @@ def test_pixel_aspect_ratio():
     assert streams._display_size(frame, Fraction(1215, 1216), 0) == (720, 576)
 
 
+def test_name_that_looks_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "plain.mp4", seconds=0.2)
+    (tmp_path / "plain.mp4").rename("http:%d.mp4")
+    assert read_clip("http:%d.mp4", SMALL).source.frames == 5
+
+
 def test_only_the_needed_packets_are_decoded(tmp_path, monkeypatch):
     write_clip(tmp_path / "clip.mp4", seconds=12, key_every=25, size=(112, 112), audio=False)
     decoded = []
@@ -59,20 +71,20 @@ def test_only_the_needed_packets_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(
         streams, "_decode", lambda stream, packet: decoded.append(packet) or decode(stream, packet)
     )
-    media.read_clip(tmp_path / "clip.mp4", ClipSettings(frames=2))
+    read_clip(tmp_path / "clip.mp4", ClipSettings(frames=2))
     assert len(decoded) < 80  # of 300
 
 
 def test_variable_rate(tmp_path):
     times = [0.5, 0.6, 1, 2, 2.1, 2.2, 3, 5, 5.5]  # starts late, too
     write_clip(tmp_path / "clip.mp4", size=(112, 112), times=times)
-    clip = media.read_clip(
+    clip = read_clip(
         tmp_path / "clip.mp4", ClipSettings(frames=8, min_pixels=1, max_pixels=112 * 112)
     )
     everything = all_frames(tmp_path / "clip.mp4")
     chosen = [0, 1, 2, 3, 5, 6, 7, 8]
     np.testing.assert_array_equal(clip.frames, [everything[index] for index in chosen])
-    np.testing.assert_allclose(clip.times, np.array(times)[chosen] - 0.5, atol=1e-3)
+    np.testing.assert_allclose(clip.source.index.times, times, atol=1e-3)
     assert clip.source.fps == pytest.approx(1.6)
 
 
@@ -90,7 +102,7 @@ def test_rotation(tmp_path, rotation):
         scene=scene,
         audio=False,
     )
-    clip = media.read_clip(tmp_path / "clip.mp4", SMALL)
+    clip = read_clip(tmp_path / "clip.mp4", SMALL)
     upright = np.rot90(draw(scene, 0, (168, 112)), rotation // 90)
     assert clip.source.rotation == rotation
     assert (clip.source.height, clip.source.width) == upright.shape[:2]
@@ -98,28 +110,23 @@ def test_rotation(tmp_path, rotation):
 
 
 def test_real_clips(shared_data):
-    clip = media.read_clip(
-        shared_data / "videos" / "bigbuckbunny.mp4", ClipSettings(max_pixels=100_352)
-    )
-    assert (clip.source.frames, clip.source.fps, clip.source.width, clip.source.height) == (
-        132,
-        25,
-        1280,
-        720,
-    )
+    folder = shared_data / "videos"
+    clip = read_clip(folder / "bigbuckbunny.mp4", ClipSettings(max_pixels=100_352))
+    assert (clip.source.frames, clip.source.fps) == (132, 25)
+    assert (clip.source.width, clip.source.height) == (1280, 720)
     assert len(clip.frames) == 10
     assert clip.sample_fps == pytest.approx(1.894, abs=1e-3)
-    everything = all_frames(shared_data / "videos" / "bigbuckbunny.mp4")
+    everything = all_frames(folder / "bigbuckbunny.mp4")
     np.testing.assert_array_equal(clip.frames[3], resize(everything[44], *clip.frames.shape[1:3]))
     assert len(clip.waveform) == pytest.approx(5.312 * 16_000, abs=1)
-    silent = media.read_clip(shared_data / "videos" / "bikes.mp4", SMALL)
+    silent = read_clip(folder / "bikes.mp4", SMALL)
     assert (silent.source.has_audio, silent.waveform) == (False, None)
-    assert media.probe(shared_data / "videos" / "testMovie.mp4").frames == 237
+    assert media.probe(folder / "testMovie.mp4").frames == 237
 
 
 def test_one_frame_is_taken_twice(tmp_path):
     write_clip(tmp_path / "clip.mp4", seconds=0.04)
-    clip = media.read_clip(tmp_path / "clip.mp4", SMALL)
+    clip = read_clip(tmp_path / "clip.mp4", SMALL)
     assert clip.source.frames == 1
     assert len(clip.frames) == 2
     np.testing.assert_array_equal(clip.frames[0], clip.frames[1])
@@ -134,7 +141,7 @@ def test_damaged_middle_is_bridged(tmp_path, caplog):
     for position, size in packets[48:52]:
         content[position : position + size] = b"\0" * size
     path.write_bytes(content)
-    clip = media.read_clip(path, ClipSettings(fps=25.0, min_pixels=1, max_pixels=112 * 112))
+    clip = read_clip(path, ClipSettings(fps=25.0, min_pixels=1, max_pixels=112 * 112))
     assert len(clip.frames) == 100
     assert "4 wanted pictures do not decode" in caplog.text
     np.testing.assert_array_equal(clip.frames[51], clip.frames[47])
@@ -150,7 +157,7 @@ def test_sound_equals_the_reference_recipe(tmp_path):
         native = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     native = np.clip(np.rint(native * 32768), -32768, 32767).astype(np.float32) / 32768
     expected = librosa.resample(native, orig_sr=44_100, target_sr=16_000, res_type="soxr_hq")
-    waveform = media.read_clip(tmp_path / "clip.mp4", SMALL).waveform
+    waveform = read_clip(tmp_path / "clip.mp4", SMALL).waveform
     assert waveform.dtype == np.float32
     np.testing.assert_allclose(waveform, expected, atol=1e-6)
 
@@ -172,8 +179,8 @@ def ramp(seconds):
 
 def test_sound_file(tmp_path):
     write_wav(tmp_path / "a.wav", ramp(2.0))
-    clip = media.read_clip(tmp_path / "a.wav", ClipSettings())
-    assert (clip.kind, clip.frames, clip.sample_fps, len(clip.times)) == ("audio", None, 0.0, 0)
+    clip = read_clip(tmp_path / "a.wav", ClipSettings())
+    assert (clip.source.kind, clip.frames, clip.sample_fps) == ("audio", None, 0.0)
     assert clip.source.seconds == pytest.approx(2.0)
     np.testing.assert_array_equal(clip.waveform, ramp(2.0).mean(axis=1).astype(np.float32) / 32768)
 
@@ -189,20 +196,17 @@ def test_sound_file(tmp_path):
         (dict(start=1.0, max_audio_seconds=0.25), 16_000, 20_000),
     ],
 )
-def test_sound_is_cut(tmp_path, caplog, settings, first, last):
+def test_sound_is_cut(tmp_path, settings, first, last):
     write_wav(tmp_path / "a.wav", ramp(2.0))
-    waveform = media.read_clip(tmp_path / "a.wav", ClipSettings(**settings)).waveform
+    waveform = read_clip(tmp_path / "a.wav", ClipSettings(**settings)).waveform
     expected = ramp(2.0).mean(axis=1)[first:last].astype(np.float32) / 32768
     np.testing.assert_array_equal(waveform, expected)
-    assert ("raise max_audio_seconds" in caplog.text) == ("max_audio_seconds" in settings)
 
 
 def test_sound_is_cut_with_the_picture(tmp_path):
     write_clip(tmp_path / "clip.mp4")
-    whole = media.read_clip(tmp_path / "clip.mp4", SMALL).waveform
-    part = media.read_clip(
-        tmp_path / "clip.mp4", ClipSettings(start=1.0, end=2.5, frames=2)
-    ).waveform
+    whole = read_clip(tmp_path / "clip.mp4", SMALL).waveform
+    part = read_clip(tmp_path / "clip.mp4", ClipSettings(start=1.0, end=2.5, frames=2)).waveform
     assert len(part) == 24_000
     np.testing.assert_allclose(part[100:-100], whole[16_100:39_900], atol=1e-3)
 
@@ -212,8 +216,8 @@ def test_sound_is_aligned_to_a_late_picture(tmp_path, late):
     """The picture starts `late` seconds into the file: the sound before it is dropped."""
     write_clip(tmp_path / "late.mp4", times=[late + frame / 25 for frame in range(50)])
     write_clip(tmp_path / "plain.mp4", seconds=late + 2.0)
-    sound = media.read_clip(tmp_path / "late.mp4", SMALL).waveform
-    plain = media.read_clip(tmp_path / "plain.mp4", SMALL).waveform
+    sound = read_clip(tmp_path / "late.mp4", SMALL).waveform
+    plain = read_clip(tmp_path / "plain.mp4", SMALL).waveform
     length = min(len(sound), len(plain) - round(late * 16_000))
     assert length > 1.9 * 16_000
     np.testing.assert_allclose(
@@ -235,7 +239,7 @@ def test_sound_that_starts_after_the_picture_is_padded(tmp_path):
                     packet.dts += 44_100
                 packet.stream = streams[packet.stream.index]
                 after.mux(packet)
-    waveform = media.read_clip(path, SMALL).waveform
+    waveform = read_clip(path, SMALL).waveform
     assert len(waveform) == pytest.approx(3.0 * 16_000, abs=1600)
     assert np.abs(waveform[:15_000]).max() < 1e-3 < np.abs(waveform[17_000:20_000]).max()
 
@@ -243,13 +247,12 @@ def test_sound_that_starts_after_the_picture_is_padded(tmp_path):
 @pytest.mark.parametrize("audio", [False, 0.0])
 def test_no_sound(tmp_path, audio):
     write_clip(tmp_path / "clip.mp4", audio=audio)
-    clip = media.read_clip(tmp_path / "clip.mp4", SMALL)
+    clip = read_clip(tmp_path / "clip.mp4", SMALL)
     assert clip.waveform is None
     assert not clip.source.has_audio
 
 
-def test_sound_that_ends_before_start(tmp_path, caplog):
+def test_sound_that_ends_before_start(tmp_path):
     write_clip(tmp_path / "clip.mp4", audio=1.0)
-    assert media.read_clip(tmp_path / "clip.mp4", ClipSettings(start=2.0)).waveform is None
-    assert "no sound between start and end" in caplog.text
-    assert media.read_clip(tmp_path / "clip.mp4", ClipSettings(audio=False)).waveform is None
+    assert read_clip(tmp_path / "clip.mp4", ClipSettings(start=2.0)).waveform is None
+    assert read_clip(tmp_path / "clip.mp4", ClipSettings(audio=False)).waveform is None

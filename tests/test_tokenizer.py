@@ -1,4 +1,4 @@
-"""Tokenizers: ids and round trips of the built one, the slow form, and agreement with transformers."""
+"""Tokenizers: ids and round trips of the built one, the slow form, agreement with transformers."""
 
 import json
 import random
@@ -72,7 +72,8 @@ def test_build_depends_on_the_config_only(tmp_path):
     build_tokenizer(tiny(), tmp_path)
     files = [(tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")]
     code = (
-        "import sys; from ugc_jax.config import tiny; from ugc_jax.hf.tokenizer import build_tokenizer; "
+        "import sys; from ugc_jax.config import tiny; "
+        "from ugc_jax.hf.tokenizer import build_tokenizer; "
         "build_tokenizer(tiny(), sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -179,7 +180,10 @@ def test_slow_form_of_the_real_tokenizer(shared_data, tmp_path):
             assert slow.decode(encoded, skip_special_tokens=skip) == fast.decode(
                 encoded, skip_special_tokens=skip
             )
-    example = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_bos|><|VIDEO|>"
+    example = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_bos|><|VIDEO|>"
+    )
     expected = [
         151644,
         8948,

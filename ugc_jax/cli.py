@@ -1,10 +1,12 @@
 """The command line: `ugc-jax JOB [--config=FILE[:ARG]] [--config.key=value ...] [ARGUMENT ...]`."""
 
+import _thread
 import difflib
 import logging
 import os
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -17,9 +19,10 @@ INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 class Job(NamedTuple):
-    """summary: one line for --help. arguments: how its positional words are shown, "" if it takes none.
+    """summary: one line for --help. arguments: its positional words there, "" if it takes none.
 
-    load: import its module, which has `CONFIG`, a frozen dataclass, and `main(config, words) -> exit status`.
+    load: import its module, which has a docstring for its --help, `CONFIG`, a frozen dataclass, and
+    `main(config, words)`, which returns the exit status.
     """
 
     summary: str
@@ -111,7 +114,8 @@ def job_usage(name: str) -> str:
 
 usage: ugc-jax {name} {line}
 
-Settings are written --config.KEY=VALUE; --config=FILE[:ARG] takes them from get_config(ARG) of a Python file.
+Settings are written --config.KEY=VALUE; --config=FILE[:ARG] takes them from get_config(ARG) of a
+Python file.
 
 {settings.describe(module.CONFIG)}"""
 
@@ -126,7 +130,7 @@ class _Progress(logging.Handler):
 
 
 def set_up_logging():
-    """Short lines of our own on stderr; what the libraries below say only if it is at least an error."""
+    """Short lines of our own on stderr; what libraries say only if it is at least an error."""
     handler = _Progress()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("ugc_jax")
@@ -135,6 +139,7 @@ def set_up_logging():
     logger.propagate = False
     for name in ("absl", "jax", "tensorflow", "transformers", "orbax", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
@@ -142,7 +147,7 @@ def set_up_logging():
 
 
 def run(argv: list[str]) -> int:
-    """Run the command line `argv` (without the program's name); returns the exit status. Raises UserError."""
+    """Run the words after the program's name; returns the exit status. Raises UserError."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
@@ -151,12 +156,9 @@ def run(argv: list[str]) -> int:
         print(f"ugc-jax {__version__}")
         return 0
     if name not in JOBS:
-        close = difflib.get_close_matches(name, JOBS, n=1)
-        remedy = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
-        )
+        remedy = f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
+        for close in difflib.get_close_matches(name, JOBS, n=1):
+            remedy = f"did you mean {close}?"
         raise UserError(f"unknown job {name!r}; {remedy}")
     if "--help" in rest or "-h" in rest:
         print(job_usage(name))
@@ -176,8 +178,21 @@ def run(argv: list[str]) -> int:
     return module.main(config, arguments)
 
 
+def interrupt_again(unraisable):
+    """`sys.unraisablehook` that makes Ctrl-C sure.
+
+    Pressed while a garbage-collection callback runs (jax has one), its KeyboardInterrupt cannot be
+    raised from there and would be lost; so it is sent again a moment later.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> int:
     """Entry point: exit 0 done, 1 nothing worked, 2 the user's mistake, 130 interrupted."""
+    sys.unraisablehook = interrupt_again
     argv = sys.argv[1:]
     name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
     try:

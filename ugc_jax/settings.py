@@ -1,8 +1,9 @@
-"""A job's settings: `--config=FILE[:ARG]` and `--config.key=value` -> one frozen dataclass, and its help text.
+"""A job's settings: `--config=FILE[:ARG]` and `--config.key=value` -> a frozen dataclass, and help.
 
-The dataclass is the only declaration: its field types check the values, its defaults are the defaults, and the
-comments beside its fields are the help. A config file is Python with `get_config(arg=None)` that returns an
-ml_collections ConfigDict of the fields that it changes; overrides on the command line come on top of it.
+The dataclass is the only declaration: its field types check the values, its defaults are the
+defaults, and the comments beside its fields are the help. A config file is Python with
+`get_config(arg=None)` that returns an ml_collections ConfigDict of the fields that it changes;
+overrides on the command line come on top of it.
 """
 
 import ast
@@ -23,13 +24,15 @@ from pathlib import Path
 from ugc_jax.errors import UserError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}
 
 
 def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
     """Command-line words -> (an instance of the dataclass `cls`, the positional words).
 
-    Understands --config=FILE[:ARG], --config.key=value, --config.flag (true) and `--` (only positional words follow).
-    Raises UserError for an unknown or missing key, a value of a wrong type, and a config file that cannot be used.
+    Understands --config=FILE[:ARG], --config.key=value, --config.flag (true), and `--`, after which
+    all words are positional. Raises UserError for an unknown or missing key, a value of a wrong
+    type, and a config file that cannot be used.
     """
     file, overrides, positional = None, {}, []
     words = iter(argv)
@@ -75,45 +78,42 @@ def _hints(cls: type) -> dict[str, typing.Any]:
 
 
 def _default(field: dataclasses.Field):
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def _kinds(hint) -> tuple:
     """The members of a type: (int, NoneType) for `int | None`, (str,) for str."""
-    return (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (types.UnionType, typing.Union)
-        else (hint,)
-    )
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _name(kind) -> str:
     """How a type is shown to a person."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(map(str, typing.get_args(kind)))
-    return {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}[
-        kind
-    ]
+    return _NAMES[kind]
 
 
 def _type_of(cls: type, key: str, label: str):
-    """The type of field `key`, called `label` in messages; UserError with the closest names if there is none."""
+    """The type of field `key`; UserError with the closest names if there is none.
+
+    label: how messages call it.
+    """
     hints = _hints(cls)
     if key not in hints:
-        close = difflib.get_close_matches(key, hints, n=3)
-        hint = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else f"known are {', '.join(sorted(hints))}"
-        )
-        raise UserError(f"{label}: unknown setting; {hint}")
+        close = " or ".join(difflib.get_close_matches(key, hints, n=3))
+        remedy = f"did you mean {close}?" if close else f"known are {', '.join(sorted(hints))}"
+        raise UserError(f"{label}: unknown setting; {remedy}")
     return hints[key]
 
 
 def _from_text(cls: type, key: str, text: str | None):
-    """A value typed on the command line (None: no `=`), turned into what the field's type allows, or left as text."""
+    """A value typed on the command line as the field's type allows, or left as text.
+
+    text: None where there was no `=`.
+    """
     kinds = _kinds(_type_of(cls, key, f"--config.{key}"))
     if text is None and bool not in kinds:
         raise UserError(f"--config.{key} needs a value: --config.{key}=...")
@@ -154,7 +154,8 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
         path, _, arg = spec.partition(":")
     if not Path(path).is_file():
         raise UserError(
-            f"--config={spec}: no such file; give the path of a Python file with get_config(arg=None)"
+            f"--config={spec}: no such file; "
+            "give the path of a Python file with get_config(arg=None)"
         )
     try:
         get_config = runpy.run_path(path).get("get_config")
@@ -164,15 +165,11 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
     except UserError:
         raise
     except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == path
-        ]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
         where = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(
-            f"{where}: {type(error).__name__}: {error}; correct the config file"
-        ) from None
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: {what}; correct the config file") from None
     if not isinstance(content, Mapping) and not hasattr(content, "items"):
         raise UserError(
             f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict"
@@ -184,7 +181,7 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Field name -> the comment beside it (after it on its line, or on the lines right above it); "" without one."""
+    """Field name -> its comment, on its line or on the lines right above it; "" without one."""
     found = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -194,36 +191,32 @@ def field_help(cls: type) -> dict[str, str]:
 
 def _comments(cls: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(cls))
-    beside, alone = {}, {}  # line -> comment that follows code, comment that has the line to itself
+    comments: dict[int, str] = {}  # by line
+    alone: set[int] = set()  # lines that hold nothing but a comment
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# fmt:"):
-            where = alone if not token.line[: token.start[1]].strip() else beside
-            where[token.start[0]] = token.string.lstrip("# ")
+            comments[token.start[0]] = token.string.lstrip("# ")
+            if not token.line[: token.start[1]].strip():
+                alone.add(token.start[0])
     found = {}
     for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign):
             first = node.lineno
             while first - 1 in alone:
                 first -= 1
-            lines = [
-                *(alone[i] for i in range(first, node.lineno)),
-                beside.get(node.end_lineno, ""),
-            ]
+            lines = (comments.get(i) for i in range(first, node.end_lineno + 1))
             found[node.target.id] = " ".join(filter(None, lines))
     return found
 
 
 def describe(cls: type) -> str:
-    """The settings of a job for its --help: its own first, then those that it shares, with types and defaults."""
+    """The settings of a job for its --help, with types and defaults: first its own, then shared."""
     comments, hints = field_help(cls), _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     rows, seen = [], set()
     for base in cls.__mro__:
-        own = [
-            name
-            for name in getattr(base, "__annotations__", {})
-            if name in fields and name not in seen
-        ]
+        own = [name for name in base.__dict__.get("__annotations__", {}) if name in fields]
+        own = [name for name in own if name not in seen]
         seen |= set(own)
         if own:
             rows += ["", f"{(base.__doc__ or base.__name__).strip().partition('.')[0]}:"]
@@ -249,7 +242,7 @@ def _show(value) -> str:
 
 
 def _row(head: str, text: str, indent: int = 30) -> list[str]:
-    """`head` in a left column and `text` wrapped in a right one, which starts on the next line after a long head."""
+    """`head` on the left, `text` wrapped on the right; it begins a line lower after a long head."""
     lines = textwrap.wrap(text, help_width() - indent) or [""]
     head = f"  {head}"
     if len(head) > indent - 2:

@@ -59,7 +59,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
+    if not devices or math.prod(sizes) != len(devices):
         raise UserError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill the {len(devices)} devices"
         )

@@ -1,11 +1,13 @@
 """Examples -> batches of a few static shapes: buckets, grouping, padding, splicing.
 
-A bucket is a shape that a jitted function is compiled for. Each of its four sizes comes from a ladder whose rungs grow
-by a quarter to a half, so that padding costs at most that much and a program serves many clips.
+A bucket is a shape that a jitted function is compiled for. Each of its four sizes comes from a
+ladder whose rungs grow by a quarter to a half, so that padding costs at most that much and a
+program serves many clips.
 """
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +23,14 @@ Tag = TypeVar("Tag")
 
 _LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
+# The settings to lower when a size of BucketKey is beyond its ladder.
+_REMEDIES = {
+    "tokens": "max_tokens",
+    "grids": "fps, frames or max_frames",
+    "windows": "max_pixels or image_max_pixels",
+    "chunks": "max_audio_seconds",
+}
+
 
 class BucketKey(NamedTuple):
     """Sizes of one batch row: T tokens, F temporal grids, W windows a grid, C audio chunks."""
@@ -33,17 +43,17 @@ class BucketKey(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The sizes that batches may have, each ladder ascending. Fewer rungs: fewer programs, more padding."""
+    """The sizes that batches may have, each ladder ascending.
+
+    Fewer rungs make fewer programs and more padding.
+    """
 
     tokens: tuple[int, ...] = (
         128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096,
         5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768,
     )  # fmt: skip
     grids: tuple[int, ...] = (0, *_LADDER[:16])  # 384 grids are the 768 frames of the longest clip
-    windows: tuple[int, ...] = (
-        *_LADDER,
-        1536,
-    )  # the largest image is 1024 full windows, as a 200:1 strip 1359
+    windows: tuple[int, ...] = (*_LADDER, 1536)  # the largest image has 1024, as a 200:1 strip 1359
     chunks: tuple[int, ...] = (0, *_LADDER[:13], 160)  # 150 chunks are 300 seconds
 
     def __post_init__(self):
@@ -54,18 +64,20 @@ class Buckets:
 
 
 def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketKey:
-    """The smallest bucket that holds an example. Raises UserError naming the size that exceeds its ladder."""
-    need = _need(example, config)
-    return BucketKey(
-        *(_rung(name, size, getattr(buckets, name)) for name, size in need._asdict().items())
-    )
+    """The smallest bucket that holds an example.
+
+    Raises UserError naming the size that exceeds its ladder, and the setting to lower.
+    """
+    need = _need(example, config)._asdict()
+    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need.items()))
 
 
 def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
     place = bisect.bisect_left(ladder, size)
     if place == len(ladder):
         raise UserError(
-            f"prompt needs {size} {name}, the largest bucket has {ladder[-1]}; lower max_pixels, fps or max_tokens"
+            f"prompt needs {size} {name}, the largest bucket has {ladder[-1]}; lower "
+            f"{_REMEDIES[name]}"
         )
     return ladder[place]
 
@@ -79,8 +91,8 @@ def group(
 ) -> Iterator[tuple[BucketKey, list[tuple[Tag, Example]]]]:
     """Gather (tag, example) pairs of one bucket into groups of at most `batch_size`, lazily.
 
-    A group is yielded as soon as it is full; with `pending` examples waiting, the longest group goes as it is; what is
-    left at the end goes in smaller groups. Within a bucket the order is kept.
+    A group is yielded as soon as it is full; with `pending` examples waiting, the longest group
+    goes as it is; what is left at the end goes in smaller groups. A bucket's order is kept.
     """
     waiting: dict[BucketKey, list[tuple[Tag, Example]]] = {}
     for tag, example in examples:
@@ -97,10 +109,10 @@ def group(
 def collate(
     examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig
 ) -> Batch:
-    """Pad examples to their bucket (schema.Batch), and with empty rows (segment 0 everywhere) to `batch_size` rows.
+    """Pad examples to their bucket, and with empty rows (segment 0) to `batch_size` rows.
 
-    Raises UserError if there are too many examples or the bucket is too small, and with the counts if an example's
-    media tokens and its features differ (spec 7.6).
+    Raises UserError if there are too many examples or the bucket is too small, and with the counts
+    if an example's media tokens and its features differ (spec 7.6).
     """
     if len(examples) > batch_size:
         raise UserError(f"{len(examples)} examples do not fit a batch of {batch_size}")
@@ -121,9 +133,7 @@ def collate(
         check_counts(example, config)
         need = _need(example, config)
         if any(size > limit for size, limit in zip(need, key, strict=True)):
-            raise UserError(
-                f"{need} does not fit the bucket {key}; take the bucket that bucket_of gives"
-            )
+            raise UserError(f"prompt of {need} does not fit {key}; take what bucket_of gives")
         n = len(example.tokens)
         batch.tokens[b, :n] = example.tokens
         batch.positions[b, :, :n] = example.positions
@@ -144,7 +154,7 @@ def collate(
 
 
 def check_counts(example: Example, config: OmniConfig) -> None:
-    """Raise UserError, with the counts, unless each medium has as many tokens as its encoder yields rows (spec 7.6)."""
+    """Raise UserError, with the counts, unless media have as many tokens as rows (spec 7.6)."""
     ids, merge = config.tokens, config.vision.spatial_merge_size
     _check_source(
         example,
@@ -152,10 +162,7 @@ def check_counts(example: Example, config: OmniConfig) -> None:
         example.source == VISION,
         np.isin(example.tokens, (ids.image_token_id, ids.video_token_id)),
         [picture.grid[0] for picture in example.vision],
-        [
-            picture.grid[0] * (picture.grid[1] // merge) * (picture.grid[2] // merge)
-            for picture in example.vision
-        ],
+        [math.prod(picture.grid) // merge**2 for picture in example.vision],
     )
     _check_source(
         example,
@@ -170,28 +177,28 @@ def check_counts(example: Example, config: OmniConfig) -> None:
 def _check_source(
     example: Example, name: str, takes: np.ndarray, has_id: np.ndarray, holders: list, rows: list
 ):
-    """takes, has_id: bool[T], tokens that take a feature, tokens with a media id.
+    """Compare the tokens and the features of the encoder called `name`.
 
+    takes, has_id: bool[T], tokens that take a feature, tokens with a media id.
     holders, rows: of each medium, its number of grids (or chunks) and of feature rows.
     """
     owner = np.searchsorted(np.cumsum(holders), example.row[takes, 0], side="right")
     counts = np.bincount(owner, minlength=len(rows)).tolist()
     if counts != rows or not np.array_equal(takes, has_id):
         raise UserError(
-            f"prompt has {has_id.sum()} {name} tokens, of which each medium takes {counts}, but the features have "
-            f"{rows} rows; make tokens and features from the same clip, and never cut media tokens"
+            f"prompt has {has_id.sum()} {name} tokens, of which each medium takes {counts}, but "
+            f"the features have {rows} rows; make both from the same clip, never cut media tokens"
         )
 
 
 def _splice(example: Example, key: BucketKey, config: OmniConfig) -> np.ndarray:
-    """i32[T]: the row of concat(vision, audio) features that each token takes, -1 for its own embedding."""
+    """i32[T]: the row of concat(vision, audio) that each token takes, -1 for its own embedding."""
     grid_rows = key.windows * config.vision.window_cells**2
     holder, row = example.row[:, 0], example.row[:, 1]
     vision = holder * grid_rows + row
     audio = key.grids * grid_rows + holder * config.audio.chunk_tokens + row
-    return np.select(
-        [example.source == VISION, example.source == AUDIO], [vision, audio], -1
-    ).astype(np.int32)
+    takes = [example.source == VISION, example.source == AUDIO]
+    return np.select(takes, [vision, audio], -1).astype(np.int32)
 
 
 def _need(example: Example, config: OmniConfig) -> BucketKey:

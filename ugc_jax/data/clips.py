@@ -1,10 +1,10 @@
-"""A file (or a bare question) -> the prompt that the model sees, and what there is to tell about it.
+"""A file (or a bare question) -> the prompt that the model sees, and what to tell about it.
 
-load_example: path -> media.read_clip -> load_medium (patches, log-mel) -> build_example (template, layout) -> Example
+load_example: path -> media.probe, read_clip -> load_medium (patches, log-mel) -> build_example
+(template, layout) -> Example
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +13,13 @@ import numpy as np
 
 from ugc_jax.config import OmniConfig
 from ugc_jax.data.features import HOP, SAMPLE_RATE, audio_tokens, log_mel, patchify
-from ugc_jax.data.media import Clip, Plan, Source, plan_frames, probe, read_clip
+from ugc_jax.data.framing import Plan, Source, plan_frames
+from ugc_jax.data.media import Clip, probe, read_clip
 from ugc_jax.data.positions import AUDIO, TEXT, VISION, layout
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.prompt import Audio, ChatTokenizer, Image, Medium, Video, pieces
 from ugc_jax.data.schema import Example, VisionInput
 from ugc_jax.errors import UserError
-
-log = logging.getLogger(__name__)
 
 REFERENCE_FPS = 2.0  # the rate that the reference assumes for every video (spec 7.3)
 
@@ -28,7 +27,7 @@ REFERENCE_FPS = 2.0  # the rate that the reference assumes for every video (spec
 class Loaded(NamedTuple):
     """A medium ready for a prompt: its facts for the layout and its features.
 
-    piece: its size. vision: patches, None for a sound. mel: f32[frames, 128] log-mel, None without sound.
+    piece: its size. vision: patches, None for a sound. mel: f32[frames, 128], None without sound.
     """
 
     piece: Medium
@@ -51,35 +50,37 @@ class ClipInfo:
     video_tokens: int  # of a video or an image
     audio_tokens: int
     text_tokens: int  # markers included
-    notes: tuple[str, ...]  # what was done to the clip that its user should know
+    notes: tuple[str, ...]  # what was done to the clip that its user should know; for logs
 
 
 def load_example(
-    source: str | Path | None, settings: ClipSettings, tokenizer: ChatTokenizer, config: OmniConfig
+    path: str | Path | None, settings: ClipSettings, tokenizer: ChatTokenizer, config: OmniConfig
 ) -> tuple[Example, ClipInfo]:
-    """Read a video, image or sound file and ask `settings.question` about it; source None asks the question alone.
+    """Ask `settings.question` about a video, image or sound file; without a path, ask it alone.
 
-    The prompt is the system message, then the medium (a video interleaved with its sound), then the question. It has
-    at most `settings.max_tokens` tokens, and never more than the model's max_position_embeddings: a clip that needs
-    more gets fewer pixels, down to min_pixels, then fewer frames, which the log and `notes` tell. Media tokens are
-    never cut. Raises UserError if the file cannot be read or does not fit however small.
+    The prompt is the system message, then the medium (a video interleaved with its sound), then the
+    question. It has at most `settings.max_tokens` tokens, and never more than the model has
+    positions; lower max_tokens to leave room for the answer. A clip that needs more gets fewer
+    pixels, down to min_pixels, then fewer frames, and `notes` tell it. Media tokens are never cut.
+
+    Raises UserError if the file cannot be read or does not fit however small.
     """
     settings = resolve(settings)
-    budget = min(
-        settings.max_tokens or config.text.max_position_embeddings,
-        config.text.max_position_embeddings,
-    )
-    clip, media, notes = None, [], []
-    if source is not None:
-        text_tokens = len(build_example(_messages(settings, None), [], tokenizer, config).tokens)
-        clip, notes = _read_within(source, settings, budget - text_tokens, config)
-        media = [load_medium(clip, settings, config)]
-        notes += _sound_notes(clip, media[0], settings)
-    example = build_example(_messages(settings, clip), media, tokenizer, config)
-    if len(example.tokens) > budget:
+    limit = config.text.max_position_embeddings
+    budget = min(settings.max_tokens or limit, limit)
+    text_tokens = _text_tokens(settings, tokenizer)
+    if text_tokens > budget:
         raise UserError(
-            f"question: the prompt has {len(example.tokens)} tokens, the budget is {budget}; shorten it"
+            f"question: with the system prompt it has {text_tokens} tokens, the budget is "
+            f"{budget}; shorten it or raise max_tokens"
         )
+    clip, media, notes = None, [], []
+    if path is not None:
+        clip, notes = _read_within(probe(path), settings, budget - text_tokens, config)
+        media = [load_medium(clip, settings, config)]
+        notes = [*notes, *_sound_notes(clip, media[0], settings)]
+    messages = _messages(settings, None if clip is None else clip.source.kind)
+    example = build_example(messages, media, tokenizer, config)
     return example, _info(example, clip, media, notes)
 
 
@@ -90,10 +91,12 @@ def build_example(
     config: OmniConfig,
     generation_prompt: bool = True,
 ) -> Example:
-    """One prompt from messages and their media in order; `prompt.pieces` tells the form of messages and the errors."""
-    out = layout(
-        pieces(messages, [medium.piece for medium in media], tokenizer, generation_prompt), config
-    )
+    """One prompt from messages and their media in order.
+
+    `prompt.pieces` tells the form of messages and what it raises.
+    """
+    facts = [medium.piece for medium in media]
+    out = layout(pieces(messages, facts, tokenizer, generation_prompt), config)
     return Example(
         **out._asdict(),
         vision=tuple(medium.vision for medium in media if medium.vision is not None),
@@ -103,23 +106,23 @@ def build_example(
 
 def load_medium(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Loaded:
     """Features and layout facts of a clip. Raises UserError for a sound file without a sample."""
+    kind, waveform = clip.source.kind, clip.waveform
     vision = None if clip.frames is None else patchify(clip.frames, config.vision)
-    mel = None if clip.waveform is None or not len(clip.waveform) else log_mel(clip.waveform)
+    mel = None if waveform is None or not len(waveform) else log_mel(waveform)
     sound = None if mel is None else len(mel)
-    if clip.kind == "image":
+    if kind == "image":
         return Loaded(Image(vision.grid), vision, None)
-    if clip.kind == "video":
+    if kind == "video":
         fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
-        return Loaded(
-            Video(vision.grid, config.vision.temporal_patch_size / fps, sound), vision, mel
-        )
+        seconds_per_grid = config.vision.temporal_patch_size / fps
+        return Loaded(Video(vision.grid, seconds_per_grid, sound), vision, mel)
     if mel is None:
-        raise UserError(f"{clip.path}: no sound to caption; check the file, start and end")
+        raise UserError(f"{clip.source.path}: no sound to caption; check the file, start and end")
     return Loaded(Audio(sound), None, mel)
 
 
-def _messages(settings: ClipSettings, clip: Clip | None) -> list[dict]:
-    medium = [] if clip is None else [{"type": clip.kind}]
+def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
+    medium = [] if kind is None else [{"type": kind}]
     return [
         {"role": "system", "content": settings.system},
         {"role": "user", "content": [*medium, {"type": "text", "text": settings.question}]},
@@ -129,47 +132,66 @@ def _messages(settings: ClipSettings, clip: Clip | None) -> list[dict]:
 # ---- the token budget ----------------------------------------------------------------------------
 
 
+def _text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
+    """Tokens of the text around a medium, which is tokenized in two parts."""
+    (around,) = pieces(_messages(dataclasses.replace(settings, question=""), None), [], tokenizer)
+    return len(around.ids) + len(tokenizer.encode(settings.question))
+
+
 def _read_within(
-    path: str | Path, settings: ClipSettings, allowance: int, config: OmniConfig
+    source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
 ) -> tuple[Clip, list[str]]:
-    """Read a clip of which picture, sound and markers take at most `allowance` tokens, and tell what was given up."""
-    source = probe(path)
-    sound = _expected_audio_tokens(source, settings)
+    """Read a clip so that picture, sound and markers take at most `allowance` tokens.
+
+    Returns the clip and notes of what was given up.
+    """
     allowance -= 4 if source.kind == "video" else 2  # markers
+    if source.kind == "audio":
+        clip = read_clip(source, settings)
+        excess = _sound_tokens(clip) - allowance
+        if excess > 0:
+            raise UserError(
+                f"{source.path}: sound needs {excess} tokens more than the budget has; raise "
+                "max_tokens, or lower max_audio_seconds or end"
+            )
+        return clip, []
+    seconds = min(_sound_seconds(source, settings), settings.max_audio_seconds)
+    sound = audio_tokens(int(seconds * SAMPLE_RATE / HOP) + 10) if seconds else 0  # rounded up
     while True:
         fitted, notes = _fit(source, settings, allowance - sound, config)
-        clip = read_clip(path, fitted)
-        picture = 0 if clip.frames is None else _cells(*clip.frames.shape[:3], config)
-        sound = 0 if clip.waveform is None else audio_tokens(-(-len(clip.waveform) // HOP))
-        if picture + sound <= allowance:
+        clip = read_clip(source, fitted)
+        sound = _sound_tokens(clip)
+        if _cells(*clip.frames.shape[:3], config) + sound <= allowance:
             return clip, notes
-        # The header told of less sound than there is: fit again, now with what was found.
+        # The packets told of less sound than there is: fit again, now with what was found.
 
 
-def _expected_audio_tokens(source: Source, settings: ClipSettings) -> int:
-    """Tokens of the sound by the file's header, rounded up."""
+def _sound_tokens(clip: Clip) -> int:
+    return 0 if clip.waveform is None else audio_tokens(-(-len(clip.waveform) // HOP))
+
+
+def _sound_seconds(source: Source, settings: ClipSettings) -> float:
+    """Seconds of sound that are asked for and there, by the times of the file's packets."""
     if not (settings.audio and source.has_audio):
-        return 0
+        return 0.0
     end = source.audio_seconds if settings.end is None else min(settings.end, source.audio_seconds)
-    seconds = min(max(end - (settings.start or 0.0), 0.0), settings.max_audio_seconds)
-    return audio_tokens(int(seconds * SAMPLE_RATE / HOP) + 10)
+    return max(end - (settings.start or 0.0), 0.0)
 
 
 def _fit(
     source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
 ) -> tuple[ClipSettings, list[str]]:
-    """Settings by which the picture takes at most `allowance` tokens: fewer pixels first, then fewer frames."""
-    if source.kind == "audio":
-        if allowance < 0:
-            raise UserError(
-                f"{source.path}: sound needs {-allowance} tokens more than the budget has; raise max_tokens, or lower "
-                "max_audio_seconds or end"
-            )
-        return settings, []
-    prefix = "image_" if source.kind == "image" else ""
+    """Settings with which the picture takes at most `allowance` tokens, and notes of the changes.
+
+    Pixels are given up first, then frames. Raises UserError if that is not enough.
+    """
     wanted = plan_frames(source, settings)
+    notes = []
+    if source.kind == "video" and len(wanted.indices) + 1 < (settings.frames or 0):
+        notes.append(f"{settings.frames} frames are asked for, {len(wanted.indices)} are there")
     if _tokens(wanted, config) <= allowance:
-        return settings, []
+        return settings, notes
+    prefix = "image_" if source.kind == "image" else ""
     pairs = -(-len(wanted.indices) // config.vision.temporal_patch_size)
     pixels = allowance // pairs * config.vision.cell_pixels**2
     least = getattr(settings, f"{prefix}min_pixels")
@@ -182,16 +204,12 @@ def _fit(
         plan = plan_frames(source, settings)
     if _tokens(plan, config) > allowance:
         raise UserError(
-            f"{source.path}: picture needs {_tokens(plan, config)} tokens even with {len(plan.indices)} frames of "
-            f"{plan.width}x{plan.height}, and {max(allowance, 0)} are left; raise max_tokens, lower "
-            f"{prefix}min_pixels or max_audio_seconds, or choose start and end"
+            f"{source.path}: picture needs {_tokens(plan, config)} tokens even as {_size(plan)}, "
+            f"and {max(allowance, 0)} are left; raise max_tokens, lower {prefix}min_pixels or "
+            "max_audio_seconds, or choose start and end"
         )
-    note = (
-        f"picture of {_tokens(wanted, config)} tokens, {allowance} are left in the budget: {len(wanted.indices)} "
-        f"frames of {wanted.width}x{wanted.height} became {len(plan.indices)} of {plan.width}x{plan.height}"
-    )
-    log.warning("%s: %s", source.path, note)
-    return settings, [note]
+    need = f"picture needs {_tokens(wanted, config)} tokens, the budget has {allowance} left"
+    return settings, [*notes, f"{need}: {_size(wanted)} became {_size(plan)}"]
 
 
 def _tokens(plan: Plan, config: OmniConfig) -> int:
@@ -204,30 +222,42 @@ def _cells(frames: int, height: int, width: int, config: OmniConfig) -> int:
     return pairs * height * width // config.vision.cell_pixels**2
 
 
+def _size(plan: Plan) -> str:
+    count = len(plan.indices)
+    return f"{f'{count} frames of ' if count > 1 else ''}{plan.width}x{plan.height}"
+
+
 # ---- the report ----------------------------------------------------------------------------------
 
 
 def _sound_notes(clip: Clip, medium: Loaded, settings: ClipSettings) -> list[str]:
-    """Why a clip is silent in the prompt, if it is."""
-    if clip.kind == "image":
+    """What became of a clip's sound, where it is not simply in the prompt."""
+    if clip.source.kind == "image":
         return []
-    if medium.mel is None and not clip.source.has_audio:
+    if not clip.source.has_audio:
         return ["no sound in the file"]
     if medium.mel is None:
         return ["no sound between start and end" if settings.audio else "sound left out, as asked"]
-    return [] if audio_tokens(len(medium.mel)) else ["the sound is too short to give a token"]
+    if not audio_tokens(len(medium.mel)):
+        return ["the sound is too short to give a token"]
+    seconds, limit = _sound_seconds(clip.source, settings), settings.max_audio_seconds
+    if seconds > limit + 0.1:  # a codec's padding is no loss
+        cut = f"sound of {seconds:.1f} s is cut at {limit:g} s"
+        return [f"{cut}; raise max_audio_seconds to keep more"]
+    return []
 
 
 def _info(example: Example, clip: Clip | None, media: list[Loaded], notes: list[str]) -> ClipInfo:
     frames, sample_fps, seconds, grid = 0, 0.0, 0.0, None
     if clip is not None:
-        frames, sample_fps = 0 if clip.frames is None else len(clip.frames), clip.sample_fps
+        frames = 0 if clip.frames is None else len(clip.frames)
+        sample_fps = clip.sample_fps
         seconds = 0.0 if clip.waveform is None else len(clip.waveform) / SAMPLE_RATE
         grid = None if media[0].vision is None else media[0].vision.grid
     video, audio, text = (int((example.source == kind).sum()) for kind in (VISION, AUDIO, TEXT))
     return ClipInfo(
-        path=None if clip is None else clip.path,
-        kind="text" if clip is None else clip.kind,
+        path=None if clip is None else clip.source.path,
+        kind="text" if clip is None else clip.source.kind,
         frames=frames,
         sample_fps=sample_fps,
         grid=grid,

@@ -1,7 +1,7 @@
 """Pixels to patches and sound to log-mel, on the host; the layouts are those of `schema`.
 
-Frames stay bytes: the device normalises them (`x * PIXEL_SCALE - PIXEL_SHIFT`), so a batch costs a quarter of the
-transfer and of the host memory that floats would cost.
+Frames stay bytes: the device normalises them, so that a batch costs a quarter of the transfer and
+of the host memory that floats would cost.
 """
 
 import functools
@@ -15,10 +15,6 @@ from ugc_jax.data.schema import VisionInput
 from ugc_jax.errors import UserError
 
 MAX_ASPECT_RATIO = 200
-_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
-_CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
-PIXEL_SCALE = (1 / (255 * _CLIP_STD)).astype(np.float32)  # f32[3], per colour channel
-PIXEL_SHIFT = (_CLIP_MEAN / _CLIP_STD).astype(np.float32)  # f32[3]
 
 SAMPLE_RATE = 16_000
 FFT = 400  # samples of an analysis window: 25 ms
@@ -33,9 +29,10 @@ REFERENCE_SAMPLES = 300 * SAMPLE_RATE  # the reference pads every sound with sil
 def smart_resize(
     height: int, width: int, min_pixels: float, max_pixels: float, factor: int = 28
 ) -> tuple[int, int]:
-    """Nearest size whose sides are multiples of `factor` and whose area is within the limits (spec 4.2).
+    """Nearest size with sides that `factor` divides and an area within the limits (spec 4.2).
 
-    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely long frame.
+    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely
+    long frame.
     """
     if min(height, width) < 1:
         raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
@@ -43,16 +40,15 @@ def smart_resize(
         raise UserError(
             f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip"
         )
-    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
-    if sides[0] * sides[1] > max_pixels:
+    sides = (height, width)
+    rounded = [max(factor, round(side / factor) * factor) for side in sides]
+    if math.prod(rounded) > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        sides = [
-            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
-        ]
-    elif sides[0] * sides[1] < min_pixels:
+        rounded = [max(factor, math.floor(side / shrink / factor) * factor) for side in sides]
+    elif math.prod(rounded) < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
-    return sides[0], sides[1]
+        rounded = [math.ceil(side * grow / factor) * factor for side in sides]
+    return rounded[0], rounded[1]
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -63,34 +59,31 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
-    """Cut frames u8[n, h, w, 3], sides multiples of `config.cell_pixels`, into patches in window order.
+    """Cut frames u8[n, h, w, 3] into patches in window order.
 
-    Frames are paired (an odd last one, or an image, with itself) and padded with zeros to whole windows; what is left
-    is a reshape and a transpose. Raises ValueError on other sides: `smart_resize` never gives any.
+    h and w: multiples of `config.cell_pixels`, as `smart_resize` gives them; ValueError otherwise.
+    Frames are paired (an odd last one, or an image, with itself) and padded with zeros to whole
+    windows; what is left is a transpose, done pair by pair to spare a copy of the whole clip.
     """
-    _, height, width, channels = frames.shape
+    count, height, width, channels = frames.shape
     cell, patch, merge = config.cell_pixels, config.patch_size, config.spatial_merge_size
     if height % cell or width % cell:
         raise ValueError(f"frame of {width}x{height} pixels: sides must be multiples of {cell}")
     depth, side = config.temporal_patch_size, config.window_cells
     rows, columns = _windows(height // cell, width // cell, config)
-    missing = -len(frames) % depth
-    if missing:
-        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-    pad = (
-        (0, 0),
-        (0, rows * config.window_size - height),
-        (0, columns * config.window_size - width),
-        (0, 0),
-    )
-    frames = np.pad(frames, pad)
+    grids = -(-count // depth)
 
-    grids = len(frames) // depth
-    shape = (grids, depth, rows, side, merge, patch, columns, side, merge, patch, channels)
-    #        0      1      2     3     4      5      6        7     8      9      10
-    order = (0, 2, 6, 3, 7, 4, 8, 10, 1, 5, 9)
-    patches = frames.reshape(shape).transpose(order)
-    patches = patches.reshape(grids, rows * columns, config.window_patches, config.patch_dim)
+    size = config.window_size
+    page = np.zeros((depth, rows * size, columns * size, channels), np.uint8)
+    cut = page.reshape(depth, rows, side, merge, patch, columns, side, merge, patch, channels)
+    #                  0      1     2     3      4      5        6     7      8      9
+    cut = cut.transpose(1, 5, 2, 6, 3, 7, 9, 0, 4, 8)
+    patches = np.empty((grids, rows * columns, config.window_patches, config.patch_dim), np.uint8)
+    places = patches.reshape(grids, *cut.shape)
+    for grid in range(grids):
+        for number in range(depth):
+            page[number, :height, :width] = frames[min(grid * depth + number, count - 1)]
+        places[grid] = cut
 
     grid = (grids, height // patch, width // patch)
     return VisionInput(patches, np.tile(_coords(grid[1], grid[2], config), (grids, 1, 1, 1)), grid)
@@ -103,23 +96,26 @@ def _windows(cell_rows: int, cell_columns: int, config: VisionConfig) -> tuple[i
 
 @functools.lru_cache(maxsize=64)
 def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
-    """i32[windows, K, 2]: (row, column) of each patch of a frame of height x width patches, -1 for padding."""
+    """i32[windows, K, 2]: (row, column) of each patch of a frame, -1 for padding.
+
+    height, width: of the frame, counted in patches.
+    """
     merge, side = config.spatial_merge_size, config.window_cells
     rows, columns = _windows(height // merge, width // merge, config)
     row, column = np.indices((rows * side * merge, columns * side * merge), dtype=np.int32)
     coords = np.stack([row, column], axis=-1)
     coords[(row >= height) | (column >= width)] = -1
-    coords = coords.reshape(rows, side, merge, columns, side, merge, 2).transpose(
-        0, 3, 1, 4, 2, 5, 6
-    )
+    coords = coords.reshape(rows, side, merge, columns, side, merge, 2)
+    coords = coords.transpose(0, 3, 1, 4, 2, 5, 6)
     return coords.reshape(rows * columns, config.window_patches, 2)
 
 
 def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
-    """Where the encoder puts each token: i32[t * h * w / 4, 2] for a grid (t, h, w) in patch units.
+    """Where the encoder puts each token: i32[t * h * w / 4, 2] for a grid (t, h, w) of patches.
 
-    Tokens come in the reference's order (frame, row, column of merged cells); a row is (temporal grid, window * 16 +
-    place in the window). Padded places of a window count, so it is a row of the padded tower's output.
+    Tokens come in the reference's order (frame, row, column of merged cells); a row is (temporal
+    grid, window * 16 + place in the window). Padded places of a window count, so it is a row of
+    the padded tower's output.
     """
     merge, side = config.spatial_merge_size, config.window_cells
     times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
@@ -145,12 +141,9 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     half = FFT // 2
     padded = np.zeros(max(half + frames * HOP + FFT, 3 * half), np.float32)
     padded[half : half + samples] = waveform
-    padded[:half] = padded[
-        2 * half : half : -1
-    ]  # the reference centres windows and reflects the left end
-    if (
-        frames == REFERENCE_SAMPLES // HOP
-    ):  # it also reflects the right end, which only a sound of 300 s reaches
+    # The reference centres windows and reflects both ends; only a sound of 300 s reaches the right.
+    padded[:half] = padded[2 * half : half : -1]
+    if frames == REFERENCE_SAMPLES // HOP:
         end = half + REFERENCE_SAMPLES
         padded[end : end + half] = padded[end - 2 : end - 2 - half : -1]
     windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[: frames * HOP : HOP]
@@ -158,9 +151,8 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     block = 2048  # bounds the memory of a long sound
     for first in range(0, frames, block):
         spectrum = np.fft.rfft(windows[first : first + block] * _hann())
-        mel[first : first + block] = (spectrum.real**2 + spectrum.imag**2).astype(
-            np.float32
-        ) @ _mel_filters()
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        mel[first : first + block] = power @ _mel_filters()
     mel = np.log10(np.maximum(mel, 1e-10))
     return (np.maximum(mel, mel.max() - 8) + 4) / 4
 
@@ -185,7 +177,10 @@ def audio_tokens(frames: int) -> int:
 
 
 def chunk_mel(mel: np.ndarray, config: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cut log-mel f32[frames, 128] into the encoder's chunks: (f32[C, 200, 128] padded with 0, i32[C] valid frames)."""
+    """Cut log-mel f32[frames, 128] into the encoder's chunks.
+
+    Returns (f32[C, 200, 128] padded with 0, i32[C] valid frames of each chunk).
+    """
     size = config.chunk_frames
     chunks = -(-len(mel) // size)
     padded = np.zeros((chunks * size, mel.shape[1]), np.float32)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-VIDEO_SUFFIXES = ".mp4 .m4v .mov .mkv .webm .avi .flv .ts .mpg .mpeg .wmv .3gp".split()
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".wmv", ".3gp",
+)  # fmt: skip
 
 
 def find_clips(words: Iterable[str]) -> list[str]:

@@ -34,12 +34,16 @@ def probe(path: str | Path) -> Source:
     Raises UserError naming the file if it is missing, unreadable or cut off.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; check its name and folder")
-    if not path.is_file():
-        raise UserError(f"{path}: not a file; name a video, image or sound file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; copy it again")
+    try:
+        if not path.exists():
+            raise UserError(f"{path}: no such file; check its name and folder")
+        if not path.is_file():
+            raise UserError(f"{path}: not a file; name a video, image or sound file")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise UserError(f"{path}: the file is empty; copy it again")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a file that may be read") from None
     return _probe_image(path) or streams.scan(path)
 
 

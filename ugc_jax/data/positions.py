@@ -1,10 +1,10 @@
-"""From the pieces of a prompt to its tokens and their TMRoPE positions (spec 3.2 and 3.3), per example.
+"""From the pieces of a prompt to its tokens and their TMRoPE positions (spec 3.2, 3.3).
 
-One routine, `chunk_slices`, cuts a video and its sound into two-second chunks, and one permutation orders tokens,
-positions and feature rows alike, so that they cannot disagree. In the reference the processor cuts on float64 times
-and the model on truncated float32 positions, and for some rates (1.98, 10.25, 11.75 fps; spec 7.4) the two are out
-of step by a token. Here the model's cut is used for both: whatever the rate, the reference model finds in these
-tokens exactly these positions.
+One routine, `chunk_slices`, cuts a video and its sound into two-second chunks, and one permutation
+orders tokens, positions and feature rows alike, so that they cannot disagree. In the reference the
+processor cuts on float64 times and the model on truncated float32 positions, and for some rates
+(1.98, 10.25, 11.75 fps; spec 7.4) the two are out of step by a token. Here the model's cut is used
+for both: whatever the rate, the reference model finds in these tokens exactly these positions.
 """
 
 import itertools
@@ -21,10 +21,7 @@ TEXT, VISION, AUDIO = 0, 1, 2  # values of `source`
 
 
 class Layout(NamedTuple):
-    """T tokens of a prompt; the fields of the same names in `schema.Example`.
-
-    tokens: i32[T]. positions: i32[3, T]. next_position: of the token that follows. source: i8[T]. row: i32[T, 2].
-    """
+    """T tokens of a prompt: the fields of the same names in `schema.Example`."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -67,9 +64,10 @@ def layout(pieces: Sequence[Piece], config: OmniConfig) -> Layout:
 def chunk_slices(values: np.ndarray, tokens_per_chunk: int) -> list[slice]:
     """Cut tokens into chunks by their times (spec 3.2).
 
-    values: i[n], times in position units, not decreasing. Returns slices that cover 0..n; one empty slice for n = 0.
-    This is the reference's walk: a chunk is closed at most once a token, so that where a step is longer than a chunk
-    (below 1 fps) the walk lags and splits a frame. Dividing the times would not do the same.
+    values: i[n], times in position units, not decreasing. Returns slices that cover 0..n; one empty
+    slice for n = 0. This is the reference's walk: a chunk is closed at most once a token, so that
+    where a step is longer than a chunk (below 1 fps) the walk lags and splits a frame. Dividing the
+    times would not do the same.
     """
     borders = [0]
     for i, value in enumerate(values.tolist()):
@@ -80,13 +78,15 @@ def chunk_slices(values: np.ndarray, tokens_per_chunk: int) -> list[slice]:
 
 def _text(ids: Sequence[int]) -> _Part:
     n = len(ids)
-    return _Part(
-        np.array(ids, np.int32), _running(n), n, np.zeros(n, np.int8), np.zeros((n, 2), np.int32)
-    )
+    source, row = np.full(n, TEXT, np.int8), np.zeros((n, 2), np.int32)
+    return _Part(np.array(ids, np.int32), _running(n), n, source, row)
 
 
 def _medium(piece: Medium, first_grid: int, first_chunk: int, config: OmniConfig) -> _Part:
-    """Markers around the tokens of the features; the two markers at an end of a video with sound share a position."""
+    """The tokens of the features between their markers.
+
+    The two markers at either end of a video with sound share a position.
+    """
     ids, streams, opening, closing = config.tokens, [], [], []
     if not isinstance(piece, Audio):
         opening, closing = [ids.vision_start_token_id], [ids.vision_end_token_id]
@@ -107,17 +107,13 @@ def _picture(piece: Image | Video, first_grid: int, config: OmniConfig) -> _Part
     """Tokens of an image or a video in the order (grid, row, column) of merged cells."""
     t, h, w = piece.grid[0], *(side // config.vision.spatial_merge_size for side in piece.grid[1:])
     seconds = piece.seconds_per_grid if isinstance(piece, Video) else 1.0
-    # float32, in this order, as the reference rounds: at 1.98 fps another order gives other integers.
-    times = (
-        np.arange(t, dtype=np.float32)
-        * np.float32(seconds)
-        * np.float32(config.position_id_per_seconds)
-    )
+    # float32 in this order, as the reference rounds: at 1.98 fps another order changes integers.
+    times = np.arange(t, dtype=np.float32) * np.float32(seconds)
+    times *= np.float32(config.position_id_per_seconds)
     grid, row, column = (axis.ravel() for axis in np.indices((t, h, w), np.int32))
     positions = np.stack([times.astype(np.int32)[grid], row, column])
-    token = (
-        config.tokens.video_token_id if isinstance(piece, Video) else config.tokens.image_token_id
-    )
+    ids = config.tokens
+    token = ids.video_token_id if isinstance(piece, Video) else ids.image_token_id
     rows = vision_rows(piece.grid, config.vision) + np.array([first_grid, 0], np.int32)
     return _features(token, positions, VISION, rows)
 
@@ -132,7 +128,7 @@ def _sound(frames: int, first_chunk: int, config: OmniConfig) -> _Part:
 
 
 def _interleave(video: _Part, audio: _Part, config: OmniConfig) -> _Part:
-    """Video chunk 0, audio chunk 0, video chunk 1, ...; when one is longer, its chunks follow alone."""
+    """Video chunk 0, audio chunk 0, video chunk 1, ...; the longer one's last chunks alone."""
     per_chunk = config.position_id_per_seconds * config.seconds_per_chunk
     both = _join((video, audio), end=0)
     index = np.arange(len(both.tokens))
@@ -143,22 +139,17 @@ def _interleave(video: _Part, audio: _Part, config: OmniConfig) -> _Part:
         fillvalue=slice(0),
     )
     order = [chunk for v, a in slices for chunk in (of_video[v], of_audio[a]) if len(chunk)]
-    # The reference goes on from the last chunk laid out, even where the picture reaches further (spec 3.3, 7.1).
+    # The reference goes on from the last chunk laid out, even where the picture reaches further
+    # (spec 3.3, 7.1).
     end = int(both.positions[:, order[-1]].max()) + 1
     at = np.concatenate(order)
     return _Part(both.tokens[at], both.positions[:, at], end, both.source[at], both.row[at])
 
 
 def _features(token: int, positions: np.ndarray, source: int, rows: np.ndarray) -> _Part:
-    n = positions.shape[1]
-    end = int(positions.max(initial=-1)) + 1
-    return _Part(
-        np.full(n, token, np.int32),
-        positions,
-        end,
-        np.full(n, source, np.int8),
-        rows.astype(np.int32),
-    )
+    n, end = positions.shape[1], int(positions.max(initial=-1)) + 1
+    tokens, sources = np.full(n, token, np.int32), np.full(n, source, np.int8)
+    return _Part(tokens, positions, end, sources, rows.astype(np.int32))
 
 
 def _join(parts: Sequence[_Part], end: int) -> _Part:

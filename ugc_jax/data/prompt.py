@@ -1,11 +1,11 @@
 """The chat template (spec 5.1): OpenAI/Qwen messages -> the pieces that a prompt is made of.
 
-    messages + media facts -> pieces() -> [Text, Video, Text] -> positions.layout() -> tokens and positions
+    messages + media facts -> pieces() -> [Text, Video, Text] -> positions.layout()
 
-Text between two media is tokenized in one go, exactly as the reference tokenizes the rendered template. One
-deviation, on purpose: a special token's spelling inside a message ("<|VIDEO|>", "<|im_end|>") stays plain text
-here, where the reference would take it for the token. So no question, subtitle or caption can add a media token
-that has no features, or end its turn.
+Text between two media is tokenized in one go, exactly as the reference tokenizes the rendered
+template. One deviation, on purpose: a special token's spelling inside a message ("<|VIDEO|>",
+"<|im_end|>") stays plain text here, where the reference would take it for the token. So no
+question, subtitle or caption can add a media token that has no features, or end its turn.
 """
 
 import itertools
@@ -19,7 +19,8 @@ from ugc_jax.errors import UserError
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
-# The kinds of medium, and the keys by which a part without a "type" shows its kind, in the template's order.
+# The kinds of medium, and the keys by which a part without a "type" shows its kind, in the
+# template's order.
 KINDS = {"image": ("image", "image_url"), "audio": ("audio", "audio_url"), "video": ("video",)}
 
 # How the special tokens of config.tokens are spelled in the tokenizer (spec 3.1).
@@ -56,9 +57,10 @@ class Audio(NamedTuple):
 
 
 class Video(NamedTuple):
-    """A video. grid: (t, h, w) in patches. seconds_per_grid: duration of a temporal grid (two frames).
+    """A video.
 
-    audio_frames: log-mel frames of the sound that is interleaved with the picture, None where the video has no sound.
+    grid: (t, h, w) in patches. seconds_per_grid: duration of a temporal grid (two frames).
+    audio_frames: log-mel frames of the sound that is interleaved with the picture; None without.
     """
 
     grid: tuple[int, int, int]
@@ -76,17 +78,18 @@ class ChatTokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, tokens: TokenIds, source: str = "tokenizer.json"
     ):
-        """backend: a byte-level BPE with Qwen2.5-Omni's special tokens. UserError if its ids contradict `tokens`."""
+        """Raises UserError if the ids of the backend contradict those of config.json.
+
+        backend: a byte-level BPE with Qwen2.5-Omni's special tokens. source: its name in messages.
+        """
         for field, spelling in SPELLINGS.items():
             found, expected = backend.token_to_id(spelling), getattr(tokens, field)
             if found != expected:
                 raise UserError(
-                    f"{source}: {spelling} has id {found}, but {field} in config.json is {expected}; "
-                    "take both files from the same checkpoint"
+                    f"{source}: {spelling} has id {found}, but {field} in config.json is "
+                    f"{expected}; take both files from the same checkpoint"
                 )
-        backend.encode_special_tokens = (
-            True  # spell special tokens out instead of recognising them in text
-        )
+        backend.encode_special_tokens = True  # as letters: they are not recognised in text
         self._backend = backend
         self.turn_start, self.turn_end = tokens.bos_token_id, tokens.eos_token_id
 
@@ -95,7 +98,7 @@ class ChatTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of generated ids, without special tokens; ids that stand for no token give nothing."""
+        """Text of ids, without special tokens; ids that stand for no token give nothing."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
@@ -108,11 +111,12 @@ def pieces(
     """Lay messages out as Qwen2.5-Omni's chat template does (spec 5.1).
 
     messages: [{"role": "system" | "user" | "assistant", "content": str | [part]}], a part being
-      {"type": "text", "text": str} or {"type": "video" | "image" | "audio", ...}. A default system message is added
-      when the first is none.
+      {"type": "text", "text": str} or {"type": "video" | "image" | "audio", ...}. A default system
+      message is added when the first is none.
     media: the facts of each medium, in the order in which the messages name them.
     generation_prompt: end with the opening of the assistant's turn.
-    Raises UserError on an unknown role or part, or when media and messages differ in number or kind.
+    Raises UserError on an unknown role or part, or when media and messages differ in number or
+    kind.
     """
     out: list[Piece] = []
     ids: list[int] = []
@@ -130,21 +134,26 @@ def pieces(
 
 
 def media_kinds(messages: Sequence[dict]) -> list[str]:
-    """Kinds ("video", "image", "audio") of the media that messages name, in their order. UserError on a bad part."""
-    return [
-        _kind(part) for message in messages for part in _parts(message) if _kind(part) != "text"
-    ]
+    """Kinds ("video", "image", "audio") of the media that messages name, in their order.
+
+    Raises UserError on an unknown part.
+    """
+    kinds = [_kind(part) for message in messages for part in _parts(message)]
+    return [kind for kind in kinds if kind != "text"]
 
 
 def _atoms(
-    messages, media, tokenizer: ChatTokenizer, generation_prompt: bool
+    messages: Sequence[dict],
+    media: Sequence[Medium],
+    tokenizer: ChatTokenizer,
+    generation_prompt: bool,
 ) -> Iterator[str | int | Medium]:
     """Text, special ids and media in their order."""
     kinds, given = media_kinds(messages), [type(medium).__name__.lower() for medium in media]
     if kinds != given:
         raise UserError(
-            f"messages name {len(kinds)} media ({', '.join(kinds) or 'none'}) but {len(given)} were given "
-            f"({', '.join(given) or 'none'}); give one medium for each part, in the same order"
+            f"messages name {len(kinds)} media ({', '.join(kinds) or 'none'}) but {len(given)} "
+            f"were given ({', '.join(given) or 'none'}); give one for each part, in the same order"
         )
     if not messages:
         raise UserError("messages: empty; give at least one message with a role and a content")

@@ -1,7 +1,7 @@
-"""Small synthetic clips: coloured shapes that move, and beeps with a rhythm, as a real H.264/AAC mp4.
+"""Small synthetic clips: coloured shapes that move and beeps with a rhythm, as real H.264 and AAC.
 
-A `Scene` says what happens; `draw` and `sound` render an instant and a stretch of it; `write_clip` makes the file.
-Everything follows from the scene, so equal arguments give equal files.
+A `Scene` says what happens; `draw` and `sound` render an instant and a stretch of it; `write_clip`
+makes the file. Everything follows from the scene, so equal arguments give equal files.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ FORMS = ("circle", "square", "triangle")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One thing that moves in a straight line and bounces off the edges. Lengths are fractions of the frame."""
+    """One thing that moves in a straight line and bounces off the edges."""
 
     form: str  # of FORMS
     colour: str  # of COLOURS
-    size: float  # of the shorter side
+    size: float  # as a fraction of the frame's shorter side
     start: tuple[float, float]  # centre at time 0: (x, y) in 0..1
     velocity: tuple[float, float]  # frames crossed per second: (x, y)
 
@@ -130,12 +130,15 @@ def write_clip(
     faststart: bool = False,
     times: Sequence[float] | None = None,
 ) -> Scene:
-    """Write a clip (the file's ending chooses the container: .mp4, .mov, .mkv) and return the scene shown in it.
+    """Write a clip and return the scene shown in it.
 
-    size: (width, height) as stored, even numbers. audio: False for none, True for as long as the picture, or seconds.
-    rotation: degrees counter-clockwise that a player turns the stored picture, as phones write it. key_every: frames
-    from one key frame to the next. faststart: put the mp4's index first. times: seconds of each frame, for a variable
-    rate (instead of `seconds` and `fps`).
+    path: its ending chooses the container: .mp4, .mov, .mkv, .avi, .ts.
+    size: (width, height) as stored, even numbers.
+    audio: False for none, True for as long as the picture, or seconds.
+    rotation: degrees counter-clockwise that a player turns the stored picture, as phones write it.
+    key_every: frames from one key frame to the next.
+    faststart: put the mp4's index first.
+    times: seconds of each frame, for a variable rate (instead of `seconds` and `fps`).
     """
     scene = scene or random_scene(seed)
     if times is None:
@@ -149,24 +152,21 @@ def write_clip(
         picture.pix_fmt = "yuv420p"
         picture.codec_context.time_base = TIME_BASE
         picture.codec_context.gop_size = key_every
-        # a fixed quantiser and one thread: with rate control, x264 does not always write the same bytes
+        # A fixed quantiser and one thread: rate control does not always give the same bytes.
         picture.options = {"preset": "veryfast", "qp": "22", "threads": "1"}
         if rotation:
             picture.set_display_rotation(rotation)
-        track = (
-            container.add_stream("aac", rate=SOUND_RATE, layout="mono")
-            if audio is not False
-            else None
-        )
+        track = None
+        if audio is not False:
+            track = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
         for time in times:
             frame = av.VideoFrame.from_ndarray(draw(scene, time, size), format="rgb24")
             frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
         if track:
-            _encode_sound(
-                container, track, sound(scene, seconds if audio is True else float(audio))
-            )
+            length = seconds if audio is True else float(audio)
+            _encode_sound(container, track, sound(scene, length))
     return scene
 
 
@@ -176,9 +176,8 @@ def _encode_sound(
     """Encode f32[n] mono and end the track; n = 0 leaves a sound stream without sound."""
     step = 1024
     for first in range(0, len(samples), step):
-        frame = av.AudioFrame.from_ndarray(
-            samples[None, first : first + step], format="fltp", layout="mono"
-        )
+        block = samples[None, first : first + step]
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
         container.mux(track.encode(frame))
     container.mux(track.encode(None))

@@ -1,40 +1,58 @@
-"""Timing prefill and decoding on made-up clips, ours beside the reference's on the same cores (the `bench` job)."""
+"""Timing prefill and decoding on made-up clips, ours beside the reference's on the same cores.
+
+examples -> ours, reference: functions that make one Run -> compare: a report -> summary: for people
+"""
 
 import dataclasses
+import os
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import Buckets, bucket_of, collate
-from ugc_jax.data.features import log_mel, patchify
+from ugc_jax.data.features import SAMPLE_RATE, log_mel, patchify
 from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Text, Video
 from ugc_jax.data.schema import Example
+from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
-SAMPLE_RATE = 16000
+SECONDS_PER_GRID = 1.0  # two frames a second
+CELL = 28  # pixels: frames are whole cells, as after the resize of a real clip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A batch of equal clips: frames (2 a second) of height x width pixels and seconds of sound; tokens to generate."""
+    """The batch, of equal clips."""
 
-    batch_size: int
-    frames: int
-    height: int
-    width: int
-    seconds: float
-    new_tokens: int
+    batch_size: int = 4  # clips generated together
+    frames: int = 16  # of each clip, 2 a second
+    height: int = 224  # of a frame, in pixels; a multiple of 28
+    width: int = 224  # of a frame, in pixels; a multiple of 28
+    seconds: float = 8.0  # of sound in each clip
+    new_tokens: int = 64  # to generate for each clip
+
+    def __post_init__(self):
+        for name in ("batch_size", "frames", "seconds", "new_tokens"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; use a positive number")
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side <= 0 or side % CELL:
+                raise UserError(f"{name} is {side}; use a multiple of {CELL}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One timed run: seconds of both phases, and the tokens i32[B, new_tokens] (an ended row is padded)."""
+    """One timed run: seconds of both phases, and i32[B, new_tokens] (an ended row is padded)."""
 
     prefill: float
     decode: float
@@ -42,7 +60,7 @@ class Run:
 
 
 def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]:
-    """Clips of noise, each different; what is in them makes no difference to the time."""
+    """The prompts of the workload, each of its own noise."""
     rng = np.random.default_rng(seed)
 
     def one() -> Example:
@@ -52,32 +70,42 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
         before, after = (
             Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
         )
-        clip = Video(picture.grid, seconds_per_grid=1.0, audio_frames=len(mel))
+        clip = Video(picture.grid, SECONDS_PER_GRID, audio_frames=len(mel))
         return Example(*layout([before, clip, after], config), vision=(picture,), mels=(mel,))
 
     return [one() for _ in range(work.batch_size)]
 
 
-def run_ours(engine: Engine, prompts: list[Example], new_tokens: int) -> Run:
-    """Greedy generation by `engine`, from host arrays to host arrays. The first call also compiles."""
-    batch = collate(
-        prompts, bucket_of(prompts[0], Buckets(), engine.config), len(prompts), engine.config
-    )
+def ours(engine: Engine, prompts: list[Example], new_tokens: int) -> Callable[[], Run]:
+    """A function that generates greedily, from host to host arrays; its first call compiles."""
+    bucket = bucket_of(prompts[0], Buckets(), engine.config)
+    batch = collate(prompts, bucket, len(prompts), engine.config)
     next_position = np.array([prompt.next_position for prompt in prompts], np.int32)
     key_ids = np.zeros(len(prompts), np.uint32)
-    begun = time.perf_counter()
-    prefilled = jax.block_until_ready(engine.prefill(batch))
-    prefill = time.perf_counter() - begun
-    begun = time.perf_counter()
-    generated = engine.decode(
-        batch, prefilled, next_position, SamplingConfig(max_new_tokens=new_tokens), key_ids
-    )
-    return Run(prefill, time.perf_counter() - begun, generated.tokens[:, :new_tokens])
+    options = SamplingConfig(max_new_tokens=new_tokens)
+
+    def run() -> Run:
+        begun = time.perf_counter()
+        prefilled = jax.block_until_ready(engine.prefill(batch))
+        middle = time.perf_counter()
+        generated = engine.decode(batch, prefilled, next_position, options, key_ids)
+        end = time.perf_counter()
+        return Run(middle - begun, end - middle, generated.tokens[:, :new_tokens])
+
+    return run
 
 
-def run_reference(model, inputs: dict, new_tokens: int) -> Run:
-    """Greedy generation by the reference (hf/reference.py). Its prefill is a generation of one token."""
+def reference(
+    checkpoint: Path, dtype: str, config: OmniConfig, prompts: list[Example], new_tokens: int
+) -> Callable[[], Run]:
+    """The same by transformers on torch, on the CPU; its prefill is a generation of one token."""
     import torch
+
+    from ugc_jax.hf.reference import load_reference, reference_inputs
+
+    model = load_reference(checkpoint, dtype)
+    seconds = [SECONDS_PER_GRID] * len(prompts)
+    inputs = reference_inputs(prompts, config, seconds, audio_in_video=True)
 
     def generate(count: int) -> tuple[float, np.ndarray]:
         begun = time.perf_counter()
@@ -85,22 +113,70 @@ def run_reference(model, inputs: dict, new_tokens: int) -> Run:
             out = model.generate(**inputs, max_new_tokens=count, do_sample=False)
         return time.perf_counter() - begun, out[:, inputs["input_ids"].shape[1] :].numpy()
 
-    prefill, _ = generate(1)
-    whole, tokens = generate(new_tokens)
-    padded = np.full((len(tokens), new_tokens), model.config.pad_token_id)
-    padded[:, : tokens.shape[1]] = tokens
-    return Run(prefill, whole - prefill, padded)
+    def run() -> Run:
+        prefill, _ = generate(1)
+        whole, tokens = generate(new_tokens)
+        padded = np.full((len(tokens), new_tokens), config.tokens.pad_token_id)
+        padded[:, : tokens.shape[1]] = tokens
+        return Run(prefill, whole - prefill, padded)
+
+    return run
 
 
-def medians(runs: list[Run]) -> dict[str, float]:
+def compare(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
+    """Run the sides in turn, `repeats` times after one round that compiles and warms up.
+
+    Returns the medians of each side and, with both "jax" and "torch", the ratio of their times and
+    the share of equal tokens.
+    """
+    runs: dict[str, list[Run]] = {name: [] for name in sides}
+    for round_ in tqdm(range(repeats + 1), desc="bench", unit="round", disable=None):
+        for name, run in sides.items():
+            timed = run()
+            if round_:
+                runs[name].append(timed)
+    report: dict = {name: _medians(timed) for name, timed in runs.items()}
+    if {"jax", "torch"} <= set(sides):
+        jax_seconds, torch_seconds = report["jax"], report["torch"]
+        report["torch_over_jax"] = {
+            phase: torch_seconds[phase] / jax_seconds[phase] for phase in jax_seconds
+        }
+        same = runs["jax"][0].tokens == runs["torch"][0].tokens
+        report["token_agreement"] = float(same.mean())
+    return report
+
+
+def device() -> str:
+    """What the times were taken on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return f"{jax.devices()[0].device_kind}, {cores} cores"
+
+
+def summary(report: dict, work: Workload) -> str:
+    """The report of `compare` for a person to read."""
+    lines = []
+    for side in ("jax", "torch"):
+        if side in report:
+            prefill, decode = (report[side][f"{phase}_seconds"] for phase in ("prefill", "decode"))
+            rate = work.batch_size * work.new_tokens / decode
+            lines.append(
+                f"  {side:<6} prefill {prefill:.3f} s   decode {decode:.3f} s ({rate:.0f} tokens/s)"
+            )
+    if "torch_over_jax" in report:
+        ratio = report["torch_over_jax"]
+        lines.append(
+            f"  torch / jax: prefill {ratio['prefill_seconds']:.2f}, "
+            f"decode {ratio['decode_seconds']:.2f}, together {ratio['total_seconds']:.2f}; "
+            f"equal tokens {report['token_agreement']:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _medians(runs: list[Run]) -> dict[str, float]:
     """Median seconds of both phases and of their sum."""
     return {
         "prefill_seconds": statistics.median(run.prefill for run in runs),
         "decode_seconds": statistics.median(run.decode for run in runs),
         "total_seconds": statistics.median(run.prefill + run.decode for run in runs),
     }
-
-
-def agreement(first: Run, second: Run) -> float:
-    """Share of equal tokens, position by position."""
-    return float((first.tokens == second.tokens).mean())

@@ -163,8 +163,8 @@ class Captioner:
         not depend on the clips that it shares a batch with.
 
         `workers` threads (None: one a core, at most 8) read ahead. What waits is bounded by number,
-        not by bytes: about 6 batches of clips at most, whatever their length. Where memory is short,
-        lower batch_size.
+        not by bytes: about 6 batches of clips at most, whatever their length. Lower batch_size
+        where memory is short.
 
         Raises UserError for wrong settings, at the call; what is wrong with a clip is the `error`
         of its result.
@@ -217,8 +217,8 @@ class Captioner:
         except Exception as error:  # a long job survives a clip that nobody thought of
             logger.debug("reading %s failed", video, exc_info=True)
             return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
-        if info.kind == "video" and clip.audio and not info.has_audio:
-            logger.info("%s: has no sound", video)
+        for note in info.notes:
+            logger.info("%s: %s", video, note)
         return _Tag(video, time.perf_counter() - begun), example
 
     def _generate(

@@ -95,7 +95,7 @@ class Results:
                 record = None
             if not isinstance(record, dict) or not isinstance(record.get("video"), str):
                 raise UserError(
-                    f"{self.path}:{number}: not a caption; choose another output, or remove the line"
+                    f"{self.path}:{number}: not a caption; choose another output or remove the line"
                 )
             yield line, record
 

@@ -1,8 +1,8 @@
 """Import: safetensors (Hugging Face) or Orbax, straight into JAX arrays, sharded or not.
 
-Each array of the parameter tree is allocated once per shard that this process holds, filled from the
-mapped files layer by layer, and handed to JAX, which on a CPU takes it over without a copy. So loading
-needs the memory of the parameters and of one 32 MiB block.
+Each array of the parameter tree is allocated once per shard that this process holds, filled from
+the mapped files layer by layer, and handed to JAX, which on a CPU takes it over without a copy. So
+loading needs the memory of the parameters and of one 32 MiB block.
 """
 
 import logging
@@ -21,10 +21,11 @@ from ugc_jax.hf.config import read_json
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
 
+logger = logging.getLogger(__name__)
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_log = logging.getLogger(__name__)
-_BAR_BYTES = 1 << 30  # smaller checkpoints load in a blink and get no progress bar
+BAR_BYTES = 1 << 30  # smaller checkpoints load in a blink and get no progress bar
 
 
 def load_params(
@@ -37,12 +38,12 @@ def load_params(
 ) -> dict:
     """The thinker's parameters as a nested dict of jax.Array (the tree of `mapping`).
 
-    checkpoint: a directory (full or thinker-only, any name form of spec 1.1, one file or several with an index; or what
-      `convert` wrote with to="orbax") or a hub id, with `revision`.
+    checkpoint: a directory (full or thinker-only, any name form of spec 1.1, one file or several
+      with an index; or what `convert` wrote with to="orbax"), or a hub id, with `revision`.
     dtype: "float32", "bfloat16", or None to keep what is stored.
     stacked: layer stacks on a leading axis, or tuples of per-layer dicts.
-    shardings: the same tree with a jax.sharding.Sharding at every leaf (each process then reads only its
-      slices), or None for this process's first device.
+    shardings: the same tree with a jax.sharding.Sharding at every leaf, of which each process reads
+      only its slices; or None for this process's first device.
     Raises UserError naming the file and the tensor for one that is missing, unknown, duplicated,
     truncated, or of a wrong shape or dtype.
     """
@@ -50,43 +51,35 @@ def load_params(
     out_dtype = None if dtype is None else float_dtype(dtype)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(
-            lambda _: device, mapping.abstract_params(config, np.float32, stacked)
-        )
+        tree = mapping.abstract_params(config, np.float32, stacked)
+        shardings = jax.tree.map(lambda _: device, tree)
     if orbax_store.is_store(directory):
         return orbax_store.load(directory, config, out_dtype, stacked, shardings)
 
     stored = Checkpoint(directory)
     stored.check(config)
     if stored.outside:
-        _log.info(
-            "%s: %d tensors outside the thinker are left alone", directory, len(stored.outside)
-        )
+        count = len(stored.outside)
+        logger.info("%s: %d tensors outside the thinker are left alone", directory, count)
     leaves = mapping.leaves(config, stacked)
     dtypes = [out_dtype or stored.dtype_of(leaf) for leaf in leaves]
-    nbytes = [
-        math.prod(leaf.shape) * dtype.itemsize for leaf, dtype in zip(leaves, dtypes, strict=True)
-    ]
-    bar = tqdm(
-        total=sum(nbytes),
-        unit="B",
-        unit_scale=True,
-        desc="loading",
-        disable=sum(nbytes) < _BAR_BYTES or None,
-    )
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    total = sum(size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True))
+    hidden = total < BAR_BYTES or None  # None: shown on a terminal only
     items = []
-    with bar:
-        for leaf, leaf_dtype, size in zip(leaves, dtypes, nbytes, strict=True):
+    with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
+        for leaf, size, dtype in zip(leaves, sizes, dtypes, strict=True):
             sharding = mapping.get_leaf(shardings, leaf.path)
-            items.append((leaf.path, _load_leaf(stored, leaf, leaf_dtype, sharding)))
-            bar.update(size)
+            items.append((leaf.path, _load_leaf(stored, leaf, dtype, sharding)))
+            bar.update(size * dtype.itemsize)
     return mapping.build_tree(items)
 
 
 class Checkpoint:
-    """The safetensors of a directory. `tensors`: {name in the table: (file, its header)}; `outside`: the talker's and
-    token2wav's names; `files`: {file name: TensorFile}; `index`: the content of the index file, or None.
+    """The safetensors of a directory.
 
+    tensors: {name in the table: (file, its header)}. outside: names of the talker and token2wav.
+    files: {file name: TensorFile}. index: the content of the index file, or None.
     Raises UserError for files that are absent, truncated or contradict each other.
     """
 
@@ -97,7 +90,8 @@ class Checkpoint:
         if not (directory / SINGLE).exists():
             if not (directory / INDEX).exists():
                 raise UserError(
-                    f"{directory}: holds neither {SINGLE} nor {INDEX}; is it a checkpoint in safetensors format?"
+                    f"{directory}: holds neither {SINGLE} nor {INDEX}; "
+                    "is it a checkpoint in safetensors format?"
                 )
             self.index, source = read_json(directory / INDEX)
             if not isinstance(self.index.get("weight_map"), dict):
@@ -124,8 +118,8 @@ class Checkpoint:
         if name in self.tensors:
             other_file, other = self.tensors[name]
             raise UserError(
-                f"{file.path}: tensor {header.name} is duplicated: {other.name} in {other_file.path.name} "
-                "is the same; remove one"
+                f"{file.path}: tensor {header.name} is duplicated: "
+                f"{other.name} in {other_file.path.name} is the same; remove one"
             )
         self.tensors[name] = file, header
 
@@ -133,25 +127,28 @@ class Checkpoint:
         for name, file in (self.index or {}).get("weight_map", {}).items():
             if name not in self.files[file].headers:
                 raise UserError(
-                    f"{self.directory / INDEX}: {file} does not hold the tensor {name}; download both files again"
+                    f"{self.directory / INDEX}: {file} does not hold the tensor {name}; "
+                    "download both files again"
                 )
 
     def check(self, config: OmniConfig):
-        """Raise UserError unless the tensors are exactly those of `config`, each of its shape and a float dtype."""
+        """Raise UserError unless the tensors are exactly those of `config`, in float dtypes."""
         table = {entry.hf_name: entry for entry in mapping.entries(config)}
         for name, (file, header) in self.tensors.items():
             if name not in table:
                 raise UserError(
-                    f"{file.path}: unknown tensor {header.name}; this is not (only) a Qwen2.5-Omni thinker"
+                    f"{file.path}: unknown tensor {header.name}; "
+                    "this is not (only) a Qwen2.5-Omni thinker"
                 )
             if header.shape != table[name].shape:
                 raise UserError(
-                    f"{file.path}: tensor {header.name} has shape {list(header.shape)}, but config.json asks for "
-                    f"{list(table[name].shape)}; the two do not belong together"
+                    f"{file.path}: tensor {header.name} has shape {list(header.shape)}, but "
+                    f"config.json asks for {list(table[name].shape)}; they do not belong together"
                 )
             if header.code not in FLOATS:
                 raise UserError(
-                    f"{file.path}: tensor {header.name} has dtype {header.code}; expected one of {', '.join(FLOATS)}"
+                    f"{file.path}: tensor {header.name} has dtype {header.code}; "
+                    f"expected one of {', '.join(FLOATS)}"
                 )
         missing = [name for name in table if name not in self.tensors]
         if missing:
@@ -163,14 +160,14 @@ class Checkpoint:
 
     def dtype_of(self, leaf: mapping.Leaf) -> np.dtype:
         """The stored dtype of a leaf's tensors; UserError if the layers of a stack differ."""
-        first, *rest = (self.tensors[entry.hf_name] for entry in leaf.entries)
+        (_, first), *rest = (self.tensors[entry.hf_name] for entry in leaf.entries)
         for file, header in rest:
-            if header.code != first[1].code:
+            if header.code != first.code:
                 raise UserError(
-                    f"{file.path}: tensor {header.name} has dtype {header.code}, {first[1].name} has {first[1].code}; "
-                    "choose one with dtype"
+                    f"{file.path}: tensor {header.name} has dtype {header.code}, "
+                    f"{first.name} has {first.code}; choose one with dtype"
                 )
-        return FLOATS[first[1].code]
+        return FLOATS[first.code]
 
     def read_into(self, out: np.ndarray, entry: mapping.Entry, index: tuple[slice, ...] = ()):
         """Fill `out` with the slice `index` of the tensor, converted to out.dtype."""
@@ -181,18 +178,15 @@ class Checkpoint:
 def _load_leaf(
     stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    array = jax.make_array_from_callback(
-        leaf.shape, sharding, _reader(stored, leaf, dtype), dtype=dtype
-    )
-    return (
-        array.block_until_ready()
-    )  # so that on an accelerator the host's copy of one array dies before the next
+    read = _reader(stored, leaf, dtype)
+    array = jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
+    return array.block_until_ready()  # the host's copy dies before the next array is read
 
 
 def _reader(
     stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """A function from a slice of the array to its values. Replicas ask for the same slice again: it is read once."""
+    """A function from a slice of the array to its values; what replicas ask for is read once."""
     shards: dict[tuple, np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:

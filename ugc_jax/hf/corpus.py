@@ -1,4 +1,4 @@
-"""Text from which `tokenizer.build_tokenizer` learns its merges: prompts of the benchmark and words of captions."""
+"""Text from which `build_tokenizer` learns merges: the benchmark's prompts, words of captions."""
 
 from ugc_jax.data.presets import QUESTION, UPSTREAM_SYSTEM
 

@@ -1,11 +1,11 @@
-"""Export: the parameter tree back to Hugging Face's files, thinker only or merged into a full checkpoint (spec 1.5).
+"""Export: the parameter tree back to Hugging Face's files, thinker only or merged (spec 1.5).
 
-A checkpoint is written into a hidden folder beside its destination and renamed at the end: a reader finds
-a whole checkpoint or none.
+A checkpoint is written into a hidden folder beside its destination and renamed at the end: a reader
+finds a whole checkpoint or none.
 """
 
 import contextlib
-import copy
+import functools
 import json
 import os
 import shutil
@@ -32,10 +32,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-)
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
 GENERATION = "generation_config.json"
 
 
@@ -48,20 +46,20 @@ def save_thinker(
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
 ):
-    """Write a thinker-only checkpoint that transformers loads as Qwen2_5OmniThinkerForConditionalGeneration.
+    """Write a thinker-only checkpoint, for Qwen2_5OmniThinkerForConditionalGeneration, too.
 
-    params: stacked or unstacked tree. source: checkpoint directory whose config.json (its thinker part),
-    tokenizer and preprocessor files go along unchanged, its generation_config.json with the token ids that it
-    lacks. dtype: "float32", "bfloat16" or None to keep the arrays' own.
+    params: stacked or unstacked tree.
+    source: checkpoint directory whose config.json (its thinker part), tokenizer and preprocessor
+      files go along unchanged, and its generation_config.json with the token ids that it lacks.
+    dtype: "float32", "bfloat16" or None to keep the arrays' own.
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
 
     def output(entry: mapping.Entry) -> Output:
         stored = out_dtype or mapping.locate(params, entry)[0].dtype
-        return array_output(
-            entry.hf_name, entry.shape, stored, lambda: mapping.read_tensor(params, entry)
-        )
+        read = functools.partial(mapping.read_tensor, params, entry)
+        return array_output(entry.hf_name, entry.shape, stored, read)
 
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
@@ -74,9 +72,9 @@ def save_orbax(
     source: str | Path | None = None,
     overwrite: bool = False,
 ):
-    """Write a stacked tree as an Orbax checkpoint with config.json and the tokenizer, which `load_params` reads.
+    """Write a stacked tree as an Orbax checkpoint, with config.json and the tokenizer.
 
-    source, overwrite and errors as in `save_thinker`.
+    `load_params` reads it. source, overwrite and errors as in `save_thinker`.
     """
     with new_directory(out_dir, overwrite) as folder:
         orbax_store.save(params, folder)
@@ -92,9 +90,9 @@ def save_merged(
 ):
     """Write a full checkpoint: `source_full` with its thinker replaced.
 
-    Every thinker tensor keeps the name, file and dtype that it has in the source; talker, token2wav,
-    spk_dict.pt and all other files keep every byte. Raises UserError if the source is thinker-only or of
-    another config, or as in `save_thinker`.
+    Every thinker tensor keeps the name, file and dtype that it has in the source; talker,
+    token2wav, spk_dict.pt and all other files keep every byte. Raises UserError if the source is
+    thinker-only or of another config, or as in `save_thinker`.
     """
     source = resolve_checkpoint(source_full)
     _require_same(source, config)
@@ -102,38 +100,25 @@ def save_merged(
     base.check(config)
     if not base.outside:
         raise UserError(
-            f"{source}: holds no talker and no token2wav tensors; to merge, give a full Qwen2.5-Omni checkpoint"
+            f"{source}: holds no talker and no token2wav tensors; "
+            "to merge, give a full Qwen2.5-Omni checkpoint"
         )
     table = {entry.hf_name: entry for entry in mapping.entries(config)}
     with new_directory(out_dir, overwrite) as folder:
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
-            if (
-                path.is_file()
-                and str(relative) not in (*base.files, INDEX)
-                and not relative.parts[0].startswith(".")
-            ):
+            is_hidden = relative.parts[0].startswith(".")  # what the hub's client keeps there
+            if path.is_file() and str(relative) not in (*base.files, INDEX) and not is_hidden:
                 (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / relative)
+        weight_map, total = {}, 0
         for name, file in base.files.items():
-            outputs = [
-                _merged_output(params, table, file, header.name) for header in file.headers.values()
-            ]
+            outputs = [_merged_output(params, table, file, tensor) for tensor in file.headers]
             write_tensors(folder / name, outputs, file.metadata)
+            weight_map |= dict.fromkeys(file.headers, name)
+            total += sum(header.nbytes for header in file.headers.values())
         if base.index is not None:
-            sizes = {
-                header.name: header.nbytes
-                for file in base.files.values()
-                for header in file.headers.values()
-            }
-            metadata = base.index.get("metadata", {}) | {"total_size": sum(sizes.values())}
-            weight_map = {
-                header: name for name, file in base.files.items() for header in file.headers
-            }
-            _write_json(
-                folder / INDEX,
-                {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))},
-            )
+            _write_index(folder, weight_map, base.index.get("metadata", {}), total)
 
 
 def _main_dtype(params: dict) -> str:
@@ -147,12 +132,10 @@ def _merged_output(
     header = file.headers[name]
     entry = table.get(mapping.canonical_name(name) or "")
     if entry is None:
-        return Output(
-            name, header.code, header.shape, header.nbytes, lambda out: file.copy_to(out, name)
-        )
-    return array_output(
-        name, entry.shape, FLOATS[header.code], lambda: mapping.read_tensor(params, entry)
-    )
+        copy_bytes = functools.partial(file.copy_to, name=name)
+        return Output(name, header.code, header.shape, header.nbytes, copy_bytes)
+    read = functools.partial(mapping.read_tensor, params, entry)
+    return array_output(name, entry.shape, FLOATS[header.code], read)
 
 
 # ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------
@@ -166,9 +149,10 @@ def write_thinker(
     dtype: str,
     max_shard_bytes: float = 5e9,
 ):
-    """Write all files of a thinker-only checkpoint into `folder`. output: what to store for an entry of the table.
+    """Write all files of a thinker-only checkpoint into `folder`.
 
-    dtype: written to config.json. source: as in `save_thinker`.
+    output: what to store for an entry of the table. dtype: written to config.json. source: as in
+    `save_thinker`.
     """
     shards: list[list[Output]] = [[]]
     filled = total = 0
@@ -187,30 +171,23 @@ def write_thinker(
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             write_tensors(folder / name, shard)
             weight_map |= {item.name: name for item in shard}
-        _write_json(
-            folder / INDEX,
-            {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
-        )
+        _write_index(folder, weight_map, {}, total)
     write_side_files(folder, config, dtype, source)
 
 
 def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str | Path | None):
-    """Write config.json and generation_config.json, and copy what `source` has beside its tensors."""
+    """Write config.json and generation_config.json, and copy what else `source` has of these."""
     content = to_hf(config, dtype)
-    # transformers' generate() stops by generation_config.json only, and the released one may lack the ids: spec 5.2
-    generation = {
-        name: getattr(config.tokens, name)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    # transformers' generate() stops by generation_config.json only, and the released one may lack
+    # the ids (spec 5.2).
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation = {name: getattr(config.tokens, name) for name in ids}
     if source is not None:
         source = Path(source)
         _require_same(source, config)
         thinker, _ = thinker_section(*read_json(source / "config.json"))
-        content = copy.deepcopy(thinker) | {
-            "architectures": content["architectures"],
-            "torch_dtype": dtype,
-            "dtype": dtype,
-        }
+        names = {"architectures": content["architectures"], "torch_dtype": dtype, "dtype": dtype}
+        content = thinker | names
         copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if (source / GENERATION).exists():
             generation |= read_json(source / GENERATION)[0]
@@ -228,14 +205,16 @@ def copy_files(source: Path, folder: Path, names: Iterable[str]):
 def _require_same(source: Path, config: OmniConfig):
     if load_config(source) != config:
         raise UserError(
-            f"{source / 'config.json'}: describes another thinker than the parameters; give their own base model"
+            f"{source / 'config.json'}: describes another thinker than the parameters; "
+            "give their own base model"
         )
 
 
 def check_output(out_dir: str | Path, overwrite: bool) -> Path:
     """The absolute path of a directory that may be written.
 
-    Raises UserError if it is a file, or is not empty and either `overwrite` is false or it is no checkpoint.
+    Raises UserError if it is a file, or is not empty and `overwrite` is false or it is something
+    else than a checkpoint.
     """
     if not str(out_dir):
         raise UserError("output is empty; name the directory to write")
@@ -247,14 +226,15 @@ def check_output(out_dir: str | Path, overwrite: bool) -> Path:
         raise UserError(f"{out_dir}: is not empty; name another output, or set overwrite=true")
     if occupied and not (out / "config.json").exists():
         raise UserError(
-            f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; name another output"
+            f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; "
+            "name another output"
         )
     return out
 
 
 @contextlib.contextmanager
 def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder that becomes `out_dir` when the block ends well and vanishes when it does not.
+    """A hidden folder that becomes `out_dir` when the block ends well, and vanishes otherwise.
 
     Raises UserError as `check_output`, and if the disk refuses.
     """
@@ -278,6 +258,14 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_index(folder: Path, weight_map: dict[str, str], metadata: dict, total: int):
+    """weight_map: {tensor: file}. total: bytes of all tensors."""
+    metadata = metadata | {"total_size": total}
+    _write_json(
+        folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    )
 
 
 def _write_json(path: Path, content: dict):

@@ -5,13 +5,17 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.pt"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.txt"]
+_WEIGHTS = ["*.safetensors", "*.pt"]
 
 
-def resolve_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Path:
-    """The local directory of `checkpoint`: a directory as it is, a hub id "org/name" after its download (cached).
+def resolve_checkpoint(
+    checkpoint: str | Path, revision: str | None = None, weights: bool = True
+) -> Path:
+    """The local directory of `checkpoint`: itself, or where the hub id "org/name" is downloaded to.
 
     revision: branch, tag or commit on the hub; None is the default branch.
+    weights: false leaves them on the hub and gets only config and tokenizer.
     Raises UserError if it is neither, or the hub cannot be reached or does not have it.
     """
     if not str(checkpoint):
@@ -25,32 +29,28 @@ def resolve_checkpoint(checkpoint: str | Path, revision: str | None = None) -> P
         raise UserError(f"{checkpoint}: is a file; give the checkpoint's directory")
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(checkpoint)):
         raise UserError(
-            f"{checkpoint}: no such directory; give a checkpoint directory or a hub id such as Qwen/Qwen2.5-Omni-3B"
+            f"{checkpoint}: no such directory; give a checkpoint directory "
+            "or a hub id such as Qwen/Qwen2.5-Omni-3B"
         )
-    return _download(str(checkpoint), revision)
+    return _download(str(checkpoint), revision, _DESCRIPTION + _WEIGHTS * weights)
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
+def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except errors.RevisionNotFoundError:
         raise UserError(f"{repo}: the hub has no revision {revision!r} of it") from None
     except errors.GatedRepoError:
         raise UserError(
-            f"{repo}: the hub wants you to accept its terms; do so there, then run `hf auth login`"
+            f"{repo}: the hub wants you to accept its terms; do so there, then run hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"{repo}: neither a local directory nor a repository that you can read on the hub"
         ) from None
-    except (
-        Exception
-    ) as error:  # the HTTP library below huggingface_hub differs between its versions
+    except Exception as error:  # of an HTTP library that changes between versions of the hub's
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{repo}: no such directory, and its download from the hub failed ({reason}); "

@@ -1,8 +1,8 @@
 """ONE invertible table between Hugging Face's tensor names and the parameter tree (spec section 1).
 
 The tree is a plain nested dict that keeps HF's leaf names and shapes: a linear stays (out, in), a
-convolution as stored. Only the three layer stacks differ: `model.layers.7.mlp.up_proj.weight` is row 7 of
-the array at ("model", "layers", "mlp", "up_proj", "weight"), or, unstacked, the leaf at
+convolution as stored. Only the three layer stacks differ: `model.layers.7.mlp.up_proj.weight` is
+row 7 of the array at ("model", "layers", "mlp", "up_proj", "weight"), or, unstacked, the leaf at
 ("model", "layers", 7, "mlp", "up_proj", "weight") of a tree whose "layers" is a tuple of dicts.
 """
 
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 Path = tuple[str | int, ...]
 
 OUTSIDE_THINKER = ("talker.", "token2wav.")
-# transformers 5.x names its modules so; the hub, and what 5.x itself saves, use the right-hand names.
+# Left, the module names of transformers 5; right, those on the hub and in what 5 itself saves.
 _MODULE_TREE = {
     "model.language_model.": "model.",
     "model.visual.": "visual.",
@@ -30,7 +30,10 @@ _MODULE_TREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a checkpoint. `path` leads to its array in the stacked tree; `layer` is its row there, or None."""
+    """One tensor of a checkpoint.
+
+    path: leads to its array in the stacked tree. layer: its row there, or None.
+    """
 
     hf_name: str  # without the prefix `thinker.`
     path: tuple[str, ...]
@@ -40,7 +43,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the parameter tree and the checkpoint tensors that fill it, in order of its leading axis."""
+    """One array of the parameter tree; `entries` fill it, in order of its leading axis."""
 
     path: Path
     shape: Shape
@@ -49,7 +52,7 @@ class Leaf:
 
 
 def canonical_name(name: str) -> str | None:
-    """The table's name of a stored tensor in any of the forms of spec 1.1; None for the talker and token2wav."""
+    """The table's name of a tensor stored in any form of spec 1.1; None for the other models'."""
     if name.startswith(OUTSIDE_THINKER):
         return None
     name = name.removeprefix("thinker.")
@@ -78,7 +81,7 @@ def leaves(config: OmniConfig, stacked: bool = True) -> list[Leaf]:
     for entry in entries(config):
         path: Path = entry.path
         if not stacked and entry.layer is not None:
-            cut = 2  # every stack lies two levels down: model.layers, visual.blocks, audio_tower.layers
+            cut = 2  # below model.layers, visual.blocks, audio_tower.layers
             path = (*path[:cut], entry.layer, *path[cut:])
         groups.setdefault(path, []).append(entry)
     result = []
@@ -115,7 +118,7 @@ def get_leaf(tree: dict, path: Path) -> Any:
 
 
 def locate(params: dict, entry: Entry) -> tuple[jax.Array, int | None]:
-    """(array, row) of the tensor of `entry` in a stacked or an unstacked tree; row None is the whole array."""
+    """(array, row) of an entry's tensor in a stacked or unstacked tree; row None is the array."""
     node, row = params, entry.layer
     for key in entry.path:
         node = node[key]
@@ -125,15 +128,16 @@ def locate(params: dict, entry: Entry) -> tuple[jax.Array, int | None]:
 
 
 def read_tensor(params: dict, entry: Entry) -> np.ndarray:
-    """The tensor of `entry` on the host, of shape `entry.shape`, out of a stacked or an unstacked tree.
+    """The tensor of `entry` on the host, of shape `entry.shape`, out of either form of tree.
 
-    Shards are put together layer by layer, so that no whole stack is held on the host. Raises UserError if other
-    processes hold parts of it.
+    Shards are put together layer by layer, so that no whole stack is held on the host. Raises
+    UserError if other processes hold parts of it.
     """
     array, row = locate(params, entry)
     if not array.is_fully_addressable:
         raise UserError(
-            f"{entry.hf_name} is spread over several processes; write Orbax there and convert that in one"
+            f"{entry.hf_name} is spread over several processes; "
+            "write Orbax there and convert that in one"
         )
     if row is None:
         return jax.device_get(array)
@@ -156,7 +160,7 @@ def _with_tuples(node: Any) -> Any:
 
 
 def _groups(config: OmniConfig) -> list[tuple[str, int | None, dict[str, Shape]]]:
-    """(name prefix, number of layers or None, {rest of the name: shape}) of each group of tensors."""
+    """(name prefix, number of layers or None, {rest of the name: shape}) of each tensor group."""
     text, vision, audio = config.text, config.vision, config.audio
     table = (text.vocab_size, text.hidden_size)
     return [
@@ -225,10 +229,8 @@ def _audio_ends(c: AudioConfig) -> dict[str, Shape]:
         "conv1.bias": (c.d_model,),
         "conv2.weight": (c.d_model, c.d_model, 3),
         "conv2.bias": (c.d_model,),
-        "audio_bos_eos_token.weight": (
-            2,
-            c.output_dim,
-        ),  # stored, never used by the reference: spec 1.4
+        # stored, but never used by the reference: spec 1.4
+        "audio_bos_eos_token.weight": (2, c.output_dim),
         **_norm("ln_post", c.d_model, bias=True),
         **_linear("proj", c.output_dim, c.d_model),
     }

@@ -1,4 +1,4 @@
-"""Parameters as an Orbax checkpoint beside the model's config.json and tokenizer: the form for sharded storage."""
+"""Parameters as an Orbax checkpoint beside config.json and the tokenizer, for sharded storage."""
 
 from pathlib import Path
 
@@ -28,8 +28,9 @@ def save(params: dict, directory: Path):
 def load(
     directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: bool, shardings: dict
 ) -> dict:
-    """Read what `save` wrote. shardings: of the tree asked for (stacked or not); dtype: None keeps the stored one.
+    """Read what `save` wrote.
 
+    dtype: None keeps the stored one. shardings: of the tree asked for, stacked or not.
     Raises UserError if the stored arrays are not those of `config`.
     """
     import orbax.checkpoint as ocp
@@ -70,10 +71,9 @@ def _check(stored: dict, leaves: list[mapping.Leaf], path: Path):
         shape = stored[leaf.path].shape
         if tuple(shape) != leaf.shape:
             raise UserError(
-                f"{path}: array {name} has shape {list(shape)}, config.json asks for {list(leaf.shape)}"
+                f"{path}: array {name} has shape {list(shape)}, "
+                f"but config.json asks for {list(leaf.shape)}; they do not belong together"
             )
-    unknown = set(stored) - {leaf.path for leaf in leaves}
-    if unknown:
-        raise UserError(
-            f"{path}: unknown array {'.'.join(map(str, min(unknown)))}; is this a Qwen2.5-Omni thinker?"
-        )
+    for unknown in sorted(set(stored) - {leaf.path for leaf in leaves}):
+        name = ".".join(map(str, unknown))
+        raise UserError(f"{path}: unknown array {name}; is this a Qwen2.5-Omni thinker?")

@@ -1,7 +1,8 @@
-"""The same prompts through the reference, transformers on torch: for the tests and the `bench` job, never at run time.
+"""The same prompts through the reference, transformers on torch: for tests and `bench` only.
 
-torch and transformers are imported when called. The reference's own input pipeline is not used (its processor needs a
-torchvision that cannot be installed everywhere); its model, position ids and generation loop are.
+torch and transformers are imported when called. The reference's own input pipeline is not used (its
+processor needs a torchvision that cannot be installed everywhere); its model, position ids and
+generation loop are.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,15 @@ from ugc_jax.data.schema import Example, VisionInput
 
 
 def load_reference(checkpoint: str | Path, dtype: str = "float32"):
-    """Qwen2_5OmniThinkerForConditionalGeneration of a checkpoint directory, in eval mode on the CPU, with SDPA attention."""
+    """Qwen2_5OmniThinkerForConditionalGeneration of a directory: eval mode, CPU, SDPA attention."""
     import torch
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
 
     model = Thinker.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
-    # transformers 5 leaves these unset for a thinker from a full checkpoint and would never stop (spec 5.2).
+    # transformers 5 leaves these unset for a thinker from a full checkpoint: it would never stop
+    # (spec 5.2).
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.generation_config.pad_token_id = model.config.pad_token_id
     return model
@@ -34,9 +36,10 @@ def reference_inputs(
     seconds_per_grid: Sequence[float] = (),
     audio_in_video: bool = False,
 ) -> dict:
-    """Keyword arguments of the reference's `forward` and `generate` for a left-padded batch of examples.
+    """Keyword arguments of the reference's `forward` and `generate`: a left-padded batch.
 
-    seconds_per_grid: of each video of the batch in order. audio_in_video: one flag for the whole batch, as the reference has it.
+    seconds_per_grid: of each video of the batch in order. audio_in_video: one flag for the whole
+    batch, as the reference has it.
     """
     import torch
 
@@ -59,9 +62,8 @@ def reference_inputs(
     ):
         chosen = [picture for is_video, picture in seen if is_video == videos]
         if chosen:
-            inputs[name] = torch.from_numpy(
-                np.concatenate([reference_patches(picture, config) for picture in chosen])
-            )
+            patches = [reference_patches(picture, config) for picture in chosen]
+            inputs[name] = torch.from_numpy(np.concatenate(patches))
             inputs[grid_name] = torch.tensor([picture.grid for picture in chosen])
     if "video_grid_thw" in inputs:
         inputs["video_second_per_grid"] = torch.tensor(list(seconds_per_grid), dtype=torch.float32)
@@ -74,10 +76,8 @@ def reference_inputs(
         for i, mel in enumerate(mels):
             features[i, :, : len(mel)] = mel.T
             valid[i, : len(mel)] = 1
-        inputs |= {
-            "input_features": torch.from_numpy(features),
-            "feature_attention_mask": torch.from_numpy(valid),
-        }
+        inputs["input_features"] = torch.from_numpy(features)
+        inputs["feature_attention_mask"] = torch.from_numpy(valid)
     return inputs
 
 
@@ -102,7 +102,5 @@ def _is_video(example: Example, config: OmniConfig) -> list[bool]:
     takes = example.source == VISION
     ends = np.cumsum([picture.grid[0] for picture in example.vision])
     owner = np.searchsorted(ends, example.row[takes, 0], side="right")
-    ids = example.tokens[takes]
-    return [
-        bool(ids[owner == i][0] == config.tokens.video_token_id) for i in range(len(example.vision))
-    ]
+    first = [example.tokens[takes][owner == i][0] for i in range(len(example.vision))]
+    return [bool(token == config.tokens.video_token_id) for token in first]

@@ -1,7 +1,8 @@
-"""The safetensors format in streams: an 8-byte length, a JSON header, then raw little-endian tensors.
+"""The safetensors format in streams: an 8-byte length, a JSON header, raw little-endian tensors.
 
-The safetensors package needs a whole file's tensors in memory to write one, and keeps every page that it
-has mapped while it reads. A 9 GB checkpoint must cost neither, so reader and writer of the format live here.
+The safetensors package needs a whole file's tensors in memory to write one, and keeps every page
+that it has mapped while it reads. A 9 GB checkpoint must cost neither, so reader and writer of the
+format live here.
 """
 
 import json
@@ -23,18 +24,11 @@ FLOATS = {
     "F16": np.dtype(np.float16),
 }
 _ITEM_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
-_ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
@@ -56,8 +50,9 @@ class Header(NamedTuple):
 
 
 class TensorFile:
-    """A mapped safetensors file. `headers`: {name: Header}; `metadata`: the header's `__metadata__`.
+    """A mapped safetensors file.
 
+    headers: {tensor name: Header}. metadata: the header's `__metadata__`.
     Raises UserError naming the file (and the tensor) if it is truncated or not of this format.
     """
 
@@ -76,7 +71,8 @@ class TensorFile:
         data = 8 + int.from_bytes(self._map[:8], "little")
         if data > size:
             raise UserError(
-                f"{path}: truncated, or no safetensors file: {size} bytes, its header alone claims {data}"
+                f"{path}: truncated, or no safetensors file: {size} bytes, "
+                f"its header alone claims {data}; download the file again"
             )
         try:
             content = json.loads(self._map[8:data], object_pairs_hook=self._unique)
@@ -88,13 +84,10 @@ class TensorFile:
             raise UserError(
                 f"{path}: not a safetensors file: unreadable header; download the file again"
             ) from None
-        end = max((header.start + header.nbytes for header in self.headers.values()), default=data)
+        ends = {header.start + header.nbytes: name for name, header in self.headers.items()}
+        end = max(ends, default=data)
         if size != end:
-            last = (
-                max(self.headers.values(), key=lambda header: header.start).name
-                if self.headers
-                else "none"
-            )
+            last = ends.get(end, "none")
             problem = "truncated" if size < end else "too long"
             raise UserError(
                 f"{path}: {problem}: {size} bytes, its tensors (the last is {last}) end at {end}; "
@@ -102,7 +95,7 @@ class TensorFile:
             )
 
     def _unique(self, pairs: list[tuple]) -> dict:
-        """A JSON object of the header; Python's reader would silently keep the last of two equal names."""
+        """An object of the header's JSON; Python's reader would keep the last of equal names."""
         content = dict(pairs)
         for name in content if len(content) < len(pairs) else ():
             if sum(name == other for other, _ in pairs) > 1:
@@ -123,12 +116,11 @@ class TensorFile:
         return header
 
     def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()):
-        """Fill `out` with `tensor[index]`, converted to out.dtype; at most one block of the file is in memory."""
+        """Fill `out` with `tensor[index]` in out.dtype; one block of the file is in memory."""
         header = self.headers[name]
         count = math.prod(header.shape)
-        stored = np.frombuffer(self._map, FLOATS[header.code], count, header.start).reshape(
-            header.shape
-        )[index]
+        flat = np.frombuffer(self._map, FLOATS[header.code], count, header.start)
+        stored = flat.reshape(header.shape)[index]
         rows = max(1, BLOCK_BYTES * len(stored) // max(stored.nbytes, 1))
         for row in range(0, len(stored), rows):
             out[row : row + rows] = stored[row : row + rows]
@@ -142,12 +134,12 @@ class TensorFile:
             self._release()
 
     def _release(self):
-        """Give the pages back: mapped pages count as this process's memory for as long as they stay."""
+        """Give the pages back: mapped ones count as this process's memory while they stay."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array at an address that JAX on a CPU takes over without a copy (a multiple of 64)."""
+    """An uninitialised array at a multiple of 64, which JAX on a CPU takes over without a copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -177,17 +169,17 @@ def array_output(
 
 
 def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = None):
-    """Write a safetensors file tensor by tensor. metadata: of the header; transformers wants {"format": "pt"}."""
+    """Write a safetensors file tensor by tensor.
+
+    metadata: of the header; None is what transformers wants, {"format": "pt"}.
+    """
     content: dict = {"__metadata__": metadata or {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        offsets = [offset, offset + tensor.nbytes]
-        content[tensor.name] = {
-            "dtype": tensor.code,
-            "shape": list(tensor.shape),
-            "data_offsets": offsets,
-        }
-        offset += tensor.nbytes
+        end = offset + tensor.nbytes
+        info = {"dtype": tensor.code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        content[tensor.name] = info
+        offset = end
     header = json.dumps(content, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format keeps the data 8-byte aligned
     with path.open("wb") as file:
@@ -195,7 +187,6 @@ def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = Non
         for tensor in tensors:
             start = file.tell()
             tensor.write(file)
-            if file.tell() - start != tensor.nbytes:
-                raise RuntimeError(
-                    f"{path}: {tensor.name} wrote {file.tell() - start} bytes, expected {tensor.nbytes}"
-                )
+            written = file.tell() - start
+            if written != tensor.nbytes:
+                raise RuntimeError(f"{tensor.name}: {written} bytes, not {tensor.nbytes}")

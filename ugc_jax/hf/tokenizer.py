@@ -1,6 +1,7 @@
-"""Tokenizers: read Qwen2's in its fast and its slow form; build a small one, so that everything runs offline.
+"""Tokenizers: read Qwen2's in its fast and its slow form; build a small one, to run offline.
 
-The special tokens are Qwen2.5-Omni's, in their order (spec 3.1). The chat template is that of spec 5.1.
+The special tokens are Qwen2.5-Omni's, in their order (spec 3.1). The chat template is that of spec
+5.1.
 """
 
 import json
@@ -15,35 +16,33 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     trainers,
-)
+)  # fmt: skip
 
 from ugc_jax.config import OmniConfig, TokenIds
+from ugc_jax.data.prompt import SPELLINGS
 from ugc_jax.errors import UserError
 from ugc_jax.hf import corpus
 from ugc_jax.hf.config import read_json
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|vision_pad|>", "<|IMAGE|>", "<|VIDEO|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>",
+    "<|vision_pad|>", "<|IMAGE|>", "<|VIDEO|>",
 )  # fmt: skip
 PLAIN_TOKENS = (  # added tokens that decoding keeps
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-    "<|file_sep|>",
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+    "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
 )  # fmt: skip
-_NAMES = {
-    "pad_token_id": "<|endoftext|>",
-    "bos_token_id": "<|im_start|>",
-    "eos_token_id": "<|im_end|>",
-    "audio_token_id": "<|AUDIO|>",
-    "audio_start_token_id": "<|audio_bos|>",
-    "audio_end_token_id": "<|audio_eos|>",
-    "vision_start_token_id": "<|vision_bos|>",
-    "vision_end_token_id": "<|vision_eos|>",
-    "image_token_id": "<|IMAGE|>",
-    "video_token_id": "<|VIDEO|>",
-}
-# Contractions; a word with what precedes it; one digit; punctuation with its line ends; line ends; spaces.
-_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PIECES = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # contractions
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word with what precedes it
+        r"\p{N}",  # one digit
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation with its line ends
+        r"\s*[\r\n]+",  # line ends
+        r"\s+(?!\S)|\s+",  # spaces, the last one before a word left to it
+    )
+)
 
 CHAT_TEMPLATE = r"""
 {%- set seen = namespace(image=0, audio=0, video=0) -%}
@@ -80,34 +79,35 @@ CHAT_TEMPLATE = r"""
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint directory: tokenizer.json, or Qwen2's slow form vocab.json + merges.txt.
+    """The tokenizer of a directory: tokenizer.json, or the slow form, vocab.json and merges.txt.
 
     Raises UserError if neither is there or a file cannot be read.
     """
     directory = Path(directory)
-    fast, vocab, merges = (
-        directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
-    )
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    fast, vocab, merges = (directory / name for name in names)
     if not fast.exists() and not (vocab.exists() and merges.exists()):
         raise UserError(
-            f"{directory}: holds neither tokenizer.json nor vocab.json and merges.txt; copy them from the base model"
+            f"{directory}: holds neither tokenizer.json nor vocab.json and merges.txt; "
+            "copy them from the base model"
         )
     try:
         if fast.exists():
             return Tokenizer.from_file(str(fast))
         tokenizer = _byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the tokenizers library raises plain Exception
+        path = fast if fast.exists() else vocab
         raise UserError(
-            f"{fast if fast.exists() else vocab}: not a readable tokenizer ({error}); copy the file again"
+            f"{path}: not a readable tokenizer ({error}); copy the file again"
         ) from None
     _add_tokens(tokenizer, _added_tokens(directory), directory)
     return tokenizer
 
 
 def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
-    """The ids of Qwen2.5-Omni's special tokens. UserError naming `source` and the token if one is absent."""
-    ids = {field: tokenizer.token_to_id(name) for field, name in _NAMES.items()}
-    for field, name in _NAMES.items():
+    """The ids of Qwen2.5-Omni's special tokens; UserError naming `source` if one is absent."""
+    ids = {field: tokenizer.token_to_id(name) for field, name in SPELLINGS.items()}
+    for field, name in SPELLINGS.items():
         if ids[field] is None:
             raise UserError(
                 f"{source}: has no token {name}; give the tokenizer of a Qwen2.5-Omni checkpoint"
@@ -116,18 +116,20 @@ def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
 
 
 def build_tokenizer(config: OmniConfig, out_dir: str | Path):
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE with the special ids of config.tokens.
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE.
 
-    Ids that the little corpus does not fill are named <unused_N> and never come out of encoding. The result
-    depends on nothing but the config. Raises UserError if the ids are not in Qwen's order.
+    The special ids are those of config.tokens. Ids that the little corpus does not fill are named
+    <unused_N> and never come out of encoding. The result depends on nothing but the config. Raises
+    UserError if the ids are not in Qwen's order.
     """
     first = config.tokens.pad_token_id
     names = (*SPECIAL_TOKENS, *PLAIN_TOKENS)
-    for field, name in _NAMES.items():
+    for field, name in SPELLINGS.items():
         actual, expected = getattr(config.tokens, field), first + names.index(name)
         if actual != expected:
             raise UserError(
-                f"{field} is {actual}, not in Qwen's order; with pad_token_id {first} it must be {expected}"
+                f"{field} is {actual}, not in Qwen's order; "
+                f"with pad_token_id {first} it must be {expected}"
             )
     tokenizer = _byte_level_bpe(_train(first))
     _add_tokens(tokenizer, dict(enumerate(map(_added_token, names), first)), out_dir)
@@ -155,30 +157,29 @@ def _added_token(name: str) -> AddedToken:
 
 
 def _added_tokens(directory: Path) -> dict[int, AddedToken]:
-    """{id: token} that the slow form keeps in tokenizer_config.json, or in the older added_tokens.json."""
+    """{id: token} of the slow form: in tokenizer_config.json, or in the older added_tokens.json."""
     if (directory / "tokenizer_config.json").exists():
         content, _ = read_json(directory / "tokenizer_config.json")
         if "added_tokens_decoder" in content:
-            decoder = content["added_tokens_decoder"]
-            return {
-                int(i): AddedToken(token.pop("content"), **token) for i, token in decoder.items()
-            }
+            tokens = content["added_tokens_decoder"].items()
+            return {int(i): AddedToken(token.pop("content"), **token) for i, token in tokens}
     content, _ = read_json(directory / "added_tokens.json")
     return {i: _added_token(name) for name, i in content.items()}
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: dict[int, AddedToken], source: str | Path):
-    """Add the tokens in order of their ids; the library counts ids on by itself, so check that it got the same."""
+    """Add the tokens in order of their ids, and check that the library counts the same ids."""
     for i, token in sorted(tokens.items()):
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != i:
             raise UserError(
-                f"{source}: token {token.content} has id {i}, but the vocabulary ends before; copy the files again"
+                f"{source}: token {token.content} has id {i}, but the vocabulary ends before; "
+                "copy the files again"
             )
 
 
 def _train(size: int) -> models.BPE:
-    """A BPE model of exactly `size` tokens: the bytes, merges learnt from the corpus, and unused names."""
+    """A BPE model of exactly `size` tokens: bytes, merges learnt from the corpus, unused names."""
     if size < 256:
         raise UserError(f"pad_token_id {size} leaves no room for the 256 byte tokens below it")
     learner = _byte_level_bpe(models.BPE())

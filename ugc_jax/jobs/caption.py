@@ -36,8 +36,7 @@ class CaptionConfig(ClipSettings, SamplingConfig):
     output: str | None = None  # JSON Lines file to write or go on with; stdout without one
     token_ids: bool = False  # put the generated token ids into the lines
     batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
-    # auto: bfloat16 on TPU and GPU, float32 on CPU
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
     workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
     data: int = 1  # devices that share out the clips of a batch
     tensor: int = 1  # devices that share out each layer; data * tensor devices are used
@@ -77,5 +76,5 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
 def _mesh(config: CaptionConfig) -> jax.sharding.Mesh | None:
     if config.data == config.tensor == 1:
         return None
-    used = max(config.data * config.tensor, 0)
-    return make_mesh(config.data, 1, config.tensor, jax.devices()[:used])
+    devices = jax.devices()[: max(config.data * config.tensor, 0)]
+    return make_mesh(config.data, 1, config.tensor, devices)

@@ -10,7 +10,7 @@ from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import check_output, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,11 @@ class ConvertConfig:
 
     checkpoint: str  # directory or hub id: Hugging Face (full or thinker-only) or Orbax
     output: str  # directory to write
-    to: Literal["thinker", "merged", "orbax"] = (
-        "thinker"  # "merged": a full checkpoint, `base` with this thinker
-    )
+    # thinker: on its own; merged: a full checkpoint, `base` with this thinker; orbax: for ugc-jax
+    to: Literal["thinker", "merged", "orbax"] = "thinker"
     base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
-    dtype: Literal["float32", "bfloat16"] | None = (
-        None  # of the stored weights; none keeps them as they are
-    )
+    # of the stored weights; none keeps them as they are
+    dtype: Literal["float32", "bfloat16"] | None = None
     revision: str | None = None  # branch, tag or commit of a hub id
     overwrite: bool = False  # replace a checkpoint at `output`
 
@@ -53,5 +51,5 @@ def main(config: ConvertConfig, args: list[str]) -> int:
         save_orbax(params, model, config.output, source, config.overwrite)
     else:
         save_thinker(params, model, config.output, source, overwrite=config.overwrite)
-    _log.info("%s: %s checkpoint written", config.output, config.to)
+    logger.info("%s: %s checkpoint written", config.output, config.to)
     return 0

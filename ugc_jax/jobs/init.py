@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 
 from ugc_jax.config import SIZES, OmniConfig
+from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.export import TOKENIZER_FILES, copy_files, new_directory, write_thinker
 from ugc_jax.hf.tensorfile import Output, array_output, float_dtype
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ CONFIG = InitConfig
 
 
 def main(config: InitConfig, args: list[str]) -> int:
-    """Write the checkpoint, tensor by tensor: the 3B size needs the memory of its largest tensor."""
+    """Write the checkpoint tensor by tensor: the 3B size needs the memory of its largest tensor."""
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}; use 0 or more")
     model = SIZES[config.size]()
     if config.tokenizer is not None:
         model = _with_tokenizer(model, Path(config.tokenizer))
@@ -52,18 +55,16 @@ def main(config: InitConfig, args: list[str]) -> int:
         else:
             copy_files(Path(config.tokenizer), folder, TOKENIZER_FILES)
     count = sum(int(np.prod(entry.shape)) for entry in mapping.entries(model))
-    _log.info(
-        "%s: %s checkpoint, %s parameters, random weights", config.output, config.size, f"{count:,}"
-    )
+    logger.info("%s: %s, %s random parameters", config.output, config.size, f"{count:,}")
     return 0
 
 
 def random_tensor(entry: mapping.Entry, seed: int) -> np.ndarray:
     """f32 values of one tensor, whatever the order of calls.
 
-    Norm weights are 1, embeddings and biases normal with deviation 0.02, other weights normal with deviation
-    1 / sqrt(inputs), so that activations keep their size at any width.
-    Biases are not zero, so that a model which forgets one is caught.
+    Norm weights are 1. Embeddings and biases are normal with deviation 0.02, other weights with
+    1 / sqrt(inputs), so that activations keep their size at any width. Biases are not zero, so that
+    a model which forgets one is caught.
     """
     *_, module, kind = entry.path
     if kind == "weight" and len(entry.shape) == 1:
@@ -75,7 +76,7 @@ def random_tensor(entry: mapping.Entry, seed: int) -> np.ndarray:
 
 
 def _with_tokenizer(model: OmniConfig, directory: Path) -> OmniConfig:
-    """`model` with the vocabulary of a tokenizer, rounded up to a multiple of 128 so that it divides over devices."""
+    """`model` with a tokenizer's vocabulary, rounded up to 128s so that devices can share it."""
     tokenizer = load_tokenizer(directory)
     size = -(-(max(tokenizer.get_vocab().values()) + 1) // 128) * 128
     text = dataclasses.replace(model.text, vocab_size=size)

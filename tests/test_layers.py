@@ -1,0 +1,107 @@
+"""The shared layers against plain statements of what they compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ugc_jax.models import layers
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def plain_attention(q, k, v, mask):
+    """q[T, N, H], k, v[S, K, H], mask[T, S] -> [T, N, H], one head and one query at a time."""
+    out = np.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for n in range(q.shape[1]):
+        scores = q[:, n] @ k[:, n // group].T / np.sqrt(q.shape[-1])
+        scores = np.where(mask, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
+    return out
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_attention_inside_segments(causal, block):
+    q, k, v = normal(2, 24, 6, 8), normal(2, 24, 2, 8), normal(2, 24, 2, 8)
+    segments = np.sort(RNG.integers(0, 4, (2, 24)))[:, ::-1]
+    ours = layers.attention(q, k, v, segments, causal=causal, block=block)
+    for b in range(2):
+        mask = segments[b][:, None] == segments[b][None]
+        if causal:
+            mask &= np.tri(24, dtype=bool)
+        np.testing.assert_allclose(ours[b], plain_attention(q[b], k[b], v[b], mask), atol=2e-6)
+
+
+def test_attention_keeps_large_scores_finite():
+    q = normal(1, 4, 1, 8) * 1e4
+    segments = np.zeros((1, 4), np.int32)
+    out = layers.attention(q, q, normal(1, 4, 1, 8), segments, causal=True)
+    assert np.isfinite(out).all()
+
+
+def test_cached_attention_is_one_softmax_over_its_parts():
+    q, k, v = normal(1, 4, 8), normal(9, 2, 8), normal(9, 2, 8)
+    exists = RNG.random(9) < 0.7
+    exists[0] = True
+    cut = [slice(0, 5), slice(5, 8), slice(8, 9)]
+    parts = [
+        (k[part].transpose(1, 0, 2)[None], v[part].transpose(1, 0, 2)[None], exists[part][None])
+        for part in cut
+    ]
+    theirs = plain_attention(q, k, v, exists[None])
+    np.testing.assert_allclose(layers.cached_attention(q, parts), theirs, atol=2e-6)
+
+
+def test_rotation_turns_pairs():
+    x, angles = normal(1, 3, 2, 8), normal(1, 3, 4)
+    ours = np.asarray(layers.rotate(x, layers.rotation(angles)))
+    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, :, None]
+    np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_stacked_and_unrolled_layers_agree_with_their_gradients(remat):
+    stacked = {"w": normal(3, 5, 5)}
+    unrolled = tuple({"w": w} for w in stacked["w"])
+    scale = np.arange(3, dtype=np.float32)
+
+    def layer(params, x, scale):
+        x = jnp.tanh(x @ params["w"]) + scale
+        return x, x.sum()
+
+    def run(params):
+        x, sums = layers.run_layers(layer, params, jnp.ones((2, 5)), scale, remat=remat)
+        return x.sum() + (sums**2).sum()
+
+    value, gradient = jax.value_and_grad(run)(stacked)
+    other_value, other_gradient = jax.value_and_grad(run)(unrolled)
+    np.testing.assert_allclose(value, other_value, rtol=1e-6)
+    for i, expected in enumerate(other_gradient):
+        np.testing.assert_allclose(gradient["w"][i], expected["w"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("slab", "most_rows"), [(0, 12), (1, 1), (35, 3), (55, 4), (1000, 12)])
+def test_slabs_change_nothing_but_the_size(slab, most_rows):
+    a, b, seen = normal(12, 10, 3), normal(12, 2), []
+
+    def function(a, b):
+        seen.append(a.shape[0])
+        return {"sum": a.sum(axis=1) + b[:, :1], "b": b}
+
+    out = layers.in_slabs(function, (a, b), 10, slab)
+    assert set(seen) == {most_rows}
+    np.testing.assert_allclose(out["sum"], a.sum(axis=1) + b[:, :1], rtol=1e-6)
+    np.testing.assert_array_equal(out["b"], b)
