@@ -44,6 +44,12 @@ def fails(*_):
     raise UserError("clip.mp4: broken; copy it again")
 
 
+@pytest.fixture
+def exits(monkeypatch):
+    """Let `os._exit` raise SystemExit."""
+    monkeypatch.setattr(cli.os, "_exit", sys.exit)
+
+
 def is_interrupted(*_):
     raise KeyboardInterrupt
 
@@ -130,12 +136,15 @@ def test_job_that_takes_no_words(job, monkeypatch, capsys):
     )
 
 
+@pytest.mark.usefixtures("exits")
 def test_interrupt_is_status_130(job, monkeypatch, capsys):
     job(is_interrupted)
-    assert main(monkeypatch, "work", "a") == 130
+    with pytest.raises(SystemExit, match="130"):
+        main(monkeypatch, "work", "a")
     assert capsys.readouterr().err.strip() == "ugc-jax work: interrupted"
 
 
+@pytest.mark.usefixtures("exits")
 def test_interrupt_inside_a_garbage_collection_callback_is_not_lost(job, monkeypatch, capsys):
     pending = [True]
 
@@ -154,7 +163,8 @@ def test_interrupt_inside_a_garbage_collection_callback_is_not_lost(job, monkeyp
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     gc.callbacks.append(callback)
     try:
-        assert main(monkeypatch, "work", "a") == 130
+        with pytest.raises(SystemExit, match="130"):
+            main(monkeypatch, "work", "a")
     finally:
         gc.callbacks.remove(callback)
     assert capsys.readouterr().err.strip() == "ugc-jax work: interrupted"

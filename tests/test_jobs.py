@@ -132,8 +132,12 @@ def test_mistakes_are_told_before_the_model_is_loaded(run, clips, tmp_path, monk
 
 
 def test_more_devices_than_there_are(run, clips):
-    for word in ("data=64", "data=0", "tensor=-1"):
-        with pytest.raises(UserError, match="mesh"):
+    for word, message in (
+        ("data=64", "mesh data=64"),
+        ("data=0", "data is 0"),
+        ("tensor=-1", "-1"),
+    ):
+        with pytest.raises(UserError, match=message):
             run("caption", f"--config.{word}", clips / "a.mp4")
 
 

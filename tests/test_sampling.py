@@ -73,6 +73,7 @@ def test_samples_follow_the_distribution():
         ("top_p", 1.5),
         ("repetition_penalty", 0),
         ("max_new_tokens", 0),
+        ("seed", -1),
     ],
 )
 def test_impossible_settings_name_the_field(field, value):

@@ -202,7 +202,10 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        sys.stdout.flush()
+        # At once: an ordinary exit waits for threads that read clips, and crashes in XLA while it
+        # compiles in the background. All files are closed by now.
+        os._exit(INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -29,6 +29,7 @@ class SamplingConfig:
             ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
             ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
             ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
+            ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295"),
         ):
             if not holds:
                 raise UserError(f"{name} is {getattr(self, name)}; {remedy}")

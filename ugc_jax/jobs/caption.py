@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ugc_jax.data.find import find_clips
 from ugc_jax.data.presets import ClipSettings, resolve
+from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.results import Results, Totals, write_json
 from ugc_jax.generate.sampling import SamplingConfig
@@ -74,7 +75,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
 
 
 def _mesh(config: CaptionConfig) -> jax.sharding.Mesh | None:
-    if config.data == config.tensor == 1:
-        return None
-    devices = jax.devices()[: max(config.data * config.tensor, 0)]
-    return make_mesh(config.data, 1, config.tensor, devices)
+    if min(config.data, config.tensor) < 1:
+        raise UserError(f"data is {config.data} and tensor is {config.tensor}; use 1 or more")
+    used = config.data * config.tensor
+    return None if used == 1 else make_mesh(config.data, 1, config.tensor, jax.devices()[:used])
