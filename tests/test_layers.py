@@ -58,7 +58,7 @@ def test_cached_attention_is_one_softmax_over_its_parts():
     exists[0] = True
     cut = [slice(0, 5), slice(5, 8), slice(8, 9)]
     parts = [
-        (k[part].transpose(1, 0, 2)[None], v[part].transpose(1, 0, 2)[None], exists[part][None])
+        (k[part].transpose(1, 2, 0)[None], v[part].transpose(1, 0, 2)[None], exists[part][None])
         for part in cut
     ]
     theirs = plain_attention(q, k, v, exists[None])
@@ -83,7 +83,8 @@ def test_stacked_and_unrolled_layers_agree_with_their_gradients(remat):
         return x, x.sum()
 
     def run(params):
-        x, sums = layers.run_layers(layer, params, jnp.ones((2, 5)), scale, remat=remat)
+        scales = layers.split_like(params, scale)
+        x, sums = layers.run_layers(layer, params, jnp.ones((2, 5)), scales, remat=remat)
         return x.sum() + (sums**2).sum()
 
     value, gradient = jax.value_and_grad(run)(stacked)

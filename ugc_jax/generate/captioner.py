@@ -38,9 +38,9 @@ from ugc_jax.models import omni
 logger = logging.getLogger(__name__)
 
 BUCKETS, CLIP, GREEDY = Buckets(), ClipSettings(), SamplingConfig()  # the defaults
-# Tokens that a tower works on at a time, on one device: on a CPU as many as stay in its cache, on
-# an accelerator as many as keep it busy while their activations stay small beside the weights.
-CPU_SLAB, ACCELERATOR_SLAB = 1024, 16384
+# Tokens that a tower works on at a time on one accelerator: enough to keep it busy, few enough for
+# activations that are small beside the weights. (A CPU has the memory, and is no faster in slabs.)
+ACCELERATOR_SLAB = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Captioner:
             axes = omni.logical_axes(config, stacked)
             shardings = sharding.shardings(mesh, shapes, axes)
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
-        slab = CPU_SLAB if on_cpu else ACCELERATOR_SLAB
-        compute = Compute(dtype=dtype, slab=slab if mesh is None else 0)
+        slab = 0 if on_cpu or mesh is not None else ACCELERATOR_SLAB
+        compute = Compute(dtype=dtype, slab=slab)
         return cls(Engine(params, config, compute, mesh), tokenizer)
 
     def caption(

@@ -20,7 +20,7 @@ from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
 from ugc_jax.models import decoder, omni
-from ugc_jax.models.layers import in_slabs
+from ugc_jax.models.layers import in_slabs, split_like
 from ugc_jax.sharding import batch_shardings
 
 NEW_TOKENS = (
@@ -34,6 +34,10 @@ NEW_TOKENS = (
     2048,
     4096,
 )  # sizes of the cache for generated tokens
+
+
+# For this encoder's shapes, XLA's own matrix product is a quarter faster than YNNPACK's on a CPU.
+CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class Generated(NamedTuple):
@@ -68,7 +72,8 @@ class Engine:
         self.params, self.config, self.compute, self.mesh = params, config, compute, mesh
         bind = functools.partial
         self._encode_vision = jax.jit(
-            bind(_static(omni.encode_vision), config=config, compute=compute)
+            bind(_static(omni.encode_vision), config=config, compute=compute),
+            compiler_options=CPU_VISION if jax.default_backend() == "cpu" else None,
         )
         self._encode_audio = jax.jit(
             bind(_static(omni.encode_audio), config=config, compute=compute)
@@ -229,6 +234,7 @@ def _decode(
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(key_ids_B)
     rows = jnp.arange(B)
     prompt_BT = segments_BT > 0
+    prompt_layers = split_like(params["model"]["layers"], prompt)  # once, not at every step
 
     def choose(logits_BV, seen_BV, step):
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
@@ -254,7 +260,7 @@ def _decode(
             config.text,
             x_BD,
             position_B + state.step - 1,
-            prompt,
+            prompt_layers,
             prompt_BT,
             state.cache,
             state.step - 1,
@@ -272,7 +278,7 @@ def _decode(
         done_B=~jnp.any(prompt_BT, axis=1),
         tokens_BN=jnp.full((B, size), ids.pad_token_id, jnp.int32),
         seen_BV=seen_BV,
-        cache=decoder.empty_cache(config.text, prompt, B, size),
+        cache=decoder.empty_cache(config.text, B, size, prompt.k.dtype),
     )
     state = jax.lax.while_loop(
         more, one, record(start, choose(logits_BV, seen_BV, jnp.int32(0)), start.cache)

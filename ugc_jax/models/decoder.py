@@ -24,12 +24,16 @@ from ugc_jax.models.layers import (
     rotation,
     run_layers,
     split_heads,
+    split_like,
 )
 from ugc_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers for a stretch of tokens: [L, B, K, tokens, H] each."""
+    """Keys [L, B, K, H, tokens] and values [L, B, K, tokens, H] of all layers for some tokens.
+
+    Laid out as the products of attention read them, so that no step of decoding copies them.
+    """
 
     k: jax.Array
     v: jax.Array
@@ -94,59 +98,60 @@ def forward(
 
     def layer(layer_params, x, _):
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
-        kept = Cache(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_cache else None
+        kept = _kept(k, v) if keep_cache else None
         return constrain(x, ("batch", None, None)), kept
 
     x_BTD, cache = run_layers(layer, params["layers"], x_BTD, remat=compute.remat)
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_BTD), cache
 
 
-def decode_step(
-    params, config: TextConfig, x_BD, position_B, prompt: Cache, prompt_BT, own: Cache, step
-):
+def decode_step(params, config: TextConfig, x_BD, position_B, prompt, prompt_BT, own: Cache, step):
     """One new token against two caches: the prompt's and that of the tokens generated before it.
 
-    x_BD: its embedding. position_B: i32, its position on all three axes. prompt_BT: bool, which
-    prompt keys exist. own: cache of N places of which the first `step` (i32 scalar) are filled.
+    x_BD: its embedding. position_B: i32, its position on all three axes. prompt: a Cache, after
+    `split_like` the layers. prompt_BT: bool, which of its keys exist. own: cache of N places of
+    which the first `step` (i32 scalar) are filled.
     Returns (hidden [B, D] after the last norm, own with this token's keys and values at place
     `step`).
     """
     turn = rotation(
         rotary_angles(jnp.broadcast_to(position_B[:, None, None], (len(position_B), 3, 1)), config)
     )
-    earlier_BN = jnp.broadcast_to(
-        jnp.arange(own.k.shape[3])[None] < step, (len(position_B), own.k.shape[3])
-    )
+    N = own.k.shape[-1]
+    earlier_BN = jnp.broadcast_to(jnp.arange(N)[None] < step, (len(position_B), N))
     itself_B1 = jnp.ones((len(position_B), 1), bool)
 
     def layer(layer_params, x, caches):
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
-            this = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), itself_B1)
-            return cached_attention(
-                q[:, 0], [(*prompt_layer, prompt_BT), (*own_layer, earlier_BN), this]
-            )[:, None]
+            this = (*_kept(k, v), itself_B1)
+            parts = [(*prompt_layer, prompt_BT), (*own_layer, earlier_BN), this]
+            return cached_attention(q[:, 0], parts)[:, None]
 
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
-        return x, Cache(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3))
+        return x, _kept(k, v)
 
-    x_B1D, this = run_layers(layer, params["layers"], x_BD[:, None], (prompt, own))
-    own = jax.tree.map(
-        lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, step, axis=3), own, this
-    )
+    caches = (prompt, split_like(params["layers"], own))
+    if isinstance(params["layers"], tuple):
+        caches = tuple(zip(*caches, strict=True))
+    x_B1D, this = run_layers(layer, params["layers"], x_BD[:, None], caches)
+    update = jax.lax.dynamic_update_slice_in_dim
+    own = Cache(update(own.k, this.k, step, axis=4), update(own.v, this.v, step, axis=3))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_B1D)[:, 0], own
 
 
-def empty_cache(config: TextConfig, like: Cache, batch: int, tokens: int) -> Cache:
-    """A Cache of zeros for `tokens` places of `batch` rows, with the dtype of `like`."""
-    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, tokens, config.head_dim)
-    return Cache(
-        *(
-            constrain(jnp.zeros(shape, part.dtype), (None, "batch", "heads", None, None))
-            for part in like
-        )
-    )
+def empty_cache(config: TextConfig, batch: int, tokens: int, dtype) -> Cache:
+    """A Cache of zeros for `tokens` places of `batch` rows."""
+    heads = (config.num_hidden_layers, batch, config.num_key_value_heads)
+    shapes = (*heads, config.head_dim, tokens), (*heads, tokens, config.head_dim)
+    axes = (None, "batch", "heads", None, None)
+    return Cache(*(constrain(jnp.zeros(shape, dtype), axes) for shape in shapes))
+
+
+def _kept(k_BTKH, v_BTKH) -> Cache:
+    """One layer's keys and values as a Cache has them."""
+    return Cache(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
 
 
 def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:

@@ -142,13 +142,13 @@ def attention(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
 
     def queries(start: int, stop: int, keys: int):
         mask_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :keys]
         if causal:
             mask_BTS &= (jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None])[None]
-        scores = _scores(q_BKGTH[:, :, :, start:stop], k_BKSH[:, :, :keys], mask_BTS[:, None, None])
+        scores = _scores(q_BKGTH[:, :, :, start:stop], k_BKHS[..., :keys], mask_BTS[:, None, None])
         return softmax_weighted([(scores, v_BKSH[:, :, :keys])])
 
     if not causal:
@@ -165,7 +165,7 @@ def attention(
 def cached_attention(q_BNH, parts) -> jax.Array:
     """Attention of one new token over several caches at once. Returns [B, N, H].
 
-    parts: list of (k_BKSH, v_BKSH, mask_BS bool); the softmax runs over all of them together.
+    parts: list of (k_BKHS, v_BKSH, mask_BS bool); the softmax runs over all of them together.
     """
     B, N, H = q_BNH.shape
     K = parts[0][0].shape[1]
@@ -174,9 +174,9 @@ def cached_attention(q_BNH, parts) -> jax.Array:
     return softmax_weighted(scored).reshape(B, N, H)
 
 
-def _scores(q_BKGTH, k_BKSH, mask) -> jax.Array:
+def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
     """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them."""
-    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
     return jnp.where(mask, scores * q_BKGTH.shape[-1] ** -0.5, MASKED)
 
 
@@ -203,7 +203,8 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
 
     params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
       for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
-    per_layer: a tree stacked on the layer axis, or None. remat: see `config.Compute`.
+    per_layer: what each layer gets beside its input, `split_like` the params. remat: see
+      `config.Compute`.
     Returns (x, outs stacked on the layer axis).
     """
 
@@ -215,18 +216,24 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     if not isinstance(params, tuple):
         return jax.lax.scan(body, x, (params, per_layer))
     outs = []
-    for i, layer_params in enumerate(params):
-        x, out = body(x, (layer_params, jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)))
+    for inputs in zip(params, per_layer or [None] * len(params), strict=True):
+        x, out = body(x, inputs)
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def split_like(params, stacked):
+    """A tree stacked on the layer axis -> `per_layer` of `run_layers`, beside `params`."""
+    if not isinstance(params, tuple):
+        return stacked
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(params)))
 
 
 def in_slabs(function, arrays, row_tokens: int, slab: int):
     """`function(*arrays)`, a few rows of the arrays' leading axis at a time.
 
     row_tokens: tokens in a row. slab: tokens to work on at a time, in whole rows and at least one;
-      0: all at once. One program whatever the number of slabs; it bounds the activations, and on a
-      CPU keeps them in the cache.
+      0: all at once. One program whatever the number of slabs; it bounds the activations.
     """
     total = arrays[0].shape[0]
     most = max(slab // row_tokens, 1) if slab else total

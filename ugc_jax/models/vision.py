@@ -25,6 +25,7 @@ from ugc_jax.models.layers import (
     rotation,
     run_layers,
     split_heads,
+    split_like,
 )
 from ugc_jax.sharding import constrain
 
@@ -144,7 +145,8 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
 
         x = PatchEmbed(config, compute.dtype).apply({"params": params["patch_embed"]}, patches_FSP)
         x = constrain(x, ("batch", None, None))
-        x, _ = run_layers(block, params["blocks"], x, full_L, remat=compute.remat)
+        full = split_like(params["blocks"], full_L)
+        x, _ = run_layers(block, params["blocks"], x, full, remat=compute.remat)
         return PatchMerger(config).apply({"params": params["merger"]}, x)
 
     arrays = patches_FWKP.reshape(F, W * K, P), coords_FWK2.reshape(F, W * K, 2)
