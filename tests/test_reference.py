@@ -26,7 +26,9 @@ TOLERANCE = 1e-4  # relative to the largest value, float32 at the highest matmul
 def relative_error(ours, theirs) -> float:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"relative error {error:.1e}")  # pytest -rP shows it
+    return error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,4 +194,6 @@ def test_bfloat16_agrees_on_most_tokens(pair):
     ours = omni.logits(pair.params, hidden[0, : len(example.tokens)]).argmax(-1)
     with torch.no_grad():
         theirs = pair.torch_model(**pair.inputs([example], [parts])).logits[0].numpy().argmax(-1)
-    assert (np.asarray(ours) == theirs).mean() >= 0.9
+    agreement = (np.asarray(ours) == theirs).mean()
+    print(f"equal tokens {agreement:.1%}")
+    assert agreement >= 0.9
