@@ -164,7 +164,13 @@ def test_one_program_per_bucket_and_stage(params, config):
         options = SamplingConfig(max_new_tokens=2 + i % 5, temperature=0.5 + i / 20, seed=i)
         generate(engine, [example], options, rows=2, key=keys[i % 4])
     # A stage knows only its own sizes: the grids decide for vision, the prompt length for decode.
-    assert engine.programs() == {"vision": 2, "audio": 2, "prefill": 4, "decode": 3}
+    assert engine.programs() == {
+        "vision": 2,
+        "audio": 2,
+        "embed": 4,
+        "prefill": 3,
+        "decode": 3,
+    }
 
 
 def test_bfloat16_runs_in_bfloat16(config, examples):

@@ -1,7 +1,7 @@
-"""Batch generation: four small jitted programs, each compiled once per bucket of its own shapes.
+"""Batch generation: five jitted programs, each compiled once per bucket of its own shapes.
 
     patches -> encode_vision -\
-    mel     -> encode_audio  ---> prefill (splice, decoder, first logits, KV cache) -> decode (loop)
+    mel     -> encode_audio ---> embed -> prefill (first logits, KV cache) -> decode (a loop)
 
 Prompts are right-padded and their cache is read-only; the tokens generated go to a second, small
 cache in step, so that one write a step serves all rows, whatever their lengths. Shapes: B rows, T
@@ -78,6 +78,7 @@ class Engine:
         self._encode_audio = jax.jit(
             bind(_static(omni.encode_audio), config=config, compute=compute)
         )
+        self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
         self._decode = jax.jit(
             bind(_decode, config=config, compute=compute), static_argnames=("mode", "size")
@@ -101,15 +102,8 @@ class Engine:
             batch = self._place(batch)
             vision = self._encode_vision(self.params, batch.patches, batch.coords)
             audio = self._encode_audio(self.params, batch.mel, batch.mel_frames)
-            return self._prefill(
-                self.params,
-                batch.tokens,
-                batch.positions,
-                batch.segment_ids,
-                batch.splice,
-                vision,
-                audio,
-            )
+            x = self._embed(self.params, batch.tokens, batch.splice, vision, audio)
+            return self._prefill(self.params, x, batch.positions, batch.segment_ids)
 
     def decode(
         self,
@@ -144,6 +138,7 @@ class Engine:
         stages = {
             "vision": self._encode_vision,
             "audio": self._encode_audio,
+            "embed": self._embed,
             "prefill": self._prefill,
             "decode": self._decode,
         }
@@ -170,20 +165,12 @@ def _static(function):
     return call
 
 
-def _prefill(
-    params,
-    tokens_BT,
-    positions_B3T,
-    segments_BT,
-    splice_BT,
-    vision_BRD,
-    audio_BRD,
-    *,
-    config,
-    compute,
-) -> Prefilled:
-    x_BTD = omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
+def _embed(params, tokens_BT, splice_BT, vision_BRD, audio_BRD, *, compute) -> jax.Array:
+    """A program of its own, small, so that prefill is compiled for the prompt's length alone."""
+    return omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
 
+
+def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
     def rows(x_BTD, positions_B3T, segments_BT):
         hidden, cache = decoder.forward(
             params["model"],
@@ -198,7 +185,7 @@ def _prefill(
         logits_BV = omni.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0])
         return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
 
-    T = tokens_BT.shape[1]
+    T = x_BTD.shape[1]
     logits_BV, cache = in_slabs(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
     return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache))
 
