@@ -154,6 +154,7 @@ def test_interrupt_inside_a_garbage_collection_callback_is_not_lost(job, monkeyp
             raise KeyboardInterrupt
 
     def works(*_):
+        gc.callbacks.append(callback)  # not earlier: any collection would set it off
         gc.collect()  # swallows what its callbacks raise
         for _ in range(100):
             time.sleep(0.01)
@@ -161,7 +162,6 @@ def test_interrupt_inside_a_garbage_collection_callback_is_not_lost(job, monkeyp
 
     job(works)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    gc.callbacks.append(callback)
     try:
         with pytest.raises(SystemExit, match="130"):
             main(monkeypatch, "work", "a")
