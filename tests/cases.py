@@ -93,10 +93,8 @@ def videos(parts) -> int:
     return sum(not isinstance(part, int) and part[0] == "video" for part in parts)
 
 
-def one_batch(config: OmniConfig, examples, batch_size: int | None = None, snug: bool = False):
-    """Examples -> one Batch, in the bucket that all CASES share (one program) or the smallest."""
+def one_batch(config: OmniConfig, examples, batch_size: int | None = None):
+    """Examples -> one Batch, in the bucket that all CASES share (one program) or larger."""
     keys = [bucket_of(example, Buckets(), config) for example in examples]
-    if not snug:
-        keys.append(EVERY_CASE)
-    key = BucketKey(*map(max, zip(*keys, strict=True)))
+    key = BucketKey(*map(max, zip(EVERY_CASE, *keys, strict=True)))
     return collate(examples, key, batch_size or len(examples), config)

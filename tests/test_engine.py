@@ -102,7 +102,7 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
             )
         )
     batch = cases.one_batch(config, grown)
-    hidden, _ = jax.jit(lambda p, b: omni.hidden_states(p, config, Compute(), b))(params, batch)
+    hidden = jax.jit(lambda p, b: omni.hidden_states(p, config, Compute(), b))(params, batch)
     for i, example in enumerate(examples):
         last = len(example.tokens) - 1
         again = omni.logits(params, hidden[i, last : last + 16]).argmax(-1)

@@ -85,7 +85,7 @@ def test_hidden_rows_and_logits(pair, parts):
     batch = cases.one_batch(pair.config, [example])
     inputs = pair.inputs([example], [parts])
 
-    hidden, _ = pair.jit(omni.hidden_states)(batch)
+    hidden = pair.jit(omni.hidden_states)(batch)
     ours = omni.logits(pair.params, hidden[0, : len(example.tokens)])
     with torch.no_grad():
         theirs = pair.torch_model(**inputs).logits[0].numpy()
@@ -188,7 +188,7 @@ def test_bfloat16_agrees_on_most_tokens(pair):
     """Next-token choices of a whole prompt in bfloat16, against the float32 reference (spec 6)."""
     parts = cases.CASES["video_with_sound"] + [200]
     example = cases.make_example(pair.config, parts)
-    hidden, _ = pair.jit(omni.hidden_states, Compute("bfloat16"))(
+    hidden = pair.jit(omni.hidden_states, Compute("bfloat16"))(
         cases.one_batch(pair.config, [example])
     )
     ours = omni.logits(pair.params, hidden[0, : len(example.tokens)]).argmax(-1)

@@ -102,7 +102,7 @@ def text_only(config, length):
 
 def run(config, params, mesh=None):
     """Logits of a mixed batch, its greedy tokens, and logits of text of every length."""
-    forward = jax.jit(lambda p, b: omni.logits(p, omni.hidden_states(p, config, Compute(), b)[0]))
+    forward = jax.jit(lambda p, b: omni.logits(p, omni.hidden_states(p, config, Compute(), b)))
     engine = Engine(params, config, Compute(), mesh)
     mixed, position = everything(config)
     batches = [mixed, *(text_only(config, length) for length in LENGTHS)]

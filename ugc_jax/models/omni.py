@@ -65,14 +65,13 @@ def logits(params, hidden_BTD) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
 
 
-def hidden_states(params, config: OmniConfig, compute: Compute, batch, keep_cache: bool = False):
-    """All but `logits`: schema.Batch -> (final hidden states [B, T, D], decoder.Cache or None)."""
+def hidden_states(params, config: OmniConfig, compute: Compute, batch) -> jax.Array:
+    """The whole model but for `logits`: schema.Batch -> final hidden states [B, T, D]."""
     vision_rows = encode_vision(params, config, compute, batch.patches, batch.coords)
     audio_rows = encode_audio(params, config, compute, batch.mel, batch.mel_frames)
     x = splice(embed(params, compute, batch.tokens), batch.splice, vision_rows, audio_rows)
-    return decoder.forward(
-        params["model"], config.text, compute, x, batch.positions, batch.segment_ids, keep_cache
-    )
+    places = batch.positions, batch.segment_ids
+    return decoder.forward(params["model"], config.text, compute, x, *places)[0]
 
 
 def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:
