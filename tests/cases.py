@@ -13,7 +13,8 @@ from ugc_jax.jobs.init import random_tensor
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
 
-# Each prompt is a list of parts: an int is so many text tokens, the others are what they say.
+# Each prompt is a list of parts: an int is so many text tokens, ("answer", n) are text tokens that
+# are trained on, the others are what they say.
 CASES = {
     "text": [20],
     "image": [5, ("image", 112, 140), 9],
@@ -62,6 +63,9 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
     for part in parts:
         if isinstance(part, int):
             pieces.append(Text(rng.integers(0, config.tokens.pad_token_id, part).tolist()))
+        elif part[0] == "answer":
+            ids = rng.integers(0, config.tokens.pad_token_id, part[1])
+            pieces.append(Text(ids.tolist(), target=True))
         elif part[0] == "image":
             pieces.append(Image(picture(1, *part[1:])))
         elif part[0] == "audio":
@@ -71,7 +75,7 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
             pieces.append(
                 Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames))
             )
-    return Example(*layout(pieces, config), tuple(pictures), tuple(mels))
+    return Example(**layout(pieces, config)._asdict(), vision=tuple(pictures), mels=tuple(mels))
 
 
 def random_params(config: OmniConfig, stacked: bool = True) -> dict:

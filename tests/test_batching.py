@@ -1,12 +1,24 @@
 """Buckets, grouping, and that each token of a padded batch takes the feature of its own place."""
 
 import dataclasses
+import functools
+import itertools
 
 import numpy as np
 import pytest
 
 from ugc_jax.config import tiny
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, check_counts, collate, group
+from ugc_jax.data.batching import (
+    BucketKey,
+    Buckets,
+    bucket_of,
+    check_counts,
+    collate,
+    collate_rows,
+    group,
+    size_of,
+    size_of_media,
+)
 from ugc_jax.data.features import audio_tokens, patchify
 from ugc_jax.data.positions import AUDIO, VISION, layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
@@ -50,7 +62,7 @@ def make(*parts, text=5):
             pieces.append(Image(grid))
         else:
             pieces.append(Video(grid, 1.0, None if mel is None else len(mel)))
-    out = layout([*pieces, Text([7, 8])], CONFIG)
+    out = layout([*pieces, Text([7]), Text([8], target=True)], CONFIG)
     streams = {
         kind: [row for k, rows in features if k == kind for row in rows]
         for kind in ("vision", "audio")
@@ -96,6 +108,27 @@ MIXED = {
 }
 
 
+def test_sizes_are_known_from_the_facts_of_media():
+    for name, media in {
+        "image": [Image((1, 10, 18))],
+        "video": [Video((3, 8, 12), 1.0)],
+        "sound": [Audio(437)],
+        "video with sound": [Video((4, 6, 10), 1.0, 450)],
+        "many": [
+            Image((1, 4, 20)),
+            Audio(201),
+            Video((2, 10, 8), 1.0, 77),
+            Video((2, 2, 2), 1.0),
+            Audio(3),
+        ],
+    }.items():
+        example = MIXED[name][0]
+        texts = 40 + 2 if name == "many" else 5 + 2
+        size = size_of_media(media, CONFIG)
+        assert size._replace(tokens=size.tokens + texts) == size_of(example, CONFIG)
+    assert size_of_media([], CONFIG) == BucketKey(0, 0, 0, 0)
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_tokens_take_the_features_of_their_place(wide):
     examples = [example for example, _ in MIXED.values()]
@@ -128,12 +161,15 @@ def test_shapes_dtypes_and_padding():
         "coords": ((3, 4, 2, 64, 2), np.int32),
         "mel": ((3, 4, 200, 128), np.float32),
         "mel_frames": ((3, 4), np.int32),
+        "target": ((3, 192), bool),
     }
     n = len(example.tokens)
     np.testing.assert_array_equal(batch.tokens[0, :n], example.tokens)
     np.testing.assert_array_equal(batch.positions[0, :, :n], example.positions)
     assert (batch.tokens[0, n:] == CONFIG.tokens.pad_token_id).all()
     assert batch.segment_ids[0].tolist() == [1] * n + [0] * (192 - n)
+    assert batch.target[0].nonzero()[0].tolist() == [n - 1]
+    assert not batch.target[1:].any()
     assert batch.mel_frames.tolist() == [[200, 200, 50, 0], [0] * 4, [0] * 4]
     for name, empty in dict(tokens=CONFIG.tokens.pad_token_id, splice=-1, coords=-1).items():
         assert (getattr(batch, name)[1:] == empty).all()
@@ -159,6 +195,39 @@ def test_row_is_the_same_whatever_it_is_batched_with():
         alone = collate([example], key, 1, CONFIG)
         for ours, theirs in zip(alone, together, strict=True):
             np.testing.assert_array_equal(ours[0], theirs[b])
+
+
+@pytest.mark.parametrize("order", itertools.islice(itertools.permutations(MIXED), 0, None, 700))
+def test_packed_rows_unpack_to_their_examples(order):
+    """Tokens, positions, targets and the gathered features of each segment, in any order."""
+    rows = [order[:3], order[3:4], order[4:]]
+    sizes = [[size_of(MIXED[name][0], CONFIG) for name in row] for row in rows]
+    totals = [functools.reduce(BucketKey.joined, row) for row in sizes]
+    key = BucketKey(*map(max, zip(*totals, strict=True)))
+    batch = collate_rows([[MIXED[name][0] for name in row] for row in rows], key, 4, CONFIG)
+    for b, row in enumerate(rows):
+        features = taken(batch, b)
+        assert batch.segment_ids[b].max() == len(row)
+        assert (batch.segment_ids[b] > 0).sum() == totals[b].tokens
+        assert (batch.coords[b, totals[b].grids :] == -1).all()
+        assert not batch.mel_frames[b, totals[b].chunks :].any()
+        for segment, name in enumerate(row, start=1):
+            (example, streams), at = MIXED[name], batch.segment_ids[b] == segment
+            np.testing.assert_array_equal(batch.tokens[b, at], example.tokens)
+            np.testing.assert_array_equal(batch.positions[b][:, at], example.positions)
+            np.testing.assert_array_equal(batch.target[b, at], example.target)
+            for kind, stream in ((VISION, "vision"), (AUDIO, "audio")):
+                np.testing.assert_allclose(
+                    features[at][example.source == kind], streams[stream], rtol=1e-9
+                )
+            assert np.isnan(features[at][example.source == 0]).all()
+    assert not batch.segment_ids[3].any()
+
+
+def test_a_row_that_holds_too_much_is_refused():
+    example = MIXED["video with sound"][0]
+    with pytest.raises(UserError, match=r"row of BucketKey\(tokens=366, .* does not fit BucketKey"):
+        collate_rows([[example, example]], BucketKey(365, 8, 2, 6), 1, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +267,7 @@ def drop(example, keep):
         positions=example.positions[:, keep],
         source=example.source[keep],
         row=example.row[keep],
+        target=example.target[keep],
     )
 
 
@@ -227,7 +297,7 @@ def test_cut_or_foreign_features_are_refused_with_the_counts():
 
 def test_collate_refuses_what_does_not_fit():
     example = MIXED["video"][0]
-    with pytest.raises(UserError, match="2 examples do not fit a batch of 1"):
+    with pytest.raises(UserError, match="2 rows do not fit a batch of 1"):
         collate([example] * 2, BucketKey(128, 4, 2, 0), 1, CONFIG)
     with pytest.raises(UserError, match="does not fit BucketKey"):
         collate([example], BucketKey(128, 2, 2, 0), 1, CONFIG)

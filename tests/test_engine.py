@@ -99,6 +99,7 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
                 positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
                 source=np.concatenate([example.source, np.zeros(len(new), np.int8)]),
                 row=np.concatenate([example.row, np.zeros((len(new), 2), np.int32)]),
+                target=np.concatenate([example.target, np.ones(len(new), bool)]),
             )
         )
     batch = cases.one_batch(config, grown)

@@ -20,51 +20,6 @@ def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def plain_attention(q, k, v, mask):
-    """q[T, N, H], k, v[S, K, H], mask[T, S] -> [T, N, H], one head and one query at a time."""
-    out = np.zeros_like(q)
-    group = q.shape[1] // k.shape[1]
-    for n in range(q.shape[1]):
-        scores = q[:, n] @ k[:, n // group].T / np.sqrt(q.shape[-1])
-        scores = np.where(mask, scores, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
-    return out
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("block", [4, 7, 64])
-def test_attention_inside_segments(causal, block):
-    q, k, v = normal(2, 24, 6, 8), normal(2, 24, 2, 8), normal(2, 24, 2, 8)
-    segments = np.sort(RNG.integers(0, 4, (2, 24)))[:, ::-1]
-    ours = layers.attention(q, k, v, segments, causal=causal, block=block)
-    for b in range(2):
-        mask = segments[b][:, None] == segments[b][None]
-        if causal:
-            mask &= np.tri(24, dtype=bool)
-        np.testing.assert_allclose(ours[b], plain_attention(q[b], k[b], v[b], mask), atol=2e-6)
-
-
-def test_attention_keeps_large_scores_finite():
-    q = normal(1, 4, 1, 8) * 1e4
-    segments = np.zeros((1, 4), np.int32)
-    out = layers.attention(q, q, normal(1, 4, 1, 8), segments, causal=True)
-    assert np.isfinite(out).all()
-
-
-def test_cached_attention_is_one_softmax_over_its_parts():
-    q, k, v = normal(1, 4, 8), normal(9, 2, 8), normal(9, 2, 8)
-    exists = RNG.random(9) < 0.7
-    exists[0] = True
-    cut = [slice(0, 5), slice(5, 8), slice(8, 9)]
-    parts = [
-        (k[part].transpose(1, 2, 0)[None], v[part].transpose(1, 0, 2)[None], exists[part][None])
-        for part in cut
-    ]
-    theirs = plain_attention(q, k, v, exists[None])
-    np.testing.assert_allclose(layers.cached_attention(q, parts), theirs, atol=2e-6)
-
-
 def test_rotation_turns_pairs():
     x, angles = normal(1, 3, 2, 8), normal(1, 3, 4)
     ours = np.asarray(layers.rotate(x, layers.rotation(angles)))
@@ -72,7 +27,7 @@ def test_rotation_turns_pairs():
     np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_stacked_and_unrolled_layers_agree_with_their_gradients(remat):
     stacked = {"w": normal(3, 5, 5)}
     unrolled = tuple({"w": w} for w in stacked["w"])

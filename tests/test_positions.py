@@ -8,7 +8,7 @@ import pytest
 
 from ugc_jax.config import omni_3b
 from ugc_jax.data.features import audio_tokens
-from ugc_jax.data.positions import AUDIO, TEXT, VISION, chunk_slices, layout
+from ugc_jax.data.positions import AUDIO, TEXT, VISION, chunk_slices, layout, medium_tokens
 from ugc_jax.data.prompt import Audio, Image, Text, Video
 
 CONFIG = omni_3b()
@@ -30,6 +30,15 @@ def test_text_only():
     assert out.source.tolist() == [TEXT] * 3
     dtypes = [out.tokens.dtype, out.positions.dtype, out.source.dtype, out.row.dtype]
     assert dtypes == [np.int32, np.int32, np.int8, np.int32]
+
+
+def test_targets_follow_their_text():
+    out = lay(Text([1, 2]), Video((2, 4, 4), 1.0, 30), Text([3]), Text([4, 5], target=True))
+    assert out.target.dtype == bool
+    assert out.target.tolist() == [False] * (len(out.tokens) - 2) + [True] * 2
+    whole = lay(Text([1, 2]), Video((2, 4, 4), 1.0, 30), Text([3, 4, 5]))
+    for ours, theirs in zip(out[:-1], whole[:-1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_image_example():
@@ -103,6 +112,13 @@ def test_rows_count_through_all_media_and_are_taken_once():
     ).tolist()
     assert (out.source == AUDIO).tolist() == (out.tokens == IDS.audio_token_id).tolist()
     assert not out.row[out.source == TEXT].any()
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 4, 5, 199, 200, 201, 1234])
+def test_tokens_are_counted_without_laying_them_out(frames):
+    grid = (3, 6, 10)
+    for piece in (Audio(frames), Video(grid, 1.0, frames), Video(grid, 1.0), Image((1, 4, 2))):
+        assert medium_tokens(piece, CONFIG) == len(lay(piece).tokens)
 
 
 # ---- parity with transformers --------------------------------------------------------------------

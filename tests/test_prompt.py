@@ -1,10 +1,21 @@
 """The chat template against the tokenizer's own, with the real tokenizer and with a small one."""
 
+import pickle
+
 import pytest
 from tokenizers import Tokenizer
 
 from ugc_jax import config as configs
-from ugc_jax.data.prompt import Audio, ChatTokenizer, Image, Text, Video, media_kinds, pieces
+from ugc_jax.data.prompt import (
+    Audio,
+    ChatTokenizer,
+    Image,
+    Text,
+    Video,
+    media_kinds,
+    pieces,
+    text_counts,
+)
 from ugc_jax.errors import UserError
 from ugc_jax.hf.tokenizer import build_tokenizer
 
@@ -154,6 +165,51 @@ def test_special_tokens_in_text_stay_text(checkpoint, tokenizer):
     special = [i for i in prompt.ids if i in vars(ids).values()]
     assert special == [ids.bos_token_id, ids.eos_token_id] * 2 + [ids.bos_token_id]
     assert tokenizer.decode(tokenizer.encode(typed)) == typed
+
+
+def test_targets_are_the_answers_and_their_ends(checkpoint, tokenizer):
+    end = checkpoint[1].tokens.eos_token_id
+    messages = [
+        *CASES["turns"],
+        {"role": "assistant", "content": [{"type": "text", "text": "Red"}]},
+    ]
+    prompt = pieces(messages, [MEDIA["image"]], tokenizer, generation_prompt=False)
+    answers = [piece for piece in prompt if isinstance(piece, Text) and piece.target]
+    assert [tokenizer.decode(answer.ids) for answer in answers] == ["A dog.\n", "Red"]
+    assert [answer.ids.count(end) for answer in answers] == [1, 1]
+    assert all(answer.ids[-1] == end for answer in answers)
+    assert [piece.target for piece in prompt if isinstance(piece, Text)] == [0, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("answer", ["A dog.", "\nA dog.", " \n\n A", "", "n"])
+def test_training_sees_what_is_generated(answer, tokenizer):
+    """The prompt's ids, then the answer's own whatever it begins with, its end, a newline."""
+    prompt, asked = CASES["unicode"], {"role": "assistant", "content": answer}
+    (opened,) = pieces(prompt, [], tokenizer)
+    before, target, after = pieces([*prompt, asked], [], tokenizer, generation_prompt=False)
+    assert before == opened
+    assert target == Text([*tokenizer.encode(answer), tokenizer.turn_end], target=True)
+    assert after == Text(tokenizer.encode("\n"))
+
+
+@pytest.mark.parametrize("generation_prompt", [True, False])
+def test_counts_are_those_of_the_pieces(generation_prompt, tokenizer):
+    prompts = [(turns, [MEDIA[kind] for kind in media_kinds(turns)]) for turns in CASES.values()]
+    prompts *= 150  # more texts than are counted at a time
+    counts = text_counts(iter(prompts), tokenizer, generation_prompt)
+    for (messages, media), count in zip(prompts[: len(CASES)], counts, strict=False):
+        laid = pieces(messages, media, tokenizer, generation_prompt)
+        assert count == sum(len(piece.ids) for piece in laid if isinstance(piece, Text))
+    assert counts == counts[: len(CASES)] * 150
+    different = [f"{i} {'<|im_end|>' * (i % 3)}" for i in range(2100)]
+    assert tokenizer.count(different) == {text: len(tokenizer.encode(text)) for text in different}
+
+
+def test_a_pickled_tokenizer_still_takes_no_special_tokens_from_text(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    for text in ("<|im_end|> and <|VIDEO|>", "Cafe\u0301"):
+        assert again.encode(text) == tokenizer.encode(text)
+    assert again.turn_end not in again.encode("<|im_end|>")
 
 
 def test_decode_leaves_out_special_and_unknown_ids(checkpoint, tokenizer):

@@ -48,6 +48,15 @@ class Rules:
 RULES = Rules()
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work. One size may be -1: what is left of the devices."""
+
+    data: int = 1  # copies of the model, each with its part of the batch
+    fsdp: int = -1  # devices that share the weights, each with its part of the batch
+    tensor: int = 1  # devices that share each layer's heads, feed-forward width and vocabulary
+
+
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
     """A mesh over all devices; one size may be -1, "what is left". UserError if it does not fit."""
     devices = jax.devices() if devices is None else devices
@@ -75,11 +84,42 @@ def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):
     )
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):
     """NamedShardings that split the leading dimension of every leaf over the batch axes."""
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1))), batch
     )
+
+
+def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> slice:
+    """The rows of a global batch that this process has to feed: those of its own devices.
+
+    Raises UserError if the mesh does not divide the batch.
+    """
+    parts = math.prod(mesh.shape[name] for name in rules.batch)
+    if batch_size % parts:
+        raise UserError(
+            f"batch_size {batch_size} is no multiple of the {parts} devices that share the batch"
+        )
+    split = NamedSharding(mesh, rules.spec(("batch",)))
+    indices = [rows for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()]
+    bounds = [rows.indices(batch_size)[:2] for rows in indices]
+    return slice(min(first for first, _ in bounds), max(last for _, last in bounds))
+
+
+def place_batch(mesh: Mesh, batch, batch_size: int, rules: Rules = RULES):
+    """This process's rows (`local_rows`, numpy) -> arrays of the whole batch, split over the mesh."""
+
+    def place(leaf):
+        split = NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1)))
+        return jax.make_array_from_process_local_data(split, leaf, (batch_size, *leaf.shape[1:]))
+
+    return jax.tree.map(place, batch)
 
 
 def constrain(x: jax.Array, axes: Axes, rules: Rules = RULES) -> jax.Array:
@@ -91,3 +131,30 @@ def constrain(x: jax.Array, axes: Axes, rules: Rules = RULES) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes, x.shape, mesh))
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": what the mesh of `jax.set_mesh`, or else the default device, is."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def parts(axis: str, rules: Rules = RULES) -> int:
+    """Into how many parts the mesh of `jax.set_mesh` splits a logical axis; without one, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in getattr(rules, axis))
+
+
+def on_shards(function, arrays: tuple, axes: tuple[Axes, ...], rules: Rules = RULES) -> jax.Array:
+    """`function(*arrays)` run by each device on its own part of the arrays: for kernels.
+
+    axes: logical axes of each array; the result is split as the first one. Without a mesh, one call
+    on all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function(*arrays)
+    specs = tuple(rules.spec(names, x.shape, mesh) for x, names in zip(arrays, axes, strict=True))
+    # No check of what varies between devices: kernels do not say it of their results.
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)
+    return mapped(*arrays)

@@ -14,8 +14,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ugc_jax.config import OmniConfig
-from ugc_jax.data.features import audio_tokens, chunk_mel
-from ugc_jax.data.positions import AUDIO, VISION
+from ugc_jax.data.features import audio_tokens, chunk_mel, frame_windows
+from ugc_jax.data.positions import AUDIO, VISION, medium_tokens, sound_frames
+from ugc_jax.data.prompt import Audio, Medium
 from ugc_jax.data.schema import Batch, Example
 from ugc_jax.errors import UserError
 
@@ -39,6 +40,19 @@ class BucketKey(NamedTuple):
     grids: int
     windows: int
     chunks: int
+
+    def joined(self, other: "BucketKey") -> "BucketKey":
+        """What a row takes that holds both: windows are the larger's, the others add up."""
+        return BucketKey(
+            self.tokens + other.tokens,
+            self.grids + other.grids,
+            max(self.windows, other.windows),
+            self.chunks + other.chunks,
+        )
+
+    def within(self, limit: "BucketKey") -> bool:
+        """Fits into a row of this size."""
+        return all(size <= most for size, most in zip(self, limit, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +82,14 @@ def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketK
 
     Raises UserError naming the size that exceeds its ladder, and the setting to lower.
     """
-    need = _need(example, config)._asdict()
-    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need.items()))
+    return rung_of(size_of(example, config), buckets)
+
+
+def rung_of(size: BucketKey, buckets: Buckets) -> BucketKey:
+    """The smallest bucket of at least this size; raises as `bucket_of` does."""
+    return BucketKey(
+        *(_rung(name, need, getattr(buckets, name)) for name, need in size._asdict().items())
+    )
 
 
 def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
@@ -109,13 +129,23 @@ def group(
 def collate(
     examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig
 ) -> Batch:
-    """Pad examples to their bucket, and with empty rows (segment 0) to `batch_size` rows.
+    """One example a row, padded to its bucket; see `collate_rows`."""
+    return collate_rows([[example] for example in examples], key, batch_size, config)
 
-    Raises UserError if there are too many examples or the bucket is too small, and with the counts
-    if an example's media tokens and its features differ (spec 7.6).
+
+def collate_rows(
+    rows: Sequence[Sequence[Example]], key: BucketKey, batch_size: int, config: OmniConfig
+) -> Batch:
+    """Put the examples of a row one after the other, pad rows to their bucket, add empty rows.
+
+    Examples of a row are segments 1, 2, ..., each with the positions that it has alone; their grids
+    and chunks lie one after the other in the row. Empty rows (all segment 0) fill up `batch_size`.
+
+    Raises UserError if there are too many rows or the bucket is too small, and with the counts if
+    an example's media tokens and its features differ (spec 7.6).
     """
-    if len(examples) > batch_size:
-        raise UserError(f"{len(examples)} examples do not fit a batch of {batch_size}")
+    if len(rows) > batch_size:
+        raise UserError(f"{len(rows)} rows do not fit a batch of {batch_size}")
     vision, audio = config.vision, config.audio
     B, (T, F, W, C) = batch_size, key
     K, M = vision.window_patches, audio.chunk_frames
@@ -128,29 +158,41 @@ def collate(
         coords=np.full((B, F, W, K, 2), -1, np.int32),
         mel=np.zeros((B, C, M, audio.num_mel_bins), np.float32),
         mel_frames=np.zeros((B, C), np.int32),
+        target=np.zeros((B, T), bool),
     )
-    for b, example in enumerate(examples):
-        check_counts(example, config)
-        need = _need(example, config)
-        if any(size > limit for size, limit in zip(need, key, strict=True)):
-            raise UserError(f"prompt of {need} does not fit {key}; take what bucket_of gives")
-        n = len(example.tokens)
-        batch.tokens[b, :n] = example.tokens
-        batch.positions[b, :, :n] = example.positions
-        batch.segment_ids[b, :n] = 1
-        batch.splice[b, :n] = _splice(example, key, config)
-        grid = chunk = 0
-        for picture in example.vision:
-            t, windows = picture.patches.shape[:2]
-            batch.patches[b, grid : grid + t, :windows] = picture.patches
-            batch.coords[b, grid : grid + t, :windows] = picture.coords
-            grid += t
-        for mel in example.mels:
-            chunks, frames = chunk_mel(mel, audio)
-            batch.mel[b, chunk : chunk + len(chunks)] = chunks
-            batch.mel_frames[b, chunk : chunk + len(chunks)] = frames
-            chunk += len(chunks)
+    for b, row in enumerate(rows):
+        used = BucketKey(0, 0, 0, 0)
+        for segment, example in enumerate(row, start=1):
+            check_counts(example, config)
+            need = used.joined(size_of(example, config))
+            if not need.within(key):
+                raise UserError(f"row of {need} does not fit {key}; take what bucket_of gives")
+            _place(example, Batch(*(leaf[b] for leaf in batch)), segment, used, key, config)
+            used = need
     return batch
+
+
+def _place(
+    example: Example, row: Batch, segment: int, used: BucketKey, key: BucketKey, config: OmniConfig
+) -> None:
+    """Write an example into a row's arrays (views, without the B axis), after what is `used`."""
+    place = slice(used.tokens, used.tokens + len(example.tokens))
+    row.tokens[place] = example.tokens
+    row.positions[:, place] = example.positions
+    row.segment_ids[place] = segment
+    row.splice[place] = _splice(example, used, key, config)
+    row.target[place] = example.target
+    grid, chunk = used.grids, used.chunks
+    for picture in example.vision:
+        t, windows = picture.patches.shape[:2]
+        row.patches[grid : grid + t, :windows] = picture.patches
+        row.coords[grid : grid + t, :windows] = picture.coords
+        grid += t
+    for mel in example.mels:
+        chunks, frames = chunk_mel(mel, config.audio)
+        row.mel[chunk : chunk + len(chunks)] = chunks
+        row.mel_frames[chunk : chunk + len(chunks)] = frames
+        chunk += len(chunks)
 
 
 def check_counts(example: Example, config: OmniConfig) -> None:
@@ -191,22 +233,41 @@ def _check_source(
         )
 
 
-def _splice(example: Example, key: BucketKey, config: OmniConfig) -> np.ndarray:
-    """i32[T]: the row of concat(vision, audio) that each token takes, -1 for its own embedding."""
+def _splice(example: Example, used: BucketKey, key: BucketKey, config: OmniConfig) -> np.ndarray:
+    """i32[T]: the row of concat(vision, audio) that each token takes, -1 for its own embedding.
+
+    used: by the examples before it in the row.
+    """
     grid_rows = key.windows * config.vision.window_cells**2
     holder, row = example.row[:, 0], example.row[:, 1]
-    vision = holder * grid_rows + row
-    audio = key.grids * grid_rows + holder * config.audio.chunk_tokens + row
+    vision = (used.grids + holder) * grid_rows + row
+    audio = key.grids * grid_rows + (used.chunks + holder) * config.audio.chunk_tokens + row
     takes = [example.source == VISION, example.source == AUDIO]
     return np.select(takes, [vision, audio], -1).astype(np.int32)
 
 
-def _need(example: Example, config: OmniConfig) -> BucketKey:
+def size_of(example: Example, config: OmniConfig) -> BucketKey:
+    """What an example takes of a row."""
     return BucketKey(
         tokens=len(example.tokens),
         grids=sum(picture.grid[0] for picture in example.vision),
         windows=max((picture.patches.shape[1] for picture in example.vision), default=0),
         chunks=sum(_chunks(mel, config) for mel in example.mels),
+    )
+
+
+def size_of_media(media: Sequence[Medium], config: OmniConfig) -> BucketKey:
+    """What media take of a row, from their facts alone; as `size_of` finds in their features."""
+    merge = config.vision.spatial_merge_size
+    grids = [medium.grid for medium in media if not isinstance(medium, Audio)]
+    return BucketKey(
+        tokens=sum(medium_tokens(medium, config) for medium in media),
+        grids=sum(t for t, _, _ in grids),
+        windows=max(
+            (math.prod(frame_windows(h // merge, w // merge, config.vision)) for _, h, w in grids),
+            default=0,
+        ),
+        chunks=sum(-(-sound_frames(medium) // config.audio.chunk_frames) for medium in media),
     )
 
 

@@ -8,6 +8,7 @@ for both: whatever the rate, the reference model finds in these tokens exactly t
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Layout(NamedTuple):
     next_position: int
     source: np.ndarray
     row: np.ndarray
+    target: np.ndarray
 
 
 class _Part(NamedTuple):
@@ -38,6 +40,7 @@ class _Part(NamedTuple):
     end: int
     source: np.ndarray  # i8[n]
     row: np.ndarray  # i32[n, 2]
+    target: np.ndarray  # bool[n]
 
 
 def layout(pieces: Sequence[Piece], config: OmniConfig) -> Layout:
@@ -50,15 +53,25 @@ def layout(pieces: Sequence[Piece], config: OmniConfig) -> Layout:
     position = grids = chunks = 0
     for piece in pieces:
         if isinstance(piece, Text):
-            part = _text(piece.ids)
+            part = _text(piece.ids, piece.target)
         else:
             part = _medium(piece, grids, chunks, config)
             grids += 0 if isinstance(piece, Audio) else piece.grid[0]
-            chunks += -(-_sound_frames(piece) // config.audio.chunk_frames)
+            chunks += -(-sound_frames(piece) // config.audio.chunk_frames)
         parts.append(part._replace(positions=part.positions + np.int32(position)))
         position += part.end
     joined = _join(parts, end=position)
-    return Layout(joined.tokens, joined.positions, joined.end, joined.source, joined.row)
+    return Layout(*joined)
+
+
+def medium_tokens(medium: Medium, config: OmniConfig) -> int:
+    """Tokens of a medium with its markers, as `layout` lays them out."""
+    markers, count = 0, 0
+    if not isinstance(medium, Audio):
+        markers, count = 2, math.prod(medium.grid) // config.vision.spatial_merge_size**2
+    if isinstance(medium, Audio) or (isinstance(medium, Video) and medium.audio_frames is not None):
+        markers, count = markers + 2, count + audio_tokens(sound_frames(medium))
+    return markers + count
 
 
 def chunk_slices(values: np.ndarray, tokens_per_chunk: int) -> list[slice]:
@@ -76,10 +89,10 @@ def chunk_slices(values: np.ndarray, tokens_per_chunk: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise([*borders, len(values)])]
 
 
-def _text(ids: Sequence[int]) -> _Part:
+def _text(ids: Sequence[int], target: bool = False) -> _Part:
     n = len(ids)
     source, row = np.full(n, TEXT, np.int8), np.zeros((n, 2), np.int32)
-    return _Part(np.array(ids, np.int32), _running(n), n, source, row)
+    return _Part(np.array(ids, np.int32), _running(n), n, source, row, np.full(n, target))
 
 
 def _medium(piece: Medium, first_grid: int, first_chunk: int, config: OmniConfig) -> _Part:
@@ -93,7 +106,7 @@ def _medium(piece: Medium, first_grid: int, first_chunk: int, config: OmniConfig
         streams.append(_picture(piece, first_grid, config))
     if isinstance(piece, Audio) or (isinstance(piece, Video) and piece.audio_frames is not None):
         opening, closing = [*opening, ids.audio_start_token_id], [ids.audio_end_token_id, *closing]
-        streams.append(_sound(_sound_frames(piece), first_chunk, config))
+        streams.append(_sound(sound_frames(piece), first_chunk, config))
     inner = _interleave(*streams, config=config) if len(streams) == 2 else streams[0]
     parts = (
         _text(opening)._replace(positions=np.zeros((3, len(opening)), np.int32)),
@@ -143,13 +156,15 @@ def _interleave(video: _Part, audio: _Part, config: OmniConfig) -> _Part:
     # (spec 3.3, 7.1).
     end = int(both.positions[:, order[-1]].max()) + 1
     at = np.concatenate(order)
-    return _Part(both.tokens[at], both.positions[:, at], end, both.source[at], both.row[at])
+    return _Part(
+        both.tokens[at], both.positions[:, at], end, both.source[at], both.row[at], both.target[at]
+    )
 
 
 def _features(token: int, positions: np.ndarray, source: int, rows: np.ndarray) -> _Part:
     n, end = positions.shape[1], int(positions.max(initial=-1)) + 1
     tokens, sources = np.full(n, token, np.int32), np.full(n, source, np.int8)
-    return _Part(tokens, positions, end, sources, rows.astype(np.int32))
+    return _Part(tokens, positions, end, sources, rows.astype(np.int32), np.zeros(n, bool))
 
 
 def _join(parts: Sequence[_Part], end: int) -> _Part:
@@ -159,6 +174,7 @@ def _join(parts: Sequence[_Part], end: int) -> _Part:
         end,
         np.concatenate([part.source for part in parts]),
         np.concatenate([part.row for part in parts]),
+        np.concatenate([part.target for part in parts]),
     )
 
 
@@ -166,6 +182,7 @@ def _running(n: int) -> np.ndarray:
     return np.broadcast_to(np.arange(n, dtype=np.int32), (3, n))
 
 
-def _sound_frames(piece: Medium) -> int:
+def sound_frames(piece: Medium) -> int:
+    """Log-mel frames of a medium; 0 without sound."""
     frames = piece.frames if isinstance(piece, Audio) else getattr(piece, "audio_frames", None)
     return frames or 0

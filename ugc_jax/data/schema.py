@@ -45,6 +45,8 @@ class Example(NamedTuple):
       vision inputs, chunks through all sounds.
     vision: the images and videos in prompt order.
     mels: f32[frames, 128], the log-mel of each sound in prompt order.
+    target: bool[T], the tokens to train on: an assistant's text and its end of turn. All False in a
+      prompt without an answer.
     """
 
     tokens: np.ndarray
@@ -54,6 +56,7 @@ class Example(NamedTuple):
     row: np.ndarray
     vision: tuple[VisionInput, ...]
     mels: tuple[np.ndarray, ...]
+    target: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -71,6 +74,7 @@ class Batch(NamedTuple):
     coords: i32[B, F, W, K, 2], padding -1.
     mel: f32[B, C, M, 128].
     mel_frames: i32[B, C], valid frames of each chunk, 0 for padding.
+    target: bool[B, T], the tokens to train on; padding False.
     """
 
     tokens: np.ndarray
@@ -81,3 +85,4 @@ class Batch(NamedTuple):
     coords: np.ndarray
     mel: np.ndarray
     mel_frames: np.ndarray
+    target: np.ndarray

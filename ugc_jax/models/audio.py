@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.config import AudioConfig, Compute
+from ugc_jax.models.attention import attention
 from ugc_jax.models.layers import (
     LayerNorm,
     Linear,
     Weight,
-    attention,
     declared,
     gelu,
     in_slabs,

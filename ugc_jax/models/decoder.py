@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.config import Compute, TextConfig
+from ugc_jax.models.attention import cached_attention, causal_attention
 from ugc_jax.models.layers import (
     Linear,
     RMSNorm,
     SwiGLU,
     Weight,
-    attention,
-    cached_attention,
     declared,
     rotate,
     rotation,
@@ -94,7 +93,7 @@ def forward(
     x_BTD = constrain(x_BTD, ("batch", None, None))
 
     def attend(q, k, v):
-        return attention(q, k, v, segments_BT, causal=True)
+        return causal_attention(q, k, v, segments_BT, compute.attention)
 
     def layer(layer_params, x, _):
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)

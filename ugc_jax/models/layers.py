@@ -1,10 +1,9 @@
-"""What the three towers share: linear, norms, rotation, attention, the loop over layers.
+"""What the three towers share: linear, norms, rotation, the loop over layers.
 
 Modules are flax.linen in its functional subset (compact, no mutable collections). Parameters carry
 the leaf names and the shapes of the Hugging Face checkpoint, so a linear's weight is (out, in) and
 conversion is a renaming.
-Letters: B batch, T query, S key, D model width, N heads, K key/value heads, G = N / K, H head
-width.
+Letters: B batch, T tokens, D model width, N heads, H head width.
 """
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from ugc_jax.sharding import Axes, constrain
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite
+KERNEL_RESULT = "attention_kernel"  # what `remat` knows the result of an attention kernel by
 
 
 def param(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes) -> jax.Array:
@@ -21,7 +20,10 @@ def param(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes) -> j
 
     Values come from a checkpoint; the initialiser only serves `jax.eval_shape`.
     """
-    return module.param(name, nn.with_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+    init = nn.with_partitioning(nn.initializers.zeros, axes)
+    # Taken out of its box by hand: flax would look for our logical names among the mesh's axes.
+    value = module.param(name, init, shape, jnp.float32, unbox=False)
+    return value.value if isinstance(value, nn.Partitioned) else value
 
 
 def declared(module: nn.Module, inputs=lambda: ()):
@@ -44,7 +46,11 @@ class Weight(nn.Module):
 
 
 class Linear(nn.Module):
-    """y[..., out] = x[..., in] @ weight[out, in].T + bias[out], computed in x's dtype."""
+    """y[..., out] = x[..., in] @ weight[out, in].T + bias[out], computed in x's dtype.
+
+    Where its parameters hold `lora_a` [r, in] and `lora_b` [out, r], too (models/lora.py), their
+    (x A^T) B^T is added.
+    """
 
     features: int
     axes: Axes  # logical names of (out, in)
@@ -54,6 +60,10 @@ class Linear(nn.Module):
     def __call__(self, x):
         weight = param(self, "weight", (self.features, x.shape[-1]), self.axes)
         y = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            low = jnp.einsum("...i,ri->...r", x, a.astype(x.dtype))
+            y = y + jnp.einsum("...r,or->...o", low, b.astype(x.dtype))
         if self.bias:
             y = y + per_channel(param(self, "bias", (self.features,), self.axes[:1]), y)
         return y
@@ -128,76 +138,6 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
     ).astype(x_BTNH.dtype)
 
 
-def attention(
-    q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, block: int = 256
-) -> jax.Array:
-    """Self-attention (T = S) inside segments -> [B, T, N, H] in q's dtype; grouped when K < N.
-
-    segments_BT: i32, a query attends to keys of its own segment. Padding is a segment like any
-      other (0), so no row is ever empty.
-    causal: a query attends to no later key. Computed in blocks of `block` queries against the keys
-      before the block's end: half the work, and scores of B * N * block * S floats at most.
-    Scores and softmax are float32.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-
-    def queries(start: int, stop: int, keys: int):
-        mask_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :keys]
-        if causal:
-            mask_BTS &= (jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None])[None]
-        scores = _scores(q_BKGTH[:, :, :, start:stop], k_BKHS[..., :keys], mask_BTS[:, None, None])
-        return softmax_weighted([(scores, v_BKSH[:, :, :keys])])
-
-    if not causal:
-        out_BKGTH = queries(0, T, T)
-    else:
-        blocks = [
-            queries(start, min(start + block, T), min(start + block, T))
-            for start in range(0, T, block)
-        ]
-        out_BKGTH = jnp.concatenate(blocks, axis=3)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def cached_attention(q_BNH, parts) -> jax.Array:
-    """Attention of one new token over several caches at once. Returns [B, N, H].
-
-    parts: list of (k_BKHS, v_BKSH, mask_BS bool); the softmax runs over all of them together.
-    """
-    B, N, H = q_BNH.shape
-    K = parts[0][0].shape[1]
-    q_BKGTH = q_BNH.reshape(B, K, N // K, 1, H)
-    scored = [(_scores(q_BKGTH, k, mask_BS[:, None, None, None]), v) for k, v, mask_BS in parts]
-    return softmax_weighted(scored).reshape(B, N, H)
-
-
-def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
-    """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them."""
-    scores = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
-    return jnp.where(mask, scores * q_BKGTH.shape[-1] ** -0.5, MASKED)
-
-
-def softmax_weighted(scored) -> jax.Array:
-    """Values weighted by the softmax over the keys of all parts -> [B, K, G, T, H].
-
-    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H]). Normalised after the product with
-    the values, which saves a pass over the scores.
-    """
-    top = jnp.max(jnp.stack([jnp.max(scores, axis=-1) for scores, _ in scored]), axis=0)[..., None]
-    top = jax.lax.stop_gradient(top)
-    total, out = 0.0, 0.0
-    for scores, v in scored:
-        weights = jnp.exp(scores - top)
-        total += jnp.sum(weights, axis=-1, keepdims=True)
-        out += jnp.einsum(
-            "bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-        )
-    return (out / total).astype(scored[0][1].dtype)
-
-
 def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     """Run a stack of equal layers: x, out = layer(params_i, x, per_layer_i) for each layer i.
 
@@ -211,8 +151,8 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     def body(x, inputs):
         return layer(inputs[0], x, inputs[1])
 
-    if remat == "full":
-        body = jax.checkpoint(body, prevent_cse=isinstance(params, tuple))
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=isinstance(params, tuple), policy=_kept(remat))
     if not isinstance(params, tuple):
         return jax.lax.scan(body, x, (params, per_layer))
     outs = []
@@ -220,6 +160,16 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
         x, out = body(x, inputs)
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def _kept(remat: str):
+    """What the backward pass need not compute again, as a policy of `jax.checkpoint`."""
+    policies = jax.checkpoint_policies
+    if remat == "full":
+        return policies.nothing_saveable
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KERNEL_RESULT)
+    )
 
 
 def split_like(params, stacked):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.config import PIXEL_MEAN, PIXEL_STD, Compute, VisionConfig
+from ugc_jax.models.attention import attention
 from ugc_jax.models.layers import (
     Linear,
     RMSNorm,
     SwiGLU,
     Weight,
-    attention,
     declared,
     gelu,
     in_slabs,

@@ -1,0 +1,130 @@
+"""LoRA: a low-rank correction B A beside a frozen linear's weight W (arXiv 2106.09685).
+
+Its leaves `lora_a` [r, in] and `lora_b` [out, r] lie beside `weight` in the parameter tree, stacked
+like it; `layers.Linear` adds (x A^T) B^T where it finds them. An adapter is the pruned tree of
+these leaves alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.errors import UserError
+from ugc_jax.models import decoder
+from ugc_jax.models.layers import split_like
+
+LEAVES = ("lora_a", "lora_b")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank adapter on linears of the decoder."""
+
+    rank: int = 0  # of the correction B A; 0: no adapter
+    alpha: float = 16.0  # the correction is weighted by alpha / rank
+    # which linears of every decoder layer get one
+    targets: str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise UserError(f"rank is {self.rank}; use a positive number, or 0 for no adapter")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The targets."""
+        return tuple(filter(None, (name.strip() for name in self.targets.split(","))))
+
+
+def init(config: OmniConfig, lora: LoraConfig, key: jax.Array) -> dict:
+    """A new adapter: A uniform in +-1 / sqrt(in), as the peft package has it, B zero; float32.
+
+    Raises UserError for a target that the decoder's layers do not have.
+    """
+    targets = targeted(config, lora)
+    keys = jax.random.split(key, max(len(targets), 1))
+    depth, leaves = config.text.num_hidden_layers, {}
+    for (path, box), noise in zip(targets.items(), keys, strict=False):
+        features, width = box.value.shape
+        a, b = (depth, lora.rank, width), (depth, features, lora.rank)
+        leaves[*path, "lora_a"] = jax.random.uniform(
+            noise, a, jnp.float32, -(width**-0.5), width**-0.5
+        )
+        leaves[*path, "lora_b"] = jnp.zeros(b, jnp.float32)
+    return unflatten_dict(leaves)
+
+
+def logical_axes(config: OmniConfig, lora: LoraConfig) -> dict:
+    """The tree of `init` with each leaf's logical axes in its place: for `sharding.shardings`."""
+    axes = {}
+    for path, box in targeted(config, lora).items():
+        out_axis, in_axis = box.names
+        axes[*path, "lora_a"] = ("layers", None, in_axis)
+        axes[*path, "lora_b"] = ("layers", out_axis, None)
+    return unflatten_dict(axes)
+
+
+def targeted(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], nn.Partitioned]:
+    """{path of a target: the box of one layer's weight}. UserError for an unknown target."""
+    layer = decoder.declare(config.text)["layers"]
+    linears = {
+        name: (("model", "layers", part, name), linear["weight"])
+        for part in ("self_attn", "mlp")
+        for name, linear in layer[part].items()
+    }
+    for name in lora.names:
+        if name not in linears:
+            raise UserError(
+                f"targets: no linear is called {name!r}; use some of {', '.join(linears)}"
+            )
+    if not lora.names:
+        raise UserError(f"targets is empty; use some of {', '.join(linears)}")
+    return dict(linears[name] for name in lora.names)
+
+
+def combine(params: dict, adapter: dict, lora: LoraConfig) -> dict:
+    """The tree for a forward pass: the adapter's leaves beside the weights, the scale in B.
+
+    params: with stacked or unrolled layers.
+    """
+    return _at_linears(
+        params,
+        adapter,
+        lambda linear, leaves: linear | leaves | {"lora_b": lora.scale * leaves["lora_b"]},
+    )
+
+
+def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
+    """The tree with weights W + scale * B A, added up in float32, each in the dtype it has."""
+
+    def merged(linear: dict, leaves: dict) -> dict:
+        a, b, weight = leaves["lora_a"], leaves["lora_b"], linear["weight"]
+        change = jnp.einsum(
+            "...or,...ri->...oi",
+            b.astype(jnp.float32),
+            a.astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        total = weight.astype(jnp.float32) + lora.scale * change
+        return linear | {"weight": total.astype(weight.dtype)}
+
+    return _at_linears(params, adapter, merged)
+
+
+def _at_linears(params, adapter: dict, change: Callable[[dict, dict], dict]):
+    """params with `change(linear, its leaves in the adapter)` wherever the adapter has some."""
+    if LEAVES[0] in adapter:
+        return change(params, adapter)
+    if isinstance(params, tuple):
+        pairs = zip(params, split_like(params, adapter), strict=True)
+        return tuple(_at_linears(layer, part, change) for layer, part in pairs)
+    changed = {key: _at_linears(params[key], part, change) for key, part in adapter.items()}
+    return params | changed

@@ -1,0 +1,192 @@
+"""The checkpoints of a run: saved in the background, whole or not at all, restored on any mesh.
+
+    OUTPUT/frozen/              the leaves that never change, written once, before the first step
+    OUTPUT/checkpoints/STEP/    state: step, weights that learn, optimizer; data: where the data
+                                iterator stands; config: the run's settings; metrics
+
+So a run directory alone is enough to resume or to export, and a checkpoint is no larger than what
+training changes. Orbax writes each into a temporary folder and renames it when all of it, from
+every process, is on disk: a killed run leaves its last complete checkpoint.
+"""
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from ugc_jax.errors import UserError
+from ugc_jax.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+BEST = "eval_loss"  # the metric whose lowest value makes the best checkpoint
+_REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
+
+
+class Checkpoints:
+    """Saves and restores TrainStates under a run's directory, a local or an etils path (gs://...).
+
+    All processes make the same calls; each writes and reads its own shards.
+    """
+
+    def __init__(self, output: str | epath.PathLike, keep: int = 2):
+        """keep: the latest checkpoints that stay; the best one by `BEST` stays besides."""
+        root = epath.Path(output)
+        self.folder, self.frozen = root / "checkpoints", root / "frozen"
+        with self._told("cannot be opened"):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=AnyPreservationPolicy(
+                        [
+                            LatestN(keep),
+                            BestN(
+                                get_metric_fn=_score,
+                                reverse=True,
+                                n=1,
+                                keep_checkpoints_without_metrics=False,
+                            ),
+                        ]
+                    ),
+                    best_fn=_score,
+                    best_mode="min",
+                    cleanup_tmp_directories=True,
+                ),
+            )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the latest complete checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest `BEST`; without any such metric, the latest."""
+        return self._manager.best_step() or self.latest
+
+    def save_frozen(self, state: TrainState):
+        """Write what no step changes; once a run, before its first `save`."""
+        if not state.frozen:
+            return
+        self._require_space(state.frozen)
+        with self._told("the frozen weights cannot be saved"), ocp.StandardCheckpointer() as saver:
+            saver.save(self.frozen, state.frozen, force=True)
+
+    def save(
+        self, step: int, state: TrainState, data: dict, config: dict, metrics: dict | None = None
+    ):
+        """Begin to save; returns when the state is copied, so that the next step may use it up.
+
+        data: the data iterator's state after `step` steps. config: the run's settings. Both and
+        metrics as JSON takes them. A failure in the background is told by a later `check`, `save`
+        or `close`. All of them raise UserError where the disk refuses; earlier checkpoints stay.
+        """
+        if step == self.latest:
+            return
+        changing = _changing(state)
+        self._require_space(changing)
+        with self._told(f"step {step} cannot be saved"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(changing),
+                    data=ocp.args.JsonSave(data),
+                    config=ocp.args.JsonSave(config),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+
+    def check(self):
+        """Raise UserError if a save in the background has failed."""
+        with self._told("a checkpoint cannot be saved"):
+            self._manager.check_for_errors()
+
+    def config(self, step: int) -> dict:
+        """The settings that the checkpoint of `step` was made with."""
+        return self._restore(step, config=ocp.args.JsonRestore()).config
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+        """(state, data iterator's state) of the latest checkpoint, or that of `step`.
+
+        abstract: `abstract_state(setup)`, whose mesh may be another than the one saved from.
+        Raises UserError naming the folder that cannot be read.
+        """
+        step = self.latest if step is None else step
+        target = ocp.args.StandardRestore(_changing(abstract))
+        loaded = self._restore(step, state=target, data=ocp.args.JsonRestore())
+        frozen = abstract.frozen
+        if frozen:
+            remedy = "start again with another output"
+            with _readable(self.frozen, remedy), ocp.StandardCheckpointer() as reader:
+                frozen = reader.restore(self.frozen, frozen)
+        return TrainState(frozen=frozen, **loaded.state), loaded.data
+
+    def close(self):
+        """Wait until all is on disk."""
+        with self._told("a checkpoint cannot be saved"):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            self._manager.close()
+
+    def _restore(self, step: int, **items) -> ocp.args.Composite:
+        remedy = "remove that folder to go on from the checkpoint before it"
+        with _readable(self.folder / str(step), remedy):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _require_space(self, tree):
+        """Refuse what a disk of this machine cannot hold before any of it is written."""
+        if is_remote(self.folder):
+            return
+        shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
+        need = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise UserError(
+                f"{self.folder}: a checkpoint of {need / 1e6:,.0f} MB does not fit, "
+                f"{free / 1e6:,.0f} MB are free; {_REMEDY}"
+            )
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what a full or broken disk makes of a save into one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.debug("%s: %s", self.folder, what, exc_info=True)
+            raise UserError(f"{self.folder}: {what} ({_reason(error)}); {_REMEDY}") from None
+
+
+@contextlib.contextmanager
+def _readable(path: epath.Path, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        logger.debug("%s cannot be read", path, exc_info=True)
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether an etils path lies outside this machine's file system (gs://...)."""
+    return "://" in str(path)
+
+
+def _changing(state: TrainState) -> dict:
+    """What a checkpoint of a step holds of the state."""
+    return {name: leaf for name, leaf in state._asdict().items() if name != "frozen"}
+
+
+def _score(metrics: dict) -> float:
+    return metrics[BEST]
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, at the end of the chain of who was told what."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r" \[os_error.*", "", text.splitlines()[0].rsplit(": ", 1)[-1])

@@ -1,0 +1,38 @@
+"""What accelerators can do: for MFU and for `plan`."""
+
+from typing import NamedTuple
+
+GIB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """One device as jax counts them: of v7x, half a chip.
+
+    flops: bfloat16 matrix operations a second, as its maker states them.
+    hbm: bytes of memory; of a TPU, those that its compiler gives to a program (libtpu 0.0.42).
+    """
+
+    name: str
+    flops: float
+    hbm: int
+
+
+# By what jax.Device.device_kind begins with or, of a GPU, contains.
+_CHIPS = {
+    "TPU v4": Chip("v4", 275e12, int(30.75 * GIB)),
+    "TPU v5 lite": Chip("v5e", 197e12, int(15.75 * GIB)),
+    "TPU v5": Chip("v5p", 459e12, int(95.74 * GIB)),
+    "TPU v6 lite": Chip("v6e", 918e12, int(31.25 * GIB)),
+    "TPU7x": Chip("v7x", 1153.5e12, int(94.75 * GIB)),
+    "A100-SXM4-40GB": Chip("A100 40 GB", 312e12, 40 * GIB),
+    "A100": Chip("A100 80 GB", 312e12, 80 * GIB),
+    "H100": Chip("H100", 989e12, 80 * GIB),
+    "H200": Chip("H200", 989e12, 141 * GIB),
+    "B200": Chip("B200", 2250e12, 180 * GIB),
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that jax calls so; None for one that is not in the table, such as a CPU."""
+    matches = [name for name in _CHIPS if device_kind.startswith(name) or f" {name}" in device_kind]
+    return _CHIPS[max(matches, key=len)] if matches else None

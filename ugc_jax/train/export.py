@@ -1,0 +1,68 @@
+"""The end of a run: the trained model as checkpoints that `caption` and transformers load.
+
+OUTPUT/model/     the thinker, an adapter merged into its weights, with the tokenizer
+OUTPUT/adapter/   the adapter alone, in peft's files, if there is one
+"""
+
+import contextlib
+import functools
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ugc_jax.hf.adapter import save_adapter
+from ugc_jax.hf.export import save_thinker
+from ugc_jax.train.checkpoint import is_remote
+from ugc_jax.train.state import Setup, TrainState, merged_params
+
+logger = logging.getLogger(__name__)
+
+
+def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str):
+    """Write both; all processes call it, the first one writes. What was there is replaced.
+
+    base: directory of the checkpoint that training began with, for config.json and the tokenizer.
+    dtype: of the model's weights, "float32" or "bfloat16". Raises UserError if the disk refuses.
+    """
+    with jax.set_mesh(setup.mesh):
+        merged = jax.jit(functools.partial(merged_params, setup=setup))(state)
+    merged, learnt = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
+    if jax.process_index() == 0:
+        with _local(epath.Path(output) / "model") as folder:
+            save_thinker(merged, setup.model, folder, base, dtype, overwrite=True)
+        logger.info("%s/model: the trained model", output)
+        if setup.lora.rank:
+            with _local(epath.Path(output) / "adapter") as folder:
+                save_adapter(learnt, setup.model, setup.lora, folder, str(base), overwrite=True)
+            logger.info("%s/adapter: the adapter alone", output)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("exported")
+
+
+def _on_host(tree):
+    """The tree with whole arrays in this process: as they are, or gathered from all processes."""
+    if jax.process_count() == 1:
+        return tree
+    cpu = jax.local_devices(backend="cpu")[0]
+    return jax.tree.map(
+        lambda leaf: jax.device_put(multihost_utils.process_allgather(leaf, tiled=True), cpu), tree
+    )
+
+
+@contextlib.contextmanager
+def _local(target: epath.Path) -> Iterator[Path]:
+    """A folder to write: `target` itself, or one of this machine that is copied there after."""
+    if not is_remote(target):
+        yield Path(target)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / target.name
+        yield folder
+        target.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            epath.Path(path).copy(target / path.name, overwrite=True)

@@ -1,0 +1,62 @@
+"""From the data iterator onto the mesh, one batch ahead of the device."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import jax
+
+from ugc_jax import sharding
+from ugc_jax.data.schema import Batch
+
+
+class Batches(Protocol):
+    """An iterator of numpy batches (this process's rows) that tells where it stands, as Grain's."""
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict:
+        """What `set_state` takes to go on from here; a JSON object."""
+
+    def set_state(self, state: dict):
+        """Go on where `get_state` was called."""
+
+
+class Fed(NamedTuple):
+    """A batch: this process's rows (numpy), the arrays on the mesh, where the data stands.
+
+    before, after: states of the data iterator around this batch.
+    """
+
+    rows: Batch
+    arrays: Batch
+    before: dict
+    after: dict
+
+
+class Feed:
+    """Reads and places one batch ahead, in a thread, while the device works."""
+
+    def __init__(self, batches: Batches, mesh: jax.sharding.Mesh, batch_size: int):
+        """batch_size: rows of the whole batch, over all processes."""
+        self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._next = self._pool.submit(self._read)
+
+    def take(self) -> Fed | None:
+        """The next batch, or None after the last. Raises what reading it raised."""
+        fed = self._next.result()
+        if fed is not None:
+            self._next = self._pool.submit(self._read)
+        return fed
+
+    def close(self):
+        """Wait for the batch that is being read, and read no more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read(self) -> Fed | None:
+        before = self._batches.get_state()
+        rows = next(self._batches, None)
+        if rows is None:
+            return None
+        arrays = sharding.place_batch(self._mesh, rows, self._batch_size)
+        return Fed(rows, arrays, before, self._batches.get_state())

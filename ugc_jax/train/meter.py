@@ -1,0 +1,86 @@
+"""Rates of a run: tokens and examples a second, waiting, use of the device, memory."""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+# Floating-point operations a second of a device with bfloat16 matrices, as its maker states them.
+# A device is what jax calls one: of v7x, half a chip.
+PEAK_FLOPS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12, "TPU7x": 1153.5e12, "A100": 312e12, "H100": 989e12, "H200": 989e12,
+    "B200": 2250e12,
+}  # fmt: skip
+
+
+def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """PEAK_FLOPS of all devices; None for devices that are not in the table, such as a CPU."""
+    kind = mesh.devices.flat[0].device_kind
+    matches = [name for name in PEAK_FLOPS if name == kind or f" {name}" in kind]
+    return PEAK_FLOPS[max(matches, key=len)] * mesh.size if matches else None
+
+
+class Meter:
+    """Rates since they were last asked for."""
+
+    def __init__(self, peak: float | None):
+        """peak: operations a second of all devices together; None is without MFU."""
+        self._peak = peak
+        self._reset()
+
+    def wait(self, function: Callable[[], T]) -> T:
+        """Call a function for whose result the device may have to wait."""
+        begun = time.perf_counter()
+        result = function()
+        self._waited += time.perf_counter() - begun
+        return result
+
+    @contextlib.contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Time in this block is not the training's."""
+        begun = time.perf_counter()
+        yield
+        self.exclude(time.perf_counter() - begun)
+
+    def exclude(self, seconds: float):
+        """So many seconds of the past were not the training's."""
+        self._begun += seconds
+
+    def count(self, tokens: float, examples: float, flops: float):
+        """A step is done, of so many tokens, examples and floating-point operations."""
+        self._tokens += tokens
+        self._examples += examples
+        self._flops += flops
+
+    def rates(self) -> dict[str, float | None]:
+        """tokens_per_second, examples_per_second, data_wait (share of the time), mfu, memory_gb."""
+        seconds = max(time.perf_counter() - self._begun, 1e-9)
+        rates = {
+            "tokens_per_second": self._tokens / seconds,
+            "examples_per_second": self._examples / seconds,
+            "data_wait": self._waited / seconds,
+            "mfu": None if self._peak is None else self._flops / seconds / self._peak,
+            "memory_gb": memory_gb(),
+        }
+        self._reset()
+        return rates
+
+    def _reset(self):
+        self._begun = time.perf_counter()
+        self._tokens = self._examples = self._flops = self._waited = 0.0
+
+
+def memory_gb() -> float:
+    """Most memory that was in use so far, in GB: this process's first device's; on CPU, its own."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

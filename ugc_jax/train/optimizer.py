@@ -1,0 +1,87 @@
+"""The optimizer: its settings, learning-rate schedule, and the chain of optax transformations.
+
+gradient -> clip by global norm -> AdamW or Adafactor -> decay -> rate of its group -> update
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import optax
+
+from ugc_jax.errors import UserError
+from ugc_jax.train.groups import GROUPS, group_of, is_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and schedule."""
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 1e-5  # at its peak
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
+    warmup: float = 0.05  # share of the steps in which the rate rises from 0
+    final: float = 0.0  # share of the peak rate that is left at the last step
+    weight_decay: float = 0.0  # of matrices; never of norms and biases
+    clip_norm: float = 1.0  # global norm that a gradient is cut to; 0: never
+    b1: float = 0.9  # Adam's decay of the gradient's mean
+    b2: float = 0.999  # Adam's decay of the gradient's square
+    eps: float = 1e-8
+    # Rates of groups, as shares of learning_rate:
+    vision: float = 1.0
+    audio: float = 1.0
+    projector: float = 1.0
+    decoder: float = 1.0
+    embeddings: float = 1.0
+    lora: float = 1.0
+
+    def __post_init__(self):
+        for field in ("learning_rate", "weight_decay", "clip_norm", *GROUPS):
+            if getattr(self, field) < 0:
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 or more")
+        for field in ("warmup", "final", "b1", "b2"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 to 1")
+
+
+def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Step number (from 0) -> learning rate, over `steps` steps."""
+    warmup = round(config.warmup * steps)
+    peak, end = config.learning_rate, config.learning_rate * config.final
+    rest = max(steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.final),
+        "linear": optax.linear_schedule(peak, end, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    # The first step already has a rate above 0.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The chain for trees as in train/state.py, whose schedule ends after `steps` updates."""
+    if config.name == "adamw":
+        scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    else:
+        scale = optax.scale_by_factored_rms()
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        scale,
+        optax.clip_by_block_rms(1.0) if config.name == "adafactor" else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices)
+        if config.weight_decay
+        else optax.identity(),
+        optax.stateless(lambda updates, _: _scale_groups(updates, config)),
+        optax.scale_by_learning_rate(learning_rates(config, steps)),
+    )
+
+
+def _matrices(tree):
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: is_matrix(path, leaf), tree)
+
+
+def _scale_groups(updates, config: OptimizerConfig):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * getattr(config, group_of(path)), updates
+    )

@@ -1,0 +1,50 @@
+"""Captions of a few clips by the model as it is, in the middle of training."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from ugc_jax.data.batching import Buckets, collate, group
+from ugc_jax.data.pipeline import Prompt
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.generate.engine import Engine
+from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.sharding import parts
+from ugc_jax.train.state import Setup, TrainState, model_params
+
+
+class Sampler:
+    """Greedy captions of the same prompts whenever it is called; compiled once a bucket."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], setup: Setup, tokenizer: ChatTokenizer, max_new_tokens: int
+    ):
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._options = SamplingConfig(max_new_tokens=max_new_tokens)
+        self._weights = jax.jit(functools.partial(model_params, setup=setup))
+        self._engine = Engine(None, setup.model, setup.compute, setup.mesh)
+
+    def __call__(self, state: TrainState) -> list[dict[str, str | None]]:
+        """{"clip", "reference", "caption"} of each prompt; all processes call it alike."""
+        engine, config = self._engine, self._engine.config
+        with jax.set_mesh(engine.mesh):
+            engine.params = self._weights(state)
+            shares = parts("batch")
+        batch_size = -(-len(self._prompts) // shares) * shares
+        tagged = [(prompt, prompt.example) for prompt in self._prompts]
+        rows = []
+        for key, members in group(tagged, batch_size, Buckets(), config):
+            prompts, examples = zip(*members, strict=True)
+            batch = collate(examples, key, batch_size, config)
+            position = np.zeros(batch_size, np.int32)
+            position[: len(examples)] = [example.next_position for example in examples]
+            key_ids = np.zeros(batch_size, np.uint32)  # greedy: of no effect
+            made = engine.generate(batch, position, self._options, key_ids)
+            for prompt, tokens, length in zip(prompts, made.tokens, made.lengths, strict=False):
+                caption = self._tokenizer.decode(tokens[:length].tolist()).strip()
+                row = {"clip": prompt.entry.id, "reference": prompt.answer, "caption": caption}
+                rows.append(row)
+        engine.params = None  # a second copy of the weights, not kept while training goes on
+        return rows

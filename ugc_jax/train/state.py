@@ -1,0 +1,192 @@
+"""What a training run carries from step to step, and how it lies on the mesh.
+
+The model's parameter tree is split in two pruned trees of the same form: `params`, which learn, in
+the master dtype, and `frozen`, in the compute dtype. `model_params` puts them together again.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from ugc_jax import sharding
+from ugc_jax.config import Compute, OmniConfig
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
+from ugc_jax.models import lora, omni
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.train.groups import Trainable
+from ugc_jax.train.optimizer import OptimizerConfig, make_optimizer
+
+
+class TrainState(NamedTuple):
+    """A pytree.
+
+    step: i32[], updates done. params: leaves that learn (with an adapter, its leaves), nested dict.
+    frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. healthy: bool[], False
+    from the step on whose loss or gradient was not finite; such a state no longer changes.
+    """
+
+    step: jax.Array
+    params: dict
+    frozen: dict
+    opt_state: optax.OptState
+    healthy: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that decides the train step's program, but for the batch's shape.
+
+    steps: updates of the whole run, for the learning rate's schedule.
+    accumulate: parts in which a batch passes through the model, one after the other.
+    master: dtype of the weights that learn. In "bfloat16" they take half the memory, but updates
+      below 1/256 of a weight are lost.
+    """
+
+    model: OmniConfig
+    mesh: Mesh
+    compute: Compute = Compute()
+    trainable: Trainable = Trainable()
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = 1000
+    accumulate: int = 1
+    master: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.lora.rank and self.trainable.decoder:
+            raise UserError(
+                "lora.rank: an adapter on a decoder that learns itself; set trainable.decoder=false"
+            )
+        if not self.lora.rank and not any(dataclasses.asdict(self.trainable).values()):
+            raise UserError("trainable: nothing learns; set one of its fields or lora.rank")
+
+    @functools.cached_property
+    def transform(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return make_optimizer(self.optimizer, self.steps)
+
+
+def create_state(params: dict, setup: Setup, seed: int = 0) -> TrainState:
+    """The state before the first step, from the whole stacked parameter tree, on the mesh.
+
+    params are used up: their buffers are given to the state where they fit. seed: of an adapter.
+    """
+    make = functools.partial(_initial, setup=setup, seed=seed)
+    out = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(make, out_shardings=out, donate_argnums=0)(params)
+
+
+def abstract_state(setup: Setup) -> TrainState:
+    """The state's shapes, dtypes and shardings: to restore into, and to compile ahead of time."""
+    params = mapping.abstract_params(setup.model, setup.compute.dtype, stacked=True)
+    shapes = jax.eval_shape(functools.partial(_initial, setup=setup, seed=0), params)
+    leaf_shardings = functools.partial(sharding.shardings, setup.mesh)
+    learns, frozen = _split(_axes(setup), setup)
+    whole = sharding.replicated(setup.mesh)
+    params_shardings = leaf_shardings(shapes.params, learns)
+    state_shardings = TrainState(
+        step=whole,
+        params=params_shardings,
+        frozen=leaf_shardings(shapes.frozen, frozen),
+        opt_state=optax.tree_utils.tree_map_params(
+            setup.transform,
+            # Moments lie as their parameter does; what Adafactor factors is small.
+            lambda leaf, param, split: split if leaf.shape == param.shape else whole,
+            shapes.opt_state,
+            shapes.params,
+            params_shardings,
+            transform_non_params=lambda _: whole,
+        ),
+        healthy=whole,
+    )
+    return jax.tree.map(
+        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        shapes,
+        state_shardings,
+    )
+
+
+def model_params(state: TrainState, setup: Setup) -> dict:
+    """The model's whole tree (stacked) in the compute dtype, an adapter's leaves beside weights.
+
+    Traceable. The embeddings and the head, if they learn, keep the master dtype: so do the sums of
+    their gradients, over tokens and chunks.
+    """
+    learns = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if _is_table(path) else leaf.astype(setup.compute.dtype),
+        state.params,
+    )
+    whole = _join(_without_lora(learns), state.frozen)
+    return lora.combine(whole, _only_lora(learns), setup.lora) if setup.lora.rank else whole
+
+
+def merged_params(state: TrainState, setup: Setup) -> dict:
+    """The model's whole tree (stacked), an adapter merged into its weights: to export.
+
+    Leaves that learn have the master dtype, others the compute dtype. Traceable.
+    """
+    whole = _join(_without_lora(state.params), state.frozen)
+    return lora.merge(whole, _only_lora(state.params), setup.lora) if setup.lora.rank else whole
+
+
+def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
+    if setup.lora.rank:
+        adapter = lora.init(setup.model, setup.lora, jax.random.key(seed))
+        params = _join(params, adapter)
+    learns, frozen = _split(params, setup)
+    learns = jax.tree.map(lambda leaf: leaf.astype(setup.master), learns)
+    # Moments are float32 whatever the weights are.
+    moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
+    return TrainState(
+        step=jnp.int32(0),
+        params=learns,
+        frozen=jax.tree.map(lambda leaf: leaf.astype(setup.compute.dtype), frozen),
+        opt_state=moments,
+        healthy=jnp.bool_(True),
+    )
+
+
+def _axes(setup: Setup) -> dict:
+    axes = omni.logical_axes(setup.model)
+    if setup.lora.rank:
+        axes = _join(axes, lora.logical_axes(setup.model, setup.lora))
+    return axes
+
+
+def _split(tree: dict, setup: Setup) -> tuple[dict, dict]:
+    """(What learns, what is frozen), both pruned."""
+    flat = flatten_dict(tree)
+    learns = {path: leaf for path, leaf in flat.items() if setup.trainable.includes(path)}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in learns}
+    return unflatten_dict(learns), unflatten_dict(frozen)
+
+
+def _join(*trees: dict) -> dict:
+    flat = {}
+    for tree in trees:
+        flat |= flatten_dict(tree)
+    return unflatten_dict(flat)
+
+
+def _only_lora(tree: dict) -> dict:
+    return _where(tree, lambda path: path[-1] in lora.LEAVES)
+
+
+def _without_lora(tree: dict) -> dict:
+    return _where(tree, lambda path: path[-1] not in lora.LEAVES)
+
+
+def _where(tree: dict, keep) -> dict:
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(tree).items() if keep(path)})
+
+
+def _is_table(path) -> bool:
+    return path[-2].key in ("embed_tokens", "lm_head")
