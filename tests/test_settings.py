@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.settings import describe, field_help, parse, part
+from ugc_jax.settings import describe, field_help, flatten, parse, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,3 +179,141 @@ def test_describe_shows_own_settings_first():
 
 def test_part():
     assert part(Shared, Config(checkpoint="c", fps=1.0)) == Shared(fps=1.0)
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How weights change. And more about it."""
+
+    learning_rate: float = 1e-5  # the highest
+    name: Literal["adamw", "adafactor"] = "adamw"  # the rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read."""
+
+    folders: tuple[str, ...]  # of records
+    weights: tuple[float, ...] = ()  # of each folder
+    sizes: tuple[int, ...] | None = (1, 2)  # of something
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Settings of training."""
+
+    data: Data
+    optimizer: Optimizer = Optimizer(learning_rate=2e-5)
+    steps: int = 3  # how long
+
+
+def nested(*words):
+    return parse(Nested, ["--config.data.folders=a", *words])[0]
+
+
+def refused_nested(*words) -> str:
+    with pytest.raises(UserError) as caught:
+        nested(*words)
+    return str(caught.value)
+
+
+def test_sections_have_their_jobs_defaults():
+    assert nested() == Nested(data=Data(("a",)), optimizer=Optimizer(learning_rate=2e-5))
+
+
+def test_one_setting_of_a_section_leaves_the_others():
+    config = nested("--config.optimizer.name=adafactor")
+    assert config.optimizer == Optimizer(2e-5, "adafactor")
+
+
+def test_tuples_are_separated_by_commas():
+    config = nested("--config.data.folders=x, y", "--config.data.weights=1,.5")
+    assert config.data == Data(("x", "y"), (1.0, 0.5), (1, 2))
+    assert nested("--config.data.sizes=none").data.sizes is None
+    assert nested("--config.data.sizes=").data.sizes == ()
+
+
+def test_sections_of_a_file_are_nested_configs(file):
+    path = file(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(arg=None):\n"
+        "    config = ConfigDict()\n"
+        "    config.steps = 7\n"
+        "    config.optimizer = ConfigDict()\n"
+        "    config.optimizer.learning_rate = 1\n"
+        "    config.data = dict(weights=[1, 2])\n"
+        "    return config\n"
+    )
+    config = nested("--config.data.weights=3", f"--config={path}")
+    assert config == Nested(data=Data(("a",), (3.0,)), optimizer=Optimizer(1.0), steps=7)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "--config.optimizer.learnin_rate=1",
+            "--config.optimizer.learnin_rate: unknown setting; "
+            "did you mean optimizer.learning_rate?",
+        ),
+        (
+            "--config.learning_rate=1",
+            "--config.learning_rate: unknown setting; did you mean optimizer.learning_rate?",
+        ),
+        (
+            "--config.optimizer.zzz=1",
+            "--config.optimizer.zzz: unknown setting; "
+            "known are optimizer.learning_rate, optimizer.name",
+        ),
+        (
+            "--config.optimizer=adamw",
+            "--config.optimizer: is a section; set one of optimizer.learning_rate, optimizer.name",
+        ),
+        (
+            "--config.optimizer.name=sgd",
+            "--config.optimizer.name: expected adamw|adafactor, got 'sgd'",
+        ),
+        (
+            "--config.data.weights=1,b",
+            "--config.data.weights: expected NUMBER,..., got (1.0, 'b')",
+        ),
+        (
+            "--learning-rate=1",
+            "unknown option --learning-rate; write --config.optimizer.learning_rate=...",
+        ),
+    ],
+)
+def test_mistakes_in_sections_are_told(word, message):
+    assert refused_nested(word) == message
+
+
+def test_mistakes_in_sections_of_a_file_are_told(file):
+    path = file("def get_config():\n  return {'optimizer': {'nam': 'adamw'}}")
+    told = refused_nested(f"--config={path}")
+    assert told == f"{path}: optimizer.nam: unknown setting; did you mean optimizer.name?"
+    path = file("def get_config():\n  return {'optimizer': 3}")
+    assert "optimizer: is a section" in refused_nested(f"--config={path}")
+
+
+def test_required_setting_of_a_section_is_told():
+    with pytest.raises(UserError, match=r"--config\.data\.folders=\.\.\. is required: of records"):
+        parse(Nested, [])
+
+
+def test_describe_groups_sections():
+    text = describe(Nested)
+    assert "\n\nHow weights change:\n  optimizer.learning_rate=NUMBER\n" in text
+    assert "the highest (default 2e-05)" in text
+    assert "\n  data.folders=TEXT,...       of records (required)\n" in text
+    assert "of something (default 1,2)" in text
+    assert "optimizer=" not in text
+
+
+def test_flatten():
+    flat = flatten(nested())
+    assert flat["optimizer.learning_rate"] == 2e-5
+    assert flat == flatten(dataclasses.asdict(nested()))
+    assert list(flat)[-1] == "steps"

@@ -63,6 +63,24 @@ def _bench() -> ModuleType:
     return bench
 
 
+def _extract() -> ModuleType:
+    from ugc_jax.jobs import extract
+
+    return extract
+
+
+def _world() -> ModuleType:
+    from ugc_jax.jobs import world
+
+    return world
+
+
+def _sft() -> ModuleType:
+    from ugc_jax.jobs import sft
+
+    return sft
+
+
 JOBS = {
     "init": Job(
         "write a small random checkpoint with a tokenizer, to try everything offline", "", _init
@@ -72,6 +90,10 @@ JOBS = {
         "VIDEO...",
         _inspect,
     ),
+    "extract": Job(
+        "extract frames and sound of clips into records to train from", "MANIFEST", _extract
+    ),
+    "sft": Job("fine-tune a checkpoint on extracted clips and their captions", "", _sft),
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out",
         "VIDEO...",
@@ -79,6 +101,9 @@ JOBS = {
     ),
     "convert": Job(
         "change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert
+    ),
+    "world": Job(
+        "write the offline world: short clips with captions that can be checked exactly", "", _world
     ),
     "bench": Job(
         "time prefill and decoding, and compare with torch if it is installed", "", _bench

@@ -1,12 +1,14 @@
 """A job's settings: `--config=FILE[:ARG]` and `--config.key=value` -> a frozen dataclass, and help.
 
 The dataclass is the only declaration: its field types check the values, its defaults are the
-defaults, and the comments beside its fields are the help. A config file is Python with
-`get_config(arg=None)` that returns an ml_collections ConfigDict of the fields that it changes;
-overrides on the command line come on top of it.
+defaults, and the comments beside its fields are the help. A field that is itself a dataclass is a
+section; its settings are written `--config.section.key=value`. A config file is Python with
+`get_config(arg=None)` that returns an ml_collections ConfigDict of the fields that it changes, a
+nested one for a section; overrides on the command line come on top of it.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -18,7 +20,7 @@ import tokenize
 import traceback
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ugc_jax.errors import UserError
@@ -27,14 +29,23 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}
 
 
+class _Setting(typing.NamedTuple):
+    """One setting: the type of its field, its default (MISSING: required), its comment."""
+
+    hint: typing.Any
+    default: typing.Any
+    comment: str
+
+
 def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
     """Command-line words -> (an instance of the dataclass `cls`, the positional words).
 
     Understands --config=FILE[:ARG], --config.key=value, --config.flag (true), and `--`, after which
-    all words are positional. Raises UserError for an unknown or missing key, a value of a wrong
-    type, and a config file that cannot be used.
+    all words are positional. Values of a tuple are separated by commas. Raises UserError for an
+    unknown or missing key, a value of a wrong type, and a config file that cannot be used.
     """
     file, overrides, positional = None, {}, []
+    settings = _settings(cls)
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -49,23 +60,23 @@ def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
         elif flag.startswith("--config."):
             overrides[flag.removeprefix("--config.")] = value if equals else None
         else:
-            key = flag.removeprefix("--").replace("-", "_")
-            known = key in _hints(cls)
-            raise UserError(
-                f"unknown option {flag}; {f'write --config.{key}=...' if known else 'see --help'}"
-            )
+            name = flag.removeprefix("--").replace("-", "_")
+            known = [key for key in settings if name in (key, key.rpartition(".")[2])]
+            remedy = f"write --config.{known[0]}=..." if len(known) == 1 else "see --help"
+            raise UserError(f"unknown option {flag}; {remedy}")
     values = {}
     if file is not None:
         source, content = _read_file(file)
-        values = {
-            key: _checked(cls, key, value, f"{source}: {key}") for key, value in content.items()
-        }
+        for key, value in _flat(content, settings):
+            values[key] = _checked(settings, key, value, f"{source}: {key}")
     for key, text in overrides.items():
-        values[key] = _checked(cls, key, _from_text(cls, key, text), f"--config.{key}")
-    for field in dataclasses.fields(cls):
-        if field.name not in values and _default(field) is dataclasses.MISSING:
-            raise UserError(f"--config.{field.name}=... is required: {field_help(cls)[field.name]}")
-    return cls(**values), positional
+        label = f"--config.{key}"
+        values[key] = _checked(settings, key, _from_text(settings, key, text), label)
+    for key, setting in settings.items():
+        if key not in values and setting.default is dataclasses.MISSING:
+            raise UserError(f"--config.{key}=... is required: {setting.comment}")
+    defaults = {key: setting.default for key, setting in settings.items()}
+    return _build(cls, defaults | values), positional
 
 
 def part(cls: type, config) -> typing.Any:
@@ -73,14 +84,67 @@ def part(cls: type, config) -> typing.Any:
     return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
-def _hints(cls: type) -> dict[str, typing.Any]:
-    return {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
+def flatten(config) -> dict[str, typing.Any]:
+    """{dotted key: value} of a job's config, or of its `dataclasses.asdict`."""
+    content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+    flat = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": item for key, item in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
-def _default(field: dataclasses.Field):
-    if field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
+def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]:
+    """All settings of a dataclass by dotted key, own ones first; defaults are those of `instance`.
+
+    instance: None or MISSING takes the defaults of the class.
+    """
+    comments, hints = field_help(cls), typing.get_type_hints(cls)
+    own, sections = {}, {}
+    for field in dataclasses.fields(cls):
+        key, hint, given = prefix + field.name, hints[field.name], _given(field, instance)
+        if dataclasses.is_dataclass(hint):
+            sections |= _settings(hint, given, f"{key}.")
+        else:
+            own[key] = _Setting(hint, given, comments[field.name])
+    return own | sections
+
+
+def _build(cls: type, values: dict[str, typing.Any], prefix: str = "") -> typing.Any:
+    """The dataclass `cls` of values by dotted key."""
+    hints = typing.get_type_hints(cls)
+    fields = {}
+    for field in dataclasses.fields(cls):
+        key, hint = prefix + field.name, hints[field.name]
+        is_section = dataclasses.is_dataclass(hint)
+        fields[field.name] = _build(hint, values, f"{key}.") if is_section else values[key]
+    return cls(**fields)
+
+
+def _flat(content: Mapping, settings: dict, prefix: str = "") -> Iterator[tuple[str, typing.Any]]:
+    """(dotted key, value) pairs of what a config file returned; a section is a nested mapping."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if _in_section(key, settings) and hasattr(value, "items"):
+            yield from _flat(value, settings, f"{key}.")
+        else:
+            yield key, value
+
+
+def _in_section(key: str, settings: dict) -> list[str]:
+    """The settings of the section `key`; none if there is no such section."""
+    return [known for known in settings if known.startswith(f"{key}.")]
+
+
+def _given(field: dataclasses.Field, instance):
+    """The field's value in `instance`; without one its default, MISSING if it has none."""
+    if instance not in (None, dataclasses.MISSING):
+        return getattr(instance, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _kinds(hint) -> tuple:
@@ -89,39 +153,60 @@ def _kinds(hint) -> tuple:
     return typing.get_args(hint) if is_union else (hint,)
 
 
+def _item_kind(kind):
+    """str for tuple[str, ...]; None for a type that is no tuple."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+
+
 def _name(kind) -> str:
     """How a type is shown to a person."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(map(str, typing.get_args(kind)))
+    if item := _item_kind(kind):
+        return f"{_name(item)},..."
     return _NAMES[kind]
 
 
-def _type_of(cls: type, key: str, label: str):
-    """The type of field `key`; UserError with the closest names if there is none.
+def _type_of(settings: dict[str, _Setting], key: str, label: str):
+    """The type of setting `key`; UserError with the closest names if there is none.
 
     label: how messages call it.
     """
-    hints = _hints(cls)
-    if key not in hints:
-        close = " or ".join(difflib.get_close_matches(key, hints, n=3))
-        remedy = f"did you mean {close}?" if close else f"known are {', '.join(sorted(hints))}"
-        raise UserError(f"{label}: unknown setting; {remedy}")
-    return hints[key]
+    if key in settings:
+        return settings[key].hint
+    if inside := _in_section(key, settings):
+        raise UserError(f"{label}: is a section; set one of {', '.join(inside)}")
+    section, _, name = key.rpartition(".")
+    near = _in_section(section, settings) or list(settings)
+    names = {known: known.rpartition(".")[2] for known in near}
+    matches = difflib.get_close_matches(name, dict.fromkeys(names.values()), n=3)
+    close = [known for match in matches for known in near if names[known] == match]
+    remedy = (
+        f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(near))}"
+    )
+    raise UserError(f"{label}: unknown setting; {remedy}")
 
 
-def _from_text(cls: type, key: str, text: str | None):
-    """A value typed on the command line as the field's type allows, or left as text.
+def _from_text(settings: dict[str, _Setting], key: str, text: str | None):
+    """A value typed on the command line as the setting's type allows, or left as text.
 
     text: None where there was no `=`.
     """
-    kinds = _kinds(_type_of(cls, key, f"--config.{key}"))
+    kinds = _kinds(_type_of(settings, key, f"--config.{key}"))
     if text is None and bool not in kinds:
         raise UserError(f"--config.{key} needs a value: --config.{key}=...")
     if text is None:
         return True
-    lower = text.lower()
-    if lower in ("none", "null") and type(None) in kinds:
+    if text.lower() in ("none", "null") and type(None) in kinds:
         return None
+    for kind in kinds:
+        if item := _item_kind(kind):
+            return tuple(_scalar((item,), word.strip()) for word in text.split(",") if word.strip())
+    return _scalar(kinds, text)
+
+
+def _scalar(kinds: tuple, text: str):
+    lower = text.lower()
     if bool in kinds and lower in _TRUE + _FALSE:
         return lower in _TRUE
     for number in (int, float):
@@ -133,18 +218,28 @@ def _from_text(cls: type, key: str, text: str | None):
     return text
 
 
-def _checked(cls: type, key: str, value, label: str):
-    """`value` if the field's type allows it (an integer is a number, too); UserError otherwise."""
-    hint = _type_of(cls, key, label)
-    for kind in _kinds(hint):
-        if typing.get_origin(kind) is typing.Literal:
-            if value in typing.get_args(kind):
-                return value
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+def _checked(settings: dict[str, _Setting], key: str, value, label: str):
+    """`value` if the setting's type allows it; UserError otherwise."""
+    kinds = _kinds(_type_of(settings, key, label))
+    for kind in kinds:
+        with contextlib.suppress(TypeError):
+            return _as(kind, value)
+    raise UserError(f"{label}: expected {'|'.join(map(_name, kinds))}, got {value!r}")
+
+
+def _as(kind, value):
+    """`value` if it is a `kind`; an integer is a number, too. TypeError otherwise."""
+    if item := _item_kind(kind):
+        if isinstance(value, list | tuple):
+            return tuple(_as(item, member) for member in value)
+    elif typing.get_origin(kind) is typing.Literal:
+        if value in typing.get_args(kind):
             return value
-    raise UserError(f"{label}: expected {'|'.join(map(_name, _kinds(hint)))}, got {value!r}")
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TypeError
 
 
 def _read_file(spec: str) -> tuple[str, Mapping]:
@@ -210,22 +305,30 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def describe(cls: type) -> str:
-    """The settings of a job for its --help, with types and defaults: first its own, then shared."""
-    comments, hints = field_help(cls), _hints(cls)
+    """The settings of a job for its --help, with types and defaults: own, shared, then sections."""
+    return "\n".join(_describe(cls, None, "")[1:])
+
+
+def _describe(cls: type, instance, prefix: str) -> list[str]:
+    """Lines of help; the arguments are those of `_settings`."""
+    settings, hints = _settings(cls, instance, prefix), typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     rows, seen = [], set()
     for base in cls.__mro__:
-        own = [name for name in base.__dict__.get("__annotations__", {}) if name in fields]
-        own = [name for name in own if name not in seen]
+        own = [name for name in base.__dict__.get("__annotations__", {}) if name not in seen]
+        own = [name for name in own if prefix + name in settings]
         seen |= set(own)
         if own:
             rows += ["", f"{(base.__doc__ or base.__name__).strip().partition('.')[0]}:"]
         for name in own:
-            default = _default(fields[name])
+            hint, default, comment = settings[prefix + name]
             note = "required" if default is dataclasses.MISSING else f"default {_show(default)}"
-            note = "" if default is None else f"({note})"
-            rows += _row(f"{name}={_metavar(hints[name])}", f"{comments[name]} {note}".strip())
-    return "\n".join(rows[1:])
+            note = "" if default in (None, ()) else f"({note})"
+            rows += _row(f"{prefix}{name}={_metavar(hint)}", f"{comment} {note}".strip())
+    for name, field in fields.items():
+        if dataclasses.is_dataclass(hints[name]):
+            rows += _describe(hints[name], _given(field, instance), f"{prefix}{name}.")
+    return rows
 
 
 def help_width() -> int:
@@ -238,6 +341,8 @@ def _metavar(hint) -> str:
 
 
 def _show(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_show, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,7 +1,8 @@
 """A file (or a bare question) -> the prompt that the model sees, and what to tell about it.
 
-load_example: path -> media.probe, read_clip -> load_medium (patches, log-mel) -> build_example
-(template, layout) -> Example
+load_example: path -> read_within (probe, read, fit the budget) -> take (frames, log-mel) ->
+prepare (patches) -> build_example (template, layout) -> Example
+records.py keeps what `take` gives and goes on from there: a record and its file cannot disagree.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
+from ugc_jax.config import OmniConfig, VisionConfig
 from ugc_jax.data.features import HOP, SAMPLE_RATE, audio_tokens, log_mel, patchify
 from ugc_jax.data.framing import Plan, Source, plan_frames
 from ugc_jax.data.media import Clip, probe, read_clip
@@ -22,6 +23,20 @@ from ugc_jax.data.schema import Example, VisionInput
 from ugc_jax.errors import UserError
 
 REFERENCE_FPS = 2.0  # the rate that the reference assumes for every video (spec 7.3)
+
+
+class Taken(NamedTuple):
+    """What a medium gives to a prompt, before it is cut into patches; records hold this.
+
+    kind: "video", "image" or "audio". frames: u8[n, h, w, 3], None for a sound.
+    seconds_per_grid: duration of a temporal grid (two frames), 0 unless video.
+    mel: f32[frames, 128], None without sound.
+    """
+
+    kind: str
+    frames: np.ndarray | None
+    seconds_per_grid: float
+    mel: np.ndarray | None
 
 
 class Loaded(NamedTuple):
@@ -76,9 +91,9 @@ def load_example(
         )
     clip, media, notes = None, [], []
     if path is not None:
-        clip, notes = _read_within(probe(path), settings, budget - text_tokens, config)
+        clip, notes = read_within(probe(path), settings, budget - text_tokens, config)
         media = [load_medium(clip, settings, config)]
-        notes = [*notes, *_sound_notes(clip, media[0], settings)]
+        notes = [*notes, *sound_notes(clip, media[0].mel, settings)]
     messages = _messages(settings, None if clip is None else clip.source.kind)
     example = build_example(messages, media, tokenizer, config)
     return example, _info(example, clip, media, notes)
@@ -106,19 +121,45 @@ def build_example(
 
 def load_medium(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Loaded:
     """Features and layout facts of a clip. Raises UserError for a sound file without a sample."""
+    return prepare(take(clip, settings, config), config.vision)
+
+
+def take(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Taken:
+    """Frames and log-mel of a clip. Raises UserError for a sound file without a sample."""
     kind, waveform = clip.source.kind, clip.waveform
-    vision = None if clip.frames is None else patchify(clip.frames, config.vision)
     mel = None if waveform is None or not len(waveform) else log_mel(waveform)
-    sound = None if mel is None else len(mel)
-    if kind == "image":
-        return Loaded(Image(vision.grid), vision, None)
+    if kind == "audio" and mel is None:
+        raise UserError(f"{clip.source.path}: no sound to caption; check the file, start and end")
+    seconds_per_grid = 0.0
     if kind == "video":
         fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
         seconds_per_grid = config.vision.temporal_patch_size / fps
-        return Loaded(Video(vision.grid, seconds_per_grid, sound), vision, mel)
-    if mel is None:
-        raise UserError(f"{clip.source.path}: no sound to caption; check the file, start and end")
-    return Loaded(Audio(sound), None, mel)
+    return Taken(kind, clip.frames, seconds_per_grid, None if kind == "image" else mel)
+
+
+def prepare(taken: Taken, config: VisionConfig) -> Loaded:
+    """Cut a medium's frames into patches, and tell its size."""
+    frames, mel = taken.frames, taken.mel
+    size = (0, 0, 0) if frames is None else frames.shape[:3]
+    mel_frames = None if mel is None else len(mel)
+    piece = size_of(taken.kind, size, taken.seconds_per_grid, mel_frames, config)
+    return Loaded(piece, None if frames is None else patchify(frames, config), mel)
+
+
+def size_of(
+    kind: str,
+    size: tuple[int, int, int],
+    seconds_per_grid: float,
+    mel_frames: int | None,
+    config: VisionConfig,
+) -> Medium:
+    """A medium's facts for the layout, without its pixels. size: (frames, height, width)."""
+    frames, height, width = size
+    side = config.patch_size
+    grid = -(-frames // config.temporal_patch_size), height // side, width // side
+    if kind == "image":
+        return Image(grid)
+    return Video(grid, seconds_per_grid, mel_frames) if kind == "video" else Audio(mel_frames)
 
 
 def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
@@ -138,12 +179,13 @@ def _text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
     return len(around.ids) + len(tokenizer.encode(settings.question))
 
 
-def _read_within(
+def read_within(
     source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
 ) -> tuple[Clip, list[str]]:
     """Read a clip so that picture, sound and markers take at most `allowance` tokens.
 
-    Returns the clip and notes of what was given up.
+    settings: resolved. Returns the clip and notes of what was given up. Raises UserError if the
+    file cannot be read or does not fit however small.
     """
     allowance -= 4 if source.kind == "video" else 2  # markers
     if source.kind == "audio":
@@ -230,15 +272,15 @@ def _size(plan: Plan) -> str:
 # ---- the report ----------------------------------------------------------------------------------
 
 
-def _sound_notes(clip: Clip, medium: Loaded, settings: ClipSettings) -> list[str]:
+def sound_notes(clip: Clip, mel: np.ndarray | None, settings: ClipSettings) -> list[str]:
     """What became of a clip's sound, where it is not simply in the prompt."""
     if clip.source.kind == "image":
         return []
     if not clip.source.has_audio:
         return ["no sound in the file"]
-    if medium.mel is None:
+    if mel is None:
         return ["no sound between start and end" if settings.audio else "sound left out, as asked"]
-    if not audio_tokens(len(medium.mel)):
+    if not audio_tokens(len(mel)):
         return ["the sound is too short to give a token"]
     seconds, limit = _sound_seconds(clip.source, settings), settings.max_audio_seconds
     if seconds > limit + 0.1:  # a codec's padding is no loss

@@ -70,7 +70,7 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     if height % cell or width % cell:
         raise ValueError(f"frame of {width}x{height} pixels: sides must be multiples of {cell}")
     depth, side = config.temporal_patch_size, config.window_cells
-    rows, columns = _windows(height // cell, width // cell, config)
+    rows, columns = frame_windows(height // cell, width // cell, config)
     grids = -(-count // depth)
 
     size = config.window_size
@@ -89,7 +89,7 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     return VisionInput(patches, np.tile(_coords(grid[1], grid[2], config), (grids, 1, 1, 1)), grid)
 
 
-def _windows(cell_rows: int, cell_columns: int, config: VisionConfig) -> tuple[int, int]:
+def frame_windows(cell_rows: int, cell_columns: int, config: VisionConfig) -> tuple[int, int]:
     """Windows (down, across) that cover a frame of so many merged cells."""
     return -(-cell_rows // config.window_cells), -(-cell_columns // config.window_cells)
 
@@ -101,7 +101,7 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
     height, width: of the frame, counted in patches.
     """
     merge, side = config.spatial_merge_size, config.window_cells
-    rows, columns = _windows(height // merge, width // merge, config)
+    rows, columns = frame_windows(height // merge, width // merge, config)
     row, column = np.indices((rows * side * merge, columns * side * merge), dtype=np.int32)
     coords = np.stack([row, column], axis=-1)
     coords[(row >= height) | (column >= width)] = -1
@@ -119,7 +119,7 @@ def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
     """
     merge, side = config.spatial_merge_size, config.window_cells
     times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
-    _, columns = _windows(cell_rows, cell_columns, config)
+    _, columns = frame_windows(cell_rows, cell_columns, config)
     time, row, column = np.indices((times, cell_rows, cell_columns), dtype=np.int32)
     window = row // side * columns + column // side
     place = row % side * side + column % side

@@ -18,12 +18,14 @@ class Clip(NamedTuple):
     """What is taken of a file.
 
     frames: u8[n, h, w, 3] RGB (BGR if asked for), resized; n = 1 for an image; None for a sound.
+    times: f64[n], seconds of each frame on the file's clock; empty unless video.
     sample_fps: frames taken per second of picture; 0 unless video.
     waveform: f32[samples], mono, 16 kHz; None without sound.
     """
 
     source: Source
     frames: np.ndarray | None
+    times: np.ndarray
     sample_fps: float
     waveform: np.ndarray | None
 
@@ -55,7 +57,7 @@ def read_clip(source: Source, settings: ClipSettings) -> Clip:
     empty between start and end.
     """
     settings = resolve(settings)
-    frames, waveform, sample_fps = None, None, 0.0
+    frames, waveform, times, sample_fps = None, None, np.zeros(0), 0.0
     if source.kind != "audio":
         plan = plan_frames(source, settings)
         size, sample_fps = (plan.height, plan.width), plan.sample_fps
@@ -69,6 +71,7 @@ def read_clip(source: Source, settings: ClipSettings) -> Clip:
             frames = prepare(_read_image(source.path))[None]
         else:
             frames = streams.read_frames(source, plan.indices, size, prepare)
+            times = source.index.times[plan.indices]
     if settings.audio and source.has_audio:
         waveform = streams.read_sound(
             source, settings.start or 0.0, settings.end, settings.max_audio_seconds
@@ -76,7 +79,7 @@ def read_clip(source: Source, settings: ClipSettings) -> Clip:
     if frames is None and waveform is None:
         asked = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
         raise UserError(f"{source.path}: holds no sound within {asked}; change these settings")
-    return Clip(source, frames, sample_fps, waveform)
+    return Clip(source, frames, times, sample_fps, waveform)
 
 
 def _probe_image(path: Path) -> Source | None:

@@ -7,6 +7,7 @@ processor cuts on float64 times and the model on truncated float32 positions, an
 for both: whatever the rate, the reference model finds in these tokens exactly these positions.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ def _text(ids: Sequence[int], target: bool = False) -> _Part:
     return _Part(np.array(ids, np.int32), _running(n), n, source, row, np.full(n, target))
 
 
+@functools.lru_cache(maxsize=64)  # clips of a data set are often of a few sizes
 def _medium(piece: Medium, first_grid: int, first_chunk: int, config: OmniConfig) -> _Part:
     """The tokens of the features between their markers.
 

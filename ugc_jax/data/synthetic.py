@@ -1,36 +1,40 @@
-"""Small synthetic clips: coloured shapes that move and beeps with a rhythm, as real H.264 and AAC.
+"""Small synthetic clips as real H.264 and AAC: coloured shapes, text, and sounds with a rhythm.
 
-A `Scene` says what happens; `draw` and `sound` render an instant and a stretch of it; `write_clip`
-makes the file. Everything follows from the scene, so equal arguments give equal files.
+A `Scene` says what happens; `draw` shows an instant of it and `sound` plays it; `write_clip` makes
+the file. Everything follows from the scene, so equal arguments give equal files.
 """
 
+import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 SOUND_RATE = 44_100
+AAC_BLOCK = 1024  # samples that are coded together
 TIME_BASE = Fraction(1, 12_800)  # of pictures; common frame rates are whole numbers of it
 COLOURS = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 70),
-    "blue": (50, 80, 220),
-    "yellow": (240, 210, 50),
-    "purple": (150, 60, 190),
-    "orange": (245, 140, 30),
-    "white": (245, 245, 245),
+    "red": (230, 30, 30),
+    "green": (50, 210, 60),
+    "blue": (40, 70, 240),
+    "yellow": (245, 225, 40),
+    "pink": (255, 120, 210),
+    "white": (250, 250, 250),
 }
 BACKGROUNDS = {
-    "black": (15, 15, 20),
-    "grey": (110, 115, 120),
-    "navy": (20, 30, 80),
-    "brown": (90, 60, 40),
+    "black": (10, 10, 15),
+    "grey": (130, 130, 135),
+    "brown": (110, 60, 20),
+    "teal": (0, 95, 105),
 }
 FORMS = ("circle", "square", "triangle")
+LOUDNESS = 0.4
+MELODY_STEPS = (-5, -3, 0, 2, 4)  # semitones from a melody's pitch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +44,58 @@ class Shape:
     form: str  # of FORMS
     colour: str  # of COLOURS
     size: float  # as a fraction of the frame's shorter side
-    start: tuple[float, float]  # centre at time 0: (x, y) in 0..1
-    velocity: tuple[float, float]  # frames crossed per second: (x, y)
+    start: tuple[float, float]  # centre when it appears: (x, y) in 0..1 of the room that it has
+    velocity: tuple[float, float]  # rooms crossed per second: (x, y)
+    appears: float = 0.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Beeps:
-    """A tone that is switched on and off."""
+class Sound(abc.ABC):
+    """Something to hear, with a pitch and a rhythm."""
 
     pitch: float  # hertz
-    per_second: float  # beeps a second, each half a period long
-    noise: float = 0.02  # loudness of the hiss below it, 0..1
+    per_second: float  # beeps, notes or bursts a second
+    hiss: float = 0.02  # loudness of the noise below the whole clip, 0..1
+    begins: float = 0.0  # seconds
+
+    @abc.abstractmethod
+    def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
+        """f64[count] in [-1, 1], from where the sound begins."""
+
+    def _beat(self, count: int, rate: int) -> np.ndarray:
+        """f64[count]: beeps, notes or bursts until then."""
+        return np.arange(count) / rate * self.per_second
+
+
+class Beeps(Sound):
+    """A pure tone that is on half of the time."""
+
+    def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
+        tone = np.sin(2 * np.pi * self.pitch * np.arange(count) / rate)
+        return tone * (self._beat(count, rate) % 1 < 0.5)
+
+
+class Music(Sound):
+    """A melody around the pitch: notes with an overtone that follow each other and fade."""
+
+    def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
+        note, age = np.divmod(self._beat(count, rate), 1)
+        steps = random.choice(MELODY_STEPS, round(count / rate * self.per_second) + 1)
+        pitch = self.pitch * 2 ** (steps[note.astype(int)] / 12)
+        angle = 2 * np.pi * pitch * np.arange(count) / rate
+        return (np.sin(angle) + np.sin(2 * angle) / 2) / 1.5 * np.exp(-1.5 * age)
+
+
+class Noise(Sound):
+    """Noise in the octave around the pitch that is on half of the time."""
+
+    def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
+        octaves = np.log2(np.fft.rfftfreq(count, 1 / rate)[1:] / self.pitch)
+        spectrum = np.fft.rfft(random.standard_normal(count))
+        spectrum *= np.append(False, np.abs(octaves) < 0.5)  # no constant part
+        rush = np.fft.irfft(spectrum, count)
+        rush /= 3 * rush.std() + 1e-9  # most of it lies within three standard deviations
+        return rush.clip(-1, 1) * (self._beat(count, rate) % 1 < 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +104,15 @@ class Scene:
 
     background: str  # of BACKGROUNDS
     shapes: tuple[Shape, ...]
-    beeps: Beeps
-    seed: int  # of the hiss
+    sound: Sound | None  # None: silence
+    seed: int  # of what is random in the sound
+    turns: tuple[str, float] | None = None  # the background that follows, and from when (seconds)
+    band: bool = False  # keep shapes out of the lowest quarter of the picture, for text
+    text: str = ""  # shown in that band, black on white
 
 
 def random_scene(seed: int) -> Scene:
-    """A scene with one to three shapes."""
+    """A scene with one to three shapes and beeps."""
     random = np.random.default_rng(seed)
     colours = random.permutation(sorted(COLOURS))
     shapes = tuple(
@@ -84,13 +132,19 @@ def random_scene(seed: int) -> Scene:
 def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
     """The picture at `time` seconds: u8[height, width, 3] for size = (width, height)."""
     width, height = size
-    image = Image.new("RGB", size, BACKGROUNDS[scene.background])
+    turned = scene.turns is not None and time >= scene.turns[1]
+    image = Image.new("RGB", size, BACKGROUNDS[scene.turns[0] if turned else scene.background])
     canvas = ImageDraw.Draw(image)
+    band = height * 3 // 4  # where it begins
+    room = (width - 1, (band if scene.band else height) - 1)  # the last pixels are drawn, too
     for shape in scene.shapes:
+        age = time - shape.appears
+        if age < 0:
+            continue
         half = shape.size * min(size) / 2
         x, y = (
-            _bounce(begin + speed * time) * (length - 2 * half) + half
-            for begin, speed, length in zip(shape.start, shape.velocity, size, strict=True)
+            _bounce(begin + speed * age) * (length - 2 * half) + half
+            for begin, speed, length in zip(shape.start, shape.velocity, room, strict=True)
         )
         fill = COLOURS[shape.colour]
         if shape.form == "circle":
@@ -99,7 +153,17 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
             canvas.rectangle((x - half, y - half, x + half, y + half), fill=fill)
         else:
             canvas.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], fill=fill)
+    if scene.text:
+        canvas.rectangle((0, band, width, height), fill="white")
+        middle = (width / 2, (band + height) / 2)
+        canvas.text(middle, scene.text, "black", _font(height - band), anchor="mm")
     return np.asarray(image)
+
+
+@functools.lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """PIL's own font, `size` pixels high."""
+    return ImageFont.load_default(size)
 
 
 def _bounce(place: float) -> float:
@@ -110,10 +174,14 @@ def _bounce(place: float) -> float:
 
 def sound(scene: Scene, seconds: float, rate: int = SOUND_RATE) -> np.ndarray:
     """f32[seconds * rate] mono, in [-1, 1]."""
-    time = np.arange(round(seconds * rate)) / rate
-    on = (time * scene.beeps.per_second) % 1 < 0.5
-    hiss = np.random.default_rng(scene.seed).uniform(-1, 1, len(time)) * scene.beeps.noise
-    return (0.4 * np.sin(2 * np.pi * scene.beeps.pitch * time) * on + hiss).astype(np.float32)
+    wave = np.zeros(round(seconds * rate))
+    if scene.sound is not None:
+        random = np.random.default_rng(scene.seed)
+        wave += random.uniform(-1, 1, len(wave)) * scene.sound.hiss
+        begun = wave[round(scene.sound.begins * rate) :]
+        if len(begun):
+            begun += LOUDNESS * scene.sound.wave(len(begun), rate, random)
+    return wave.astype(np.float32)
 
 
 def write_clip(
@@ -129,6 +197,8 @@ def write_clip(
     key_every: int = 50,
     faststart: bool = False,
     times: Sequence[float] | None = None,
+    rate: int = SOUND_RATE,
+    preset: str = "veryfast",
 ) -> Scene:
     """Write a clip and return the scene shown in it.
 
@@ -139,6 +209,8 @@ def write_clip(
     key_every: frames from one key frame to the next.
     faststart: put the mp4's index first.
     times: seconds of each frame, for a variable rate (instead of `seconds` and `fps`).
+    rate: samples of sound a second.
+    preset: x264's speed against size, "ultrafast" for many clips.
     """
     scene = scene or random_scene(seed)
     if times is None:
@@ -153,12 +225,13 @@ def write_clip(
         picture.codec_context.time_base = TIME_BASE
         picture.codec_context.gop_size = key_every
         # A fixed quantiser and one thread: rate control does not always give the same bytes.
-        picture.options = {"preset": "veryfast", "qp": "22", "threads": "1"}
+        picture.options = {"preset": preset, "qp": "22", "threads": "1"}
         if rotation:
             picture.set_display_rotation(rotation)
         track = None
         if audio is not False:
-            track = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
+            track = container.add_stream("aac", rate=rate, layout="mono")
+            track.options = {"aac_coder": "fast"}
         for time in times:
             frame = av.VideoFrame.from_ndarray(draw(scene, time, size), format="rgb24")
             frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
@@ -166,18 +239,17 @@ def write_clip(
         container.mux(picture.encode(None))
         if track:
             length = seconds if audio is True else float(audio)
-            _encode_sound(container, track, sound(scene, length))
+            _encode_sound(container, track, sound(scene, length, rate), rate)
     return scene
 
 
 def _encode_sound(
-    container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray
+    container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray, rate: int
 ):
     """Encode f32[n] mono and end the track; n = 0 leaves a sound stream without sound."""
-    step = 1024
-    for first in range(0, len(samples), step):
-        block = samples[None, first : first + step]
+    for first in range(0, len(samples), AAC_BLOCK):
+        block = samples[None, first : first + AAC_BLOCK]
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, first, Fraction(1, SOUND_RATE)
+        frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
         container.mux(track.encode(frame))
     container.mux(track.encode(None))

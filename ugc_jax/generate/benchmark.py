@@ -71,7 +71,8 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
             Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
         )
         clip = Video(picture.grid, SECONDS_PER_GRID, audio_frames=len(mel))
-        return Example(*layout([before, clip, after], config), vision=(picture,), mels=(mel,))
+        laid = layout([before, clip, after], config)
+        return Example(**laid._asdict(), vision=(picture,), mels=(mel,))
 
     return [one() for _ in range(work.batch_size)]
 

@@ -1,6 +1,7 @@
 """Text from which `build_tokenizer` learns merges: the benchmark's prompts, words of captions."""
 
 from ugc_jax.data.presets import QUESTION, UPSTREAM_SYSTEM
+from ugc_jax.data.world import sentences
 
 PROMPTS = """\
 You are a helpful assistant.
@@ -79,4 +80,4 @@ red orange yellow green blue purple pink brown black white grey gray gold silver
 bright
 """
 
-LINES = [QUESTION, UPSTREAM_SYSTEM, *PROMPTS.splitlines(), *CAPTIONS.splitlines()]
+LINES = [QUESTION, UPSTREAM_SYSTEM, *PROMPTS.splitlines(), *CAPTIONS.splitlines(), *sentences()]

@@ -35,6 +35,7 @@ PROCESSOR_FILES = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 GENERATION = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_thinker(
@@ -224,7 +225,8 @@ def check_output(out_dir: str | Path, overwrite: bool) -> Path:
     occupied = out.is_dir() and any(out.iterdir())
     if occupied and not overwrite:
         raise UserError(f"{out_dir}: is not empty; name another output, or set overwrite=true")
-    if occupied and not (out / "config.json").exists():
+    ours = any((out / name).exists() for name in ("config.json", ADAPTER_CONFIG))
+    if occupied and not ours:
         raise UserError(
             f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; "
             "name another output"

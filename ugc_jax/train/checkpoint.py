@@ -38,6 +38,7 @@ class Checkpoints:
     def __init__(self, output: str | epath.PathLike, keep: int = 2):
         """keep: the latest checkpoints that stay; the best one by `BEST` stays besides."""
         root = epath.Path(output)
+        root = root if is_remote(root) else root.expanduser().absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
         with self._told("cannot be opened"):
             self._manager = ocp.CheckpointManager(
@@ -85,7 +86,7 @@ class Checkpoints:
 
         data: the data iterator's state after `step` steps. config: the run's settings. Both and
         metrics as JSON takes them. A failure in the background is told by a later `check`, `save`
-        or `close`. All of them raise UserError where the disk refuses; earlier checkpoints stay.
+        or `wait`. All of them raise UserError where the disk refuses; earlier checkpoints stay.
         """
         if step == self.latest:
             return
@@ -128,12 +129,17 @@ class Checkpoints:
                 frozen = reader.restore(self.frozen, frozen)
         return TrainState(frozen=frozen, **loaded.state), loaded.data
 
-    def close(self):
+    def wait(self):
         """Wait until all is on disk."""
         with self._told("a checkpoint cannot be saved"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_):
+        self._manager.close()
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
         remedy = "remove that folder to go on from the checkpoint before it"

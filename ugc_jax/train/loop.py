@@ -78,15 +78,15 @@ class Loop:
         batch_size: int,
         checkpoints: Checkpoints,
         settings: dict,
-        evaluation: Callable[[], Iterable[Batch]] | None = None,
+        evaluation: Iterable[Batch] | None = None,
         sample: Callable[[TrainState], list[dict]] | None = None,
     ):
         """setup.steps: the last step.
 
         output: the run's directory, local or an etils path. batch_size: rows of a batch, over all
-        processes. settings: the run's, stored with every checkpoint. evaluation: gives this
-        process's rows of the evaluation batches. sample: makes captions, {"clip", "reference",
-        "caption"} of each.
+        processes. settings: the run's, stored with every checkpoint. evaluation: this process's
+        rows of the evaluation batches, as often as it is iterated over. sample: makes captions,
+        {"clip", "reference", "caption"} of each.
         """
         self.setup, self.config, self.output = setup, config, epath.Path(output)
         self.batch_size, self.checkpoints, self.settings = batch_size, checkpoints, settings
@@ -131,7 +131,7 @@ class Loop:
                 if stopping:
                     logger.info("stopped after step %d of %d; run again to go on", step, last)
                     break
-            self.checkpoints.close()
+            self.checkpoints.wait()
         return state, stop.status
 
     # ---- a step ----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Loop:
         """Save what is needed to see the step again, and say how."""
         healthy = state._replace(healthy=jax.device_put(True, state.healthy.sharding))
         self.checkpoints.save(step - 1, healthy, fed.before, self.settings)
-        self.checkpoints.close()
+        self.checkpoints.wait()
         folder = self.output / "not_finite"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step{step}_process{jax.process_index()}.npz"
@@ -224,7 +224,7 @@ class Loop:
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Mean loss and accuracy over the target tokens of the evaluation data."""
         total = None
-        for rows in self._evaluation():
+        for rows in self._evaluation:
             batch = sharding.place_batch(self.setup.mesh, rows, self.batch_size)
             sums = self._eval_step(state, batch)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)

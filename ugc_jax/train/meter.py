@@ -9,22 +9,15 @@ from typing import TypeVar
 
 import jax
 
-T = TypeVar("T")
+from ugc_jax.train.chips import chip_of
 
-# Floating-point operations a second of a device with bfloat16 matrices, as its maker states them.
-# A device is what jax calls one: of v7x, half a chip.
-PEAK_FLOPS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12, "TPU7x": 1153.5e12, "A100": 312e12, "H100": 989e12, "H200": 989e12,
-    "B200": 2250e12,
-}  # fmt: skip
+T = TypeVar("T")
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """PEAK_FLOPS of all devices; None for devices that are not in the table, such as a CPU."""
-    kind = mesh.devices.flat[0].device_kind
-    matches = [name for name in PEAK_FLOPS if name == kind or f" {name}" in kind]
-    return PEAK_FLOPS[max(matches, key=len)] * mesh.size if matches else None
+    """bfloat16 operations a second of all devices; None for devices that nobody states it of."""
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    return None if chip is None else chip.flops * mesh.size
 
 
 class Meter:

@@ -6,20 +6,36 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from ugc_jax.config import OmniConfig
+from ugc_jax.data import pipeline
 from ugc_jax.data.batching import Buckets, collate, group
-from ugc_jax.data.pipeline import Prompt
+from ugc_jax.data.planning import DataConfig, parse_mixture
 from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.data.records import RecordSource
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.sharding import parts
 from ugc_jax.train.state import Setup, TrainState, model_params
 
 
+def first_prompts(
+    data: DataConfig, count: int, tokenizer: ChatTokenizer, model: OmniConfig
+) -> list[pipeline.Prompt]:
+    """Those of the first `count` clips of the evaluation data. UserError if it cannot be read."""
+    folder, _ = parse_mixture(data.eval)[0]
+    source = RecordSource(folder)
+    return pipeline.prompts(source, range(min(count, len(source))), tokenizer, model)
+
+
 class Sampler:
     """Greedy captions of the same prompts whenever it is called; compiled once a bucket."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], setup: Setup, tokenizer: ChatTokenizer, max_new_tokens: int
+        self,
+        prompts: Sequence[pipeline.Prompt],
+        setup: Setup,
+        tokenizer: ChatTokenizer,
+        max_new_tokens: int,
     ):
         self._prompts, self._tokenizer = prompts, tokenizer
         self._options = SamplingConfig(max_new_tokens=max_new_tokens)

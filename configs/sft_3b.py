@@ -1,0 +1,47 @@
+"""SFT of Qwen2.5-Omni-3B on the released 1k captions: encoders frozen, the whole decoder learns.
+
+So the paper's captioner begins (arXiv 2507.11336); its training code was not released, so rates and
+sizes are ours. For a TPU slice of at least 16 chips of 16 GB, or 8 of 32 GB:
+
+    ugc-jax extract --config.preset=upstream --config.output=records/sft_1k sft_1k.jsonl
+    ugc-jax sft --config=configs/sft_3b.py
+    ugc-jax sft --config=configs/sft_3b.py:lora     # an adapter: half the slice will do
+
+launch/ has the scripts that start it on every host. On GPUs, add --config.compute.attention=cudnn.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """arg: "lora" to leave the decoder as it is and train an adapter on it."""
+    config = ConfigDict()
+    config.checkpoint = "Qwen/Qwen2.5-Omni-3B"
+    config.output = "runs/sft_3b_lora" if arg == "lora" else "runs/sft_3b"
+
+    config.data = ConfigDict()
+    config.data.train = "records/sft_1k"
+    config.data.tokens = 4096  # a clip of 32 frames and 24 s of sound takes about 2900
+    config.data.batch_size = 16
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "bfloat16"
+    config.compute.attention = "splash"
+    config.compute.remat = "full"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-5
+
+    if arg == "lora":
+        config.trainable = ConfigDict()
+        config.trainable.decoder = False
+        config.trainable.embeddings = False
+        config.lora = ConfigDict()
+        config.lora.rank = 64
+        config.lora.alpha = 128.0
+        config.optimizer.learning_rate = 1e-4
+
+    config.loop = ConfigDict()
+    config.loop.epochs = 3.0
+    config.loop.save_every = 50
+    return config

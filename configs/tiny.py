@@ -1,0 +1,44 @@
+"""SFT of a tiny model on the offline world, on a CPU: the recipe of launch/quickstart.sh.
+
+    ugc-jax init    --config.output=runs/tiny/start
+    ugc-jax world   --config.output=runs/tiny/world
+    ugc-jax extract --config.output=runs/tiny/records/train runs/tiny/world/train.jsonl
+    ugc-jax extract --config.output=runs/tiny/records/test runs/tiny/world/test.jsonl
+    ugc-jax sft     --config=configs/tiny.py
+
+The model begins with random weights, so everything learns, and at a high rate.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """arg: folder of it all, runs/tiny without one."""
+    folder = arg or "runs/tiny"
+    config = ConfigDict()
+    config.checkpoint = f"{folder}/start"
+    config.output = f"{folder}/sft"
+
+    config.data = ConfigDict()
+    config.data.train = f"{folder}/records/train"
+    config.data.eval = f"{folder}/records/test"
+    config.data.tokens = 1024  # about five clips
+    config.data.batch_size = 4
+
+    config.trainable = ConfigDict()
+    config.trainable.vision = True
+    config.trainable.audio = True
+    config.trainable.projector = True
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.95
+
+    config.loop = ConfigDict()
+    config.loop.epochs = 8.0
+    config.loop.log_every = 20
+    config.loop.save_every = 200
+    config.loop.sample_tokens = 64
+    config.loop.export_dtype = "float32"
+    return config

@@ -1,0 +1,134 @@
+"""A training of milliseconds for tests of the loop: real states, batches and meshes, a toy model.
+
+The toy's loss is mean((w - x)^2) over the batch, so that every step depends on its own data; a
+token -1 makes it NaN.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ugc_jax import sharding
+from ugc_jax.data.schema import Batch
+from ugc_jax.train.losses import LossSums
+from ugc_jax.train.state import TrainState
+
+ROWS, TOKENS, WIDTH = 8, 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the loop asks of train.state.Setup."""
+
+    mesh: Mesh
+    steps: int
+
+
+TRANSFORM = optax.adam(0.1)
+
+
+def create_state(mesh: Mesh) -> TrainState:
+    params = {"w": jnp.zeros(WIDTH)}
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        frozen={"scale": jnp.full(WIDTH, 2, jnp.bfloat16)},
+        opt_state=TRANSFORM.init(params),
+        healthy=jnp.bool_(True),
+    )
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh)))
+
+
+def abstract_state(mesh: Mesh) -> TrainState:
+    """Vectors are split over fsdp, scalars are everywhere."""
+
+    def leaf(shape, dtype):
+        axes = ("embed",) if shape else ()
+        split = jax.sharding.NamedSharding(mesh, sharding.RULES.spec(axes, shape, mesh))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+    vector = {"w": leaf((WIDTH,), jnp.float32)}
+    adam = optax.ScaleByAdamState(count=leaf((), jnp.int32), mu=vector, nu=vector)
+    return TrainState(
+        step=leaf((), jnp.int32),
+        params=vector,
+        frozen={"scale": leaf((WIDTH,), jnp.bfloat16)},
+        opt_state=(adam, optax.EmptyState()),
+        healthy=leaf((), jnp.bool_),
+    )
+
+
+def _loss(params, state, batch):
+    x = jnp.mean(batch.tokens.astype(jnp.float32)) * state.frozen["scale"].astype(jnp.float32)
+    return jnp.where(jnp.any(batch.tokens < 0), jnp.nan, jnp.mean((params["w"] - x) ** 2))
+
+
+def train_step(setup: Setup):
+    def step(state: TrainState, batch: Batch):
+        loss, grads = jax.value_and_grad(_loss)(state.params, state, batch)
+        norm = optax.global_norm(grads)
+        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = TRANSFORM.update(grads, state.opt_state)
+        new = state._replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        new = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
+        metrics = {
+            "loss": loss,
+            "accuracy": 1 / (1 + loss),
+            "tokens": jnp.float32(batch.tokens.size),
+            "examples": jnp.float32(len(batch.tokens)),
+            "grad_norm": norm,
+            "learning_rate": jnp.float32(0.1),
+            "finite": healthy.astype(jnp.float32),
+        }
+        return new._replace(healthy=healthy), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def eval_step(setup: Setup):
+    def step(state, batch):
+        count = jnp.float32(batch.tokens.size)
+        return LossSums(_loss(state.params, state, batch) * count, count / 2, count)
+
+    return jax.jit(step)
+
+
+def make_rows(number: int, rows: slice = slice(0, ROWS)) -> Batch:
+    """The rows of batch `number` (from 0); those of a global batch are all different."""
+    tokens = np.random.default_rng(number).integers(0, 100, (ROWS, TOKENS)).astype(np.int32)
+    rest = {name: np.zeros((ROWS, 1), np.int32) for name in Batch._fields if name != "tokens"}
+    return Batch(tokens=tokens[rows], **{name: value[rows] for name, value in rest.items()})
+
+
+class Batches:
+    """An iterator with Grain's get_state and set_state; `broken` is the batch that has a NaN."""
+
+    def __init__(self, mesh: Mesh, count: int = 1000, broken: int | None = None):
+        self.rows, self.count, self.broken = sharding.local_rows(mesh, ROWS), count, broken
+        self.next = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        if self.next == self.count:
+            raise StopIteration
+        batch = make_rows(self.next, self.rows)
+        if self.next == self.broken:
+            batch.tokens[:] = -1
+        self.next += 1
+        return batch
+
+    def get_state(self) -> dict:
+        return {"next": self.next}
+
+    def set_state(self, state: dict):
+        self.next = state["next"]

@@ -1,0 +1,210 @@
+"""Plans: what is dropped, order, mixture, shapes, limits, and that longer runs begin alike."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ugc_jax.data.batching import BucketKey
+from ugc_jax.data.planning import (
+    WINDOW,
+    DataConfig,
+    ExampleSet,
+    make_plan,
+    parse_mixture,
+    weighted,
+)
+from ugc_jax.errors import UserError
+
+
+def config(**changes):
+    return DataConfig(**(dict(train="x", batch_size=4, tokens=512) | changes))
+
+
+def some(n, seed=0, name="x", most=300):
+    """n examples of all sizes, with holes in the numbers of their records."""
+    rng = np.random.default_rng(seed)
+    columns = [rng.integers(20, most, n), *(rng.integers(0, k, n) for k in (9, 5, 7))]
+    return ExampleSet(name, np.arange(n) * 3 + 1, np.stack(columns, 1), name, n)
+
+
+def rows_of(plan):
+    return [row for step in map(plan.step, range(len(plan))) for row in step.rows]
+
+
+def drawn(plan):
+    return [item for row in rows_of(plan) for item in row]
+
+
+MODES = pytest.mark.parametrize("packing", [True, False])
+
+
+@MODES
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("n", [1, 5, 333, WINDOW + 5])
+def test_every_example_once_an_epoch(n, packing, shuffle):
+    one = some(n)
+    for epochs in (1, 3):
+        plan = make_plan([one], config(packing=packing, shuffle=shuffle), epochs=epochs)
+        assert Counter(drawn(plan)) == {(0, number): epochs for number in one.numbers}
+        assert len(plan) == pytest.approx(plan.steps_per_epoch * epochs, abs=9)
+
+
+@MODES
+def test_rows_fit_their_static_shape(packing):
+    sets = [some(400, 0), some(300, 1)]
+    plan = make_plan(sets, config(packing=packing), epochs=2)
+    seen = set()
+    for number in range(len(plan)):
+        key, rows = plan.step(number)
+        seen.add(key)
+        assert len(rows) == 4
+        for row in rows:
+            sizes = [sets[s].sizes[sets[s].numbers.tolist().index(i)] for s, i in row]
+            assert packing or len(row) <= 1
+            total = np.sum([*sizes, np.zeros(4, int)], axis=0)
+            total[2] = max((size[2] for size in sizes), default=0)
+            assert (total <= key).all()
+    assert len(seen) == len(plan.buckets)
+    if packing:
+        assert len(seen) == 1
+        assert plan.fill > 0.9
+        assert next(iter(seen)).tokens == 512
+    else:
+        assert 1 < len(seen) < 9
+        assert sorted(seen) == sorted(seen, key=lambda key: key.tokens)
+
+
+def test_limits_that_are_given_are_the_shape():
+    plan = make_plan([some(200)], config(grids=10, windows=7, chunks=9))
+    assert plan.buckets == (BucketKey(512, 10, 7, 9),)
+
+
+def test_a_packed_shape_has_room_for_the_largest_and_for_the_average():
+    """100 short texts and one clip: 6 grids, not six of them per row."""
+    sizes = np.array([[40, 0, 0, 0]] * 100 + [[200, 5, 3, 2]])
+    lone = ExampleSet("x", np.arange(101), sizes, "x", 101)
+    assert make_plan([lone], config()).buckets == (BucketKey(512, 6, 4, 2),)
+    clips = lone._replace(sizes=np.array([[100, 4, 1, 3]] * 101))
+    # 5.12 clips of average size fill a row, and a tenth of slack
+    assert make_plan([clips], config()).buckets == (BucketKey(512, 24, 1, 24),)
+
+
+@MODES
+def test_order_depends_on_the_seed_alone(packing):
+    sets = [some(100, 0), some(50, 1)]
+
+    def order(**changes):
+        return drawn(make_plan(sets, config(packing=packing, **changes), epochs=2))
+
+    assert order(seed=3) == order(seed=3)
+    assert order(seed=3) == order(seed=3, workers=5, read_ahead=7)
+    assert order(seed=3) != order(seed=4)
+
+
+@MODES
+def test_epochs_are_shuffled_apart(packing):
+    plan = make_plan([some(101)], config(packing=packing, batch_size=1), epochs=2)
+    items = drawn(plan)
+    assert items[:101] != items[101:]
+
+
+def test_unshuffled_and_alone_is_the_order_of_the_folder():
+    sizes = np.tile([100, 1, 1, 1], (10, 1))
+    one = ExampleSet("x", np.arange(10), sizes, "x", 10)
+    plan = make_plan([one], config(packing=False, shuffle=False))
+    assert drawn(plan) == [(0, i) for i in range(10)]
+    assert [len(row) for row in rows_of(plan)] == [1] * 10 + [0] * 2
+
+
+@MODES
+def test_a_longer_run_begins_with_the_same_steps(packing):
+    sets = [some(100, 0), some(70, 1)]
+    settings = config(packing=packing)
+    endless = make_plan(sets, settings, steps=90)
+    assert len(endless) == 90
+    for plan in (
+        make_plan(sets, settings, steps=1),
+        make_plan(sets, settings, steps=40),
+        make_plan(sets, settings, epochs=1),
+        make_plan(sets, settings, epochs=1.5),
+    ):
+        full = [n for n in range(len(plan)) if all(plan.step(n).rows)]
+        assert len(full) >= len(plan) - len(plan.buckets)
+        assert all(plan.step(n) == endless.step(n) for n in full)
+        assert plan.fingerprint == endless.fingerprint
+
+
+def test_part_of_an_epoch():
+    plan = make_plan([some(1000)], config(batch_size=1), epochs=0.25)
+    assert len(plan) == round(0.25 * plan.steps_per_epoch)
+    plan = make_plan([some(1)], config(batch_size=2), epochs=0.01)
+    assert len(drawn(plan)) == 1
+
+
+@MODES
+def test_mixture_keeps_its_shares_all_along(packing):
+    sets = weighted([some(30, 0), some(300, 1), some(100, 2)], [2.0, 1.0, 1.0])
+    assert [one.draws for one in sets] == [215, 108, 108]
+    plan = make_plan(sets, config(packing=packing, batch_size=1), epochs=4)
+    counts = Counter(s for s, _ in drawn(plan))
+    assert [counts[s] for s in range(3)] == [860, 432, 432]
+    times = Counter(drawn(plan))  # the small set is walked 28.7 times, the largest 1.44 times
+    assert {times[0, i] for i in sets[0].numbers} == {28, 29}
+    assert {times[1, i] for i in sets[1].numbers} == {1, 2}
+    half = Counter(s for s, _ in drawn(plan)[: len(drawn(plan)) // 8])
+    assert half[0] == pytest.approx(107, abs=30)
+
+
+def test_sets_without_weights_are_read_once_each():
+    sets = weighted([some(30, 0), some(300, 1)], [None, None])
+    assert Counter(s for s, _ in drawn(make_plan(sets, config()))) == {0: 30, 1: 300}
+    assert weighted([some(1000), some(2)], [1e6, 1.0])[1].draws == 1
+
+
+def test_mixtures_are_read_from_one_word():
+    assert parse_mixture("a") == [("a", None)]
+    assert parse_mixture("a/b, gs://c/d") == [("a/b", None), ("gs://c/d", None)]
+    assert parse_mixture("a=2,run=3/b=0.5") == [("a", 2.0), ("run=3/b", 0.5)]
+    assert parse_mixture("run=best") == [("run=best", None)]
+    for text in ("", ",", "a=1,b", "a=0,b=1", "a=-1", "a=nan", "a=inf,b=1"):
+        with pytest.raises(UserError, match=r"^data.train="):
+            parse_mixture(text)
+
+
+def test_fingerprints_tell_data_and_settings_apart():
+    one = some(40)
+    base = make_plan([one], config()).fingerprint
+    for other in (
+        make_plan([one], config(seed=1)),
+        make_plan([one], config(batch_size=2)),
+        make_plan([one], config(packing=False)),
+        make_plan([one], config(shuffle=False)),
+        make_plan([one], config(tokens=600)),
+        make_plan([one, some(3)], config()),
+        make_plan([one._replace(digest="y")], config()),
+        make_plan([one._replace(sizes=one.sizes + 1)], config()),
+        make_plan([one._replace(draws=41)], config()),
+    ):
+        assert other.fingerprint != base
+    assert make_plan([one], config(workers=9), epochs=7).fingerprint == base
+
+
+def test_description():
+    text = make_plan([some(200)], config(grids=10, windows=7, chunks=9)).describe()
+    assert text.startswith("23 steps of 4 rows (512 tokens, 10 grids of 7 windows, 9 chunks), 22.2")
+    assert "shapes up to 384 tokens" in make_plan([some(200)], config(packing=False)).describe()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0; use 1 or more"),
+        ({"tokens": -1}, "data.tokens is -1"),
+        ({"workers": -1}, "data.workers is -1; use 0 or more"),
+        ({"windows": 0}, "data.windows is 0"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(UserError, match=message):
+        config(**changes)

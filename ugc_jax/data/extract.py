@@ -1,0 +1,356 @@
+"""Manifest rows -> a folder of records (`records`), shard by shard, restartable.
+
+A shard is written under another name and renamed when it is whole; then its report (index lines,
+failures, size) is written to shards/. A shard with its report is finished and is never made again;
+whatever else a killed run leaves is ignored and overwritten. When all are finished, the reports
+become the index.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import shlex
+import tempfile
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from ugc_jax import __version__
+from ugc_jax.data import records
+from ugc_jax.data.clips import Taken, read_within, sound_notes, take
+from ugc_jax.data.manifest import Row
+from ugc_jax.data.media import probe
+from ugc_jax.data.presets import ClipSettings
+from ugc_jax.data.prompt import media_kinds
+from ugc_jax.data.records import GEOMETRY, Facts, Storage, shard_name, write_text
+from ugc_jax.data.workers import work
+from ugc_jax.errors import UserError
+
+REPORTS, FAILURES = "shards", "failures.jsonl"
+
+
+class Shard(NamedTuple):
+    """A task that any process of any host can do: the rows of one file. number: of `count`."""
+
+    directory: str
+    number: int
+    count: int
+    rows: list[Row]
+    clip: ClipSettings
+    storage: Storage
+
+
+class Report(NamedTuple):
+    """A finished shard. lines: of index.jsonl. failures: {"id", "path", "error"} of each."""
+
+    name: str
+    bytes: int
+    lines: list[dict]
+    failures: list[dict]
+
+
+class Totals(NamedTuple):
+    """What a finished folder holds."""
+
+    records: int
+    failures: int
+    bytes: int
+
+    def summary(self, directory: epath.Path, kept: int) -> str:
+        """For a person. kept: clips of earlier runs."""
+        size = f"{self.bytes / 1e6:.1f} MB, {self.bytes / max(self.records, 1) / 1e3:.0f} kB each"
+        return (
+            f"{directory}: {self.records} records ({size}); {self.failures} clips failed, "
+            f"{kept} kept from before"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What is made of which rows, and where. `shards` are its tasks."""
+
+    directory: epath.Path
+    rows: list[Row]
+    clip: ClipSettings  # resolved
+    storage: Storage
+    shard_clips: int  # at most, of a shard
+
+    def shards(self) -> list[Shard]:
+        """All tasks, each with its share of the rows, in their order."""
+        count = -(-len(self.rows) // self.shard_clips)
+        bounds = [number * len(self.rows) // count for number in range(count + 1)]
+        parts = [self.rows[first:last] for first, last in itertools.pairwise(bounds)]
+        return [
+            Shard(str(self.directory), number, count, rows, self.clip, self.storage)
+            for number, rows in enumerate(parts)
+        ]
+
+    def begin(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
+        """Make the folder ready and return the shards that are still to be made.
+
+        overwrite: throw away what is there. retry: make shards with failures again.
+        Raises UserError if the folder holds something else or an extraction with other settings.
+        """
+        plan = self._plan()
+        path = self.directory / records.EXTRACTION
+        if overwrite and path.exists():
+            self._clear()
+        elif path.exists():
+            self._compare(json.loads(path.read_text()), plan)
+        elif self.directory.exists() and any(self.directory.iterdir()):
+            raise UserError(f"{self.directory}: holds something else; choose another output")
+        for left in self.directory.glob("*.part"):  # by a run that was killed
+            left.unlink()
+        (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            versions = {
+                name: importlib.metadata.version(name)
+                for name in ("av", "numpy", "pillow", "librosa", "array_record")
+            }
+            made_by = {"ugc_jax": __version__, **versions}
+            write_text(path, json.dumps(plan | {"versions": made_by}, indent=1) + "\n")
+        missing = [
+            shard
+            for shard in self.shards()
+            if (report := read_report(shard)) is None or (retry and report.failures)
+        ]
+        if missing:  # until they are there, nobody takes the folder for complete
+            (self.directory / records.SHARDS).unlink(missing_ok=True)
+        return missing
+
+    def finish(self) -> Totals:
+        """Write the index of all shards, and failures.jsonl. All shards must be finished."""
+        reports = [read_report(shard) for shard in self.shards()]
+        shards, lines, failures = [], [], []
+        for report in reports:
+            shards.append(
+                {"name": report.name, "bytes": report.bytes, "records": len(report.lines)}
+            )
+            lines += report.lines
+            failures += report.failures
+        text = "".join(json.dumps(failure) + "\n" for failure in failures)
+        write_text(self.directory / FAILURES, text)
+        records.write_index(self.directory, lines, shards, self.storage)
+        return Totals(len(lines), len(failures), sum(shard["bytes"] for shard in shards))
+
+    def _plan(self) -> dict:
+        """What must be equal for finished shards to be kept."""
+        digest = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+        return {
+            "clip": dataclasses.asdict(self.clip),
+            "storage": dataclasses.asdict(self.storage),
+            "shard_clips": self.shard_clips,
+            "rows": {"count": len(self.rows), "sha256": digest},
+        }
+
+    def _clear(self):
+        """Remove what extraction wrote, and nothing else."""
+        for name in (records.SHARDS, records.INDEX, FAILURES, "dataset_info.json", "features.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        for file in self.directory.glob(f"{records.NAME}-{records.SPLIT}.array_record-*"):
+            file.unlink()
+        if (self.directory / REPORTS).exists():
+            (self.directory / REPORTS).rmtree()
+        (self.directory / records.EXTRACTION).unlink()
+
+    def _compare(self, found: dict, plan: dict):
+        for part, wanted in plan.items():
+            there = found.get(part)
+            if there == wanted:
+                continue
+            if part == "rows":
+                what = "the manifest has changed since"
+            elif isinstance(wanted, dict):
+                name = next(name for name in wanted if (there or {}).get(name) != wanted[name])
+                what = f"{name} was {(there or {}).get(name)!r:.60} and is now {wanted[name]!r:.60}"
+            else:
+                what = f"{part} was {there!r} and is now {wanted!r}"
+            raise UserError(
+                f"{self.directory}: holds an extraction with other settings ({what}); "
+                "choose another output, or overwrite=true to make it anew"
+            )
+
+
+def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
+    """Make shards in processes of this machine; yields "" or the reason of failure of each row.
+
+    A clip at which its process dies (out of memory, a crash in a decoder) fails; the others of its
+    shard are done again. Raises UserError if the disk refuses.
+    """
+    tasks = deque((shard, {}) for shard in shards)
+    at: dict[int, str | None] = {}  # shard number -> the row that its process is reading
+    told: set[tuple[int, str]] = set()  # rows that have been yielded
+    for event in work(extract_shard, tasks, workers):
+        shard, fatal = event.task
+        if event.died is not None:
+            row = at.pop(shard.number, None)
+            if row is None:
+                raise UserError(
+                    f"{_record_path(shard)}: its process died (status {event.died}); free memory "
+                    "or lower workers, then run again to go on"
+                )
+            reason = f"{row}: the process that read it died (status {event.died})"
+            tasks.appendleft((shard, fatal | {row: reason}))
+        elif not event.done:
+            row, result = event.value
+            at[shard.number] = row if result is None else None
+            if result is not None and (shard.number, row) not in told:
+                told.add((shard.number, row))
+                yield result
+
+
+def run_beam(shards: list[Shard], runner: str, options: str):
+    """Make shards on a fleet with Apache Beam, one shard an element.
+
+    runner: of Beam ("DirectRunner", "DataflowRunner", ...). options: its flags, as in a shell.
+    Its workers need this package, the clips at the manifest's paths, and the output.
+    Raises UserError without apache-beam.
+    """
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "runner: apache-beam is not installed; pip install 'ugc_jax[beam]', or leave runner out"
+        ) from None
+    flags = PipelineOptions(shlex.split(options), runner=runner, save_main_session=False)
+    with apache_beam.Pipeline(options=flags) as pipeline:
+        tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
+        _ = tasks | "Extract" >> apache_beam.Map(_finish_shard)
+
+
+def _finish_shard(shard: Shard):
+    for _ in extract_shard(shard):
+        pass
+
+
+# ---- one shard -----------------------------------------------------------------------------------
+
+
+def _record_path(shard: Shard) -> epath.Path:
+    return epath.Path(shard.directory) / shard_name(shard.number, shard.count)
+
+
+def _report_path(shard: Shard) -> epath.Path:
+    return epath.Path(shard.directory) / REPORTS / f"{shard.number:05d}-of-{shard.count:05d}.json"
+
+
+def read_report(shard: Shard) -> Report | None:
+    """The report of a shard that is finished and whole; None otherwise."""
+    try:
+        report = Report(**json.loads(_report_path(shard).read_text()))
+        whole = _record_path(shard).stat().length == report.bytes
+    except (OSError, ValueError, TypeError):
+        return None
+    return report if whole else None
+
+
+def extract_shard(
+    shard: Shard, fatal: dict[str, str] | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Make one shard; yields (row id, None) before a row and (row id, what came of it) after it.
+
+    What came of it is "" or the reason of a failure. fatal: rows not to be tried, by id, with the
+    reason. Raises UserError if the disk refuses.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    final = _record_path(shard)
+    lines, failures = [], []
+    with contextlib.ExitStack() as stack:
+        folder = str(final.parent)
+        if "://" in folder:  # an object store takes whole files only
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ugc-jax-"))
+        new = epath.Path(folder) / f"{final.name}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            writer = ArrayRecordWriter(str(new), "group_size:1")
+            for row in shard.rows:
+                yield row.id, None
+                try:
+                    line, record = _try_row(row, shard, fatal or {})
+                except UserError as error:
+                    failures.append({"id": row.id, "media": row.media, "error": str(error)})
+                    yield row.id, str(error)
+                    continue
+                place = {"shard": shard.number, "position": len(lines), "crc32": zlib.crc32(record)}
+                lines.append(line | place)
+                writer.write(record)
+                yield row.id, ""
+            writer.close()
+            if ArrayRecordReader(str(new)).num_records() != len(lines):
+                raise OSError("it does not hold what was written")
+            size = new.stat().length
+            new.replace(final) if folder == str(final.parent) else new.copy(final)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{final}: cannot be written ({error!s:.200}); free the disk, then run again to go "
+                "on: finished shards are kept"
+            ) from None
+        finally:
+            new.unlink(missing_ok=True)
+    report = Report(final.name, size, lines, failures)
+    write_text(_report_path(shard), json.dumps(report._asdict()))
+
+
+def _try_row(row: Row, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
+    """`extract_row`, with a UserError for whatever goes wrong."""
+    if row.id in fatal:
+        raise UserError(fatal[row.id])
+    try:
+        return extract_row(row, shard.clip, shard.storage)
+    except UserError:
+        raise
+    except Exception as error:  # a long job survives a clip that nobody thought of
+        raise UserError(f"{row.id}: unexpected {type(error).__name__}: {error}") from error
+
+
+def extract_row(row: Row, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
+    """(index line, record) of a row. Raises UserError that names the file which cannot be used.
+
+    Each medium has an equal share of the settings' max_tokens.
+    """
+    limit = GEOMETRY.text.max_position_embeddings
+    allowance = min(clip.max_tokens or limit, limit) // max(len(row.media), 1)
+    media = [
+        _read(path, kind, clip, allowance)
+        for path, kind in zip(row.media, media_kinds(row.messages), strict=True)
+    ]
+    line = {
+        "id": row.id,
+        "messages": row.messages,
+        "solution": row.solution,
+        "extra": row.extra,
+        "media": [facts._asdict() for facts, _ in media],
+    }
+    return line, records.encode(line, [taken for _, taken in media], storage)
+
+
+def _read(path: str, kind: str, clip: ClipSettings, allowance: int) -> tuple[Facts, Taken]:
+    """One medium, with what the index tells of it. kind: what the messages call it."""
+    source = probe(path)
+    if source.kind != kind:
+        raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")
+    read, notes = read_within(source, clip, allowance, GEOMETRY)
+    taken = take(read, clip, GEOMETRY)
+    frames, height, width = (0, 0, 0) if taken.frames is None else taken.frames.shape[:3]
+    facts = Facts(
+        kind=kind,
+        path=path,
+        frames=frames,
+        height=height,
+        width=width,
+        seconds_per_grid=taken.seconds_per_grid,
+        mel_frames=None if taken.mel is None else len(taken.mel),
+        has_sound=source.has_audio,
+        fps=source.fps,
+        instants=[round(time, 6) for time in read.times.tolist()],
+        notes=[*notes, *sound_notes(read, taken.mel, clip)],
+    )
+    return facts, taken

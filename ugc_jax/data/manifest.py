@@ -1,0 +1,207 @@
+"""What there is to extract: a manifest or a folder of clips -> rows.
+
+Forms: JSON Lines as released ({"videos": [...], "messages": [...]}, also "images" and "audios", and
+"solution" instead of an answer), JSON Lines or CSV of a path and a caption, and a plain folder.
+"""
+
+import csv
+import io
+import json
+import mimetypes
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ugc_jax.data.find import find_clips
+from ugc_jax.data.presets import ClipSettings, resolve
+from ugc_jax.data.prompt import KINDS, ROLES
+from ugc_jax.errors import UserError
+
+PATH_COLUMNS = ("path", "video")
+PLACEHOLDER = re.compile(f"<({'|'.join(KINDS)})>")
+
+
+class Row(NamedTuple):
+    """One conversation about media.
+
+    id: "train.jsonl:12" for the line of a manifest, the path for a clip of a folder.
+    messages: as `prompt.pieces` takes them, system message first, each medium a part in its place.
+    media: the files of these parts, in their order. solution: the answer of a GRPO row.
+    extra: all other columns.
+    """
+
+    id: str
+    messages: list[dict]
+    media: list[str]
+    solution: str | None
+    extra: dict
+
+
+def read_manifest(
+    path: str | Path, settings: ClipSettings, media: str | Path | None = None
+) -> list[Row]:
+    """All rows of a manifest (.jsonl, .csv, .tsv), or one row for each video of a folder.
+
+    settings: give the system message where a row has none, and the question where it has only a
+      caption.
+    media: folder that the manifest's paths are relative to; None is the manifest's own.
+    Whether the media can be read is not looked at. Raises UserError that names the file and the
+    first bad line.
+    """
+    path, settings = Path(path), resolve(settings)
+    if path.is_dir():
+        clips = find_clips([str(path)])
+        return [_captioned(clip, clip, None, {}, settings) for clip in clips]
+    folder = path.parent if media is None else Path(media)
+    table = path.suffix.lower() in (".csv", ".tsv")
+    rows, bad = [], []
+    for number, parse in _table(path) if table else _json_lines(path):
+        try:
+            rows.append(_row(f"{path.name}:{number}", parse(), folder, settings))
+        except ValueError as error:
+            bad.append((number, error))
+    if bad:
+        number, error = bad[0]
+        others = f" (and {len(bad) - 1} more bad lines)" if bad[1:] else ""
+        raise UserError(f"{path}:{number}: {error}; correct or remove this line{others}")
+    if not rows:
+        raise UserError(f"{path}: holds no rows; give a manifest with a line a clip, or a folder")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # spreadsheets begin with a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(
+            f"{path}: cannot be read ({reason}); name a .jsonl or .csv manifest or a folder"
+        ) from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    """(line number, what parses the line) of each line that is not blank."""
+
+    def parse(line: str) -> dict:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"expected a JSON object, got {line:.60}")
+        return row
+
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, lambda line=line: parse(line)
+
+
+def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    """(line number, what gives the row) of each row below the header."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    text = io.StringIO(_text(path), newline="")
+    reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+
+    def parse(row: dict) -> dict:
+        if "" in row or None in row.values():
+            raise ValueError(f"has another number of columns than the header ({len(names)})")
+        return row
+
+    try:
+        names = reader.fieldnames or []
+        for row in reader:
+            yield reader.line_num, lambda row=row: parse(row)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: {error}; correct this line") from None
+
+
+def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
+    """A row of its columns. Raises ValueError on what is wrong with them."""
+    columns = dict(columns)
+    if "messages" in columns:
+        return _conversation(name, columns, folder, settings)
+    column = next((column for column in PATH_COLUMNS if column in columns), None)
+    if column is None:
+        raise ValueError(f"has neither messages nor {' nor '.join(PATH_COLUMNS)}")
+    path = columns.pop(column)
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError(f"{column} is {path!r}, not a path")
+    caption = None
+    if "caption" in columns:
+        caption = _said(columns.pop("caption"), "caption")
+    solution = _said(columns.pop("solution"), "solution") if "solution" in columns else None
+    row = _captioned(name, path, caption, columns, settings)
+    return row._replace(media=_resolved([path], folder), solution=solution)
+
+
+def _captioned(
+    name: str, path: str, caption: str | None, extra: dict, settings: ClipSettings
+) -> Row:
+    """The row of one file: the settings' question, and the caption, where there is one."""
+    kind = (mimetypes.guess_type(path)[0] or "video").partition("/")[0]
+    kind = kind if kind in KINDS else "video"
+    asked = [{"type": kind, kind: path}, {"type": "text", "text": settings.question}]
+    messages = [
+        {"role": "system", "content": settings.system},
+        {"role": "user", "content": asked},
+        *([] if caption is None else [{"role": "assistant", "content": caption}]),
+    ]
+    return Row(name, messages, [path], None, extra)
+
+
+def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
+    """The row of messages whose <video>, <image> and <audio> stand for files listed beside them."""
+    files = {kind: iter(_files(columns, f"{kind}s")) for kind in KINDS}
+    turns, messages, media = columns.pop("messages"), [], []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("messages is not a list of objects with role and content")
+    for turn in turns:
+        role = turn.get("role")
+        if role not in ROLES:
+            raise ValueError(f"messages: role {role!r} is none of {', '.join(ROLES)}")
+        content = _said(turn.get("content"), f"the {role}'s content")
+        if role == "user":
+            content = list(_parts(content, files, media))
+        messages.append({"role": role, "content": content})
+    if not any(message["role"] == "user" for message in messages):
+        raise ValueError("messages has no user's turn")
+    for kind, rest in files.items():
+        if (left := len(list(rest))) > 0:
+            raise ValueError(f"{kind}s lists {left} more files than messages have <{kind}>")
+    if messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": settings.system})
+    solution = _said(columns.pop("solution"), "solution") if "solution" in columns else None
+    return Row(name, messages, _resolved(media, folder), solution, columns)
+
+
+def _parts(content: str, files: dict[str, Iterator[str]], media: list[str]) -> Iterator[dict]:
+    """A user's text as parts; the files of the placeholders in it are added to `media`."""
+    for place, text in enumerate(PLACEHOLDER.split(content)):
+        if place % 2:
+            path = next(files[text], None)
+            if path is None:
+                raise ValueError(f"messages have more <{text}> than {text}s lists files")
+            media.append(path)
+            yield {"type": text, text: path}
+        elif text:
+            yield {"type": "text", "text": text}
+
+
+def _files(columns: dict, column: str) -> list[str]:
+    paths = columns.pop(column, [])
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise ValueError(f"{column} is not a list of paths")
+    return paths
+
+
+def _said(text: object, name: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} is {'empty' if text in ('', None) else f'{text!r:.60}'}")
+    return text
+
+
+def _resolved(paths: Iterable[str], folder: Path) -> list[str]:
+    return [os.path.join(folder, path) for path in paths]

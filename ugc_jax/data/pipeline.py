@@ -1,0 +1,224 @@
+"""Records -> batches: Grain's workers carry out the plan, step by step.
+
+    plan.step(n) -> rows of this process -> records (decode) -> examples (lay out) -> collate
+
+Every process makes the same plan and loads its own rows of each step. What has to be saved to go on
+is the number of the next step, whatever the number of processes and workers.
+"""
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
+from typing import NamedTuple
+
+import grain
+from absl import flags
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.batching import collate_rows
+from ugc_jax.data.clips import build_example
+from ugc_jax.data.planning import (
+    DataConfig,
+    Plan,
+    make_plan,
+    parse_mixture,
+    training_set,
+    weighted,
+)
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.data.records import Entry, RecordSource
+from ugc_jax.data.schema import Batch, Example
+from ugc_jax.errors import UserError
+
+__all__ = ["BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompts", "training"]
+
+
+def training(
+    data: DataConfig,
+    tokenizer: ChatTokenizer,
+    model: OmniConfig,
+    rows: slice,
+    steps: int | None = None,
+    epochs: float = 1.0,
+) -> "Pipeline":
+    """The batches of a training run over the folders of `data.train`.
+
+    rows: of the global batch, those that this process feeds. steps: of the run; without them,
+    epochs decide. Raises UserError for a folder that cannot be read or has nothing to train on.
+    """
+    folders, weights = zip(*parse_mixture(data.train), strict=True)
+    sources = [RecordSource(folder) for folder in folders]
+    sets = [
+        training_set(folder, source.entries, data, tokenizer, model)
+        for folder, source in zip(folders, sources, strict=True)
+    ]
+    plan = make_plan(weighted(sets, weights), data, steps, epochs)
+    return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows), data)
+
+
+def evaluation(
+    data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: slice
+) -> "Pipeline":
+    """One pass over `data.eval`: the same rows, unshuffled, read by a thread of this process."""
+    if data.eval is None:
+        raise UserError("data.eval: name an extracted folder to evaluate on")
+    data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
+    return training(data, tokenizer, model, rows)
+
+
+class Pipeline:
+    """Batches of a plan, for this process; it may be iterated over more than once.
+
+    plan: of the whole run, the same in all processes; `len(plan)` steps.
+    """
+
+    def __init__(self, plan: Plan, loader: "Loader", data: DataConfig):
+        self.plan, self._loader, self._data = plan, loader, data
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+    def load(self, step: int) -> Batch:
+        """This process's rows of one step, read here and now."""
+        return self._loader(step)
+
+    def from_step(self, step: int) -> grain.IterDataset:
+        """Grain's dataset of the steps from `step` on."""
+        batches = grain.MapDataset.range(step, len(self.plan)).map(self._loader)
+        ahead = 0 if self._data.workers else self._data.read_ahead
+        batches = batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
+        )
+        if not self._data.workers:
+            return batches
+        if not flags.FLAGS.is_parsed():  # Grain asks absl's flags before it starts workers
+            flags.FLAGS.mark_as_parsed()
+        options = grain.multiprocessing.MultiprocessingOptions(
+            num_workers=min(self._data.workers, len(self.plan) - step),
+            per_worker_buffer_size=self._data.read_ahead,
+        )
+        return batches.mp_prefetch(options, worker_init_fn=_init_worker)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches (numpy, this process's rows) in the order of the plan, from any step on.
+
+    Its state is the number of the next step. Grain's own would bind a run to its number of workers.
+    """
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline, self._step, self._batches = pipeline, 0, None
+
+    def __next__(self) -> Batch:
+        """The next batch. Raises UserError, as one line, for a record that cannot be read."""
+        if self._step >= len(self._pipeline):
+            self.close()
+            raise StopIteration
+        if self._batches is None:
+            self._batches = iter(self._pipeline.from_step(self._step))
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise UserError(
+                f"data: a worker process died at step {self._step} ({error}); it may have lacked "
+                "memory: lower data.workers or data.read_ahead, or give it more (/dev/shm too)"
+            ) from error
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict:
+        """Where the data stands, for JSON: the next step, and what it is a step of."""
+        return {"step": self._step, "data": self._pipeline.plan.fingerprint}
+
+    def set_state(self, state: dict) -> None:
+        """Go on from a state of this data and these settings; UserError if it is another's."""
+        if state["data"] != self._pipeline.plan.fingerprint:
+            raise UserError(
+                f"data: the checkpoint is at step {state['step']} of other data or in another "
+                "order; give the folders and data.* of its run, or begin a new run from its weights"
+            )
+        self.close()
+        self._step = state["step"]
+
+    def close(self) -> None:
+        """End the workers. The iterator may be used on: it starts new ones."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Step number -> Batch of this process's rows. It is pickled to the workers."""
+
+    sources: Sequence[RecordSource]
+    plan: Plan
+    tokenizer: ChatTokenizer
+    model: OmniConfig
+    rows: slice
+
+    def __call__(self, number: int) -> Batch:
+        step = self.plan.step(number)
+        rows = [[self._example(*item) for item in row] for row in step.rows[self.rows]]
+        return collate_rows(rows, step.key, len(rows), self.model)
+
+    def _example(self, source: int, number: int) -> Example:
+        entry, media = self.sources[source][number]
+        return build_example(
+            entry.messages, media, self.tokenizer, self.model, generation_prompt=False
+        )
+
+
+def _init_worker(index: int, count: int) -> None:
+    """A worker obeys its parent alone, and does not outlive it.
+
+    A signal to the whole group (Ctrl-C, the end of a job) is for the parent, which still wants
+    batches while it comes to an end. A parent that is killed cannot end its workers.
+    """
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def follow():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
+
+
+# ---- prompts without their answers ---------------------------------------------------------------
+
+
+class Prompt(NamedTuple):
+    """A question put to the model. answer: the one on record, None without."""
+
+    entry: Entry
+    example: Example
+    answer: str | None
+
+
+def prompts(
+    source: RecordSource, numbers: Sequence[int], tokenizer: ChatTokenizer, model: OmniConfig
+) -> list[Prompt]:
+    """Records up to the last answer, which is held back: for sample captions."""
+    out = []
+    for number in numbers:
+        entry, media = source[number]
+        messages, answer = list(entry.messages), entry.solution
+        if messages[-1]["role"] == "assistant":
+            answer = _text(messages.pop())
+        out.append(Prompt(entry, build_example(messages, media, tokenizer, model), answer))
+    return out
+
+
+def _text(message: dict) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)

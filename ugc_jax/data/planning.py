@@ -1,0 +1,342 @@
+"""The plan of a training run: which examples stand in which row of which step.
+
+It is made on the host from the index alone, before a record is opened, and is a function of the
+examples' sizes and the settings; every process makes the same one. So the shapes, the number of
+steps and the order of the data are known at the start, the state of the data is the number of the
+next step, and a run may go on with other processes or workers.
+
+    training_set (drop what does not fit) -> draws (mix, shuffle) -> rows (pack) -> steps (group)
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.batching import BucketKey, Buckets, size_of_media
+from ugc_jax.data.packing import pack
+from ugc_jax.data.prompt import ChatTokenizer, text_counts
+from ugc_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 4096  # examples that are packed together
+SLACK = 1.1  # room in a packed row for more picture and sound per token than the data's average
+_SUMMED = [BucketKey._fields.index(field) for field in ("tokens", "grids", "chunks")]  # in a row
+_DRAWS, _ROWS = 0, 1  # what a random order is of: keeps the seeds of the two apart
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data and how it becomes batches."""
+
+    train: str  # extracted folder, or several: A,B (all of both) or A=2,B=1 (examples drawn 2:1)
+    eval: str | None = None  # extracted folder to evaluate on
+    batch_size: int = 8  # rows of an update, over all devices and accumulated parts
+    tokens: int = 4096  # length of a packed row, or the most of a row of one; longer are dropped
+    packing: bool = True  # several examples a row; false: one, padded to a bucket
+    shuffle: bool = True  # false: the order of the folder, as far as packing keeps it
+    seed: int = 0  # of the order
+    grids: int | None = None  # pairs of frames in a row (default: what the data needs)
+    windows: int | None = None  # 112-pixel windows of a frame (default: what the data needs)
+    chunks: int | None = None  # two-second chunks of sound in a row (default: what the data needs)
+    workers: int = 1  # processes that read and lay out batches; 0: a thread of this process
+    read_ahead: int = 2  # batches that each of them holds ready
+
+    def __post_init__(self):
+        least = dict(batch_size=1, tokens=1, seed=0, grids=0, windows=1, chunks=0, workers=0)
+        for name, limit in (least | dict(read_ahead=1)).items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise UserError(f"data.{name} is {value}; use {limit} or more")
+
+
+class ExampleSet(NamedTuple):
+    """The examples of one data set that a run may use.
+
+    name: in messages. numbers: i64[n], of the records. sizes: i64[n, 4], as BucketKey. digest: of
+    all their ids. draws: examples drawn from it in an epoch of the whole mixture.
+    """
+
+    name: str
+    numbers: np.ndarray
+    sizes: np.ndarray
+    digest: str
+    draws: int
+
+
+class Step(NamedTuple):
+    """One global batch: its shape, and the (data set, record) pairs of each row."""
+
+    key: BucketKey
+    rows: list[list[tuple[int, int]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """All steps of a run; the rows of a step share a shape. `len(plan)` is the number of steps.
+
+    buckets: the shapes. bucket: i32[steps], which of them. starts: i64[steps * batch_size + 1],
+    where in `items` each row begins; an empty row ends where it begins. items: i32[n, 2], (data
+    set, record). steps_per_epoch: not a whole number, as a step may hold rows of two epochs.
+    fill: share of the token places that hold tokens. fingerprint: of the data and the settings
+    that the order depends on, whatever the number of steps.
+    """
+
+    batch_size: int
+    buckets: tuple[BucketKey, ...]
+    bucket: np.ndarray
+    starts: np.ndarray
+    items: np.ndarray
+    steps_per_epoch: float
+    fill: float
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+    def step(self, number: int) -> Step:
+        """Step `number`, 0..len - 1."""
+        first = number * self.batch_size
+        bounds = self.starts[first : first + self.batch_size + 1].tolist()
+        rows = [list(map(tuple, self.items[a:b].tolist())) for a, b in itertools.pairwise(bounds)]
+        return Step(self.buckets[self.bucket[number]], rows)
+
+    def describe(self) -> str:
+        """The plan in one line."""
+        shapes = [
+            f"{key.tokens} tokens, {key.grids} grids of {key.windows} windows, {key.chunks} chunks"
+            for key in (self.buckets[i] for i in np.unique(self.bucket))
+        ]
+        shape = shapes[0] if len(shapes) == 1 else f"{len(shapes)} shapes up to {shapes[-1]}"
+        return (
+            f"{len(self)} steps of {self.batch_size} rows ({shape}), "
+            f"{self.steps_per_epoch:.1f} steps an epoch, {self.fill:.1%} of the places filled"
+        )
+
+
+# ---- what there is -------------------------------------------------------------------------------
+
+
+def training_set(
+    name: str, entries: Sequence, data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig
+) -> ExampleSet:
+    """The entries (records.Entry) that have an answer and fit a row.
+
+    What is dropped is counted and logged. Raises UserError if nothing is left.
+    """
+    if not entries:
+        raise UserError(f"{name}: it is empty; extract clips into it, or name another folder")
+    prompts = [(entry.messages, entry.media) for entry in entries]
+    sizes = np.array([size_of_media(media, model) for _, media in prompts], np.int64)
+    sizes[:, 0] += text_counts(prompts, tokenizer, generation_prompt=False)
+    answered = [any(turn["role"] == "assistant" for turn in messages) for messages, _ in prompts]
+    kept = np.array(answered, bool)
+    reasons = [f"{np.sum(~kept)} without an answer"] if not kept.all() else []
+    for axis, field in enumerate(BucketKey._fields):
+        limit = getattr(data, field)
+        if limit is not None and (excess := kept & (sizes[:, axis] > limit)).any():
+            largest = sizes[excess, axis].max()
+            reasons.append(f"{excess.sum()} over data.{field}={limit} (up to {largest})")
+            kept &= ~excess
+    told = f"{len(kept) - kept.sum()} of {len(kept)} examples are dropped: {', '.join(reasons)}"
+    if not kept.any():
+        raise UserError(f"{name}: no example to train on; {told}")
+    if reasons:
+        logger.warning("%s: %s", name, told)
+    digest = hashlib.sha256("\n".join(entry.id for entry in entries).encode()).hexdigest()
+    numbers = np.flatnonzero(kept)
+    return ExampleSet(name, numbers, sizes[kept], digest, draws=len(numbers))
+
+
+def parse_mixture(text: str) -> list[tuple[str, float | None]]:
+    """ "A" or "A,B" or "A=2,B=1" -> (folder, weight) pairs. Raises UserError if it is neither."""
+    parts = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        folder, _, number = word.rpartition("=")
+        try:
+            parts.append((folder, float(number)) if folder else (word, None))
+        except ValueError:
+            parts.append((word, None))  # a folder with "=" in its name
+    weights = [weight for _, weight in parts]
+    if not parts or (None in weights and any(weights)):
+        raise UserError(f"data.train={text}: give A or A,B or a weight to each, as A=2,B=1")
+    if None not in weights and not all(0 < weight < float("inf") for weight in weights):
+        raise UserError(f"data.train={text}: weights are positive numbers")
+    return parts
+
+
+def weighted(sets: Sequence[ExampleSet], weights: Sequence[float | None]) -> list[ExampleSet]:
+    """Share an epoch, which has as many examples as all sets together, out by weights.
+
+    Without weights each example is drawn once; with them a small set is walked more than once.
+    """
+    if None in weights:
+        return list(sets)
+    per_weight = sum(len(one.numbers) for one in sets) / sum(weights)
+    return [
+        one._replace(draws=max(1, round(weight * per_weight)))
+        for one, weight in zip(sets, weights, strict=True)
+    ]
+
+
+# ---- the plan ------------------------------------------------------------------------------------
+
+
+def make_plan(
+    sets: Sequence[ExampleSet], data: DataConfig, steps: int | None = None, epochs: float = 1.0
+) -> Plan:
+    """Lay out `steps` steps or, without them, `epochs` passes over the data.
+
+    Rows of one shape are gathered to steps in the order in which they come; what an epoch leaves
+    over goes with the next one's, and at the end of the passes empty rows fill up. A longer run
+    begins with the same full steps.
+    """
+    deck = _Deck(sets, data)
+    rows: list[np.ndarray] = []
+    kinds: list[int] = []
+    waiting: dict[int, list[np.ndarray]] = {}
+    for row in deck.rows(None if steps else epochs):
+        kind = int(deck.kind[row[0]])
+        waiting.setdefault(kind, []).append(row)
+        if len(waiting[kind]) == data.batch_size:
+            rows += waiting.pop(kind)
+            kinds.append(kind)
+            if len(kinds) == steps:
+                waiting.clear()
+                break
+    empty = np.zeros(0, np.int64)
+    for kind, group in waiting.items():
+        rows += group + [empty] * (data.batch_size - len(group))
+        kinds.append(kind)
+    drawn = np.concatenate(rows)
+    places = data.batch_size * sum(deck.buckets[kind].tokens for kind in kinds)
+    return Plan(
+        batch_size=data.batch_size,
+        buckets=deck.buckets,
+        bucket=np.array(kinds, np.int32),
+        starts=np.cumsum([0, *map(len, rows)]),
+        items=deck.items[drawn],
+        steps_per_epoch=len(deck.first_epoch) / data.batch_size,
+        fill=float(deck.sizes[drawn, 0].sum() / places),
+        fingerprint=_fingerprint(sets, deck.buckets, data),
+    )
+
+
+class _Deck:
+    """The examples of all sets, numbered through, dealt out epoch by epoch.
+
+    sizes: i64[n, 4]. items: i32[n, 2], (data set, record). buckets: the shapes of rows. kind:
+    i64[n], the shape of an example's row. first_epoch: its rows.
+    """
+
+    def __init__(self, sets: Sequence[ExampleSet], data: DataConfig):
+        self.sets, self.data = sets, data
+        self.sizes = np.concatenate([one.sizes for one in sets])
+        owner = np.repeat(np.arange(len(sets)), [len(one.numbers) for one in sets])
+        numbers = np.concatenate([one.numbers for one in sets])
+        self.items = np.stack([owner, numbers], axis=1).astype(np.int32)
+        rates = np.array([one.draws / len(one.numbers) for one in sets])[owner]
+        self.buckets, self.kind = (
+            _packed_shape(self.sizes, rates, data)
+            if data.packing
+            else _single_shapes(self.sizes, data)
+        )
+        self.first_epoch = self._rows_of(0)
+
+    def rows(self, epochs: float | None) -> Iterator[np.ndarray]:
+        """i64[m], the examples of each row, through so many epochs; None: without end."""
+        for epoch in itertools.count():
+            rows = self._rows_of(epoch) if epoch else self.first_epoch
+            part = 1.0 if epochs is None else min(epochs - epoch, 1.0)
+            if part <= 0:
+                return
+            yield from rows[: max(1, round(part * len(rows)))]
+
+    def _rows_of(self, epoch: int) -> list[np.ndarray]:
+        drawn = self._draws(epoch)
+        if not self.data.packing:
+            return np.split(drawn, len(drawn))
+        limit = np.array(self.buckets[0])
+        rows = []
+        for number, window in enumerate(np.array_split(drawn, -(-len(drawn) // WINDOW))):
+            packed = pack(self.sizes[window][:, _SUMMED], limit[_SUMMED])
+            if self.data.shuffle:  # rows come in the order of their first, thus largest, examples
+                rng = np.random.default_rng([self.data.seed, _ROWS, epoch, number])
+                packed = [packed[i] for i in rng.permutation(len(packed))]
+            rows += [window[row] for row in packed]
+        return rows
+
+    def _draws(self, epoch: int) -> np.ndarray:
+        """i64[draws], the examples of an epoch: each set's share, spread evenly over it."""
+        drawn, times, first = [], [], 0
+        for number, one in enumerate(self.sets):
+            drawn.append(first + self._walk(epoch, number))
+            times.append((np.arange(one.draws) + 0.5) / one.draws)
+            first += len(one.numbers)
+        return np.concatenate(drawn)[np.argsort(np.concatenate(times), kind="stable")]
+
+    def _walk(self, epoch: int, number: int) -> np.ndarray:
+        """i64[draws]: a set is walked from end to end, shuffled anew at each beginning."""
+        n, draws = len(self.sets[number].numbers), self.sets[number].draws
+        first = epoch * draws
+        if not self.data.shuffle:
+            return np.arange(first, first + draws) % n
+        walks = range(first // n, (first + draws - 1) // n + 1)
+        orders = [
+            np.random.default_rng([self.data.seed, _DRAWS, number, walk]).permutation(n)
+            for walk in walks
+        ]
+        return np.concatenate(orders)[first % n :][:draws]
+
+
+Shapes = tuple[tuple[BucketKey, ...], np.ndarray]
+
+
+def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: DataConfig) -> Shapes:
+    """One shape for all rows.
+
+    rates: f64[n], how often an epoch draws an example. A row has room for the largest example, and
+    for what a row full of average ones needs: every place costs its encoder's time, filled or not.
+    """
+    average = rates @ sizes / (rates @ sizes[:, 0])  # of each size per token
+    need = sizes.max(axis=0)
+    of_average = np.ceil(SLACK * data.tokens * average).astype(np.int64)
+    need[_SUMMED] = np.maximum(need, of_average)[_SUMMED]
+    return (_rung(need, data)._replace(tokens=data.tokens),), np.zeros(len(sizes), np.int64)
+
+
+def _single_shapes(sizes: np.ndarray, data: DataConfig) -> Shapes:
+    """A shape for each rung of the ladder of tokens: one by all four sizes would be many more."""
+    lengths = [rung for rung in Buckets().tokens if rung < data.tokens] + [data.tokens]
+    rungs = np.searchsorted(lengths, sizes[:, 0])
+    found, kind = np.unique(rungs, return_inverse=True)
+    shapes = [
+        _rung(sizes[rungs == rung].max(axis=0), data)._replace(tokens=lengths[rung])
+        for rung in found
+    ]
+    return tuple(shapes), kind
+
+
+def _rung(need: np.ndarray, data: DataConfig) -> BucketKey:
+    """The sizes that the settings give, or else the ladders' next above the need."""
+    sizes = {}
+    for field, size in zip(BucketKey._fields, need.tolist(), strict=True):
+        above = [rung for rung in getattr(Buckets(), field) if rung >= size]
+        given = getattr(data, field)
+        sizes[field] = (above or [size])[0] if given is None else given
+    return BucketKey(**sizes)
+
+
+def _fingerprint(sets: Sequence[ExampleSet], buckets: Sequence[BucketKey], data: DataConfig) -> str:
+    out = hashlib.sha256()
+    out.update(repr((data.batch_size, data.packing, data.shuffle, data.seed, buckets)).encode())
+    for one in sets:
+        out.update(f"{one.digest} {one.draws}".encode())
+        out.update(one.numbers.tobytes() + one.sizes.tobytes())
+    return out.hexdigest()[:16]

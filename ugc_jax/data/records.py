@@ -1,0 +1,328 @@
+"""Extracted clips on disk: ArrayRecord shards that TFDS can read, and an index that plans need.
+
+A folder holds
+  clips-train.array_record-00000-of-00004 ...   the records: frames, log-mel, messages
+  dataset_info.json, features.json              what tfds.builder_from_directory(folder) reads
+  extraction.json                               settings, versions: how to make it again
+  index.jsonl                                   one line a record, without pictures and sound
+  shards.json                                   written last: sizes and checksums of all the above
+so a folder without shards.json is not complete.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from ugc_jax.config import omni_3b
+from ugc_jax.data.clips import Loaded, Taken, prepare, size_of
+from ugc_jax.data.features import MEL_BINS
+from ugc_jax.data.prompt import Medium
+from ugc_jax.errors import UserError
+
+NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
+INDEX, EXTRACTION, SHARDS = "index.jsonl", "extraction.json", "shards.json"
+GEOMETRY = omni_3b()  # patches and chunks are cut alike in every size of the model
+# of a reader: nothing is read ahead of the one record that is asked for
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How frames and sound are stored."""
+
+    format: Literal["jpeg", "png"] = "jpeg"  # of the frames; png is exact and about 5 times larger
+    quality: int = 95  # of JPEG frames, 1 to 100; colours are kept at full resolution
+    mel: Literal["float16", "float32"] = "float16"  # of the log-mel; float32 is exact
+
+    def __post_init__(self):
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality is {self.quality}; use 1 to 100")
+
+
+class Entry(NamedTuple):
+    """What is known of a record without opening it.
+
+    id: the manifest's line or the clip's path. messages: as `prompt.pieces` takes them.
+    solution: of a GRPO row. extra: the manifest's other columns.
+    media: the sizes of the media, in the order in which messages name them.
+    """
+
+    id: str
+    messages: list[dict]
+    solution: str | None
+    extra: dict
+    media: tuple[Medium, ...]
+
+
+class Facts(NamedTuple):
+    """A medium of a record, as index and record tell it in JSON.
+
+    mel_frames: None without sound. instants: seconds of the frames on the file's clock.
+    fps: of the file. notes: what was done to it that its user should know.
+    """
+
+    kind: str
+    path: str
+    frames: int
+    height: int
+    width: int
+    seconds_per_grid: float
+    mel_frames: int | None
+    has_sound: bool
+    fps: float
+    instants: list[float]
+    notes: list[str]
+
+    def medium(self) -> Medium:
+        """Its size in a prompt."""
+        size = self.frames, self.height, self.width
+        return size_of(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
+
+
+# ---- one record ----------------------------------------------------------------------------------
+
+
+def features(storage: Storage):
+    """The TFDS features of a record; media are stored one after the other."""
+    import tensorflow_datasets as tfds  # slow to import
+
+    frame = tfds.features.Image(shape=(None, None, 3), encoding_format=storage.format)
+    mel = tfds.features.Tensor(
+        shape=(None, MEL_BINS), dtype=np.dtype(storage.mel).type, encoding="bytes"
+    )
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "messages": tfds.features.Text(),  # JSON
+            "solution": tfds.features.Text(),  # "" where there is none
+            "extra": tfds.features.Text(),  # JSON
+            "media": tfds.features.Text(),  # JSON: a list of Facts
+            "frames": tfds.features.Sequence(frame),
+            "mel": mel,
+        }
+    )
+
+
+def encode(line: dict, media: Sequence[Taken], storage: Storage) -> bytes:
+    """A record (a serialized tf.train.Example) of its index line and its frames and sounds."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    spec = _features(storage)
+    mels = [np.zeros((0, MEL_BINS), storage.mel)]
+    mels += [taken.mel.astype(storage.mel) for taken in media if taken.mel is not None]
+    frames = [frame for taken in media if taken.frames is not None for frame in taken.frames]
+    example = {
+        "id": line["id"],
+        "messages": _json(line["messages"]),
+        "solution": line["solution"] or "",
+        "extra": _json(line["extra"]),
+        "media": _json(line["media"]),
+        "frames": [io.BytesIO(_encode_frame(frame, storage)) for frame in frames],
+        "mel": np.concatenate(mels),
+    }
+    return ExampleSerializer(spec.get_serialized_info()).serialize_example(
+        spec.encode_example(example)
+    )
+
+
+def decode(record: bytes, facts: Sequence[Facts], mel_dtype: str) -> list[Taken]:
+    """The media of a record. mel_dtype: "float16" or "float32", as it was stored."""
+    from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
+
+    fields = tf_example_pb2.Example.FromString(record).features.feature
+    frames = iter(fields["frames"].bytes_list.value)
+    mel = np.frombuffer(fields["mel"].bytes_list.value[0], mel_dtype).reshape(-1, MEL_BINS)
+    media, place = [], 0
+    for fact in facts:
+        pictures, sound = None, None
+        if fact.frames:
+            pictures = np.empty((fact.frames, fact.height, fact.width, 3), np.uint8)
+            for number in range(fact.frames):
+                pictures[number] = Image.open(io.BytesIO(next(frames)))
+        if fact.mel_frames is not None:
+            sound = mel[place : place + fact.mel_frames].astype(np.float32)
+            place += fact.mel_frames
+        media.append(Taken(fact.kind, pictures, fact.seconds_per_grid, sound))
+    return media
+
+
+@functools.cache
+def _features(storage: Storage):
+    return features(storage)
+
+
+def _encode_frame(frame: np.ndarray, storage: Storage) -> bytes:
+    file = io.BytesIO()
+    # subsampling 0: coloured letters of a few pixels stay readable
+    options = (
+        dict(quality=storage.quality, subsampling=0)
+        if storage.format == "jpeg"
+        else dict(compress_level=3)
+    )
+    Image.fromarray(frame).save(file, storage.format, **options)
+    return file.getvalue()
+
+
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# ---- the folder ----------------------------------------------------------------------------------
+
+
+def shard_name(number: int, count: int) -> str:
+    """As TFDS names the shards of a data set."""
+    return f"{NAME}-{SPLIT}.array_record-{number:05d}-of-{count:05d}"
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all. UserError if the disk refuses."""
+    new = path.parent / f"{path.name}.new"
+    try:
+        new.write_text(text)
+        new.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); free the disk, then run again to go on"
+        ) from None
+
+
+def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict], storage: Storage):
+    """Write what makes a folder of finished shards complete, shards.json last.
+
+    lines: of index.jsonl, in the order of the shards. shards: {"name", "bytes", "records"} of each.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    identity = DatasetIdentity(
+        name=NAME,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(directory),
+        module_name=__name__,
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features(storage))
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=NAME, split=SPLIT, filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[shard["records"] for shard in shards],
+        num_bytes=sum(shard["bytes"] for shard in shards),
+        filename_template=template,
+    )
+    info.set_splits(tfds.core.SplitDict([split]))
+    info.write_to_directory(directory)
+    text = "".join(_json(line) + "\n" for line in lines)
+    write_text(directory / INDEX, text)
+    summary = {"index_crc32": zlib.crc32(text.encode()), "shards": shards}
+    write_text(directory / SHARDS, json.dumps(summary, indent=1) + "\n")
+
+
+class RecordSource:
+    """Random access to one extracted folder: `source[i]` is (Entry, its media ready for a prompt).
+
+    `entries` is known without opening a record. Files are opened when they are first read, in
+    whichever process; a pickled source is only its folder's name. Threads may share one.
+    """
+
+    def __init__(self, directory: str | epath.Path):
+        """directory: local, or any path that etils knows (gs://...).
+
+        Raises UserError for a folder that is incomplete, or whose files were cut off or changed.
+        """
+        self.directory = epath.Path(directory)
+        summary = _read_json(self.directory / SHARDS)
+        self._storage = Storage(**_read_json(self.directory / EXTRACTION)["storage"])
+        self._shards = summary["shards"]
+        for shard in self._shards:
+            _check_size(self.directory / shard["name"], shard["bytes"])
+        path = self.directory / INDEX
+        text = path.read_bytes() if path.exists() else b""
+        if zlib.crc32(text) != summary["index_crc32"]:
+            raise UserError(
+                f"{path}: missing or changed since it was written; run ugc-jax extract again "
+                "with the same settings, which writes it anew"
+            )
+        self._lines = [json.loads(line) for line in text.decode().split("\n")[:-1]]
+        self.entries: list[Entry] = []
+        self._facts: list[list[Facts]] = []
+        for line in self._lines:
+            facts = [Facts(**fact) for fact in line["media"]]
+            media = tuple(fact.medium() for fact in facts)
+            self._facts.append(facts)
+            self.entries.append(
+                Entry(line["id"], line["messages"], line["solution"], line["extra"], media)
+            )
+        self._readers = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return RecordSource, (str(self.directory),)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Entry, list[Loaded]]:
+        """Raises UserError, with the shard's name, for a record that does not read as written."""
+        media = decode(self._record(index), self._facts[index], self._storage.mel)
+        return self.entries[index], [prepare(taken, GEOMETRY.vision) for taken in media]
+
+    def _record(self, index: int) -> bytes:
+        line = self._lines[index]
+        shard, position = self._shards[line["shard"]], line["position"]
+        path = self.directory / shard["name"]
+        try:
+            record = self._reader(line["shard"]).read([position])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"{_damaged(path, position)} ({error:.120})") from None
+        if zlib.crc32(record) != line["crc32"]:
+            raise UserError(_damaged(path, position))
+        return record
+
+    def _reader(self, number: int):
+        with self._lock:
+            if number not in self._readers:
+                from array_record.python.array_record_module import ArrayRecordReader
+
+                path = self.directory / self._shards[number]["name"]
+                self._readers[number] = ArrayRecordReader(str(path), options=RANDOM_ACCESS)
+            return self._readers[number]
+
+
+def _damaged(path: epath.Path, position: int) -> str:
+    return (
+        f"{path}: record {position} is damaged; delete this file and run ugc-jax extract again "
+        "with the same settings: only it is made anew"
+    )
+
+
+def _check_size(path: epath.Path, size: int):
+    """Raise UserError unless the file is there with its size."""
+    found = path.stat().length if path.exists() else None
+    if found != size:
+        state = "missing" if found is None else f"{found} bytes long instead of {size}"
+        raise UserError(
+            f"{path}: {state}; run ugc-jax extract again with the same settings: only it is made "
+            "anew"
+        )
+
+
+def _read_json(path: epath.Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path}: missing or unreadable, so this folder is no complete extraction; run "
+            "ugc-jax extract (again) with it as output"
+        ) from None

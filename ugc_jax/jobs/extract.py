@@ -1,0 +1,78 @@
+"""Extract frames and sound of clips into records, from which training reads.
+
+MANIFEST is a .jsonl file as released ({"videos": [...], "messages": [...]}), a .jsonl or .csv file
+with the columns path and caption, or a folder of clips.
+
+Run again with the same settings, it goes on: finished shards are kept. Clips that cannot be read
+are listed in failures.jsonl; max_failures says how many of them are too many.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+
+from etils import epath
+from tqdm import tqdm
+
+from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
+from ugc_jax.data.manifest import read_manifest
+from ugc_jax.data.presets import ClipSettings, resolve
+from ugc_jax.data.records import Storage
+from ugc_jax.errors import UserError
+from ugc_jax.settings import part
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig(Storage, ClipSettings):
+    """Settings of extract."""
+
+    output: str  # folder of the records, local or gs://...
+    media: str | None = None  # folder of the manifest's paths; the manifest's own without it
+    shard_clips: int = 64  # clips of a file, at most; a killed run goes on from the last whole file
+    workers: int | None = None  # processes; one a core without it
+    max_failures: float = 0.1  # share of clips that may fail before the job does
+    retry: bool = False  # make files again in which clips failed
+    overwrite: bool = False  # make everything again
+    runner: str | None = None  # Apache Beam's runner for a fleet, such as DataflowRunner
+    beam_options: str = ""  # flags of that runner, as in a shell
+
+
+CONFIG = ExtractConfig
+
+
+def main(config: ExtractConfig, manifests: list[str]) -> int:
+    """Exit status 0, or 1 when more than max_failures of the clips failed."""
+    if len(manifests) != 1:
+        raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
+    workers = os.cpu_count() if config.workers is None else config.workers
+    if min(workers, config.shard_clips) < 1:
+        raise UserError(
+            f"workers is {workers} and shard_clips is {config.shard_clips}; use 1 or more"
+        )
+    clip = resolve(part(ClipSettings, config))
+    rows = read_manifest(manifests[0], clip, config.media)
+    output = epath.Path(config.output)
+    extraction = Extraction(output, rows, clip, part(Storage, config), config.shard_clips)
+    shards = extraction.begin(config.overwrite, config.retry)
+    todo = sum(len(shard.rows) for shard in shards)
+    if config.runner is not None and shards:
+        run_beam(shards, config.runner, config.beam_options)
+    else:
+        for failure in tqdm(
+            run_local(shards, workers), total=todo, unit="clip", desc="extracting", disable=None
+        ):
+            if failure:
+                logger.warning("%s", failure)
+    totals = extraction.finish()
+    print(totals.summary(output, kept=len(rows) - todo), file=sys.stderr)
+    if totals.failures > config.max_failures * len(rows):
+        print(
+            f"ugc-jax extract: {totals.failures} of {len(rows)} clips failed, more than "
+            f"max_failures {config.max_failures:g} allows; {output / FAILURES} says why",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

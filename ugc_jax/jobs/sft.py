@@ -1,0 +1,82 @@
+"""Fine-tune a checkpoint on extracted clips and their captions (`ugc-jax extract` makes them).
+
+The output gets checkpoints, metrics and sample captions, and at the end the trained model, in its
+folder `model`, which `caption` and transformers load. Run again, it goes on from the last
+checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130.
+"""
+
+import dataclasses
+import logging
+from typing import Literal
+
+from ugc_jax import sharding
+from ugc_jax.config import Compute
+from ugc_jax.data import pipeline
+from ugc_jax.data.planning import DataConfig
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.hf.config import load_config
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.export import export
+from ugc_jax.train.groups import Trainable
+from ugc_jax.train.loop import Loop, LoopConfig
+from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.samples import Sampler, first_prompts
+from ugc_jax.train.start import join_processes, start
+from ugc_jax.train.state import Setup, abstract_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Settings of sft."""
+
+    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B, to begin with
+    output: str  # directory of the run, local or gs://...
+    revision: str | None = None  # branch, tag or commit of a hub id
+    master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
+    distributed: bool = False  # one of several processes (hosts) that train together
+    data: DataConfig
+    trainable: Trainable = Trainable()
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
+    compute: Compute = Compute()
+    loop: LoopConfig = LoopConfig()
+
+
+CONFIG = SftConfig
+
+
+def main(config: SftConfig, args: list[str]) -> int:
+    """Exit status 0, or after a signal 143 or 130."""
+    if config.distributed:
+        join_processes()
+    base = resolve_checkpoint(config.checkpoint, config.revision)
+    model = load_config(base)
+    tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    data, loop, size = config.data, config.loop, config.data.batch_size
+    rows = sharding.local_rows(mesh, size)
+    training = pipeline.training(data, tokenizer, model, rows, loop.steps, loop.epochs)
+    logger.info("%s: %s", data.train, training.plan.describe())
+    parts = (config.compute, config.trainable, config.lora, config.optimizer)
+    setup = Setup(model, mesh, *parts, len(training), loop.accumulate, config.master)
+    evaluation = sample = None
+    if data.eval is not None:
+        evaluation = pipeline.evaluation(data, tokenizer, model, rows)
+        prompts = first_prompts(data, loop.samples, tokenizer, model)
+        sample = Sampler(prompts, setup, tokenizer, loop.sample_tokens) if prompts else None
+    settings, batches = dataclasses.asdict(config), iter(training)
+    with Checkpoints(config.output, loop.keep) as checkpoints:
+        state = start(base, setup, checkpoints, settings, batches, loop.seed)
+        one = Loop(setup, loop, config.output, size, checkpoints, settings, evaluation, sample)
+        state, status = one.run(state, batches)
+        if status == 0 and loop.export == "best":
+            state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)
+    if status == 0:
+        export(state, setup, config.output, base, loop.export_dtype)
+    return status

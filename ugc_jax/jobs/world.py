@@ -1,0 +1,77 @@
+"""Write the offline world: short clips with sound, and captions that can be checked exactly.
+
+DIR/train.jsonl and DIR/test.jsonl are the manifests of DIR/train/*.mp4 and DIR/test/*.mp4; the test
+has combinations of attributes that training never has. Run again, it keeps the clips that it finds.
+"""
+
+import dataclasses
+import functools
+import json
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ugc_jax.data import world
+from ugc_jax.errors import UserError
+from ugc_jax.generate.results import write_json
+from ugc_jax.hf.config import read_json
+from ugc_jax.settings import part
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldConfig(world.WorldSettings):
+    """Settings of world."""
+
+    output: str  # directory to write
+    train: int = 2000  # clips to learn from
+    test: int = 200  # clips of combinations that are not in training
+    workers: int | None = None  # processes that write clips; one a core without it
+
+
+CONFIG = WorldConfig
+
+
+def main(config: WorldConfig, args: list[str]) -> int:
+    """Write the clips of each split in parallel, then its manifest."""
+    for name in ("train", "test", "workers"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}; use 1 or more")
+    folder, settings = Path(config.output), part(world.WorldSettings, config)
+    _claim(folder, settings)
+    # Ctrl-C is for this process: it ends the others once their clips are whole.
+    quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    with ProcessPoolExecutor(config.workers, get_context("spawn"), **quiet) as pool:
+        for split in world.SPLITS:
+            (folder / split).mkdir(exist_ok=True)
+            count = getattr(config, split)
+            write = functools.partial(world.write_example, split, settings=settings, folder=folder)
+            rows = pool.map(write, range(count), chunksize=16)
+            bar = tqdm(rows, total=count, unit="clip", desc=f"{split} clips", disable=None)
+            _write_manifest(folder / f"{split}.jsonl", list(bar))
+    return 0
+
+
+def _claim(folder: Path, settings: world.WorldSettings):
+    """Note the settings in the folder. UserError if it has clips of other settings."""
+    note, mine = folder / "world.json", dataclasses.asdict(settings)
+    if not note.exists():
+        write_json(note, mine)
+    theirs, _ = read_json(note)
+    for name, value in mine.items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"{note}: the clips there have {name} {theirs.get(name)}, not {value}; choose "
+                "another output, or delete that folder"
+            )
+
+
+def _write_manifest(path: Path, rows: list[dict]):
+    unfinished = path.with_suffix(".part")
+    try:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        unfinished.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room") from None

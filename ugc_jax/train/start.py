@@ -1,0 +1,83 @@
+"""The state that a run begins with: new from a checkpoint's weights, or where it was left."""
+
+import logging
+from pathlib import Path
+
+import jax
+
+from ugc_jax import sharding
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.models import omni
+from ugc_jax.settings import flatten
+from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.feed import Batches
+from ugc_jax.train.state import Setup, TrainState, abstract_state, create_state
+
+logger = logging.getLogger(__name__)
+
+# These settings decide what a checkpoint holds.
+FIXED = ("trainable.", "lora.rank", "lora.targets", "optimizer.name", "master")
+
+
+def join_processes():
+    """Find the other processes of this run. UserError where no launcher tells of any."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"distributed: the other processes are not found ({str(error).splitlines()[0]}); "
+            "start it with a script of launch/, or leave distributed out"
+        ) from None
+
+
+def start(
+    base: Path,
+    setup: Setup,
+    checkpoints: Checkpoints,
+    settings: dict,
+    batches: Batches,
+    seed: int = 0,
+) -> TrainState:
+    """The latest checkpoint's state, or, without one, a new one, whose frozen part is saved.
+
+    base: directory of the weights for a new run. settings: of this run; what differs from the
+    checkpoint's is told. batches: set to where the state's data stands. seed: of a new adapter.
+    Raises UserError if the checkpoint cannot be read, or the settings do not let it go on.
+    """
+    step = checkpoints.latest
+    if step is None:
+        shapes = mapping.abstract_params(setup.model, setup.compute.dtype)
+        split = sharding.shardings(setup.mesh, shapes, omni.logical_axes(setup.model))
+        state = create_state(load_params(base, setup.model, shardings=split), setup, seed)
+        checkpoints.save_frozen(state)
+        return state
+    folder = checkpoints.folder / str(step)
+    check_settings(checkpoints.config(step), settings, str(folder))
+    if step > setup.steps:
+        raise UserError(
+            f"{folder}: the run is beyond step {setup.steps}, the last one of these settings; "
+            "raise loop.steps or loop.epochs, or choose another output"
+        )
+    state, data = checkpoints.restore(abstract_state(setup))
+    batches.set_state(data)
+    logger.info("%s: going on after step %d of %d", folder, step, setup.steps)
+    return state
+
+
+def check_settings(before: dict, now: dict, folder: str):
+    """Tell each setting that differs from the checkpoint's; UserError if training cannot go on.
+
+    before, now: nested settings, as JSON takes them. folder: the checkpoint, in messages.
+    """
+    old, new = flatten(before), flatten(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        change = f"{key} was {old.get(key)} and is {new.get(key)}"
+        if key.startswith(FIXED):
+            raise UserError(
+                f"{folder}: {change}, which it does not fit; set it back, or choose another output"
+            )
+        logger.info("going on with a change: %s", change)
