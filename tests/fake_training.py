@@ -1,10 +1,13 @@
 """A training of milliseconds for tests of the loop: real states, batches and meshes, a toy model.
 
 The toy's loss is mean((w - x)^2) over the batch, so that every step depends on its own data; a
-token -1 makes it NaN.
+token -1 makes it NaN. As a program: `python fake_training.py FOLDER STEPS PAUSE [PORT PROCESS]`
+trains, or goes on, with PAUSE seconds a batch; with the last two, as one of two processes.
 """
 
 import dataclasses
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,8 @@ from jax.sharding import Mesh
 
 from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
+from ugc_jax.train import loop
+from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.losses import LossSums
 from ugc_jax.train.state import TrainState
 
@@ -111,16 +116,15 @@ def make_rows(number: int, rows: slice = slice(0, ROWS)) -> Batch:
 class Batches:
     """An iterator with Grain's get_state and set_state; `broken` is the batch that has a NaN."""
 
-    def __init__(self, mesh: Mesh, count: int = 1000, broken: int | None = None):
-        self.rows, self.count, self.broken = sharding.local_rows(mesh, ROWS), count, broken
+    def __init__(self, mesh: Mesh, broken: int | None = None, pause: float = 0.0):
+        self.rows, self.broken, self.pause = sharding.local_rows(mesh, ROWS), broken, pause
         self.next = 0
 
     def __iter__(self):
         return self
 
     def __next__(self) -> Batch:
-        if self.next == self.count:
-            raise StopIteration
+        time.sleep(self.pause)
         batch = make_rows(self.next, self.rows)
         if self.next == self.broken:
             batch.tokens[:] = -1
@@ -132,3 +136,35 @@ class Batches:
 
     def set_state(self, state: dict):
         self.next = state["next"]
+
+    def close(self):
+        pass
+
+
+def train(folder, mesh, steps=6, batches=None, evaluation=None, sample=None, **config):
+    """Train up to step `steps`, or go on: (state, exit status)."""
+    config = loop.LoopConfig(**{"log_every": 1, "save_every": 2, **config})
+    batches = batches or Batches(mesh)
+    with Checkpoints(folder, config.keep) as checkpoints:
+        if checkpoints.latest is None:
+            state = create_state(mesh)
+            checkpoints.save_frozen(state)
+        else:
+            state, data = checkpoints.restore(abstract_state(mesh))
+            batches.set_state(data)
+        one = loop.Loop(
+            Setup(mesh, steps), config, folder, ROWS, checkpoints, {"a": 1}, evaluation, sample
+        )
+        return one.run(state, batches)
+
+
+def main(folder, steps, pause, port=None, process=None) -> int:
+    loop.train_step, loop.eval_step = train_step, eval_step
+    if port is not None:
+        jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+    mesh = sharding.make_mesh(2, 2, 2)
+    return train(folder, mesh, int(steps), Batches(mesh, pause=float(pause)))[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -13,7 +13,7 @@ import pytest
 
 from ugc_jax import cli
 from ugc_jax.errors import UserError
-from ugc_jax.settings import field_help
+from ugc_jax.settings import _settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,9 @@ def test_help_names_every_job(words, capsys):
 def test_job_help_names_every_setting(name, capsys):
     assert cli.run([name, "--help"]) == 0
     out = capsys.readouterr().out
-    config = cli.JOBS[name].load().CONFIG
-    comments = field_help(config)
-    for field in dataclasses.fields(config):
-        assert f"\n  {field.name}=" in out
-        assert comments[field.name], f"{name}: {field.name} has no comment"
+    for key, setting in _settings(cli.JOBS[name].load().CONFIG).items():
+        assert f"\n  {key}=" in out
+        assert setting.comment, f"{name}: {key} has no comment"
 
 
 def test_help_is_quick_and_the_package_is_light():
@@ -110,7 +108,7 @@ def test_unknown_job_gets_a_suggestion(monkeypatch, capsys):
     assert main(monkeypatch, "captoin", "a.mp4") == 2
     assert capsys.readouterr().err == "ugc-jax: unknown job 'captoin'; did you mean caption?\n"
     assert main(monkeypatch, "zzz") == 2
-    assert "jobs are init, inspect, caption" in capsys.readouterr().err
+    assert "jobs are init, inspect, extract" in capsys.readouterr().err
 
 
 def test_mistake_is_one_line_and_status_2(job, monkeypatch, capsys):

@@ -81,6 +81,12 @@ def _sft() -> ModuleType:
     return sft
 
 
+def _plan() -> ModuleType:
+    from ugc_jax.jobs import plan
+
+    return plan
+
+
 JOBS = {
     "init": Job(
         "write a small random checkpoint with a tokenizer, to try everything offline", "", _init
@@ -94,6 +100,7 @@ JOBS = {
         "extract frames and sound of clips into records to train from", "MANIFEST", _extract
     ),
     "sft": Job("fine-tune a checkpoint on extracted clips and their captions", "", _sft),
+    "plan": Job("compile an sft config for a TPU slice: does it fit? (no TPU needed)", "", _plan),
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out",
         "VIDEO...",

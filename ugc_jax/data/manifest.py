@@ -64,7 +64,8 @@ def read_manifest(
             bad.append((number, error))
     if bad:
         number, error = bad[0]
-        others = f" (and {len(bad) - 1} more bad lines)" if bad[1:] else ""
+        plural = "s" if bad[2:] else ""
+        others = f" (and {len(bad) - 1} more bad line{plural})" if bad[1:] else ""
         raise UserError(f"{path}:{number}: {error}; correct or remove this line{others}")
     if not rows:
         raise UserError(f"{path}: holds no rows; give a manifest with a line a clip, or a folder")
@@ -114,7 +115,7 @@ def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
         for row in reader:
             yield reader.line_num, lambda row=row: parse(row)
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}; correct this line") from None
+        raise UserError(f"{path}:{reader.reader.line_num}: {error}; correct this line") from None
 
 
 def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
@@ -200,6 +201,10 @@ def _files(columns: dict, column: str) -> list[str]:
 def _said(text: object, name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} is {'empty' if text in ('', None) else f'{text!r:.60}'}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not UTF-8 text: {text!r:.60}") from None
     return text
 
 

@@ -7,6 +7,7 @@ is the number of the next step, whatever the number of processes and workers.
 """
 
 import dataclasses
+import gc
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from multiprocessing import parent_process
 from typing import NamedTuple
 
 import grain
+import numpy as np
 from absl import flags
 
 from ugc_jax.config import OmniConfig
@@ -72,11 +74,11 @@ def evaluation(
 class Pipeline:
     """Batches of a plan, for this process; it may be iterated over more than once.
 
-    plan: of the whole run, the same in all processes; `len(plan)` steps.
+    plan: of the whole run, the same in all processes; `len(plan)` steps. data: its settings.
     """
 
     def __init__(self, plan: Plan, loader: "Loader", data: DataConfig):
-        self.plan, self._loader, self._data = plan, loader, data
+        self.plan, self.data, self._loader = plan, data, loader
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -91,17 +93,17 @@ class Pipeline:
     def from_step(self, step: int) -> grain.IterDataset:
         """Grain's dataset of the steps from `step` on."""
         batches = grain.MapDataset.range(step, len(self.plan)).map(self._loader)
-        ahead = 0 if self._data.workers else self._data.read_ahead
+        ahead = 0 if self.data.workers else self.data.read_ahead
         batches = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
         )
-        if not self._data.workers:
+        if not self.data.workers:
             return batches
         if not flags.FLAGS.is_parsed():  # Grain asks absl's flags before it starts workers
             flags.FLAGS.mark_as_parsed()
         options = grain.multiprocessing.MultiprocessingOptions(
-            num_workers=min(self._data.workers, len(self.plan) - step),
-            per_worker_buffer_size=self._data.read_ahead,
+            num_workers=min(self.data.workers, len(self.plan) - step),
+            per_worker_buffer_size=self.data.read_ahead,
         )
         return batches.mp_prefetch(options, worker_init_fn=_init_worker)
 
@@ -132,7 +134,8 @@ class BatchIterator(Iterator[Batch]):
                 "memory: lower data.workers or data.read_ahead, or give it more (/dev/shm too)"
             ) from error
         self._step += 1
-        return batch
+        # Out of shared memory, which Grain takes back when it deletes its own arrays.
+        return Batch(*map(np.array, batch)) if self._pipeline.data.workers else batch
 
     def get_state(self) -> dict:
         """Where the data stands, for JSON: the next step, and what it is a step of."""
@@ -153,6 +156,7 @@ class BatchIterator(Iterator[Batch]):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+            gc.collect()  # Grain's last batch hangs in a cycle, and its shared memory with it
 
 
 @dataclasses.dataclass(frozen=True)

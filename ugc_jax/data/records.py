@@ -285,7 +285,7 @@ class RecordSource:
         try:
             record = self._reader(line["shard"]).read([position])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{_damaged(path, position)} ({error:.120})") from None
+            raise UserError(f"{_damaged(path, position)} ({error!s:.120})") from None
         if zlib.crc32(record) != line["crc32"]:
             raise UserError(_damaged(path, position))
         return record

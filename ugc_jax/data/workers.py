@@ -70,6 +70,8 @@ def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Itera
     finally:
         for process, _ in crew.values():
             process.terminate()
+        for process, _ in crew.values():
+            process.join()
 
 
 def _serve(function: Callable[..., Iterator], connection: Connection):

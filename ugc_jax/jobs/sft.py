@@ -23,7 +23,7 @@ from ugc_jax.train.export import export
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.loop import Loop, LoopConfig
 from ugc_jax.train.optimizer import OptimizerConfig
-from ugc_jax.train.samples import Sampler, first_prompts
+from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.start import join_processes, start
 from ugc_jax.train.state import Setup, abstract_state
 
@@ -65,11 +65,8 @@ def main(config: SftConfig, args: list[str]) -> int:
     logger.info("%s: %s", data.train, training.plan.describe())
     parts = (config.compute, config.trainable, config.lora, config.optimizer)
     setup = Setup(model, mesh, *parts, len(training), loop.accumulate, config.master)
-    evaluation = sample = None
-    if data.eval is not None:
-        evaluation = pipeline.evaluation(data, tokenizer, model, rows)
-        prompts = first_prompts(data, loop.samples, tokenizer, model)
-        sample = Sampler(prompts, setup, tokenizer, loop.sample_tokens) if prompts else None
+    evaluation = pipeline.evaluation(data, tokenizer, model, rows) if data.eval else None
+    sample = make_sampler(data, loop.samples, loop.sample_tokens, setup, tokenizer)
     settings, batches = dataclasses.asdict(config), iter(training)
     with Checkpoints(config.output, loop.keep) as checkpoints:
         state = start(base, setup, checkpoints, settings, batches, loop.seed)

@@ -138,8 +138,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, failure: type | None, *_):
+        told = self._told("a checkpoint cannot be saved")
+        with told if failure is None else contextlib.suppress(Exception):
+            self._manager.close()
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
         remedy = "remove that folder to go on from the checkpoint before it"

@@ -20,6 +20,9 @@ class Batches(Protocol):
     def set_state(self, state: dict):
         """Go on where `get_state` was called."""
 
+    def close(self):
+        """End what reads ahead."""
+
 
 class Fed(NamedTuple):
     """A batch: this process's rows (numpy), the arrays on the mesh, where the data stands.
@@ -52,6 +55,7 @@ class Feed:
     def close(self):
         """Wait for the batch that is being read, and read no more."""
         self._pool.shutdown(cancel_futures=True)
+        self._batches.close()
 
     def _read(self) -> Fed | None:
         before = self._batches.get_state()

@@ -58,13 +58,16 @@ class LoopConfig:
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its weights
 
     def __post_init__(self):
-        for name in ("steps", "epochs", "accumulate", "log_every", "save_every", "keep", "profile"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"loop.{name} is {value}; use a positive number")
         for name in ("eval_every", "samples", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"loop.{name} is {getattr(self, name)}; use 0 or more")
+        for name in (
+            "steps", "epochs", "accumulate", "log_every", "save_every", "keep", "sample_tokens",
+            "profile",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"loop.{name} is {value}; use a positive number")
 
 
 class Loop:
@@ -86,8 +89,14 @@ class Loop:
         output: the run's directory, local or an etils path. batch_size: rows of a batch, over all
         processes. settings: the run's, stored with every checkpoint. evaluation: this process's
         rows of the evaluation batches, as often as it is iterated over. sample: makes captions,
-        {"clip", "reference", "caption"} of each.
+        {"clip", "reference", "caption"} of each. Raises UserError for a batch that cannot be
+        parted.
         """
+        if batch_size % config.accumulate:
+            raise UserError(
+                f"data.batch_size is {batch_size}, no multiple of loop.accumulate, "
+                f"{config.accumulate}"
+            )
         self.setup, self.config, self.output = setup, config, epath.Path(output)
         self.batch_size, self.checkpoints, self.settings = batch_size, checkpoints, settings
         self._evaluation, self._sample = evaluation, sample
@@ -172,7 +181,9 @@ class Loop:
         if self._writer is None:
             return
         self._writer.metrics(step, values)
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items() if value)
+        shown = "  ".join(
+            f"{name} {_short(value)}" for name, value in values.items() if value is not None
+        )
         logger.info("step %d/%d: %s", step, self.setup.steps, shown)
 
     def _stop_broken(self, step: int, values: dict, state: TrainState, fed: Fed) -> NoReturn:

@@ -17,7 +17,7 @@ from ugc_jax.train.groups import GROUPS, group_of, is_matrix
 class OptimizerConfig:
     """Optimizer and schedule."""
 
-    name: Literal["adamw", "adafactor"] = "adamw"
+    name: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps less than half the state
     learning_rate: float = 1e-5  # at its peak
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
     warmup: float = 0.05  # share of the steps in which the rate rises from 0
@@ -26,14 +26,13 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global norm that a gradient is cut to; 0: never
     b1: float = 0.9  # Adam's decay of the gradient's mean
     b2: float = 0.999  # Adam's decay of the gradient's square
-    eps: float = 1e-8
-    # Rates of groups, as shares of learning_rate:
-    vision: float = 1.0
-    audio: float = 1.0
-    projector: float = 1.0
-    decoder: float = 1.0
-    embeddings: float = 1.0
-    lora: float = 1.0
+    eps: float = 1e-8  # Adam's, beside the root of that square
+    vision: float = 1.0  # rate of the vision encoder, as a share of learning_rate
+    audio: float = 1.0  # the same of the audio encoder
+    projector: float = 1.0  # of the merger and the audio projection
+    decoder: float = 1.0  # of the decoder's layers
+    embeddings: float = 1.0  # of the token embeddings and the head
+    lora: float = 1.0  # of an adapter
 
     def __post_init__(self):
         for field in ("learning_rate", "weight_decay", "clip_norm", *GROUPS):

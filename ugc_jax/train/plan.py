@@ -1,31 +1,71 @@
 """Whether a train step fits: it is compiled for TPUs that need not be there."""
 
+import dataclasses
+import math
 import os
 import re
 import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from ugc_jax.config import OmniConfig
-from ugc_jax.data.batching import BucketKey, collate_rows
+from ugc_jax.data.batching import BucketKey, collate_rows, size_of_media
+from ugc_jax.data.features import HOP, SAMPLE_RATE
+from ugc_jax.data.planning import DataConfig, ExampleSet, make_plan
+from ugc_jax.data.prompt import Video
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.sharding import MeshConfig, batch_shardings, make_mesh
+from ugc_jax.sharding import MeshConfig, batch_shardings, make_mesh, parts
 from ugc_jax.train.chips import GIB, Chip, chip_of
 from ugc_jax.train.flops import step_flops
 from ugc_jax.train.state import Setup, abstract_state
 from ugc_jax.train.steps import train_step
 
+# The compiler's library looks for a TPU where it is loaded: for minutes, and with loud complaints.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the topology says what is compiled for
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a job that trains, or plans, on this machine
+}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A typical clip, to plan for where no records are."""
+
+    frames: int = 32  # taken from it
+    height: int = 420  # of a frame, in pixels; a multiple of 28
+    width: int = 224  # of a frame, in pixels; a multiple of 28
+    seconds: float = 24.0  # of sound
+    text: int = 500  # tokens of prompt and caption
+
+    def bucket(self, data: DataConfig, model: OmniConfig) -> BucketKey:
+        """The shape of a training row of such clips, packed or not, as `data` says."""
+        patch = model.vision.patch_size
+        grid = (self.frames // 2, self.height // patch, self.width // patch)
+        sound = round(self.seconds * SAMPLE_RATE / HOP)
+        size = size_of_media([Video(grid, 1.0, sound)], model)
+        size = size._replace(tokens=size.tokens + self.text)
+        if size.tokens > data.tokens:
+            raise UserError(
+                f"clip: takes {size.tokens} tokens, and a row has data.tokens={data.tokens}; "
+                "raise that or plan for a smaller clip"
+            )
+        one = ExampleSet("clip", np.zeros(1, np.int64), np.array([size]), digest="", draws=1)
+        return max(make_plan([one], data, steps=1).buckets)
 
 
 class StepPlan(NamedTuple):
     """What one train step takes. Bytes are of one chip, operations of all chips together.
 
     arguments: state and batch. outputs: those that do not take the place of arguments.
-    temporaries: of the step, the program itself included; None where the compiler gave up, as it
-    does when the step does not fit. total: all of these; then by what the compiler said.
+    temporaries: all of a step's; they take turns. peak: the most that is held at a time. The
+    compiler stops at a step that does not fit; then outputs and temporaries are None, and peak is
+    what it says that it wanted.
     model_flops, executed_flops: see `flops.step_flops`.
     """
 
@@ -34,31 +74,30 @@ class StepPlan(NamedTuple):
     arguments: int
     outputs: int | None
     temporaries: int | None
-    total: int
+    peak: int
     model_flops: float
     executed_flops: float
     compile_seconds: float
 
     @property
     def fits(self) -> bool:
-        return self.temporaries is not None and self.total <= self.chip.hbm
+        return self.peak <= self.chip.hbm
 
     def table(self) -> str:
-        """The plan for people, a line a figure."""
-        step_seconds = self.model_flops / self.chips / self.chip.flops
+        """The plan for people, a figure a line."""
+        fastest = self.model_flops / (self.chips * self.chip.flops)
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        rows = [
-            ("arguments", _gib(self.arguments)),
-            ("outputs", _gib(self.outputs)),
-            ("temporaries", _gib(self.temporaries)),
-            ("total", f"{_gib(self.total)} of {_gib(self.chip.hbm)}: {verdict}"),
-            ("operations", f"{self.model_flops / 1e12:,.1f} TFLOP a step"),
-            ("executed", f"{self.executed_flops / 1e12:,.1f} TFLOP, with what is computed again"),
-            ("fastest step", f"{step_seconds:.2f} s, at 100 % MFU"),
-            ("compiled in", f"{self.compile_seconds:.0f} s"),
-        ]
-        head = f"{self.chips} {self.chip.name} chips; a chip needs"
-        return "\n".join([head, *(f"  {name:<14}{text}" for name, text in rows)])
+        rows = {
+            "arguments": _gib(self.arguments),
+            "outputs": _gib(self.outputs),
+            "temporaries": _gib(self.temporaries),
+            "peak": f"{_gib(self.peak)} of {_gib(self.chip.hbm)}: {verdict}",
+            "model": f"{self.model_flops / 1e12:,.1f} TFLOP a step, {fastest:.2f} s at 100 % MFU",
+            "executed": f"{self.executed_flops / 1e12:,.1f} TFLOP with what is computed again",
+            "compiled in": f"{self.compile_seconds:.0f} s",
+        }
+        head = f"{self.chips} chips {self.chip.name}; each needs"
+        return "\n".join([head, *(f"  {name:<14}{text}" for name, text in rows.items())])
 
 
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
@@ -69,8 +108,9 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
     """
     from jax.experimental import topologies
 
-    # There is no cloud machine to ask, and asking takes minutes.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for variable, value in _NO_TPU.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs here; a TPU that is here stays free
     # Without this the compiler takes a v4 chip for two devices; a program finds one.
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
@@ -89,7 +129,17 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def batch_shapes(key: BucketKey, rows: int, model: OmniConfig, mesh: jax.sharding.Mesh) -> Batch:
-    """The global Batch of a bucket: a jax.ShapeDtypeStruct with its sharding for every field."""
+    """The global Batch of a bucket: a jax.ShapeDtypeStruct with its sharding for every field.
+
+    Raises UserError if the mesh does not divide the rows.
+    """
+    with jax.set_mesh(mesh):
+        shared = parts("batch")
+    if rows % shared:
+        raise UserError(
+            f"{rows} rows are no multiple of the {shared} devices that share the batch; "
+            "change data.batch_size or mesh"
+        )
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
         collate_rows([], key, 1, model),
@@ -117,20 +167,36 @@ def plan_step(setup: Setup, batch: Batch) -> StepPlan:
         try:
             memory = step.lower(state, batch).compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            total = _wanted_bytes(str(error))
+            peak = wanted_bytes(str(error))
+            if peak is None:
+                raise
         else:
             arguments = memory.argument_size_in_bytes
             outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-            temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-            total = arguments + outputs + temporaries
+            temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+    seconds = time.perf_counter() - begun
     return StepPlan(
         chip=chip,
         chips=setup.mesh.size,
         arguments=arguments,
         outputs=outputs,
         temporaries=temporaries,
-        total=total,
+        peak=peak,
         model_flops=step_flops(setup, batch),
         executed_flops=step_flops(setup, batch, remat=True),
-        compile_seconds=time.perf_counter() - begun,
+        compile_seconds=seconds,
     )
+
+
+def wanted_bytes(message: str) -> int | None:
+    """What a program wanted, if this message of the compiler says that it is too much."""
+    found = re.search(r"Ran out of memory.*?(?:Used|temporaries \() *([\d.]+)([KMGT]?)", message)
+    return found and round(float(found[1]) * _UNITS[found[2]])
+
+
+def _shard_bytes(shape: jax.ShapeDtypeStruct) -> int:
+    return math.prod(shape.sharding.shard_shape(shape.shape)) * shape.dtype.itemsize
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / GIB:.2f} GiB"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import Buckets, collate, group
 from ugc_jax.data.planning import DataConfig, parse_mixture
@@ -16,15 +15,6 @@ from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
 from ugc_jax.sharding import parts
 from ugc_jax.train.state import Setup, TrainState, model_params
-
-
-def first_prompts(
-    data: DataConfig, count: int, tokenizer: ChatTokenizer, model: OmniConfig
-) -> list[pipeline.Prompt]:
-    """Those of the first `count` clips of the evaluation data. UserError if it cannot be read."""
-    folder, _ = parse_mixture(data.eval)[0]
-    source = RecordSource(folder)
-    return pipeline.prompts(source, range(min(count, len(source))), tokenizer, model)
 
 
 class Sampler:
@@ -64,3 +54,18 @@ class Sampler:
                 rows.append(row)
         engine.params = None  # a second copy of the weights, not kept while training goes on
         return rows
+
+
+def make_sampler(
+    data: DataConfig, count: int, max_new_tokens: int, setup: Setup, tokenizer: ChatTokenizer
+) -> Sampler | None:
+    """Of the first `count` clips of the evaluation data; None without clips or data.
+
+    Raises UserError for data that cannot be read.
+    """
+    if data.eval is None or count == 0:
+        return None
+    source = RecordSource(parse_mixture(data.eval)[0][0])
+    numbers = range(min(count, len(source)))
+    prompts = pipeline.prompts(source, numbers, tokenizer, setup.model)
+    return Sampler(prompts, setup, tokenizer, max_new_tokens)

@@ -1,0 +1,67 @@
+"""ugc_jax.train.feed: one batch ahead, in order, and where the data stands."""
+
+import threading
+
+import fake_training as fake
+import numpy as np
+import pytest
+
+from ugc_jax.sharding import make_mesh
+from ugc_jax.train.feed import Feed
+
+
+class Batches(fake.Batches):
+    """Ends after three batches, or breaks there."""
+
+    error = None
+    closed = False
+
+    def __next__(self):
+        if self.next == 3:
+            if self.error is not None:
+                raise self.error
+            raise StopIteration
+        return super().__next__()
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(4, 2, 1)
+
+
+def test_batches_in_order_with_their_states(mesh):
+    batches = Batches(mesh)
+    feed = Feed(batches, mesh, fake.ROWS)
+    for number in range(3):
+        fed = feed.take()
+        np.testing.assert_array_equal(fed.arrays.tokens, fake.make_rows(number).tokens)
+        np.testing.assert_array_equal(fed.rows.tokens, fake.make_rows(number).tokens)
+        assert fed.arrays.tokens.sharding.mesh == mesh
+        assert (fed.before, fed.after) == ({"next": number}, {"next": number + 1})
+    assert feed.take() is None
+    feed.close()
+    assert batches.closed
+
+
+def test_it_reads_one_ahead_and_no_more(mesh):
+    batches = Batches(mesh)
+    feed = Feed(batches, mesh, fake.ROWS)
+    feed.take()
+    feed._next.result()
+    feed.close()
+    assert batches.next == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+def test_what_reading_raises_is_raised_at_its_turn(mesh):
+    batches = Batches(mesh)
+    batches.error = OSError("disk")
+    feed = Feed(batches, mesh, fake.ROWS)
+    for _ in range(3):
+        feed.take()
+    with pytest.raises(OSError, match="disk"):
+        feed.take()
+    feed.close()

@@ -1,0 +1,175 @@
+"""ugc_jax.jobs.sft on real records and the tiny model: stopped and resumed, exported, captioned."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax import Captioner
+from ugc_jax.data.planning import DataConfig
+from ugc_jax.errors import UserError
+from ugc_jax.hf.adapter import load_adapter
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
+from ugc_jax.jobs import extract, sft
+from ugc_jax.models import lora
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.sharding import MeshConfig
+from ugc_jax.train import loop
+from ugc_jax.train.groups import Trainable
+from ugc_jax.train.loop import LoopConfig
+from ugc_jax.train.optimizer import OptimizerConfig
+
+QUESTION = "What is seen and heard?"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs with the same programs share them."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def records(clips, tmp_path_factory):
+    """Four clips, extracted with their captions."""
+    folder = tmp_path_factory.mktemp("records")
+    question = {"role": "user", "content": f"<video>{QUESTION}"}
+    rows = [
+        {
+            "videos": [str(clips / name)],
+            "messages": [question, {"role": "assistant", "content": f"A clip called {name}."}],
+        }
+        for name in ("a.mp4", "b.mp4", "below/c.mp4", "silent.mp4")
+    ]
+    manifest = folder / "train.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = extract.ExtractConfig(
+        output=str(folder / "train"), format="png", mel="float32", workers=1
+    )
+    assert extract.main(config, [str(manifest)]) == 0
+    return str(folder / "train")
+
+
+@pytest.fixture(scope="module")
+def settings(records, tiny_checkpoint):
+    return sft.SftConfig(
+        checkpoint=str(tiny_checkpoint),
+        output="",
+        data=DataConfig(train=records, eval=records, batch_size=2, tokens=512, workers=0),
+        mesh=MeshConfig(data=2, fsdp=1, tensor=4),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        loop=LoopConfig(
+            steps=4, log_every=1, save_every=2, samples=1, sample_tokens=8, export_dtype="float32"
+        ),
+    )
+
+
+def change(settings, output, section=None, **values):
+    """The settings with another output, and other values of a section."""
+    if section is not None:
+        values = {section: dataclasses.replace(getattr(settings, section), **values)}
+    return dataclasses.replace(settings, output=str(output), **values)
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    """The folder of an uninterrupted run of four steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert sft.main(change(settings, folder), []) == 0
+    return folder
+
+
+def metrics(folder) -> list[list]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "loss", "accuracy", "grad_norm", "learning_rate", "eval_loss")
+    return [[row.get(key) for key in keys] for row in rows]
+
+
+def weights(folder) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_it_learns(whole):
+    first, *_, last, evaluation = metrics(whole)
+    assert last[1] < first[1]
+    assert evaluation[-1] < first[1]
+
+
+def test_only_what_is_trainable_changes(whole, tiny_checkpoint):
+    before, after = weights(tiny_checkpoint), weights(whole / "model")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert all(name.startswith(("model.", "lm_head.")) for name in changed)
+    assert {"model.layers.1.mlp.up_proj.weight", "lm_head.weight"} <= changed
+
+
+def test_stopped_and_resumed_equals_uninterrupted(whole, settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "after", lambda _, step: step == 3)
+        patch.setattr(loop.StopRequest, "status", 143)
+        assert sft.main(change(settings, tmp_path), []) == 143
+    assert not (tmp_path / "model").exists()
+    assert sft.main(change(settings, tmp_path), []) == 0
+    assert metrics(tmp_path) == metrics(whole)
+    before, after = weights(whole / "model"), weights(tmp_path / "model")
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_the_exported_model_captions_as_the_sample_says(whole, clips):
+    *_, sample = map(json.loads, (whole / "samples.jsonl").read_text().splitlines())
+    assert sample["reference"] == "A clip called a.mp4."
+    captioner = Captioner.from_pretrained(whole / "model")
+    (made,) = captioner.caption([clips / "a.mp4"], question=QUESTION, max_new_tokens=8)
+    assert made.error is None
+    assert made.caption == sample["caption"]
+
+
+def test_the_best_is_exported(whole, settings, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    exported = []
+    monkeypatch.setattr(sft, "export", lambda state, *_: exported.append(int(state.step)))
+    for best in (2, 4):
+        monkeypatch.setattr(sft.Checkpoints, "best", best)
+        sft.main(change(settings, tmp_path / "run", "loop", export="best"), [])
+    assert exported == [2, 4]
+
+
+def test_changes_are_told_or_refused(whole, settings, caplog):
+    with caplog.at_level("INFO", logger="ugc_jax"):
+        sft.main(change(settings, whole, "optimizer", learning_rate=1e-3), [])
+    assert "optimizer.learning_rate was 0.01 and is 0.001" in caplog.text
+    for section, values, message in (
+        ("trainable", {"vision": True}, r"trainable\.vision was False and is True"),
+        ("loop", {"steps": 3}, "the run is beyond step 3"),
+        ("data", {"seed": 5}, "of other data or in another order"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sft.main(change(settings, whole, section, **values), [])
+
+
+def test_adapter(settings, tmp_path, tiny_checkpoint):
+    adapter = LoraConfig(rank=2, targets="q_proj,down_proj")
+    frozen = Trainable(decoder=False, embeddings=False)
+    config = change(
+        settings, tmp_path, lora=adapter, trainable=frozen,
+        data=dataclasses.replace(settings.data, eval=None),
+        loop=dataclasses.replace(settings.loop, steps=2),
+    )  # fmt: skip
+    assert sft.main(config, []) == 0
+    model = load_config(tiny_checkpoint)
+    leaves, stored = load_adapter(tmp_path / "adapter", model)
+    assert stored.rank == 2
+    base = load_params(tiny_checkpoint, model, dtype="float32")
+    merged = lora.merge(base, leaves, adapter)
+    exported = load_params(tmp_path / "model", model)
+    for ours, theirs in zip(jax.tree.leaves(merged), jax.tree.leaves(exported), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float32), np.asarray(theirs, np.float32))

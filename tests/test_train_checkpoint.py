@@ -1,0 +1,169 @@
+"""ugc_jax.train.checkpoint: what is kept, what is restored, and what a bad disk leaves."""
+
+import os
+import shutil
+import subprocess
+
+import fake_training as fake
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.sharding import make_mesh
+from ugc_jax.train.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(1, 8, 1)
+
+
+def state_of(mesh, step: int):
+    state = fake.create_state(mesh)
+    new = jax.tree.map(lambda leaf: leaf + step, state.params)
+    return state._replace(step=state.step + step, params=new)
+
+
+def save(checkpoints, mesh, step, metrics=None):
+    checkpoints.save(step, state_of(mesh, step), {"next": step}, {"a": {"b": step}}, metrics)
+
+
+def steps_in(folder) -> set[int]:
+    return {int(path.name) for path in (folder / "checkpoints").iterdir()}
+
+
+def test_the_latest_and_the_best_stay(tmp_path, mesh):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest is None
+        assert checkpoints.best is None
+        for step, loss in enumerate((3.0, 1.0, None, 2.0, None), 1):
+            save(checkpoints, mesh, step, None if loss is None else {"eval_loss": loss})
+        checkpoints.wait()
+        assert (checkpoints.latest, checkpoints.best) == (5, 2)
+    assert steps_in(tmp_path) == {2, 4, 5}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert (checkpoints.latest, checkpoints.best) == (5, 2)
+        save(checkpoints, mesh, 6)
+        checkpoints.wait()
+    assert steps_in(tmp_path) == {2, 6}
+
+
+def test_without_evaluation_the_latest_is_the_best(tmp_path, mesh):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        save(checkpoints, mesh, 1)
+        save(checkpoints, mesh, 2)
+        checkpoints.wait()
+        assert checkpoints.best == checkpoints.latest == 2
+    assert steps_in(tmp_path) == {2}
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_restored_on_any_mesh(tmp_path, mesh, sizes):
+    saved = state_of(mesh, 7)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_frozen(saved)
+        save(checkpoints, mesh, 7)
+    abstract = fake.abstract_state(make_mesh(*sizes))
+    with Checkpoints(tmp_path) as checkpoints:
+        state, data = checkpoints.restore(abstract)
+        assert checkpoints.config(7) == {"a": {"b": 7}}
+    assert data == {"next": 7}
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for leaf, wanted, shape in zip(*map(jax.tree.leaves, (state, saved, abstract)), strict=True):
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(wanted))
+        assert leaf.dtype == shape.dtype
+        assert leaf.sharding == shape.sharding
+
+
+def test_a_saved_state_may_be_used_up_at_once(tmp_path, mesh):
+    advance = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    with Checkpoints(tmp_path, keep=10) as checkpoints:
+        state = fake.create_state(mesh)._replace(frozen={}, healthy=jax.numpy.int32(0))
+        for step in range(1, 6):
+            checkpoints.save(step, state, {}, {})
+            for _ in range(3):
+                state = advance(state)
+    abstract = fake.abstract_state(mesh)._replace(frozen={}, healthy=state.healthy)
+    with Checkpoints(tmp_path, keep=10) as checkpoints:
+        for step in range(1, 6):
+            restored, _ = checkpoints.restore(abstract, step)
+            assert (np.asarray(restored.params["w"]) == 3 * (step - 1)).all()
+
+
+def test_what_a_killed_save_leaves_is_cleared_away(tmp_path, mesh):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, mesh, 1)
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", half)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest == 1
+        save(checkpoints, mesh, 2)
+    assert steps_in(tmp_path) == {1, 2}
+
+
+def test_a_half_deleted_old_checkpoint_is_no_obstacle(tmp_path, mesh):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2):
+            save(checkpoints, mesh, step, {"eval_loss": 1.0 / step})
+    old = tmp_path / "checkpoints" / "1"
+    (old / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(old / "metrics")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest == checkpoints.best == 2
+        save(checkpoints, mesh, 3)
+    assert steps_in(tmp_path) == {2, 3}
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path, mesh):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_frozen(state_of(mesh, 1))
+        save(checkpoints, mesh, 1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "state" / "d", ignore_errors=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "state" / "ocdbt.process_0")
+    remedy = "remove that folder to go on from the checkpoint before it"
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=rf"checkpoints/1: cannot be read \(.*\); {remedy}"),
+    ):
+        checkpoints.restore(fake.abstract_state(mesh))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def save_and_wait(checkpoints, state):
+    checkpoints.save(2, state, {}, {})
+    checkpoints.wait()
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_full_disk_is_told_and_costs_nothing(small_disk, mesh, seen, monkeypatch):
+    """seen: whether the lack of space is known before anything is written."""
+    if not seen:
+        monkeypatch.setattr(Checkpoints, "_require_space", lambda *_: None)
+    with Checkpoints(small_disk, keep=5) as checkpoints:
+        save(checkpoints, mesh, 1)
+        checkpoints.wait()
+        noise = np.random.default_rng(0).random(10**6, np.float32)
+        large = state_of(mesh, 2)._replace(params={"w": jax.numpy.array(noise)})
+        with pytest.raises(UserError, match="free the disk, then run again") as told:
+            save_and_wait(checkpoints, large)
+        assert str(small_disk / "checkpoints") in str(told.value)
+        assert ("does not fit" in str(told.value)) == seen
+        assert "\n" not in str(told.value)
+    with Checkpoints(small_disk, keep=5) as checkpoints:
+        assert checkpoints.latest == 1
+        state, _ = checkpoints.restore(fake.abstract_state(mesh)._replace(frozen={}))
+        assert int(state.step) == 1
+        save(checkpoints, mesh, 2)
+    assert steps_in(small_disk) == {1, 2}
