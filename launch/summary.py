@@ -1,8 +1,13 @@
-"""The end of quickstart.sh: shows the captions and writes every figure to summary.json."""
+"""The end of quickstart.sh: shows what was learnt and writes every figure to summary.json."""
 
 import json
 import sys
 from pathlib import Path
+
+from ugc_jax.data import world
+
+# File of captions -> heading of its column.
+COLUMNS = {"before": "before", "after": "after", "mute": "no sound", "blank": "no picture"}
 
 
 def lines(path: Path) -> list[dict]:
@@ -10,26 +15,41 @@ def lines(path: Path) -> list[dict]:
 
 
 def main(run: Path, clips: list[str]):
-    asked = {Path(clip).resolve() for clip in clips}
-    rows = lines(run / "captions.jsonl")
-    captions = [row for row in rows if Path(row["video"]).resolve() in asked]
+    attributes = {
+        Path(row["videos"][0]).name: row["attributes"] for row in lines(run / "world/test.jsonl")
+    }
+    captions = {name: lines(run / f"{name}.jsonl") for name in COLUMNS}
+    scores = {}
+    for name, heading in COLUMNS.items():
+        texts = {Path(row["video"]).name: row.get("caption", "") for row in captions[name]}
+        said = [texts.get(clip, "") for clip in attributes]
+        scores[heading] = world.score(said, list(attributes.values()))
+    scores["chance"] = world.chance(list(attributes.values()))
     seconds = dict(line.split() for line in (run / "steps.txt").read_text().splitlines())
     summary = {
         "step_seconds": {name: int(value) for name, value in seconds.items()},
-        "inspect": lines(run / "inspect.jsonl"),
-        "captions": captions,
-        "caption_run": json.loads((run / "report.json").read_text()),
+        "accuracy": scores,
+        "caption_runs": {name: json.loads((run / f"{name}.json").read_text()) for name in COLUMNS},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     (run / "summary.json").write_text(text + "\n", encoding="utf-8")
+
     print()
-    for row in captions:
-        print(f"{row['video']}:\n  {row.get('caption', row.get('error'))}\n")
-    print("The checkpoint is tiny and random, so the captions are nonsense: this shows that every")
-    print("part works, not what a trained model says. For that, caption with")
-    print("--config.checkpoint=Qwen/Qwen2.5-Omni-3B.\n")
-    print(f"checkpoint  {run / 'checkpoint'}")
-    print(f"captions    {run / 'captions.jsonl'}")
+    references = {Path(row["videos"][0]).name: row for row in lines(run / "world/test.jsonl")}
+    for row in sorted(captions["after"], key=lambda row: row["video"])[:3]:
+        print(f"{row['video']}\n  model:   {row.get('caption', row.get('error'))}")
+        print(f"  written: {references[Path(row['video']).name]['messages'][-1]['content']}\n")
+    print(f"Share of {len(attributes)} unseen clips whose caption is right about ...")
+    print(world.table(scores))
+    asked = {Path(clip).resolve() for clip in clips}
+    if asked:
+        print("\nYour clips, by a model that knows nothing but its world:")
+        for row in lines(run / "yours.jsonl"):
+            if Path(row["video"]).resolve() in asked:
+                print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
+        print("For real captions: --config.checkpoint=Qwen/Qwen2.5-Omni-3B")
+    print(f"\nmodel       {run / 'sft/model'}\ncaptions    {run / 'after.jsonl'}")
+    print(f"metrics     {run / 'sft'} (metrics.csv; tensorboard --logdir)")
     print(f"figures     {run / 'summary.json'}")
 
 

@@ -208,6 +208,21 @@ class TestRestart:
 
 
 class TestMisfortune:
+    def test_not_one_clip_can_be_read(self, run, tmp_path):
+        (tmp_path / "m.csv").write_text("path,caption\na.mp4,A\nb.mp4,B\n")
+        assert run(tmp_path / "out", tmp_path / "m.csv", "--config.shard_clips=1") == 1
+        assert len(RecordSource(tmp_path / "out")) == 0
+
+    def test_an_unreadable_plan_and_an_impossible_folder(self, manifest, tmp_path):
+        prepared(tmp_path / "out", manifest).begin()
+        (tmp_path / "out/extraction.json").write_text("{")
+        with pytest.raises(UserError, match="json: unreadable; overwrite=true"):
+            prepared(tmp_path / "out", manifest).begin()
+        assert len(prepared(tmp_path / "out", manifest).begin(overwrite=True)) == 4
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="file/out: cannot be made"):
+            prepared(tmp_path / "file/out", manifest).begin()
+
     def test_a_clip_that_kills_its_process_fails_alone(self, manifest, tmp_path, monkeypatch):
         def work(function, tasks: deque, workers):
             while tasks:
@@ -294,6 +309,8 @@ def test_beam_makes_the_same_folder(manifest, tmp_path):
     for name in stamps(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert len(RecordSource(tmp_path / "b")) == 5
+    with pytest.raises(UserError, match="runner WarpRunner: "):
+        run_beam(local.shards(), "WarpRunner", "")
 
 
 def test_without_beam_a_runner_is_refused(manifest, tmp_path, monkeypatch):

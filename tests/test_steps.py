@@ -1,7 +1,5 @@
 """The train step: loss and gradients against torch, itself packed, split, sharded, broken."""
 
-import dataclasses
-
 import cases
 import jax
 import jax.numpy as jnp
@@ -13,9 +11,11 @@ from ugc_jax import sharding
 from ugc_jax.config import Compute
 from ugc_jax.data.batching import BucketKey, collate, collate_rows
 from ugc_jax.hf import mapping
+from ugc_jax.models import omni
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.train import steps
 from ugc_jax.train.groups import Trainable
+from ugc_jax.train.losses import token_scores
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Setup, create_state
 
@@ -30,7 +30,7 @@ PARTS = [
     [4, ("image", 112, 84), 3, ("answer", 2)],
     [4, ("video", 6, 84, 112, 310), 6, ("answer", 12)],
 ]
-MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2), (1, 2, 4), (2, 1, 4)]
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 2, 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -142,23 +142,21 @@ def test_loss_and_gradients_equal_torch(form, request, params, torch_gradient):
 
 
 def test_packed_equals_unpacked_for_each_example(params, examples, packed):
-    one = setup()
     weights = jax.tree.map(jnp.array, params)
-    from ugc_jax.train.losses import token_scores
-    from ugc_jax.models import omni
 
+    @jax.jit
     def logprobs(batch):
-        hidden = omni.hidden_states(weights, CONFIG, one.compute, batch)
-        return token_scores(weights, hidden, np.roll(batch.tokens, -1, axis=1)).logprob
+        hidden = omni.hidden_states(weights, CONFIG, Compute(), batch)
+        return token_scores(
+            weights, hidden, jnp.roll(batch.tokens, -1, axis=1), batch.tokens >= 0
+        ).logprob
 
     whole = np.asarray(logprobs(packed))
     for number, example in enumerate(examples):
         row, segment = (0, number + 1) if number < 3 else (1, 1)
         place = np.flatnonzero(packed.segment_ids[row] == segment)[:-1]
         alone = np.asarray(logprobs(collate([example], KEY, 1, CONFIG)))
-        np.testing.assert_allclose(
-            whole[row, place], alone[0, : len(place)], rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(whole[row, place], alone[0, : len(place)], rtol=1e-5, atol=1e-5)
 
 
 def test_accumulation_equals_one_pass(params, batch):
@@ -169,11 +167,18 @@ def test_accumulation_equals_one_pass(params, batch):
         assert largest_error(grads_parts, grads) <= 1e-5
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_sharded_equals_unsharded(mesh, params, examples):
+@pytest.fixture(scope="module")
+def unsharded(params, examples):
+    """Eight rows, packed, single and empty; their loss and gradient on one device."""
     rows = [examples[:3], examples[3:], *([example] for example in examples), examples[::-1], []]
     batch = collate_rows(rows, PACKED, 8, CONFIG)
-    loss, grads = gradient(setup(), params, batch)
+    with jax.default_matmul_precision("highest"):
+        return batch, *gradient(setup(), params, batch)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_sharded_equals_unsharded(mesh, params, unsharded):
+    batch, loss, grads = unsharded
     loss_split, grads_split = gradient(setup(mesh), params, batch)
     error = largest_error(grads_split, grads)
     print(f"{mesh}: gradients' relative error {error:.1e}")
@@ -182,8 +187,8 @@ def test_sharded_equals_unsharded(mesh, params, examples):
 
 
 @pytest.mark.parametrize("length", [4, 5, 8, 11])
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4)], ids=str)
-def test_sharded_equals_unsharded_at_awkward_lengths(mesh, length, params):
+def test_sharded_equals_unsharded_at_awkward_lengths(length, params):
+    mesh = (2, 2, 2)
     examples = [cases.make_example(CONFIG, [2, ("answer", length - 2)], i) for i in range(8)]
     batch = collate(examples, BucketKey(length, 0, 1, 0), 8, CONFIG)
     loss, grads = gradient(setup(), params, batch)
@@ -254,8 +259,7 @@ def test_a_step_that_is_not_finite_changes_nothing_ever_after(params, batch):
     assert [float(metrics["finite"]) for metrics in history] == [1.0, 0.0, 0.0]
     assert not bool(state.healthy)
     assert int(state.step) == 1
-    for a, b in zip(jax.tree.leaves(good), jax.tree.leaves(state._replace(healthy=good.healthy))):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (good[:4], state[:4])))
 
 
 def test_evaluation_gives_the_loss_of_the_step(params, batch):

@@ -65,7 +65,9 @@ class Totals(NamedTuple):
 
     def summary(self, directory: epath.Path, kept: int) -> str:
         """For a person. kept: clips of earlier runs."""
-        size = f"{self.bytes / 1e6:.1f} MB, {self.bytes / max(self.records, 1) / 1e3:.0f} kB each"
+        size = f"{self.bytes / 1e6:.1f} MB"
+        if self.records:
+            size += f", {self.bytes / self.records / 1e3:.0f} kB each"
         return (
             f"{directory}: {self.records} records ({size}); {self.failures} clips failed, "
             f"{kept} kept from before"
@@ -103,12 +105,17 @@ class Extraction:
         if overwrite and path.exists():
             self._clear()
         elif path.exists():
-            self._compare(json.loads(path.read_text()), plan)
+            self._compare(path, plan)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory}: holds something else; choose another output")
         for left in self.directory.glob("*.part"):  # by a run that was killed
             left.unlink()
-        (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
+        try:
+            (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.directory}: cannot be made ({error.strerror}); choose another output"
+            ) from None
         if not path.exists():
             versions = {
                 name: importlib.metadata.version(name)
@@ -160,7 +167,12 @@ class Extraction:
             (self.directory / REPORTS).rmtree()
         (self.directory / records.EXTRACTION).unlink()
 
-    def _compare(self, found: dict, plan: dict):
+    def _compare(self, path: epath.Path, plan: dict):
+        """Raise UserError unless `path` tells of an extraction by the same plan."""
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            raise UserError(f"{path}: unreadable; overwrite=true makes this folder anew") from None
         for part, wanted in plan.items():
             there = found.get(part)
             if there == wanted:
@@ -221,7 +233,11 @@ def run_beam(shards: list[Shard], runner: str, options: str):
             "runner: apache-beam is not installed; pip install 'ugc_jax[beam]', or leave runner out"
         ) from None
     flags = PipelineOptions(shlex.split(options), runner=runner, save_main_session=False)
-    with apache_beam.Pipeline(options=flags) as pipeline:
+    try:
+        pipeline = apache_beam.Pipeline(options=flags)
+    except ValueError as error:  # no such runner, or it wants more flags
+        raise UserError(f"runner {runner}: {error!s:.300}; see its page in Beam's manual") from None
+    with pipeline:
         tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
         _ = tasks | "Extract" >> apache_beam.Map(_finish_shard)
 

@@ -39,7 +39,7 @@ RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 class Storage:
     """How frames and sound are stored."""
 
-    format: Literal["jpeg", "png"] = "jpeg"  # of the frames; png is exact and about 5 times larger
+    format: Literal["jpeg", "png"] = "jpeg"  # of the frames; png is exact and about 3 times larger
     quality: int = 95  # of JPEG frames, 1 to 100; colours are kept at full resolution
     mel: Literal["float16", "float32"] = "float16"  # of the log-mel; float32 is exact
 
@@ -222,7 +222,12 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
         filename_template=template,
     )
     info.set_splits(tfds.core.SplitDict([split]))
-    info.write_to_directory(directory)
+    try:
+        info.write_to_directory(directory)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot be written ({error}); free the disk, then run again to go on"
+        ) from None
     text = "".join(_json(line) + "\n" for line in lines)
     write_text(directory / INDEX, text)
     summary = {"index_crc32": zlib.crc32(text.encode()), "shards": shards}

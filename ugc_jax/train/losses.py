@@ -13,7 +13,8 @@ from ugc_jax.data.schema import Batch
 from ugc_jax.models import omni
 from ugc_jax.sharding import constrain
 
-CHUNK = 256  # tokens of a row whose logits exist at a time: 256 * 151936 * 4 bytes = 156 MB
+CHUNK = 256  # most tokens of a row whose logits exist at a time: 256 * 151936 * 4 = 156 MB
+CHUNKS = 8  # fewest parts that a row is cut into, so that a short row has parts to skip, too
 
 
 class TokenScores(NamedTuple):
@@ -31,33 +32,43 @@ class LossSums(NamedTuple):
     tokens: jax.Array
 
 
-def token_scores(params, hidden_BTD, tokens_BT, chunk: int = CHUNK) -> TokenScores:
-    """log p(tokens[b, t]) by the model's head from hidden[b, t], `chunk` tokens of a row at a time.
+def token_scores(params, hidden_BTD, tokens_BT, wanted_BT) -> TokenScores:
+    """log p(tokens[b, t]) by the model's head from hidden[b, t], a chunk of all rows at a time.
 
+    wanted_BT: bool, where scores are wanted; elsewhere they mean nothing. A chunk in which no row
+    wants any is skipped: prompts are long, and answers stand at the end.
     Logits and their log-sum-exp are float32. The backward pass makes a chunk's logits again
     instead of keeping them. The head is whole in its width (see `omni.embed`), and its gradient
     gathers over the chunks in the dtype of the parameter.
     """
     B, T, D = hidden_BTD.shape
-    chunk = min(chunk, T)
+    chunk = min(CHUNK, -(-T // CHUNKS))
     pad = -T % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
-    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, pad)))
+    tokens_BT, wanted_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (tokens_BT, wanted_BT))
     head_VD = constrain(params["lm_head"]["weight"], ("vocab", None))
 
     @jax.checkpoint
-    def scores(inputs):
-        hidden_BCD, tokens_BC = inputs
+    def scores(hidden_BCD, tokens_BC):
         logits_BCV = omni.logits({"lm_head": {"weight": head_VD}}, hidden_BCD)
         logits_BCV = constrain(logits_BCV, ("batch", None, "vocab"))
-        wanted_BC = jnp.take_along_axis(logits_BCV, tokens_BC[..., None], axis=-1)[..., 0]
-        logprob_BC = wanted_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-        return TokenScores(logprob_BC, wanted_BC >= jnp.max(logits_BCV, axis=-1))
+        # A masked sum, not a gather: the vocabulary may be split over devices.
+        here_BCV = jnp.arange(logits_BCV.shape[-1])[None, None] == tokens_BC[..., None]
+        logit_BC = jnp.sum(jnp.where(here_BCV, logits_BCV, 0.0), axis=-1)
+        logprob_BC = logit_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+        return TokenScores(logprob_BC, logit_BC >= jnp.max(logits_BCV, axis=-1))
+
+    def nothing(hidden_BCD, tokens_BC):
+        return TokenScores(jnp.zeros(tokens_BC.shape, jnp.float32), tokens_BC < 0)
+
+    def scores_if_wanted(inputs):
+        *arrays, wanted_BC = inputs
+        return jax.lax.cond(jnp.any(wanted_BC), scores, nothing, *arrays)
 
     def chunks(x):
         return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
 
-    out = jax.lax.map(scores, (chunks(hidden_BTD), chunks(tokens_BT)))
+    out = jax.lax.map(scores_if_wanted, tuple(map(chunks, (hidden_BTD, tokens_BT, wanted_BT))))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], out)
 
 
@@ -67,11 +78,11 @@ def sft_sums(params, config: OmniConfig, compute: Compute, batch: Batch) -> Loss
     A target is never the first token of its segment, so its predecessor is its own example's.
     """
     hidden_BTD = omni.hidden_states(params, config, compute, batch)
-    wanted_BT = jnp.roll(batch.tokens, -1, axis=1)
-    weight_BT = jnp.roll(batch.target, -1, axis=1).at[:, -1].set(False)
-    scores = token_scores(params, hidden_BTD, wanted_BT)
+    next_BT = jnp.roll(batch.tokens, -1, axis=1)
+    wanted_BT = jnp.roll(batch.target, -1, axis=1).at[:, -1].set(False)
+    scores = token_scores(params, hidden_BTD, next_BT, wanted_BT)
     return LossSums(
-        loss=-jnp.sum(jnp.where(weight_BT, scores.logprob, 0.0)),
-        hits=jnp.sum(scores.hit & weight_BT, dtype=jnp.float32),
-        tokens=jnp.sum(weight_BT, dtype=jnp.float32),
+        loss=-jnp.sum(jnp.where(wanted_BT, scores.logprob, 0.0)),
+        hits=jnp.sum(scores.hit & wanted_BT, dtype=jnp.float32),
+        tokens=jnp.sum(wanted_BT, dtype=jnp.float32),
     )

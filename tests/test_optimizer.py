@@ -1,0 +1,110 @@
+"""Schedules, groups, decay and clipping of the optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.train.groups import Trainable, group_of, is_matrix
+from ugc_jax.train.optimizer import OptimizerConfig, learning_rates, make_optimizer
+
+
+def test_learning_rate_rises_falls_and_ends():
+    rate = learning_rates(OptimizerConfig(learning_rate=1.0, warmup=0.1, final=0.1), 100)
+    rates = np.array([rate(step) for step in range(101)])
+    assert 0 < rates[0] < rates[5] < rates[10] == 1.0
+    assert (np.diff(rates[10:]) < 0).all()
+    np.testing.assert_allclose(rates[100], 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1)]
+)
+def test_schedules_without_warmup(schedule, middle):
+    config = OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule=schedule)
+    rate = learning_rates(config, 10)
+    np.testing.assert_allclose([rate(0), rate(5)], [1.0, middle], rtol=1e-5)
+
+
+def tree():
+    return {
+        "model": {
+            "layers": {"mlp": {"up_proj": {"weight": jnp.ones((2, 3, 4))}}},
+            "norm": {"weight": jnp.ones(4)},
+        },
+        "visual": {
+            "blocks": {"norm1": {"weight": jnp.ones((2, 4))}},
+            "merger": {"mlp": {"0": {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4)}}},
+        },
+        "audio_tower": {"conv1": {"weight": jnp.ones((4, 2, 3))}, "proj": {"bias": jnp.ones(4)}},
+        "lm_head": {"weight": jnp.ones((5, 4))},
+    }
+
+
+def test_groups_and_matrices():
+    found = {
+        ".".join(key.key for key in path): (group_of(path), is_matrix(path, leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree())
+    }
+    assert found == {
+        "model.layers.mlp.up_proj.weight": ("decoder", True),
+        "model.norm.weight": ("decoder", False),
+        "visual.blocks.norm1.weight": ("vision", False),
+        "visual.merger.mlp.0.weight": ("projector", True),
+        "visual.merger.mlp.0.bias": ("projector", False),
+        "audio_tower.conv1.weight": ("audio", True),
+        "audio_tower.proj.bias": ("projector", False),
+        "lm_head.weight": ("embeddings", True),
+    }
+    trainable = Trainable(projector=True, embeddings=False)
+    learning = {name for name, (group, _) in found.items() if trainable.includes(name.split("."))}
+    assert {found[name][0] for name in learning} == {"decoder", "projector"}
+    assert trainable.includes(("visual", "blocks", "attn", "q", "lora_a"))
+
+
+def update(config: OptimizerConfig, grads):
+    optimizer = make_optimizer(config, 10)
+    return optimizer.update(grads, optimizer.init(tree()), tree())[0]
+
+
+def test_each_group_has_its_rate():
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup=0, schedule="constant", vision=0.5, projector=0.0, embeddings=2.0
+    )
+    out = update(config, tree())
+    assert jnp.allclose(out["model"]["norm"]["weight"], -0.1, rtol=1e-4)
+    assert jnp.allclose(out["visual"]["blocks"]["norm1"]["weight"], -0.05, rtol=1e-4)
+    assert not out["audio_tower"]["proj"]["bias"].any()
+    assert jnp.allclose(out["lm_head"]["weight"], -0.2, rtol=1e-4)
+
+
+def test_only_matrices_decay():
+    config = OptimizerConfig(learning_rate=1.0, warmup=0, schedule="constant", weight_decay=0.1)
+    out = update(config, jax.tree.map(jnp.zeros_like, tree()))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+        np.testing.assert_allclose(leaf, -0.1 if is_matrix(path, leaf) else 0.0, atol=1e-7)
+
+
+def test_a_large_gradient_is_cut_to_the_norm_before_the_moments():
+    config = OptimizerConfig(clip_norm=1.0)
+    optimizer = make_optimizer(config, 10)
+    _, state = optimizer.update(
+        jax.tree.map(lambda x: 100 * x, tree()), optimizer.init(tree()), tree()
+    )
+    moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
+    np.testing.assert_allclose(optax.global_norm(moments.mu), 0.1, rtol=1e-4)  # 1 - b1 of it
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+    config = OptimizerConfig(name="adafactor")
+    big = {"model": {"layers": {"mlp": {"weight": jnp.ones((2, 256, 512))}}}}
+    state = make_optimizer(config, 10).init(big)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * (256 + 512)
+
+
+@pytest.mark.parametrize("changes", [{"warmup": 1.5}, {"learning_rate": -1.0}, {"vision": -1.0}])
+def test_impossible_settings_are_refused(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        OptimizerConfig(**changes)
