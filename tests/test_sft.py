@@ -17,7 +17,7 @@ from ugc_jax.hf.config import load_config
 from ugc_jax.jobs import extract, sft
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.sharding import MeshConfig
+from ugc_jax.sharding import make_mesh
 from ugc_jax.train import loop
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.loop import LoopConfig
@@ -27,11 +27,14 @@ QUESTION = "What is seen and heard?"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs with the same programs share them."""
+def quick(tmp_path_factory):
+    """One device, and runs with the same programs share them: most of the time is compilation."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    yield
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft.sharding, "make_mesh", lambda **_: mesh)
+        yield
     jax.config.update("jax_compilation_cache_dir", before)
 
 
@@ -62,7 +65,6 @@ def settings(records, tiny_checkpoint):
         checkpoint=str(tiny_checkpoint),
         output="",
         data=DataConfig(train=records, eval=records, batch_size=2, tokens=512, workers=0),
-        mesh=MeshConfig(data=2, fsdp=1, tensor=4),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         loop=LoopConfig(
             steps=4, log_every=1, save_every=2, samples=1, sample_tokens=8, export_dtype="float32"
