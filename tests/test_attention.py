@@ -10,7 +10,7 @@ import pytest
 from ugc_jax.config import Compute, tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
-from ugc_jax.models import attention, decoder
+from ugc_jax.models import attention, decoder, layers
 from ugc_jax.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -120,6 +120,22 @@ def test_kernel_under_a_mesh(mesh):
     with jax.set_mesh(make_mesh(*mesh)):
         kernel = functools.partial(attention.sharded_heads, KERNELS["splash"])
         check_kernel(kernel, B=8 // mesh[2], T=128, N=4, K=2, H=16)
+
+
+@pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("full", 4), ("dots", 3)])
+def test_dots_keeps_what_the_kernel_computed(remat, kernels):
+    """A backward pass has two kernels; the forward one runs again only where all is recomputed."""
+    x, segments = jnp.zeros((1, 128, 2, 16)), np.ones((1, 128), np.int32)
+
+    def loss(weights):
+        def layer(w, x, _):
+            return attention.splash_attention(x @ w, x, x, segments), None
+
+        return layers.run_layers(layer, weights, x, remat=remat)[0].sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((3, 16, 16)))
+    for_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert for_tpu.count("@tpu_custom_call") == kernels
 
 
 @pytest.mark.parametrize("name", ["splash", "cudnn"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ugc_jax.config import SIZES, mid, omni_3b, omni_7b, tiny
+from ugc_jax.config import SIZES, Compute, mid, omni_3b, omni_7b, tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf.config import from_hf, load_config, to_hf
 
@@ -267,3 +267,10 @@ def test_transformers_reads_the_same_values(make):
     assert (
         from_hf(json.loads(theirs.to_json_string(use_diff=False))) == config
     )  # and we read what they write
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"remat": "all"}, {"attention": "flash"}])
+def test_a_way_to_compute_that_does_not_exist(change):
+    (name, value), *_ = change.items()
+    with pytest.raises(UserError, match=f"{name} is '{value}'; use one of "):
+        Compute(**change)

@@ -92,7 +92,7 @@ def test_variable_rate(tmp_path):
 def test_rotation(tmp_path, rotation):
     """A red corner must come out where a player shows it."""
     scene = Scene(
-        "black", (Shape("square", "red", 0.5, (0.0, 0.0), (0.0, 0.0)),), Beeps(440, 2), seed=0
+        "purple", (Shape("square", "red", 0.5, (0.0, 0.0), (0.0, 0.0)),), Beeps(440, 2), seed=0
     )
     write_clip(
         tmp_path / "clip.mp4",

@@ -54,7 +54,7 @@ def test_picture_is_the_scene(tmp_path):
 
 def test_shapes_move_and_stay_inside():
     shape = Shape("square", "red", 0.25, (0.5, 0.5), (0.9, -0.7))
-    scene = Scene("black", (shape,), Beeps(440, 2), seed=0)
+    scene = Scene("purple", (shape,), Beeps(440, 2), seed=0)
     areas = [
         np.count_nonzero(draw(scene, time, (100, 80))[..., 0] > 200)
         for time in np.linspace(0, 5, 40)
@@ -64,7 +64,7 @@ def test_shapes_move_and_stay_inside():
 
 
 def test_beeps_have_pitch_and_rhythm():
-    scene = Scene("black", (), Beeps(pitch=440, per_second=2), seed=0)
+    scene = Scene("purple", (), Beeps(pitch=440, per_second=2), seed=0)
     wave = sound(scene, 2.0, rate=8000)
     assert wave.shape == (16_000,)
     assert wave.dtype == np.float32
@@ -74,7 +74,7 @@ def test_beeps_have_pitch_and_rhythm():
 
 
 def test_music_changes_its_notes_and_has_no_gaps():
-    scene = Scene("black", (), Music(pitch=500, per_second=4, hiss=0), seed=1)
+    scene = Scene("purple", (), Music(pitch=500, per_second=4, hiss=0), seed=1)
     notes = sound(scene, 2.0, rate=8000).reshape(8, 2000)
     loud = np.abs(notes[:, :1900].reshape(8, 19, 100)).max(axis=2)
     assert loud.min() > 0.05
@@ -86,7 +86,7 @@ def test_music_changes_its_notes_and_has_no_gaps():
 
 
 def test_noise_stays_in_its_octave():
-    scene = Scene("black", (), Noise(pitch=1000, per_second=2, hiss=0), seed=0)
+    scene = Scene("purple", (), Noise(pitch=1000, per_second=2, hiss=0), seed=0)
     wave = sound(scene, 2.0, rate=8000)
     loud = np.abs(wave.reshape(8, 2000)).mean(axis=1) > 0.05
     assert loud.tolist() == [True, False] * 4
@@ -98,7 +98,7 @@ def test_noise_stays_in_its_octave():
 
 @pytest.mark.parametrize("kind", [Beeps, Music, Noise])
 def test_sound_begins_when_it_should(kind):
-    scene = Scene("black", (), kind(400, 3, hiss=0, begins=0.75), seed=2)
+    scene = Scene("purple", (), kind(400, 3, hiss=0, begins=0.75), seed=2)
     wave = sound(scene, 1.0, rate=8000)
     assert not wave[:6000].any()
     assert np.abs(wave[6000:6100]).max() > 0.02
@@ -107,7 +107,7 @@ def test_sound_begins_when_it_should(kind):
 
 
 def test_silence_is_silent(tmp_path):
-    scene = Scene("black", (), None, seed=0)
+    scene = Scene("purple", (), None, seed=0)
     assert not sound(scene, 1.0).any()
     write_clip(tmp_path / "a.mp4", seconds=1, size=(64, 64), scene=scene, rate=16_000)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -117,9 +117,9 @@ def test_silence_is_silent(tmp_path):
 
 def test_shape_appears_and_background_turns():
     shape = Shape("square", "red", 0.5, (0.5, 0.5), (0.0, 0.0), appears=0.5)
-    scene = Scene("black", (shape,), None, seed=0, turns=("teal", 1.0))
+    scene = Scene("purple", (shape,), None, seed=0, turns=("teal", 1.0))
     middle, corner = (40, 50), (2, 2)
-    for time, ground, shown in ((0.0, "black", False), (0.5, "black", True), (1.0, "teal", True)):
+    for time, ground, shown in ((0.0, "purple", False), (0.5, "purple", True), (1.0, "teal", True)):
         picture = draw(scene, time, (100, 80))
         assert tuple(picture[corner]) == BACKGROUNDS[ground]
         assert tuple(picture[middle]) == (COLOURS["red"] if shown else BACKGROUNDS[ground])
@@ -127,14 +127,14 @@ def test_shape_appears_and_background_turns():
 
 def test_text_has_a_band_of_its_own():
     shape = Shape("circle", "red", 0.4, (0.5, 1.0), (0.0, 0.0))
-    plain = draw(Scene("black", (shape,), None, seed=0, band=True), 0, (112, 112))
-    text = draw(Scene("black", (shape,), None, seed=0, band=True, text="MOON"), 0, (112, 112))
+    plain = draw(Scene("purple", (shape,), None, seed=0, band=True), 0, (112, 112))
+    text = draw(Scene("purple", (shape,), None, seed=0, band=True, text="MOON"), 0, (112, 112))
     np.testing.assert_array_equal(plain[:84], text[:84])
-    assert (plain[84:] == BACKGROUNDS["black"]).all()
+    assert (plain[84:] == BACKGROUNDS["purple"]).all()
     ink = np.argwhere((text[84:] < 128).all(axis=-1))
     assert np.ptp(ink, axis=0).tolist() > [16, 70]
     assert ink.min() > 0  # not cut off
-    other = draw(Scene("black", (shape,), None, seed=0, band=True, text="FISH"), 0, (112, 112))
+    other = draw(Scene("purple", (shape,), None, seed=0, band=True, text="FISH"), 0, (112, 112))
     assert (other[84:] != text[84:]).any()
 
 

@@ -169,8 +169,10 @@ def set_up_logging():
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    for name in ("absl", "jax", "tensorflow", "transformers", "orbax", "libav"):
+    for name in ("jax", "tensorflow", "transformers", "orbax", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Orbax logs there, with tracebacks, what its threads meet; the save that fails raises it, too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

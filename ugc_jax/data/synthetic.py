@@ -27,7 +27,7 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 BACKGROUNDS = {
-    "black": (10, 10, 15),
+    "purple": (95, 50, 130),
     "grey": (130, 130, 135),
     "brown": (110, 60, 20),
     "teal": (0, 95, 105),
@@ -47,6 +47,8 @@ class Shape:
     start: tuple[float, float]  # centre when it appears: (x, y) in 0..1 of the room that it has
     velocity: tuple[float, float]  # rooms crossed per second: (x, y)
     appears: float = 0.0  # seconds
+    # where it pushes a plough of a white and a black stripe: (x, y) of -1, 0, 1; (0, 0) for none
+    plough: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +148,34 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
             _bounce(begin + speed * age) * (length - 2 * half) + half
             for begin, speed, length in zip(shape.start, shape.velocity, room, strict=True)
         )
-        fill = COLOURS[shape.colour]
-        if shape.form == "circle":
-            canvas.ellipse((x - half, y - half, x + half, y + half), fill=fill)
-        elif shape.form == "square":
-            canvas.rectangle((x - half, y - half, x + half, y + half), fill=fill)
-        else:
-            canvas.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], fill=fill)
+        _draw_shape(canvas, shape, x, y, half)
     if scene.text:
         canvas.rectangle((0, band, width, height), fill="white")
         middle = (width / 2, (band + height) / 2)
         canvas.text(middle, scene.text, "black", _font(height - band), anchor="mm")
     return np.asarray(image)
+
+
+def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, half: float):
+    """A shape around (x, y) that reaches `half` to each side, outlined, and its plough."""
+    line = max(round(half / 5), 1)
+    look = dict(fill=COLOURS[shape.colour], outline="black", width=line)
+    if shape.form == "circle":
+        canvas.ellipse((x - half, y - half, x + half, y + half), **look)
+    elif shape.form == "square":
+        canvas.rectangle((x - half, y - half, x + half, y + half), **look)
+    else:
+        canvas.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], **look)
+    if any(shape.plough):
+        towards = np.array(shape.plough)
+        for stripe, colour in enumerate(("white", "black")):
+            ends = ((x, y) + towards * (half + (stripe + end) * line) for end in (0, 1))
+            corners = [
+                end + side * half * (towards == 0) for end, side in zip(ends, (-1, 1), strict=True)
+            ]
+            canvas.rectangle(
+                (*np.minimum(*corners).tolist(), *np.maximum(*corners).tolist()), fill=colour
+            )
 
 
 @functools.lru_cache

@@ -1,6 +1,6 @@
 """Compile an sft config's train step for a TPU slice, and say whether it fits there.
 
-Neither a TPU nor the weights are needed, but the TPU compiler: pip install libtpu. Where the
+Neither a TPU nor the weights are needed, but the TPU compiler: pip install "jax[tpu]". Where the
 checkpoint is not on this disk, the size that its name tells is planned for; where the records are
 not, rows of typical clips. Exit status 1 when the step does not fit.
 """

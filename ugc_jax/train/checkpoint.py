@@ -26,6 +26,7 @@ from ugc_jax.train.state import TrainState
 logger = logging.getLogger(__name__)
 
 BEST = "eval_loss"  # the metric whose lowest value makes the best checkpoint
+_UNSAVED = "a checkpoint cannot be saved"
 _REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
 
 
@@ -92,7 +93,7 @@ class Checkpoints:
             return
         changing = _changing(state)
         self._require_space(changing)
-        with self._told(f"step {step} cannot be saved"):
+        with self._told(_UNSAVED):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -105,9 +106,9 @@ class Checkpoints:
             )
 
     def check(self):
-        """Raise UserError if a save in the background has failed."""
-        with self._told("a checkpoint cannot be saved"):
-            self._manager.check_for_errors()
+        """Raise UserError if a save in the background has failed; does not wait for one."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def config(self, step: int) -> dict:
         """The settings that the checkpoint of `step` was made with."""
@@ -131,15 +132,14 @@ class Checkpoints:
 
     def wait(self):
         """Wait until all is on disk."""
-        with self._told("a checkpoint cannot be saved"):
+        with self._told(_UNSAVED):
             self._manager.wait_until_finished()
-            self._manager.check_for_errors()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, failure: type | None, *_):
-        told = self._told("a checkpoint cannot be saved")
+        told = self._told(_UNSAVED)
         with told if failure is None else contextlib.suppress(Exception):
             self._manager.close()
 
