@@ -34,6 +34,7 @@ BACKGROUNDS = {
 }
 FORMS = ("circle", "square", "triangle")
 LOUDNESS = 0.4
+PLOUGH = 2 / 3  # how deep the two stripes of a plough are together, in halves of the shape
 MELODY_STEPS = (-5, -3, 0, 2, 4)  # semitones from a melody's pitch
 
 
@@ -111,6 +112,7 @@ class Scene:
     turns: tuple[str, float] | None = None  # the background that follows, and from when (seconds)
     band: bool = False  # keep shapes out of the lowest quarter of the picture, for text
     text: str = ""  # shown in that band, black on white
+    tiles: int = 0  # of the width: shapes stand on them and move from one to the next; 0: anywhere
 
 
 def random_scene(seed: int) -> Scene:
@@ -148,6 +150,9 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
             _bounce(begin + speed * age) * (length - 2 * half) + half
             for begin, speed, length in zip(shape.start, shape.velocity, room, strict=True)
         )
+        if scene.tiles:
+            tile = width / scene.tiles
+            x, y = (round((centre - half) / tile) * tile + half for centre in (x, y))
         _draw_shape(canvas, shape, x, y, half)
     if scene.text:
         canvas.rectangle((0, band, width, height), fill="white")
@@ -158,24 +163,21 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, half: float):
     """A shape around (x, y) that reaches `half` to each side, outlined, and its plough."""
-    line = max(round(half / 5), 1)
-    look = dict(fill=COLOURS[shape.colour], outline="black", width=line)
+    box = (x - half, y - half, x + half - 1, y + half - 1)  # the last pixels are drawn, too
+    look = dict(fill=COLOURS[shape.colour], outline="black", width=max(round(half / 6), 1))
     if shape.form == "circle":
-        canvas.ellipse((x - half, y - half, x + half, y + half), **look)
+        canvas.ellipse(box, **look)
     elif shape.form == "square":
-        canvas.rectangle((x - half, y - half, x + half, y + half), **look)
+        canvas.rectangle(box, **look)
     else:
-        canvas.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], **look)
-    if any(shape.plough):
-        towards = np.array(shape.plough)
-        for stripe, colour in enumerate(("white", "black")):
-            ends = ((x, y) + towards * (half + (stripe + end) * line) for end in (0, 1))
-            corners = [
-                end + side * half * (towards == 0) for end, side in zip(ends, (-1, 1), strict=True)
-            ]
-            canvas.rectangle(
-                (*np.minimum(*corners).tolist(), *np.maximum(*corners).tolist()), fill=colour
-            )
+        canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], **look)
+    towards = np.array(shape.plough)
+    for stripe, colour in enumerate(("white", "black") if towards.any() else ()):
+        near, far = (half + (stripe + end) * half * PLOUGH / 2 for end in (0, 1))
+        aside = half * (towards == 0)
+        corners = (x, y) + np.stack([towards * near - aside, towards * far + aside])
+        first, last = corners.min(axis=0), corners.max(axis=0) - 1
+        canvas.rectangle((*first.tolist(), *last.tolist()), fill=colour)
 
 
 @functools.lru_cache

@@ -35,7 +35,7 @@ WORDS = (
 )  # fmt: skip
 SOUNDS = {"beeps": synthetic.Beeps, "music": synthetic.Music, "noise": synthetic.Noise}
 PITCHES = {"low": 200.0, "middle": 700.0, "high": 2500.0}  # hertz
-RHYTHMS = {"slow": 2.5, "fast": 8.0}  # a second
+RHYTHMS = {"slow": 2.5, "fast": 25 / 3}  # a second: 10 and 3 tokens of sound long
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # When shape and sound begin, in lengths of the clip. Ranges are at least 0.17 s of 2 s apart, and
 # frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
@@ -47,6 +47,8 @@ ORDERS = {
     "shape": (("early", "middle"), ("early", "middle"), ("late", "late")),
     "sound": (("late", "middle"), ("late", "middle"), ("early", "early")),
 }
+TILES = 8  # of 14 pixels: a patch of the vision encoder is a tile
+ROOM = (5, 3)  # tiles that a shape of 3 tiles can be moved by, (x, y), above the text
 TURN = (0.4, 0.55)  # when the background changes, in lengths of the clip
 
 VALUES = {
@@ -169,15 +171,14 @@ def make_clip(
 def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
     """A scene of what was dealt; the rest (place, size, exact times and pitch) at random."""
     appears = random.uniform(*SHAPE_BEGINS[hand["shape begins"]]) * seconds
-    # It crosses 7/10 of its room in the time that is left, along one axis.
-    towards = np.array(MOTIONS[hand["motion"]])
-    start = np.where(towards, 0.5 - 0.35 * towards, 0.0)
-    start += np.where(towards, random.uniform(-0.15, 0.15, 2), random.uniform(0.0, 1.0, 2))
-    velocity = 0.7 * towards / (seconds - appears)
+    # It goes along one axis, from the edge behind it until its plough is at the edge before it.
+    towards, room = np.array(MOTIONS[hand["motion"]]), np.array(ROOM)
+    start = np.where(towards, towards < 0, random.integers(0, room + 1) / room)
+    velocity = towards * (1 - 1 / room) / (seconds - appears)
     shape = synthetic.Shape(
         form=hand["shape"],
         colour=hand["colour"],
-        size=random.uniform(0.32, 0.4),
+        size=3 / TILES,
         start=tuple(start.tolist()),
         velocity=tuple(velocity.tolist()),
         appears=appears,
@@ -185,9 +186,9 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
     )
     sound = SOUNDS[hand["sound"]](
         pitch=PITCHES[hand["pitch"]] * random.uniform(0.94, 1.06),
-        per_second=RHYTHMS[hand["rhythm"]] * random.uniform(0.92, 1.08),
+        per_second=RHYTHMS[hand["rhythm"]],
         hiss=0.005,
-        begins=random.uniform(*SOUND_BEGINS[hand["sound begins"]]) * seconds,
+        begins=round(random.uniform(*SOUND_BEGINS[hand["sound begins"]]) * seconds * 25) / 25,
     )
     changes = hand["change"] != STAYS
     return Scene(
@@ -198,6 +199,7 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
         turns=(hand["change"], random.uniform(*TURN) * seconds) if changes else None,
         band=True,
         text="" if hand["text"] == NO_TEXT else hand["text"],
+        tiles=TILES,
     )
 
 

@@ -21,7 +21,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
 from ugc_jax.models import decoder, omni
 from ugc_jax.models.layers import in_slabs, split_like
-from ugc_jax.sharding import batch_shardings
+from ugc_jax.sharding import batch_shardings, replicated
 
 NEW_TOKENS = (
     16,
@@ -81,7 +81,10 @@ class Engine:
         self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
         self._decode = jax.jit(
-            bind(_decode, config=config, compute=compute), static_argnames=("mode", "size")
+            bind(_decode, config=config, compute=compute),
+            static_argnames=("mode", "size"),
+            # Every process reads the whole result, also of rows that other processes hold.
+            out_shardings=None if mesh is None else replicated(mesh),
         )
 
     def generate(
