@@ -35,6 +35,7 @@ BACKGROUNDS = {
 FORMS = ("circle", "square", "triangle")
 LOUDNESS = 0.4
 PLOUGH = 2 / 3  # how deep the two stripes of a plough are together, in halves of the shape
+TICK = 0.02  # seconds
 MELODY_STEPS = (-5, -3, 0, 2, 4)  # semitones from a melody's pitch
 
 
@@ -60,10 +61,16 @@ class Sound(abc.ABC):
     per_second: float  # beeps, notes or bursts a second
     hiss: float = 0.02  # loudness of the noise below the whole clip, 0..1
     begins: float = 0.0  # seconds
+    tick: float = 0.0  # loudness of a tick at the beginning of each, 0..1
 
     @abc.abstractmethod
     def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
         """f64[count] in [-1, 1], from where the sound begins."""
+
+    def ticks(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
+        """f64[count]: short noise at the beginning of each beep, note or burst."""
+        begins = self._beat(count, rate) % 1 < TICK * self.per_second
+        return self.tick * random.uniform(-1, 1, count) * begins
 
     def _beat(self, count: int, rate: int) -> np.ndarray:
         """f64[count]: beeps, notes or bursts until then."""
@@ -164,7 +171,7 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, half: float):
     """A shape around (x, y) that reaches `half` to each side, outlined, and its plough."""
     box = (x - half, y - half, x + half - 1, y + half - 1)  # the last pixels are drawn, too
-    look = dict(fill=COLOURS[shape.colour], outline="black", width=max(round(half / 6), 1))
+    look = dict(fill=COLOURS[shape.colour], outline="black", width=max(round(half / 3), 1))
     if shape.form == "circle":
         canvas.ellipse(box, **look)
     elif shape.form == "square":
@@ -201,6 +208,7 @@ def sound(scene: Scene, seconds: float, rate: int = SOUND_RATE) -> np.ndarray:
         begun = wave[round(scene.sound.begins * rate) :]
         if len(begun):
             begun += LOUDNESS * scene.sound.wave(len(begun), rate, random)
+            begun += scene.sound.ticks(len(begun), rate, random)
     return wave.astype(np.float32)
 
 

@@ -188,6 +188,7 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
         pitch=PITCHES[hand["pitch"]] * random.uniform(0.94, 1.06),
         per_second=RHYTHMS[hand["rhythm"]],
         hiss=0.005,
+        tick=0.3,
         begins=round(random.uniform(*SOUND_BEGINS[hand["sound begins"]]) * seconds * 25) / 25,
     )
     changes = hand["change"] != STAYS
