@@ -2,8 +2,10 @@
 
     ugc-jax init    --config.output=runs/tiny/start
     ugc-jax world   --config.output=runs/tiny/world
-    ugc-jax extract --config.output=runs/tiny/records/train runs/tiny/world/train.jsonl
-    ugc-jax extract --config.output=runs/tiny/records/test runs/tiny/world/test.jsonl
+    ugc-jax extract --config=configs/world.py --config.output=runs/tiny/records/train \
+        runs/tiny/world/train.jsonl
+    ugc-jax extract --config=configs/world.py --config.output=runs/tiny/records/test \
+        runs/tiny/world/test.jsonl
     ugc-jax sft     --config=configs/tiny.py
 
 The model begins with random weights, so everything learns, and at a high rate.
@@ -22,8 +24,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = ConfigDict()
     config.data.train = f"{folder}/records/train"
     config.data.eval = f"{folder}/records/test"
-    config.data.tokens = 1024  # about five clips
-    config.data.batch_size = 4
+    config.data.packing = False  # rows this short gain nothing from it
+    config.data.tokens = 152
+    config.data.batch_size = 8  # many small steps: what a model from nothing needs
 
     config.trainable = ConfigDict()
     config.trainable.vision = True
@@ -32,13 +35,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.b2 = 0.95
+    config.optimizer.b2 = 0.99
 
     config.loop = ConfigDict()
-    config.loop.epochs = 8.0
-    config.loop.log_every = 20
-    config.loop.save_every = 200
+    config.loop.epochs = 10.0
+    config.loop.log_every = 100
+    config.loop.save_every = 500
     config.loop.sample_tokens = 64
     config.loop.export_dtype = "float32"
     return config
