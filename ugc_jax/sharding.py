@@ -113,7 +113,7 @@ def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> slice:
 
 
 def place_batch(mesh: Mesh, batch, batch_size: int, rules: Rules = RULES):
-    """This process's rows (`local_rows`, numpy) -> the whole batch's arrays, split over the mesh."""
+    """This process's rows (`local_rows`, numpy) -> the whole batch, split over the mesh."""
 
     def place(leaf):
         split = NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1)))

@@ -63,12 +63,17 @@ def init(config: OmniConfig, lora: LoraConfig, key: jax.Array) -> dict:
 
 
 def logical_axes(config: OmniConfig, lora: LoraConfig) -> dict:
-    """The tree of `init` with each leaf's logical axes in its place: for `sharding.shardings`."""
+    """The tree of `init` with each leaf's logical axes in its place: for `sharding.shardings`.
+
+    A leaf without the dimension of the tower's width has its rank split like that instead, so that
+    no leaf is whole on every device.
+    """
     axes = {}
     for path, box in targeted(config, lora).items():
         out_axis, in_axis = box.names
-        axes[*path, "lora_a"] = ("layers", None, in_axis)
-        axes[*path, "lora_b"] = ("layers", out_axis, None)
+        rank_axes = [None if axis == "embed" else "embed" for axis in (in_axis, out_axis)]
+        axes[*path, "lora_a"] = ("layers", rank_axes[0], in_axis)
+        axes[*path, "lora_b"] = ("layers", out_axis, rank_axes[1])
     return unflatten_dict(axes)
 
 

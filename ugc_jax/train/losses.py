@@ -61,6 +61,7 @@ def token_scores(params, hidden_BTD, tokens_BT, wanted_BT) -> TokenScores:
     def nothing(hidden_BCD, tokens_BC):
         return TokenScores(jnp.zeros(tokens_BC.shape, jnp.float32), tokens_BC < 0)
 
+    @jax.checkpoint  # or the branch's residuals, a copy of the head for each chunk, would be kept
     def scores_if_wanted(inputs):
         *arrays, wanted_BC = inputs
         return jax.lax.cond(jnp.any(wanted_BC), scores, nothing, *arrays)
