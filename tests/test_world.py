@@ -309,7 +309,7 @@ def test_job_writes_manifests_and_keeps_clips(tmp_path):
         (dict(seed=-1), "seed is -1; use 0 or more"),
         (dict(seconds=0.5), "seconds is 0.5; use 1 or more"),
         (dict(size=99), "size is 99; use an even number"),
-        (dict(train=0), "train is 0; use 1 or more"),
+        (dict(train=-1), "train is -1; use 0 or more"),
         (dict(workers=0), "workers is 0; use 1 or more"),
     ],
 )

@@ -26,7 +26,7 @@ class WorldConfig(world.WorldSettings):
     """Settings of world."""
 
     output: str  # directory to write
-    train: int = 2000  # clips to learn from
+    train: int = 2000  # clips to learn from; 0 for none
     test: int = 200  # clips of combinations that are not in training
     workers: int | None = None  # processes that write clips; one a core without it
 
@@ -36,9 +36,9 @@ CONFIG = WorldConfig
 
 def main(config: WorldConfig, args: list[str]) -> int:
     """Write the clips of each split in parallel, then its manifest."""
-    for name in ("train", "test", "workers"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}; use 1 or more")
+    for name, least in {"train": 0, "test": 0, "workers": 1}.items():
+        if getattr(config, name) is not None and getattr(config, name) < least:
+            raise UserError(f"{name} is {getattr(config, name)}; use {least} or more")
     folder, settings = Path(config.output), part(world.WorldSettings, config)
     _claim(folder, settings)
     # Ctrl-C is for this process: it ends the others once their clips are whole.
