@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ugc_jax.sharding import Axes, constrain
+from ugc_jax.sharding import Axes, constrain, platform
 
 KERNEL_RESULT = "attention_kernel"  # what `remat` knows the result of an attention kernel by
 
@@ -154,7 +154,8 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=isinstance(params, tuple), policy=_kept(remat))
     if not isinstance(params, tuple):
-        return jax.lax.scan(body, x, (params, per_layer))
+        # On a CPU a few layers in a row run faster than one at a time.
+        return jax.lax.scan(body, x, (params, per_layer), unroll=4 if platform() == "cpu" else 1)
     outs = []
     for inputs in zip(params, per_layer or [None] * len(params), strict=True):
         x, out = body(x, inputs)
