@@ -1,6 +1,7 @@
 """SFT of Qwen2.5-Omni-3B on 20 000 captioned clips: sft_3b.py with more data and larger batches.
 
     ugc-jax extract --config.preset=upstream --config.output=records/sft_20k sft_20k.jsonl
+    ugc-jax extract --config.preset=upstream --config.output=records/held_out held_out.jsonl
     ugc-jax sft --config=configs/sft_3b_20k.py
 
 A part of the data that is held out tells which checkpoint is the best; that one is exported.

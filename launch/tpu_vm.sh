@@ -29,7 +29,7 @@ hosts="$(tpu describe "$name" --format='value(networkEndpoints.len())')"
 echo "[1/2] copying to $hosts hosts of $name"
 archive="$(mktemp --suffix=.tar.gz)"
 trap 'rm -f "$archive"' EXIT
-tar -czf "$archive" -C "$root" --exclude=./.venv --exclude=./.git --exclude=./runs .
+tar -czf "$archive" -C "$root" --exclude=./.venv --exclude=./.git --exclude=./runs --exclude=./records .
 tpu scp "$archive" "$name:ugc_jax.tar.gz" --worker=all
 
 echo "[2/2] $job on all hosts; logs in $logs"

@@ -8,6 +8,7 @@ trains, or goes on, with PAUSE seconds a batch; with the last two, as one of two
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -106,11 +107,12 @@ def eval_step(setup: Setup):
     return jax.jit(step)
 
 
-def make_rows(number: int, rows: slice = slice(0, ROWS)) -> Batch:
+def make_rows(number: int, rows: Sequence[int] = range(ROWS)) -> Batch:
     """The rows of batch `number` (from 0); those of a global batch are all different."""
     tokens = np.random.default_rng(number).integers(0, 100, (ROWS, TOKENS)).astype(np.int32)
     rest = {name: np.zeros((ROWS, 1), np.int32) for name in Batch._fields if name != "tokens"}
-    return Batch(tokens=tokens[rows], **{name: value[rows] for name, value in rest.items()})
+    whole = Batch(tokens=tokens, **rest)
+    return Batch(*(value[list(rows)] for value in whole))
 
 
 class Batches:
@@ -162,7 +164,9 @@ def main(folder, steps, pause, port=None, process=None) -> int:
     loop.train_step, loop.eval_step = train_step, eval_step
     if port is not None:
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-    mesh = sharding.make_mesh(2, 2, 2)
+    # Each of two processes feeds two parts of the batch that do not follow each other.
+    devices = [jax.devices()[number] for number in (0, 1, 4, 5, 2, 3, 6, 7)]
+    mesh = sharding.make_mesh(2, 2, 2, devices)
     return train(folder, mesh, int(steps), Batches(mesh, pause=float(pause)))[1]
 
 

@@ -35,7 +35,7 @@ from ugc_jax.jobs import extract
 from ugc_jax.jobs.extract import ExtractConfig
 
 CONFIG = tiny()
-ALL = slice(0, 4)
+ALL = range(4)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +105,11 @@ def test_planned_sizes_are_those_of_the_examples(tokenizer):
 @pytest.mark.parametrize("packing", [True, False])
 def test_slices_of_all_processes_are_the_global_batch(packing, start):
     together = list(start(packing=packing))
-    for parts in ([slice(0, 2), slice(2, 4)], [slice(i, i + 1) for i in range(4)]):
+    for parts in ([(0, 2), (1, 3)], [(i,) for i in range(4)]):
         of_processes = [list(start(rows, packing=packing)) for rows in parts]
         for batch, *pieces in zip(together, *of_processes, strict=True):
-            same(batch, [np.concatenate(leaves) for leaves in zip(*pieces, strict=True)])
+            order = np.argsort(np.concatenate(parts))
+            same(batch, [np.concatenate(leaves)[order] for leaves in zip(*pieces, strict=True)])
 
 
 def test_workers_change_nothing_and_the_state_is_exact(start):
@@ -128,7 +129,7 @@ def test_workers_change_nothing_and_the_state_is_exact(start):
         assert state["step"] == taken
         batches.close()
     assert taken == len(straight)
-    half = iter(start(slice(2, 4), epochs=4))
+    half = iter(start((2, 3), epochs=4))
     half.set_state(state | {"step": 5})
     same(next(half), [leaf[2:] for leaf in straight[5]])
 

@@ -168,7 +168,7 @@ def test_mixtures_are_read_from_one_word():
     assert parse_mixture("a=2,run=3/b=0.5") == [("a", 2.0), ("run=3/b", 0.5)]
     assert parse_mixture("run=best") == [("run=best", None)]
     for text in ("", ",", "a=1,b", "a=0,b=1", "a=-1", "a=nan", "a=inf,b=1"):
-        with pytest.raises(UserError, match=r"^data.train="):
+        with pytest.raises(UserError, match=r"^data: "):
             parse_mixture(text)
 
 

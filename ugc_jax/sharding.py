@@ -96,20 +96,28 @@ def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):
     )
 
 
-def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> slice:
-    """The rows of a global batch that this process has to feed: those of its own devices.
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1, rules: Rules = RULES):
+    """Raise UserError unless devices share the rows of each of `accumulate` parts evenly."""
+    devices = math.prod(mesh.shape[name] for name in rules.batch)
+    if batch_size % (accumulate * devices):
+        times = f"loop.accumulate {accumulate} times the " if accumulate > 1 else "the "
+        raise UserError(
+            f"data.batch_size is {batch_size}, no multiple of {times}{devices} devices that share "
+            "the batch; change it, loop.accumulate or mesh"
+        )
+
+
+def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> tuple[int, ...]:
+    """The rows of a global batch that this process has to feed, ascending: those of its devices.
+
+    They need not follow each other: a mesh orders TPUs by where they lie, not by their hosts.
 
     Raises UserError if the mesh does not divide the batch.
     """
-    parts = math.prod(mesh.shape[name] for name in rules.batch)
-    if batch_size % parts:
-        raise UserError(
-            f"batch_size {batch_size} is no multiple of the {parts} devices that share the batch"
-        )
+    check_batch(mesh, batch_size, rules=rules)
     split = NamedSharding(mesh, rules.spec(("batch",)))
     indices = [rows for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()]
-    bounds = [rows.indices(batch_size)[:2] for rows in indices]
-    return slice(min(first for first, _ in bounds), max(last for _, last in bounds))
+    return tuple(sorted({row for rows in indices for row in range(*rows.indices(batch_size))}))
 
 
 def place_batch(mesh: Mesh, batch, batch_size: int, rules: Rules = RULES):

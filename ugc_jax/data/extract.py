@@ -48,7 +48,7 @@ class Shard(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A finished shard. lines: of index.jsonl. failures: {"id", "path", "error"} of each."""
+    """A finished shard. lines: of index.jsonl. failures: {"id", "media", "error"} of each."""
 
     name: str
     bytes: int

@@ -42,7 +42,7 @@ def training(
     data: DataConfig,
     tokenizer: ChatTokenizer,
     model: OmniConfig,
-    rows: slice,
+    rows: Sequence[int],
     steps: int | None = None,
     epochs: float = 1.0,
 ) -> "Pipeline":
@@ -62,7 +62,7 @@ def training(
 
 
 def evaluation(
-    data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: slice
+    data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int]
 ) -> "Pipeline":
     """One pass over `data.eval`: the same rows, unshuffled, read by a thread of this process."""
     if data.eval is None:
@@ -167,11 +167,11 @@ class Loader:
     plan: Plan
     tokenizer: ChatTokenizer
     model: OmniConfig
-    rows: slice
+    rows: Sequence[int]
 
     def __call__(self, number: int) -> Batch:
         step = self.plan.step(number)
-        rows = [[self._example(*item) for item in row] for row in step.rows[self.rows]]
+        rows = [[self._example(*item) for item in step.rows[row]] for row in self.rows]
         return collate_rows(rows, step.key, len(rows), self.model)
 
     def _example(self, source: int, number: int) -> Example:

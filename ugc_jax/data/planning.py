@@ -165,9 +165,9 @@ def parse_mixture(text: str) -> list[tuple[str, float | None]]:
             parts.append((word, None))  # a folder with "=" in its name
     weights = [weight for _, weight in parts]
     if not parts or (None in weights and any(weights)):
-        raise UserError(f"data.train={text}: give A or A,B or a weight to each, as A=2,B=1")
+        raise UserError(f"data: {text}: give A or A,B or a weight to each, as A=2,B=1")
     if None not in weights and not all(0 < weight < float("inf") for weight in weights):
-        raise UserError(f"data.train={text}: weights are positive numbers")
+        raise UserError(f"data: {text}: weights are positive numbers")
     return parts
 
 

@@ -3,12 +3,9 @@
     split, number -> make_clip -> Scene (drawn and played by synthetic.py), attributes, caption
     caption -> parse -> attributes -> check, score
 
-Everything that a caption says is seen or heard in its clip and stands nowhere else.
-
-Each value of an attribute is as frequent in training as the others are. The test split consists of
-combinations that training never has (`HELD_OUT`): pairs of shape and colour, pairs of text and
-background, triples of sound, pitch and rhythm. A training clip holds none of them; a test clip
-holds one of each kind, but for the pair with the text where there is no text.
+Everything that a caption says is seen or heard in its clip and stands nowhere else. Each value of
+an attribute is about as frequent in training as the others are. Training never has the combinations
+of `HELD_OUT`; a test clip has one of each kind (of those with text only if it has text).
 """
 
 import dataclasses
@@ -41,8 +38,7 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
 SHAPE_BEGINS = {"early": (0.15, 0.25), "late": (0.475, 0.55)}
 SOUND_BEGINS = {"early": (0.0, 0.05), "middle": (0.34, 0.39), "late": (0.65, 0.7)}
-# Which is first -> when shape and sound begin, as often as listed. It takes both to tell: one alone
-# is right in two of three clips.
+# Which is first -> when shape and sound begin. One of them alone tells it in two of three clips.
 ORDERS = {
     "shape": (("early", "middle"), ("early", "middle"), ("late", "late")),
     "sound": (("late", "middle"), ("late", "middle"), ("early", "early")),

@@ -18,8 +18,8 @@ from ugc_jax.generate.results import write_json
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_tokenizer
-from ugc_jax.jobs.sft import SftConfig
 from ugc_jax.train.plan import Clip, batch_shapes, plan_step, topology_mesh
+from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.state import Setup
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def main(config: PlanConfig, args: list[str]) -> int:
     )
     parts = (config.compute, config.trainable, config.lora, config.optimizer)
     setup = Setup(model, mesh, *parts, accumulate=loop.accumulate, master=config.master)
-    plan = plan_step(setup, batch_shapes(key, size, model, mesh))
+    plan = plan_step(setup, batch_shapes(key, size, model, mesh, loop.accumulate))
     print(plan.table())
     if config.report is not None:
         figures = {**plan._asdict(), "chip": plan.chip._asdict(), "fits": plan.fits}
@@ -76,4 +76,4 @@ def _bucket(config: PlanConfig, model: OmniConfig) -> BucketKey:
     base = resolve_checkpoint(config.checkpoint, config.revision, weights=False)
     tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
     steps = config.loop.steps, config.loop.epochs
-    return max(pipeline.training(data, tokenizer, model, slice(0), *steps).plan.buckets)
+    return max(pipeline.training(data, tokenizer, model, (), *steps).plan.buckets)

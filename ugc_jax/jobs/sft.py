@@ -7,45 +7,22 @@ checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130
 
 import dataclasses
 import logging
-from typing import Literal
 
 from ugc_jax import sharding
-from ugc_jax.config import Compute
 from ugc_jax.data import pipeline
-from ugc_jax.data.planning import DataConfig
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_tokenizer
-from ugc_jax.models.lora import LoraConfig
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.export import export
-from ugc_jax.train.groups import Trainable
-from ugc_jax.train.loop import Loop, LoopConfig
-from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.loop import Loop
 from ugc_jax.train.samples import make_sampler
+from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.start import join_processes, start
 from ugc_jax.train.state import Setup, abstract_state
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SftConfig:
-    """Settings of sft."""
-
-    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B, to begin with
-    output: str  # directory of the run, local or gs://...
-    revision: str | None = None  # branch, tag or commit of a hub id
-    master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
-    distributed: bool = False  # one of several processes (hosts) that train together
-    data: DataConfig
-    trainable: Trainable = Trainable()
-    lora: LoraConfig = LoraConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    mesh: sharding.MeshConfig = sharding.MeshConfig()
-    compute: Compute = Compute()
-    loop: LoopConfig = LoopConfig()
 
 
 CONFIG = SftConfig

@@ -39,7 +39,7 @@ class Checkpoints:
     def __init__(self, output: str | epath.PathLike, keep: int = 2):
         """keep: the latest checkpoints that stay; the best one by `BEST` stays besides."""
         root = epath.Path(output)
-        root = root if is_remote(root) else root.expanduser().absolute()
+        root = root if is_remote(root) else root.absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
         with self._told("cannot be opened"):
             self._manager = ocp.CheckpointManager(

@@ -92,11 +92,7 @@ class Loop:
         {"clip", "reference", "caption"} of each. Raises UserError for a batch that cannot be
         parted.
         """
-        if batch_size % config.accumulate:
-            raise UserError(
-                f"data.batch_size is {batch_size}, no multiple of loop.accumulate, "
-                f"{config.accumulate}"
-            )
+        sharding.check_batch(setup.mesh, batch_size, config.accumulate)
         self.setup, self.config, self.output = setup, config, epath.Path(output)
         self.batch_size, self.checkpoints, self.settings = batch_size, checkpoints, settings
         self._evaluation, self._sample = evaluation, sample

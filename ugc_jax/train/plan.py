@@ -17,7 +17,7 @@ from ugc_jax.data.planning import DataConfig, ExampleSet, make_plan
 from ugc_jax.data.prompt import Video
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.sharding import MeshConfig, batch_shardings, make_mesh, parts
+from ugc_jax.sharding import MeshConfig, batch_shardings, check_batch, make_mesh
 from ugc_jax.train.chips import GIB, Chip, chip_of
 from ugc_jax.train.flops import step_flops
 from ugc_jax.train.state import Setup, abstract_state
@@ -128,18 +128,14 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(config.data, config.fsdp, config.tensor, devices=slice_.devices)
 
 
-def batch_shapes(key: BucketKey, rows: int, model: OmniConfig, mesh: jax.sharding.Mesh) -> Batch:
+def batch_shapes(
+    key: BucketKey, rows: int, model: OmniConfig, mesh: jax.sharding.Mesh, accumulate: int = 1
+) -> Batch:
     """The global Batch of a bucket: a jax.ShapeDtypeStruct with its sharding for every field.
 
-    Raises UserError if the mesh does not divide the rows.
+    Raises UserError if the mesh does not divide the rows of each accumulated part.
     """
-    with jax.set_mesh(mesh):
-        shared = parts("batch")
-    if rows % shared:
-        raise UserError(
-            f"{rows} rows are no multiple of the {shared} devices that share the batch; "
-            "change data.batch_size or mesh"
-        )
+    check_batch(mesh, rows, accumulate)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
         collate_rows([], key, 1, model),

@@ -1,0 +1,30 @@
+"""The settings of a training run, section by section."""
+
+import dataclasses
+from typing import Literal
+
+from ugc_jax.config import Compute
+from ugc_jax.data.planning import DataConfig
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.sharding import MeshConfig
+from ugc_jax.train.groups import Trainable
+from ugc_jax.train.loop import LoopConfig
+from ugc_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Settings of sft."""
+
+    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B, to begin with
+    output: str  # directory of the run, local or gs://...
+    revision: str | None = None  # branch, tag or commit of a hub id
+    master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
+    distributed: bool = False  # one of several processes (hosts) that train together
+    data: DataConfig
+    trainable: Trainable = Trainable()
+    lora: LoraConfig = LoraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    compute: Compute = Compute()
+    loop: LoopConfig = LoopConfig()
