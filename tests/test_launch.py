@@ -116,12 +116,13 @@ def test_a_signal_stops_all_hosts_and_waits_for_them(project):
 
 def test_slurm_runs_one_process_a_node(project, monkeypatch):
     slurm = dict(SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="4")
+    slurm["SLURM_CPUS_PER_TASK"] = "9"
     slurm["SLURM_SUBMIT_DIR"] = str(project)
     done = run(project / "launch/slurm.sbatch", "sft", "--config=a.py", **slurm)
     assert done.returncode == 0, done.stderr
     assert f"install package --editable {project}[cuda12]" in done.stdout
     call = Path(os.environ["CALLS"]).read_text()
-    assert call.startswith("0,1,2,3 --kill-on-bad-exit=1")
+    assert call.startswith("0,1,2,3 --cpus-per-task=9 --kill-on-bad-exit=1")
     assert f"--output={project}/runs/slurm/7/host-%n.log" in call
     assert call.endswith("python -m ugc_jax.cli sft --config.distributed=true --config=a.py\n")
 

@@ -225,7 +225,7 @@ def interrupt_again(unraisable):
 
 
 def main() -> int:
-    """Entry point: exit 0 done, 1 (nearly) nothing worked, 2 the user's mistake, 130 interrupted."""
+    """Exit status: 0 done, 1 nothing or not enough worked, 2 user's mistake, 130 interrupted."""
     sys.unraisablehook = interrupt_again
     argv = sys.argv[1:]
     name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
