@@ -15,6 +15,15 @@ import pytest  # noqa: E402
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture
+def highest_precision():
+    """Matrix products in full float32, where figures are compared."""
+    import jax
+
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the real tokenizer, clips and benchmark files; without it the test is skipped."""

@@ -13,17 +13,13 @@ from ugc_jax.hf import mapping
 from ugc_jax.models import attention, decoder, layers
 from ugc_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
 RNG = np.random.default_rng(0)
 KERNELS = {
     "splash": functools.partial(attention.splash_attention, interpret=True),
     "cudnn": functools.partial(attention.cudnn_attention, implementation="xla"),
 }
-
-
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 def normal(*shape):

@@ -7,13 +7,9 @@ import pytest
 
 from ugc_jax.models import layers
 
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 def normal(*shape):

@@ -16,6 +16,8 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.models import omni
 
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
 torch = pytest.importorskip("torch")
 reference = pytest.importorskip("ugc_jax.hf.reference")
 
@@ -61,12 +63,6 @@ def pair(request, tmp_path_factory) -> Pair:
     torch_model.set_attn_implementation("eager" if request.param == "tiny" else "sdpa")
     params = load_params(folder, config)
     return Pair(config, params, torch_model, Engine(params, config, Compute()))
-
-
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 @pytest.fixture(params=cases.CASES)

@@ -19,6 +19,8 @@ from ugc_jax.train.losses import token_scores
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Setup, create_state
 
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
 CONFIG = config_lib.tiny()
 EVERYTHING = Trainable(vision=True, audio=True, projector=True)
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)
@@ -31,12 +33,6 @@ PARTS = [
     [4, ("video", 6, 84, 112, 310), 6, ("answer", 12)],
 ]
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 2, 4)]
-
-
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 @pytest.fixture(scope="module")

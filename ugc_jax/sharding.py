@@ -98,13 +98,19 @@ def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1, rules: Rules = RULES):
     """Raise UserError unless devices share the rows of each of `accumulate` parts evenly."""
-    devices = math.prod(mesh.shape[name] for name in rules.batch)
+    devices = _parts(mesh, "batch", rules)
     if batch_size % (accumulate * devices):
         times = f"loop.accumulate {accumulate} times the " if accumulate > 1 else "the "
         raise UserError(
             f"data.batch_size is {batch_size}, no multiple of {times}{devices} devices that share "
             "the batch; change it, loop.accumulate or mesh"
         )
+
+
+def whole_rows(mesh: Mesh | None, batch_size: int, rules: Rules = RULES) -> int:
+    """The next batch size that the mesh splits evenly; without one, the same."""
+    devices = 1 if mesh is None else _parts(mesh, "batch", rules)
+    return -(-batch_size // devices) * devices
 
 
 def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> tuple[int, ...]:
@@ -123,11 +129,10 @@ def local_rows(mesh: Mesh, batch_size: int, rules: Rules = RULES) -> tuple[int, 
 def place_batch(mesh: Mesh, batch, batch_size: int, rules: Rules = RULES):
     """This process's rows (`local_rows`, numpy) -> the whole batch, split over the mesh."""
 
-    def place(leaf):
-        split = NamedSharding(mesh, rules.spec(("batch",) + (None,) * (leaf.ndim - 1)))
+    def place(leaf, split):
         return jax.make_array_from_process_local_data(split, leaf, (batch_size, *leaf.shape[1:]))
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(place, batch, batch_shardings(mesh, batch, rules))
 
 
 def constrain(x: jax.Array, axes: Axes, rules: Rules = RULES) -> jax.Array:
@@ -150,7 +155,11 @@ def platform() -> str:
 def parts(axis: str, rules: Rules = RULES) -> int:
     """Into how many parts the mesh of `jax.set_mesh` splits a logical axis; without one, 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in getattr(rules, axis))
+    return 1 if mesh.empty else _parts(mesh, axis, rules)
+
+
+def _parts(mesh: Mesh, axis: str, rules: Rules) -> int:
+    return math.prod(mesh.shape[name] for name in getattr(rules, axis))
 
 
 def on_shards(function, arrays: tuple, axes: tuple[Axes, ...], rules: Rules = RULES) -> jax.Array:

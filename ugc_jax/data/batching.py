@@ -82,14 +82,8 @@ def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketK
 
     Raises UserError naming the size that exceeds its ladder, and the setting to lower.
     """
-    return rung_of(size_of(example, config), buckets)
-
-
-def rung_of(size: BucketKey, buckets: Buckets) -> BucketKey:
-    """The smallest bucket of at least this size; raises as `bucket_of` does."""
-    return BucketKey(
-        *(_rung(name, need, getattr(buckets, name)) for name, need in size._asdict().items())
-    )
+    need = size_of(example, config)._asdict()
+    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need.items()))
 
 
 def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:

@@ -6,7 +6,6 @@ clips -> threads: load_example -> group by bucket -> collate -> Engine.generate 
 import dataclasses
 import functools
 import logging
-import math
 import os
 import time
 import zlib
@@ -175,7 +174,7 @@ class Captioner:
         if batch_size < 1 or (workers is not None and workers < 1):
             raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
         clip = leave_room(resolve(clip), sampling.max_new_tokens, self.config)
-        batch_size = _round_up(min(batch_size, len(videos)), self.engine.mesh)
+        batch_size = sharding.whole_rows(self.engine.mesh, min(batch_size, len(videos)))
         workers = workers or min(8, os.cpu_count() or 1)
         return self._stream(videos, clip, sampling, batch_size, workers)
 
@@ -285,12 +284,6 @@ def _take(cls: type, options: dict):
 def _key_id(video: str) -> int:
     """What tells one clip's random numbers from another's: its name, wherever it lies."""
     return zlib.crc32(Path(video).name.encode(errors="surrogateescape"))
-
-
-def _round_up(batch_size: int, mesh: jax.sharding.Mesh | None) -> int:
-    """The next batch size that the mesh splits evenly."""
-    parts = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in sharding.RULES.batch)
-    return -(-batch_size // parts) * parts
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:

@@ -49,8 +49,7 @@ def main(config: PlanConfig, args: list[str]) -> int:
         f"{size} rows of {key.tokens} tokens, {key.grids} grids of {key.windows} windows and "
         f"{key.chunks} chunks of sound; attention {config.compute.attention}"
     )
-    parts = (config.compute, config.trainable, config.lora, config.optimizer)
-    setup = Setup(model, mesh, *parts, accumulate=loop.accumulate, master=config.master)
+    setup = config.setup(model, mesh, Setup.steps)  # their number is all the same here
     plan = plan_step(setup, batch_shapes(key, size, model, mesh, loop.accumulate))
     print(plan.table())
     if config.report is not None:

@@ -20,7 +20,7 @@ from ugc_jax.train.loop import Loop
 from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.start import join_processes, start
-from ugc_jax.train.state import Setup, abstract_state
+from ugc_jax.train.state import abstract_state
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def main(config: SftConfig, args: list[str]) -> int:
     rows = sharding.local_rows(mesh, size)
     training = pipeline.training(data, tokenizer, model, rows, loop.steps, loop.epochs)
     logger.info("%s: %s", data.train, training.plan.describe())
-    parts = (config.compute, config.trainable, config.lora, config.optimizer)
-    setup = Setup(model, mesh, *parts, len(training), loop.accumulate, config.master)
+    setup = config.setup(model, mesh, len(training))
     evaluation = pipeline.evaluation(data, tokenizer, model, rows) if data.eval else None
     sample = make_sampler(data, loop.samples, loop.sample_tokens, setup, tokenizer)
     settings, batches = dataclasses.asdict(config), iter(training)

@@ -12,9 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from etils import epath
 from tqdm import tqdm
 
 from ugc_jax.data import world
+from ugc_jax.data.records import write_text
 from ugc_jax.errors import UserError
 from ugc_jax.generate.results import write_json
 from ugc_jax.hf.config import read_json
@@ -50,7 +52,8 @@ def main(config: WorldConfig, args: list[str]) -> int:
             write = functools.partial(world.write_example, split, settings=settings, folder=folder)
             rows = pool.map(write, range(count), chunksize=16)
             bar = tqdm(rows, total=count, unit="clip", desc=f"{split} clips", disable=None)
-            _write_manifest(folder / f"{split}.jsonl", list(bar))
+            lines = [json.dumps(row) + "\n" for row in bar]
+            write_text(epath.Path(folder / f"{split}.jsonl"), "".join(lines))
     return 0
 
 
@@ -66,12 +69,3 @@ def _claim(folder: Path, settings: world.WorldSettings):
                 f"{note}: the clips there have {name} {theirs.get(name)}, not {value}; choose "
                 "another output, or delete that folder"
             )
-
-
-def _write_manifest(path: Path, rows: list[dict]):
-    unfinished = path.with_suffix(".part")
-    try:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        unfinished.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room") from None

@@ -13,7 +13,7 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
-from ugc_jax.sharding import parts
+from ugc_jax.sharding import whole_rows
 from ugc_jax.train.state import Setup, TrainState, model_params
 
 
@@ -37,8 +37,7 @@ class Sampler:
         engine, config = self._engine, self._engine.config
         with jax.set_mesh(engine.mesh):
             engine.params = self._weights(state)
-            shares = parts("batch")
-        batch_size = -(-len(self._prompts) // shares) * shares
+        batch_size = whole_rows(engine.mesh, len(self._prompts))
         tagged = [(prompt, prompt.example) for prompt in self._prompts]
         rows = []
         for key, members in group(tagged, batch_size, Buckets(), config):

@@ -3,13 +3,16 @@
 import dataclasses
 from typing import Literal
 
-from ugc_jax.config import Compute
+from jax.sharding import Mesh
+
+from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.loop import LoopConfig
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.state import Setup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,3 +31,8 @@ class SftConfig:
     mesh: MeshConfig = MeshConfig()
     compute: Compute = Compute()
     loop: LoopConfig = LoopConfig()
+
+    def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
+        """What the train step is made of. steps: of the whole run. UserError as `Setup`."""
+        parts = (self.compute, self.trainable, self.lora, self.optimizer)
+        return Setup(model, mesh, *parts, steps, self.loop.accumulate, self.master)

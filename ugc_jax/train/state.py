@@ -6,6 +6,7 @@ the master dtype, and `frozen`, in the compute dtype. `model_params` puts them t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -89,7 +90,7 @@ def abstract_state(setup: Setup) -> TrainState:
     params = mapping.abstract_params(setup.model, setup.compute.dtype, stacked=True)
     shapes = jax.eval_shape(functools.partial(_initial, setup=setup, seed=0), params)
     leaf_shardings = functools.partial(sharding.shardings, setup.mesh)
-    learns, frozen = _split(_axes(setup), setup)
+    learns, frozen = _partition(_axes(setup), setup.trainable.includes)
     whole = sharding.replicated(setup.mesh)
     params_shardings = leaf_shardings(shapes.params, learns)
     state_shardings = TrainState(
@@ -124,8 +125,9 @@ def model_params(state: TrainState, setup: Setup) -> dict:
         lambda path, leaf: leaf if _is_table(path) else leaf.astype(setup.compute.dtype),
         state.params,
     )
-    whole = _join(_without_lora(learns), state.frozen)
-    return lora.combine(whole, _only_lora(learns), setup.lora) if setup.lora.rank else whole
+    adapter, weights = _partition(learns, _is_lora)
+    whole = _join(weights, state.frozen)
+    return lora.combine(whole, adapter, setup.lora) if setup.lora.rank else whole
 
 
 def merged_params(state: TrainState, setup: Setup) -> dict:
@@ -133,15 +135,16 @@ def merged_params(state: TrainState, setup: Setup) -> dict:
 
     Leaves that learn have the master dtype, others the compute dtype. Traceable.
     """
-    whole = _join(_without_lora(state.params), state.frozen)
-    return lora.merge(whole, _only_lora(state.params), setup.lora) if setup.lora.rank else whole
+    adapter, weights = _partition(state.params, _is_lora)
+    whole = _join(weights, state.frozen)
+    return lora.merge(whole, adapter, setup.lora) if setup.lora.rank else whole
 
 
 def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
     if setup.lora.rank:
         adapter = lora.init(setup.model, setup.lora, jax.random.key(seed))
         params = _join(params, adapter)
-    learns, frozen = _split(params, setup)
+    learns, frozen = _partition(params, setup.trainable.includes)
     learns = jax.tree.map(lambda leaf: leaf.astype(setup.master), learns)
     # Moments are float32 whatever the weights are.
     moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
@@ -161,12 +164,12 @@ def _axes(setup: Setup) -> dict:
     return axes
 
 
-def _split(tree: dict, setup: Setup) -> tuple[dict, dict]:
-    """(What learns, what is frozen), both pruned."""
-    flat = flatten_dict(tree)
-    learns = {path: leaf for path, leaf in flat.items() if setup.trainable.includes(path)}
-    frozen = {path: leaf for path, leaf in flat.items() if path not in learns}
-    return unflatten_dict(learns), unflatten_dict(frozen)
+def _partition(tree: dict, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
+    """(The leaves whose path is chosen, the others), both pruned."""
+    parts = {}, {}
+    for path, leaf in flatten_dict(tree).items():
+        parts[0 if chosen(path) else 1][path] = leaf
+    return unflatten_dict(parts[0]), unflatten_dict(parts[1])
 
 
 def _join(*trees: dict) -> dict:
@@ -176,16 +179,8 @@ def _join(*trees: dict) -> dict:
     return unflatten_dict(flat)
 
 
-def _only_lora(tree: dict) -> dict:
-    return _where(tree, lambda path: path[-1] in lora.LEAVES)
-
-
-def _without_lora(tree: dict) -> dict:
-    return _where(tree, lambda path: path[-1] not in lora.LEAVES)
-
-
-def _where(tree: dict, keep) -> dict:
-    return unflatten_dict({path: leaf for path, leaf in flatten_dict(tree).items() if keep(path)})
+def _is_lora(path) -> bool:
+    return path[-1] in lora.LEAVES
 
 
 def _is_table(path) -> bool:
