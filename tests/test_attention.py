@@ -38,6 +38,27 @@ def plain_attention(q, k, v, mask):
     return out
 
 
+def shared_rows(B, T):
+    """Segment ids of rows with a prompt, three completions of random lengths and padding."""
+    ends = np.sort(RNG.choice(np.arange(1, T), (B, 4), replace=False))
+    segments = 1 + (np.arange(T)[None, None] >= ends[..., None]).sum(1)
+    return np.where(segments == 5, 0, segments).astype(np.int32)
+
+
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_attention_to_a_shared_prompt(block):
+    """Each completion attends as if it alone came after the prompt."""
+    q, k, v = normal(2, 24, 6, 8), normal(2, 24, 2, 8), normal(2, 24, 2, 8)
+    segments = shared_rows(2, 24)
+    ours = attention.attention(q, k, v, segments, causal=True, shared_prompt=True, block=block)
+    for b in range(2):
+        for segment in range(1, 5):
+            alone = (segments[b] == 1) | (segments[b] == segment)
+            inputs = (x[b][alone] for x in (q, k, v))
+            expected = plain_attention(*inputs, np.tri(alone.sum(), dtype=bool))
+            np.testing.assert_allclose(ours[b][alone], expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("block", [4, 7, 64])
 def test_attention_inside_segments(causal, block):
@@ -58,17 +79,27 @@ def test_attention_keeps_large_scores_finite():
     assert np.isfinite(out).all()
 
 
-def test_cached_attention_is_one_softmax_over_its_parts():
-    q, k, v = normal(1, 4, 8), normal(9, 2, 8), normal(9, 2, 8)
-    exists = RNG.random(9) < 0.7
-    exists[0] = True
-    cut = [slice(0, 5), slice(5, 8), slice(8, 9)]
-    parts = [
-        (k[part].transpose(1, 2, 0)[None], v[part].transpose(1, 0, 2)[None], exists[part][None])
-        for part in cut
+def test_cached_attention_is_one_softmax_over_prompt_and_own_keys():
+    """Three samples of one prompt: each as if it had a copy of the prompt's keys."""
+    q, k, v = normal(3, 4, 8), normal(5, 2, 8), normal(5, 2, 8)
+    own_k, own_v = normal(3, 4, 2, 8), normal(3, 4, 2, 8)
+    exists = np.array([True, False, True, True, False])
+    filled = np.array([True, True, True, False])
+    own = [
+        (own_k[:, :3].transpose(2, 0, 3, 1)[None], own_v[:, :3].transpose(2, 0, 1, 3)[None], None),
+        (
+            own_k[:, 3:].transpose(2, 0, 3, 1)[None],
+            own_v[:, 3:].transpose(2, 0, 1, 3)[None],
+            filled[3:],
+        ),
     ]
-    theirs = plain_attention(q, k, v, exists[None])
-    np.testing.assert_allclose(attention.cached_attention(q, parts), theirs, atol=2e-6)
+    prompt = k.transpose(1, 2, 0)[None], v.transpose(1, 0, 2)[None], exists[None]
+    ours = attention.cached_attention(q, prompt, own)
+    for g in range(3):
+        keys, values = np.concatenate([k, own_k[g]]), np.concatenate([v, own_v[g]])
+        mask = np.concatenate([exists, filled])[None]
+        theirs = plain_attention(q[g : g + 1], keys, values, mask)
+        np.testing.assert_allclose(ours[g : g + 1], theirs, atol=2e-6)
 
 
 def packed_rows(B, T):
@@ -89,10 +120,12 @@ def value_and_gradients(function, arrays, weights):
     return out, gradients
 
 
-def check_kernel(kernel, B, T, N, K, H):
+def check_kernel(kernel, B, T, N, K, H, shared_prompt=False):
     arrays = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
-    weights, segments = normal(B, T, N, H), packed_rows(B, T)
-    plain = functools.partial(attention.attention, causal=True)
+    weights = normal(B, T, N, H)
+    segments = shared_rows(B, T) if shared_prompt else packed_rows(B, T)
+    plain = functools.partial(attention.attention, causal=True, shared_prompt=shared_prompt)
+    kernel = functools.partial(kernel, shared_prompt=shared_prompt)
     expected = value_and_gradients(lambda *x: plain(*x, segments), arrays, weights)
     ours = value_and_gradients(lambda *x: kernel(*x, segments), arrays, weights)
     jax.tree.map(
@@ -102,8 +135,19 @@ def check_kernel(kernel, B, T, N, K, H):
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("T", [100, 384])
-def test_kernel_is_xla_attention_with_its_gradients(name, T):
-    check_kernel(KERNELS[name], B=2, T=T, N=4, K=2, H=16)
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_kernel_is_xla_attention_with_its_gradients(name, T, shared_prompt):
+    check_kernel(KERNELS[name], B=2, T=T, N=4, K=2, H=16, shared_prompt=shared_prompt)
+
+
+def test_splash_attention_skips_what_a_completion_does_not_see():
+    """Blocks of 128: prompt, two completions. What is masked but computed would be 0 * nan."""
+    segments = np.repeat([[1, 2, 3]], 128, axis=1).astype(np.int32)
+    q, k, v = normal(1, 384, 2, 16), normal(1, 384, 1, 16), normal(1, 384, 1, 16)
+    v[:, 128:256] = np.nan
+    out = KERNELS["splash"](q, k, v, segments, shared_prompt=True)
+    assert np.isfinite(out[:, :128]).all()
+    assert np.isfinite(out[:, 256:]).all()
 
 
 def test_splash_attention_with_the_heads_of_the_3b():
@@ -111,11 +155,16 @@ def test_splash_attention_with_the_heads_of_the_3b():
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4), (1, 1, 8)])
-def test_kernel_under_a_mesh(mesh):
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_kernel_under_a_mesh(mesh, shared_prompt):
     """Batch and heads split; 2 key/value heads on 4 devices are repeated, 4 heads on 8 whole."""
+
+    def sharded(*arrays, shared_prompt):
+        kernel = functools.partial(KERNELS["splash"], shared_prompt=shared_prompt)
+        return attention.sharded_heads(kernel, *arrays)
+
     with jax.set_mesh(make_mesh(*mesh)):
-        kernel = functools.partial(attention.sharded_heads, KERNELS["splash"])
-        check_kernel(kernel, B=8 // mesh[2], T=128, N=4, K=2, H=16)
+        check_kernel(sharded, 8 // mesh[2], T=128, N=4, K=2, H=16, shared_prompt=shared_prompt)
 
 
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("full", 4), ("dots", 3)])

@@ -126,7 +126,8 @@ def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):
 
     def generate(batch, next_position, sampling, key_ids):
         tokens = np.array([[65, eos, pad], [65, 66, 67]], np.int32)
-        return Generated(tokens, np.array([2, 3], np.int32), np.array([True, False]))
+        lengths, stopped = np.array([2, 3], np.int32), np.array([True, False])
+        return Generated(tokens, lengths, stopped, np.zeros(tokens.shape, np.float32))
 
     monkeypatch.setattr(tiny_captioner.engine, "generate", generate)
     a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)

@@ -10,6 +10,7 @@ import pytest
 from ugc_jax import config as config_lib
 from ugc_jax.config import Compute
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
+from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.sampling import SamplingConfig
@@ -108,6 +109,21 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
         last = len(example.tokens) - 1
         again = omni.logits(params, hidden[i, last : last + 16]).argmax(-1)
         np.testing.assert_array_equal(again, generated.tokens[i])
+
+
+def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, examples):
+    """Three samples on one cache of the prompt: tokens, lengths and log-probabilities."""
+    options = SamplingConfig(max_new_tokens=16, temperature=1.0, repetition_penalty=1.1)
+    batch = cases.one_batch(engine.config, examples[2:4])
+    position = np.array([example.next_position for example in examples[2:4]], np.int32)
+    keys = np.arange(6, dtype=np.uint32)
+    shared = engine.generate(batch, position, options, keys, samples=3)
+    copies = Batch(*(np.repeat(leaf, 3, axis=0) for leaf in batch))
+    alone = engine.generate(copies, np.repeat(position, 3), options, keys)
+    np.testing.assert_array_equal(shared.tokens, alone.tokens)
+    np.testing.assert_array_equal(shared.lengths, alone.lengths)
+    np.testing.assert_allclose(shared.logprobs, alone.logprobs, atol=1e-5)
+    assert len({tuple(row) for row in shared.tokens.tolist()}) == 6
 
 
 def test_stops_at_the_end_token_inside_the_program(engine, examples, config, params):

@@ -40,28 +40,30 @@ def test_repetition_penalty_as_in_transformers():
 
 def choose(config: SamplingConfig, keys, logits=LOGITS):
     mode, knobs = sampling.split(config)
-    return np.asarray(sampling.choose(logits, np.zeros(logits.shape, bool), keys, mode, knobs))
+    seen = np.zeros(logits.shape, bool)
+    return tuple(map(np.asarray, sampling.choose(logits, seen, keys, mode, knobs)))
 
 
 def test_greedy_takes_the_largest():
-    np.testing.assert_array_equal(choose(SamplingConfig(), None), LOGITS.argmax(-1))
+    tokens, logprobs = choose(SamplingConfig(), None)
+    np.testing.assert_array_equal(tokens, LOGITS.argmax(-1))
+    np.testing.assert_allclose(logprobs, jax.nn.log_softmax(LOGITS).max(-1), rtol=1e-6)
 
 
-def test_samples_follow_the_distribution():
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(temperature=1.0), [0.5, 0.3, 0.15, 0.05]),
+        (dict(temperature=1.0, top_p=0.75), [0.625, 0.375, 0, 0]),
+        (dict(temperature=0.5), np.square([0.5, 0.3, 0.15, 0.05]) / 0.365),
+    ],
+)
+def test_samples_follow_the_distribution_that_their_logprobs_tell(options, expected):
     logits = np.broadcast_to(np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32)), (20000, 4))
     keys = jax.random.split(jax.random.key(0), len(logits))
-    shares = np.bincount(choose(SamplingConfig(temperature=1.0), keys, logits), minlength=4) / len(
-        logits
-    )
-    np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.012)
-    shares = np.bincount(
-        choose(SamplingConfig(temperature=1.0, top_p=0.75), keys, logits), minlength=4
-    ) / len(logits)
-    np.testing.assert_allclose(shares, [0.625, 0.375, 0, 0], atol=0.012)
-    shares = np.bincount(choose(SamplingConfig(temperature=0.5), keys, logits), minlength=4) / len(
-        logits
-    )
-    np.testing.assert_allclose(shares, np.square([0.5, 0.3, 0.15, 0.05]) / 0.365, atol=0.012)
+    tokens, logprobs = choose(SamplingConfig(**options), keys, logits)
+    np.testing.assert_allclose(np.bincount(tokens, minlength=4) / len(logits), expected, atol=0.012)
+    np.testing.assert_allclose(np.exp(logprobs), np.array(expected)[tokens], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def gradient(setup: Setup, params, batch):
         state = create_state(jax.tree.map(jnp.array, params), setup)
         batch = sharding.place_batch(setup.mesh, batch, len(batch.tokens))
         function = jax.jit(
-            lambda *a: steps._gradient(*a, setup),
+            lambda *a: steps.sft_gradient(*a, setup),
             compiler_options={"xla_backend_optimization_level": 0},  # compiles twice as fast
         )
         sums, grads = function(state, batch)

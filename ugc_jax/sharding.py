@@ -77,6 +77,19 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     )
 
 
+def reshaped(mesh: Mesh, data: int | None, fsdp: int | None, tensor: int | None) -> Mesh:
+    """The devices of a mesh, in its order, as one of other sizes; None: the size that it has.
+
+    Raises UserError if the devices do not fill it.
+    """
+    given = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+    sizes = [mesh.shape[name] if size is None else size for name, size in given.items()]
+    if min(sizes) < 1 or math.prod(sizes) != mesh.size:
+        shape = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(f"rollout mesh {shape} does not fill the {mesh.size} devices of the mesh")
+    return Mesh(mesh.devices.reshape(sizes), MESH_AXES, axis_types=mesh.axis_types)
+
+
 def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):
     """NamedShardings of a tree of arrays or shapes, given the matching tree of logical axes."""
     return jax.tree.map(
@@ -84,9 +97,23 @@ def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):
     )
 
 
+def abstract(shapes, shardings):
+    """jax.ShapeDtypeStructs of a tree of arrays or shapes, with the shardings of a like tree."""
+    return jax.tree.map(
+        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
+        shapes,
+        shardings,
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def rows_split(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Split the leading dimension of an array of any rank over the batch axes."""
+    return NamedSharding(mesh, rules.spec(("batch",)))
 
 
 def batch_shardings(mesh: Mesh, batch, rules: Rules = RULES):

@@ -3,8 +3,9 @@
     patches -> encode_vision -\
     mel     -> encode_audio ---> embed -> prefill (first logits, KV cache) -> decode (a loop)
 
-Prompts are right-padded and their cache is read-only; the tokens generated go to a second, small
-cache in step, so that one write a step serves all rows, whatever their lengths. Shapes: B rows, T
+Prompts are right-padded and their cache is read-only, so that any number of samples share it; the
+tokens generated go to a second, small cache in step, so that one write a step serves all rows,
+whatever their lengths. Shapes: B prompts, G samples of each, R = B * G rows (row b * G + g), T
 prompt tokens, N new tokens, V vocabulary.
 """
 
@@ -21,7 +22,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
 from ugc_jax.models import decoder, omni
 from ugc_jax.models.layers import in_slabs, split_like
-from ugc_jax.sharding import batch_shardings, replicated
+from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
 
 NEW_TOKENS = (
     16,
@@ -43,13 +44,16 @@ CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 class Generated(NamedTuple):
     """What was generated for each row; padding rows have length 0.
 
-    tokens: i32[B, N], the end-of-text token included and the pad id after it. lengths: i32[B].
-    stopped: bool[B], true where the row ended by itself, false where it reached the limit.
+    tokens: i32[R, N], the end-of-text token included and the pad id after it. lengths: i32[R].
+    stopped: bool[R], true where the row ended by itself, false where it reached the limit.
+    logprobs: f32[R, N], of each token under the distribution that it was drawn from (see
+    `sampling.choose`), 0 after the end.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     stopped: np.ndarray
+    logprobs: np.ndarray
 
 
 class Prefilled(NamedTuple):
@@ -82,31 +86,45 @@ class Engine:
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
         self._decode = jax.jit(
             bind(_decode, config=config, compute=compute),
-            static_argnames=("mode", "size"),
+            static_argnames=("mode", "size", "samples"),
             # Every process reads the whole result, also of rows that other processes hold.
             out_shardings=None if mesh is None else replicated(mesh),
         )
 
     def generate(
-        self, batch: Batch, next_position, options: sampling.SamplingConfig, key_ids
+        self,
+        batch: Batch,
+        next_position,
+        options: sampling.SamplingConfig,
+        key_ids,
+        samples: int = 1,
     ) -> Generated:
-        """Complete each row of `batch`.
+        """Complete each row of `batch`, `samples` times.
 
-        next_position: i32[B], position of the first new token. key_ids: u32[B]; with `options.seed`
+        next_position: i32[B], position of the first new token. key_ids: u32[R]; with `options.seed`
         they alone decide a row's random numbers. Stops when every row has stopped or
         `options.max_new_tokens` is reached. Raises UserError when that exceeds the largest cache.
         """
         prefilled = self.prefill(batch)
-        return self.decode(batch, prefilled, next_position, options, key_ids)
+        return self.decode(batch, prefilled, next_position, options, key_ids, samples)
 
-    def prefill(self, batch: Batch) -> Prefilled:
-        """Run the encoders and the prompts. Returns device arrays (asynchronously)."""
+    def prefill(self, batch: Batch, media: tuple[jax.Array, jax.Array] | None = None) -> Prefilled:
+        """Run the encoders (unless `media` is what `encode` gave) and the prompts.
+
+        Returns device arrays (asynchronously).
+        """
+        with self._on_mesh():
+            batch = self._place(batch)
+            vision, audio = media or self.encode(batch)
+            x = self._embed(self.params, batch.tokens, batch.splice, vision, audio)
+            return self._prefill(self.params, x, batch.positions, batch.segment_ids)
+
+    def encode(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """The rows of the vision and of the audio encoder, as `omni.media_rows`."""
         with self._on_mesh():
             batch = self._place(batch)
             vision = self._encode_vision(self.params, batch.patches, batch.coords)
-            audio = self._encode_audio(self.params, batch.mel, batch.mel_frames)
-            x = self._embed(self.params, batch.tokens, batch.splice, vision, audio)
-            return self._prefill(self.params, x, batch.positions, batch.segment_ids)
+            return vision, self._encode_audio(self.params, batch.mel, batch.mel_frames)
 
     def decode(
         self,
@@ -115,26 +133,53 @@ class Engine:
         next_position,
         options: sampling.SamplingConfig,
         key_ids,
+        samples: int = 1,
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
-        size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
-        if size is None:
-            raise UserError(
-                f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} are possible"
-            )
-        mode, knobs = sampling.split(options)
-        rows = (
-            batch.tokens,
-            batch.segment_ids,
-            np.asarray(next_position, np.int32),
-            np.asarray(key_ids, np.uint32),
-        )
+        rows = batch.tokens, batch.segment_ids, next_position, np.asarray(key_ids, np.uint32)
+        limits, static = _decode_options(options)
         with self._on_mesh():
+            rows = self._place(rows)
             generated = self._decode(
-                self.params, *prefilled, *self._place(rows), np.uint32(options.seed),
-                np.int32(options.max_new_tokens), knobs, mode=mode, size=size,
-            )  # fmt: skip
+                self.params, *prefilled, *rows, *limits, **static, samples=samples
+            )
         return Generated(*jax.device_get(generated))
+
+    def trace(
+        self, batch: Batch, options: sampling.SamplingConfig, samples: int = 1
+    ) -> dict[str, jax.stages.Traced]:
+        """The programs of `generate`, traced, in their order: to compile or count them only.
+
+        batch: of jax.ShapeDtypeStructs on the mesh, as are the params.
+        """
+
+        def split(shapes):
+            return abstract(shapes, batch_shardings(self.mesh, shapes))
+
+        def key_value(shape):
+            axes = None, "batch", "heads", None, None
+            return abstract(shape, shardings(self.mesh, shape, axes))
+
+        B = len(batch.tokens)
+        numbers = (
+            jax.ShapeDtypeStruct((B,), "int32"),
+            jax.ShapeDtypeStruct((B * samples,), "uint32"),
+        )
+        limits, static = _decode_options(options)
+        with self._on_mesh():
+            vision = self._encode_vision.trace(self.params, batch.patches, batch.coords)
+            audio = self._encode_audio.trace(self.params, batch.mel, batch.mel_frames)
+            media = split((vision.out_info, audio.out_info))
+            embed = self._embed.trace(self.params, batch.tokens, batch.splice, *media)
+            x = split(embed.out_info)
+            prefill = self._prefill.trace(self.params, x, batch.positions, batch.segment_ids)
+            logits, cache = prefill.out_info
+            prefilled = Prefilled(split(logits), decoder.Cache(*map(key_value, cache)))
+            rows = batch.tokens, batch.segment_ids, *split(numbers)
+            decode = self._decode.trace(
+                self.params, *prefilled, *rows, *limits, **static, samples=samples
+            )
+        return dict(vision=vision, audio=audio, embed=embed, prefill=prefill, decode=decode)
 
     def programs(self) -> dict[str, int]:
         """How many programs each stage has compiled so far: as many as it met buckets."""
@@ -156,6 +201,18 @@ class Engine:
             if self.mesh is None
             else jax.device_put(arrays, batch_shardings(self.mesh, arrays))
         )
+
+
+def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
+    """The last arguments of `_decode`, traced and static. UserError for too many new tokens."""
+    size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
+    if size is None:
+        raise UserError(
+            f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} are possible"
+        )
+    mode, knobs = sampling.split(options)
+    limits = np.uint32(options.seed), np.int32(options.max_new_tokens), knobs
+    return limits, {"mode": mode, "size": size}
 
 
 def _static(function):
@@ -195,10 +252,11 @@ def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> P
 
 class _State(NamedTuple):
     step: jax.Array  # tokens generated so far
-    token_B: jax.Array
-    done_B: jax.Array
-    tokens_BN: jax.Array
-    seen_BV: jax.Array
+    token_R: jax.Array
+    done_R: jax.Array
+    tokens_RN: jax.Array
+    logprobs_RN: jax.Array
+    seen_RV: jax.Array
     cache: decoder.Cache
 
 
@@ -209,74 +267,89 @@ def _decode(
     tokens_BT,
     segments_BT,
     position_B,
-    key_ids_B,
+    key_ids_R,
     seed,
     limit,
     knobs,
     *,
     mode,
     size,
+    samples,
     config,
     compute,
 ) -> Generated:
     B, V = logits_BV.shape
+    R = B * samples
     ids = config.tokens
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(key_ids_B)
-    rows = jnp.arange(B)
+    row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(key_ids_R)
+    rows = jnp.arange(R)
     prompt_BT = segments_BT > 0
     prompt_layers = split_like(params["model"]["layers"], prompt)  # once, not at every step
 
-    def choose(logits_BV, seen_BV, step):
-        keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
-        return sampling.choose(logits_BV, seen_BV, keys_B, mode, knobs)
+    def for_samples(x):
+        return x if samples == 1 else jnp.repeat(x, samples, axis=0)
 
-    def record(state_before, token_B, cache):
-        step, _, done_B, tokens_BN, seen_BV, _ = state_before
-        token_B = jnp.where(done_B, ids.pad_token_id, token_B)
-        tokens_BN = jax.lax.dynamic_update_slice_in_dim(tokens_BN, token_B[:, None], step, axis=1)
-        if mode.penalizes:
-            seen_BV = seen_BV.at[rows, token_B].set(True)
+    position_R, real_R = for_samples(position_B), for_samples(jnp.any(prompt_BT, axis=1))
+
+    def choose(logits_RV, seen_RV, step):
+        keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
+        return sampling.choose(logits_RV, seen_RV, keys_R, mode, knobs)
+
+    def record(before, chosen, cache):
+        token_R = jnp.where(before.done_R, ids.pad_token_id, chosen[0])
+        logprob_R = jnp.where(before.done_R, 0.0, chosen[1])
+        write = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=before.step, axis=1
+        )
         return _State(
-            step + 1, token_B, done_B | (token_B == ids.eos_token_id), tokens_BN, seen_BV, cache
+            step=before.step + 1,
+            token_R=token_R,
+            done_R=before.done_R | (token_R == ids.eos_token_id),
+            tokens_RN=write(before.tokens_RN, token_R[:, None]),
+            logprobs_RN=write(before.logprobs_RN, logprob_R[:, None]),
+            seen_RV=before.seen_RV.at[rows, token_R].set(True)
+            if mode.penalizes
+            else before.seen_RV,
+            cache=cache,
         )
 
     def more(state):
-        return (state.step < limit) & ~jnp.all(state.done_B)
+        return (state.step < limit) & ~jnp.all(state.done_R)
 
     def one(state):
-        x_BD = omni.embed(params, compute, state.token_B)
-        hidden_BD, cache = decoder.decode_step(
+        hidden_RD, cache = decoder.decode_step(
             params["model"],
             config.text,
-            x_BD,
-            position_B + state.step - 1,
+            omni.embed(params, compute, state.token_R),
+            position_R + state.step - 1,
             prompt_layers,
             prompt_BT,
             state.cache,
             state.step - 1,
         )
-        return record(
-            state, choose(omni.logits(params, hidden_BD), state.seen_BV, state.step), cache
-        )
+        logits_RV = omni.logits(params, hidden_RD)
+        return record(state, choose(logits_RV, state.seen_RV, state.step), cache)
 
-    seen_BV = jnp.zeros((B, V if mode.penalizes else 0), bool)
+    seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)
     if mode.penalizes:
-        seen_BV = seen_BV.at[rows[:, None], tokens_BT].max(prompt_BT)
+        seen_RV = seen_RV.at[rows[:, None], for_samples(tokens_BT)].max(for_samples(prompt_BT))
     start = _State(
         step=jnp.int32(0),
-        token_B=jnp.zeros(B, jnp.int32),
-        done_B=~jnp.any(prompt_BT, axis=1),
-        tokens_BN=jnp.full((B, size), ids.pad_token_id, jnp.int32),
-        seen_BV=seen_BV,
-        cache=decoder.empty_cache(config.text, B, size, prompt.k.dtype),
+        token_R=jnp.zeros(R, jnp.int32),
+        done_R=~real_R,
+        tokens_RN=jnp.full((R, size), ids.pad_token_id, jnp.int32),
+        logprobs_RN=jnp.zeros((R, size), jnp.float32),
+        seen_RV=seen_RV,
+        cache=decoder.empty_cache(config.text, B, samples, size, prompt.k.dtype),
     )
-    state = jax.lax.while_loop(
-        more, one, record(start, choose(logits_BV, seen_BV, jnp.int32(0)), start.cache)
-    )
-    is_eos_BN = state.tokens_BN == ids.eos_token_id
-    stopped_B = jnp.any(is_eos_BN, axis=1)
-    lengths_B = jnp.where(stopped_B, jnp.argmax(is_eos_BN, axis=1) + 1, state.step)
-    real_B = jnp.any(prompt_BT, axis=1)
+    first = choose(for_samples(logits_BV), seen_RV, jnp.int32(0))
+    state = jax.lax.while_loop(more, one, record(start, first, start.cache))
+    is_eos_RN = state.tokens_RN == ids.eos_token_id
+    stopped_R = jnp.any(is_eos_RN, axis=1)
+    lengths_R = jnp.where(stopped_R, jnp.argmax(is_eos_RN, axis=1) + 1, state.step)
     return Generated(
-        state.tokens_BN, jnp.where(real_B, lengths_B, 0).astype(jnp.int32), stopped_B & real_B
+        state.tokens_RN,
+        jnp.where(real_R, lengths_R, 0).astype(jnp.int32),
+        stopped_R & real_R,
+        state.logprobs_RN,
     )

@@ -65,20 +65,25 @@ def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
 
 def choose(
     logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs
-) -> jax.Array:
-    """The next token of each row, i32[B].
+) -> tuple[jax.Array, jax.Array]:
+    """(The next token of each row, i32[B]; its log-probability where it was drawn, f32[B]).
 
     logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
     keys_B: one PRNG key a row, so that a row's choice does not depend on its batch.
+    The log-probability is of the distribution sampled from: after penalty, temperature and
+    truncation; of a greedy choice, after penalty.
     """
     if mode.penalizes:
         logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty)
     if mode.greedy:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / knobs.temperature
-    if mode.truncates:
-        logits_BV = truncate(logits_BV, knobs.top_k, knobs.top_p)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+        token_B = jnp.argmax(logits_BV, axis=-1)
+    else:
+        logits_BV = logits_BV / knobs.temperature
+        if mode.truncates:
+            logits_BV = truncate(logits_BV, knobs.top_k, knobs.top_p)
+        token_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
+    logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B.astype(jnp.int32), logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:

@@ -3,6 +3,7 @@
 Letters: B batch, T query, S key, N heads, K key/value heads, G = N / K, H head width.
 """
 
+import functools
 import math
 
 import jax
@@ -17,7 +18,9 @@ _LANES = 128  # splash attention works on blocks of a multiple of this
 _NEEDS = {"xla": None, "splash": "tpu", "cudnn": "gpu"}
 
 
-def causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, implementation: str) -> jax.Array:
+def causal_attention(
+    q_BTNH, k_BTKH, v_BTKH, segments_BT, implementation: str, shared_prompt: bool = False
+) -> jax.Array:
     """`attention(..., causal=True)` by the implementation of `config.Compute.attention`.
 
     The kernels never hold the [T, T] scores; under a mesh each device runs one on its own rows and
@@ -25,8 +28,11 @@ def causal_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, implementation: str) -
     """
     check_platform(implementation, platform())
     if implementation == "xla":
-        return attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=True)
+        return attention(
+            q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=True, shared_prompt=shared_prompt
+        )
     kernel = {"splash": splash_attention, "cudnn": cudnn_attention}[implementation]
+    kernel = functools.partial(kernel, shared_prompt=shared_prompt)
     return sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
 
@@ -41,7 +47,14 @@ def check_platform(implementation: str, platform: str):
 
 
 def attention(
-    q_BTNH, k_BSKH, v_BSKH, segments_BT, *, causal: bool = False, block: int = 256
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    segments_BT,
+    *,
+    causal: bool = False,
+    shared_prompt: bool = False,
+    block: int = 256,
 ) -> jax.Array:
     """Self-attention (T = S) inside segments -> [B, T, N, H] in q's dtype; grouped when K < N.
 
@@ -49,6 +62,7 @@ def attention(
       other (0), so no row is ever empty.
     causal: a query attends to no later key. Computed in blocks of `block` queries against the keys
       before the block's end: half the work, and scores of B * N * block * S floats at most.
+    shared_prompt: see `visible`.
     Scores and softmax are float32.
     """
     B, T, N, H = q_BTNH.shape
@@ -57,7 +71,7 @@ def attention(
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
 
     def queries(start: int, stop: int, keys: int):
-        mask_BTS = segments_BT[:, start:stop, None] == segments_BT[:, None, :keys]
+        mask_BTS = visible(segments_BT[:, start:stop], segments_BT[:, :keys], shared_prompt)
         if causal:
             mask_BTS &= (jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None])[None]
         scores = _scores(q_BKGTH[:, :, :, start:stop], k_BKHS[..., :keys], mask_BTS[:, None, None])
@@ -74,29 +88,51 @@ def attention(
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def cached_attention(q_BNH, parts) -> jax.Array:
-    """Attention of one new token over several caches at once. Returns [B, N, H].
+def visible(segments_BT, segments_BS, shared_prompt: bool) -> jax.Array:
+    """Which keys each query may attend to, but for their order -> bool[B, T, S].
 
-    parts: list of (k_BKHS, v_BKSH, mask_BS bool); the softmax runs over all of them together.
+    Those of its own segment. shared_prompt: also those of segment 1, a prompt that the segments
+    after it (2, 3, ...) continue, each in its own way.
     """
-    B, N, H = q_BNH.shape
-    K = parts[0][0].shape[1]
-    q_BKGTH = q_BNH.reshape(B, K, N // K, 1, H)
-    scored = [(_scores(q_BKGTH, k, mask_BS[:, None, None, None]), v) for k, v, mask_BS in parts]
-    return softmax_weighted(scored).reshape(B, N, H)
+    queries, keys = segments_BT[:, :, None], segments_BS[:, None, :]
+    return (queries == keys) | (keys == 1) & (queries > 1) if shared_prompt else queries == keys
+
+
+def cached_attention(q_RNH, prompt, own) -> jax.Array:
+    """Attention of one new token of each row over the prompt and over what the row has itself.
+
+    Rows share the caches of their prompts: row b * G + g is sample g of G of prompt b.
+    prompt: (k_BKHS, v_BKSH, mask_BS bool). own: list of (k_BKGHS, v_BKGSH, mask_S bool or None for
+    all). One softmax runs over the keys of all of them together. Returns [R, N, H].
+    """
+    R, N, H = q_RNH.shape
+    k_BKHS, v_BKSH, mask_BS = prompt
+    B, K = k_BKHS.shape[:2]
+    # The samples of a prompt stand where `attention` has the heads that share a key head, and those
+    # heads where it has the queries.
+    q_BKGTH = q_RNH.reshape(B, R // B, K, N // K, H).transpose(0, 2, 1, 3, 4)
+    scored = [(_scores(q_BKGTH, k_BKHS, mask_BS[:, None, None, None]), v_BKSH)]
+    for k_BKGHS, v_BKGSH, mask_S in own:
+        mask = True if mask_S is None else mask_S[None, None, None, None]
+        scored.append((_scores(q_BKGTH, k_BKGHS, mask), v_BKGSH))
+    return softmax_weighted(scored).transpose(0, 2, 1, 3, 4).reshape(R, N, H)
 
 
 def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
-    """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them."""
-    scores = jnp.einsum("bkgth,bkhs->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+    """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them.
+
+    k_BKHS: with an axis G after K where each g has keys of its own.
+    """
+    keys = "bkhs" if k_BKHS.ndim == 4 else "bkghs"
+    scores = jnp.einsum(f"bkgth,{keys}->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
     return jnp.where(mask, scores * q_BKGTH.shape[-1] ** -0.5, MASKED)
 
 
 def softmax_weighted(scored) -> jax.Array:
     """Values weighted by the softmax over the keys of all parts -> [B, K, G, T, H].
 
-    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H]). Normalised after the product with
-    the values, which saves a pass over the scores.
+    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H] or v[B, K, G, S, H]). Normalised after
+    the product with the values, which saves a pass over the scores.
     """
     top = jnp.max(jnp.stack([jnp.max(scores, axis=-1) for scores, _ in scored]), axis=0)[..., None]
     top = jax.lax.stop_gradient(top)
@@ -104,8 +140,9 @@ def softmax_weighted(scored) -> jax.Array:
     for scores, v in scored:
         weights = jnp.exp(scores - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
+        values = "bksh" if v.ndim == 4 else "bkgsh"
         out += jnp.einsum(
-            "bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            f"bkgts,{values}->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
     return (out / total).astype(scored[0][1].dtype)
 
@@ -128,11 +165,14 @@ def sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT) -> jax.Array:
     return on_shards(kernel, arrays, (heads, heads, heads, ("batch", None)))
 
 
-def splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, *, interpret: bool = False) -> jax.Array:
+def splash_attention(
+    q_BTNH, k_BTKH, v_BTKH, segments_BT, *, shared_prompt: bool = False, interpret: bool = False
+) -> jax.Array:
     """Splash attention, a Pallas kernel for TPUs that skips the blocks above the diagonal.
 
     T is padded to a multiple of 128; a multiple of 512 is fastest. interpret: run it as plain
-    operations, on any device.
+    operations, on any device. shared_prompt: see `visible`; the kernel then reads a mask [T, T] of
+    each row, which its heads share, and skips all blocks in which nothing is to be seen.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -145,30 +185,48 @@ def splash_attention(q_BTNH, k_BTKH, v_BTKH, segments_BT, *, interpret: bool = F
         return jnp.pad(x_BTNH, ((0, 0), (0, padding), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    kernel = splash.make_splash_mha_single_device(
-        splash.MultiHeadMask([splash.CausalMask((total, total))] * N),
+    make_kernel = functools.partial(
+        splash.make_splash_mha_single_device,
         block_sizes=splash.BlockSizes(**{f"block_{name}": block for name in names}),
         residual_checkpoint_name=KERNEL_RESULT,
         interpret=interpret,
     )
+
+    def row(q_NTH, k_KTH, v_KTH, segments_T):
+        if shared_prompt:  # equal segment ids cannot say it
+            mask_1TT = visible(segments_T[None], segments_T[None], True)
+            mask_1TT &= jnp.tri(total, dtype=bool)[None]
+            kernel = make_kernel(mask_1TT)
+            # It branches on this, which tracing has made an array of.
+            kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+            return kernel(q_NTH, k_KTH, v_KTH)
+        causal = splash.MultiHeadMask([splash.CausalMask((total, total))] * N)
+        ids = splash.SegmentIds(segments_T, segments_T)
+        return make_kernel(causal)(q_NTH, k_KTH, v_KTH, ids)
+
     scaled = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
     segments_BT = jnp.pad(segments_BT, ((0, 0), (0, padding)))
-    out_BNTH = jax.vmap(kernel)(
-        *map(heads_first, (scaled, k_BTKH, v_BTKH)), splash.SegmentIds(segments_BT, segments_BT)
-    )
+    out_BNTH = jax.vmap(row)(*map(heads_first, (scaled, k_BTKH, v_BTKH)), segments_BT)
     return out_BNTH.transpose(0, 2, 1, 3)[:, :T]
 
 
 def cudnn_attention(
-    q_BTNH, k_BTKH, v_BTKH, segments_BT, *, implementation: str = "cudnn"
+    q_BTNH,
+    k_BTKH,
+    v_BTKH,
+    segments_BT,
+    *,
+    shared_prompt: bool = False,
+    implementation: str = "cudnn",
 ) -> jax.Array:
     """Flash attention of cuDNN, for bfloat16 on GPUs; segments are a mask [B, 1, T, T] to it.
 
-    implementation: "xla" computes the same without cuDNN, on any device.
+    shared_prompt: see `visible`. implementation: "xla" computes the same without cuDNN, on any
+    device.
     """
     if implementation == "cudnn" and q_BTNH.dtype == jnp.float32:
         raise UserError("attention=cudnn computes in bfloat16; set dtype=bfloat16 or attention=xla")
-    mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    mask_B1TT = visible(segments_BT, segments_BT, shared_prompt)[:, None]
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation=implementation
     )

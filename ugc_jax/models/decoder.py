@@ -1,7 +1,7 @@
 """The text decoder (spec 2.3): grouped-query attention, SwiGLU, rotary positions on three axes.
 
-Letters: B rows, T tokens of a prompt, N new tokens, D width, K key/value heads, H head width,
-V vocabulary, L layers.
+Letters: B rows, T tokens of a prompt, N new tokens, G samples of a prompt, D width, K key/value
+heads, H head width, V vocabulary, L layers.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,8 @@ from ugc_jax.sharding import constrain
 class Cache(NamedTuple):
     """Keys [L, B, K, H, tokens] and values [L, B, K, tokens, H] of all layers for some tokens.
 
-    Laid out as the products of attention read them, so that no step of decoding copies them.
+    Laid out as the products of attention read them, so that no step of decoding copies them. Where
+    each prompt is completed G times, the completions' caches have an axis G after K.
     """
 
     k: jax.Array
@@ -83,17 +84,19 @@ def forward(
     positions_B3T,
     segments_BT,
     keep_cache: bool = False,
+    shared_prompt: bool = False,
 ):
     """Embedded tokens -> (final hidden states [B, T, D] after the last norm, Cache or None).
 
     positions_B3T: i32, (time, height, width). segments_BT: i32, 0 padding; attention is causal
-    inside a segment. params: the `model` part of the parameter tree.
+    inside a segment and, with shared_prompt, to segment 1 from those after it (see
+    `attention.visible`). params: the `model` part of the parameter tree.
     """
     turn = rotation(rotary_angles(positions_B3T, config))
     x_BTD = constrain(x_BTD, ("batch", None, None))
 
     def attend(q, k, v):
-        return causal_attention(q, k, v, segments_BT, compute.attention)
+        return causal_attention(q, k, v, segments_BT, compute.attention, shared_prompt)
 
     def layer(layer_params, x, _):
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
@@ -104,53 +107,61 @@ def forward(
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_BTD), cache
 
 
-def decode_step(params, config: TextConfig, x_BD, position_B, prompt, prompt_BT, own: Cache, step):
-    """One new token against two caches: the prompt's and that of the tokens generated before it.
+def decode_step(params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own: Cache, step):
+    """One new token a row against two caches: the prompts' and that of the rows' tokens before it.
 
-    x_BD: its embedding. position_B: i32, its position on all three axes. prompt: a Cache, after
-    `split_like` the layers. prompt_BT: bool, which of its keys exist. own: cache of N places of
-    which the first `step` (i32 scalar) are filled.
-    Returns (hidden [B, D] after the last norm, own with this token's keys and values at place
+    The R = B * G rows are G samples of each of B prompts, row b * G + g; they share its cache.
+    x_RD: the tokens' embeddings. position_R: i32, their position on all three axes. prompt: a
+    Cache, after `split_like` the layers. prompt_BT: bool, which of its keys exist. own: of
+    `empty_cache`, with N places of which the first `step` (i32 scalar) are filled.
+    Returns (hidden [R, D] after the last norm, own with these tokens' keys and values at place
     `step`).
     """
-    turn = rotation(
-        rotary_angles(jnp.broadcast_to(position_B[:, None, None], (len(position_B), 3, 1)), config)
-    )
-    N = own.k.shape[-1]
-    earlier_BN = jnp.broadcast_to(jnp.arange(N)[None] < step, (len(position_B), N))
-    itself_B1 = jnp.ones((len(position_B), 1), bool)
+    position_R3T = jnp.broadcast_to(position_R[:, None, None], (len(position_R), 3, 1))
+    turn = rotation(rotary_angles(position_R3T, config))
+    samples = own.k.shape[3]
+    earlier_N = jnp.arange(own.k.shape[-1]) < step
 
     def layer(layer_params, x, caches):
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
-            this = (*_kept(k, v), itself_B1)
-            parts = [(*prompt_layer, prompt_BT), (*own_layer, earlier_BN), this]
-            return cached_attention(q[:, 0], parts)[:, None]
+            rows = [(*own_layer, earlier_N), (*_of_samples(k, v, samples), None)]
+            return cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
 
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
-        return x, _kept(k, v)
+        return x, _of_samples(k, v, samples)
 
     caches = (prompt, split_like(params["layers"], own))
     if isinstance(params["layers"], tuple):
         caches = tuple(zip(*caches, strict=True))
-    x_B1D, this = run_layers(layer, params["layers"], x_BD[:, None], caches)
+    x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
     update = jax.lax.dynamic_update_slice_in_dim
-    own = Cache(update(own.k, this.k, step, axis=4), update(own.v, this.v, step, axis=3))
-    return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_B1D)[:, 0], own
+    own = Cache(update(own.k, this.k, step, axis=5), update(own.v, this.v, step, axis=4))
+    return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
-def empty_cache(config: TextConfig, batch: int, tokens: int, dtype) -> Cache:
-    """A Cache of zeros for `tokens` places of `batch` rows."""
-    heads = (config.num_hidden_layers, batch, config.num_key_value_heads)
+def empty_cache(config: TextConfig, batch: int, samples: int, tokens: int, dtype) -> Cache:
+    """A Cache of zeros for `tokens` places of each of `samples` completions of `batch` prompts."""
+    heads = (config.num_hidden_layers, batch, config.num_key_value_heads, samples)
     shapes = (*heads, config.head_dim, tokens), (*heads, tokens, config.head_dim)
-    axes = (None, "batch", "heads", None, None)
+    axes = (None, "batch", "heads", None, None, None)
     return Cache(*(constrain(jnp.zeros(shape, dtype), axes) for shape in shapes))
 
 
 def _kept(k_BTKH, v_BTKH) -> Cache:
     """One layer's keys and values as a Cache has them."""
     return Cache(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
+
+
+def _of_samples(k_R1KH, v_R1KH, samples: int) -> Cache:
+    """One layer's keys and values of one new token a row, as `empty_cache` has them."""
+
+    def split(x_R1KH):
+        R, _, K, H = x_R1KH.shape
+        return x_R1KH.reshape(R // samples, samples, K, H).transpose(0, 2, 1, 3)
+
+    return Cache(split(k_R1KH)[..., None], split(v_R1KH)[..., None, :])
 
 
 def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:

@@ -65,13 +65,28 @@ def logits(params, hidden_BTD) -> jax.Array:
     return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
 
 
-def hidden_states(params, config: OmniConfig, compute: Compute, batch) -> jax.Array:
-    """The whole model but for `logits`: schema.Batch -> final hidden states [B, T, D]."""
-    vision_rows = encode_vision(params, config, compute, batch.patches, batch.coords)
-    audio_rows = encode_audio(params, config, compute, batch.mel, batch.mel_frames)
-    x = splice(embed(params, compute, batch.tokens), batch.splice, vision_rows, audio_rows)
+def media_rows(params, config: OmniConfig, compute: Compute, batch) -> tuple[jax.Array, jax.Array]:
+    """Both encoders: schema.Batch -> (vision, audio) rows [B, ..., D] for `splice`."""
+    return (
+        encode_vision(params, config, compute, batch.patches, batch.coords),
+        encode_audio(params, config, compute, batch.mel, batch.mel_frames),
+    )
+
+
+def hidden_states(
+    params, config: OmniConfig, compute: Compute, batch, media=None, shared_prompt: bool = False
+) -> jax.Array:
+    """The whole model but for `logits`: schema.Batch -> final hidden states [B, T, D].
+
+    media: `media_rows` of the batch, where they are known; None: they are computed.
+    shared_prompt: see `decoder.forward`.
+    """
+    rows = media_rows(params, config, compute, batch) if media is None else media
+    x = splice(embed(params, compute, batch.tokens), batch.splice, *rows)
     places = batch.positions, batch.segment_ids
-    return decoder.forward(params["model"], config.text, compute, x, *places)[0]
+    return decoder.forward(
+        params["model"], config.text, compute, x, *places, shared_prompt=shared_prompt
+    )[0]
 
 
 def logical_axes(config: OmniConfig, stacked: bool = True) -> dict:

@@ -18,10 +18,14 @@ CHUNKS = 8  # fewest parts that a row is cut into, so that a short row has parts
 
 
 class TokenScores(NamedTuple):
-    """logprob f32[B, T] of each wanted token; hit bool[B, T], whether it was the likeliest."""
+    """logprob f32[B, T] of each wanted token; hit bool[B, T], whether it was the likeliest.
+
+    entropy: f32[B, T] of its distribution, in nats; None unless asked for.
+    """
 
     logprob: jax.Array
     hit: jax.Array
+    entropy: jax.Array | None
 
 
 class LossSums(NamedTuple):
@@ -32,11 +36,14 @@ class LossSums(NamedTuple):
     tokens: jax.Array
 
 
-def token_scores(params, hidden_BTD, tokens_BT, wanted_BT) -> TokenScores:
+def token_scores(
+    params, hidden_BTD, tokens_BT, wanted_BT, temperature: float = 1.0, entropy: bool = False
+) -> TokenScores:
     """log p(tokens[b, t]) by the model's head from hidden[b, t], a chunk of all rows at a time.
 
     wanted_BT: bool, where scores are wanted; elsewhere they mean nothing. A chunk in which no row
     wants any is skipped: prompts are long, and answers stand at the end.
+    temperature: logits are divided by it, as where the tokens were sampled.
     Logits and their log-sum-exp are float32. The backward pass makes a chunk's logits again
     instead of keeping them. The head is whole in its width (see `omni.embed`), and its gradient
     gathers over the chunks in the dtype of the parameter.
@@ -51,15 +58,21 @@ def token_scores(params, hidden_BTD, tokens_BT, wanted_BT) -> TokenScores:
     @jax.checkpoint
     def scores(hidden_BCD, tokens_BC):
         logits_BCV = omni.logits({"lm_head": {"weight": head_VD}}, hidden_BCD)
-        logits_BCV = constrain(logits_BCV, ("batch", None, "vocab"))
+        logits_BCV = constrain(logits_BCV, ("batch", None, "vocab")) / temperature
         # A masked sum, not a gather: the vocabulary may be split over devices.
         here_BCV = jnp.arange(logits_BCV.shape[-1])[None, None] == tokens_BC[..., None]
         logit_BC = jnp.sum(jnp.where(here_BCV, logits_BCV, 0.0), axis=-1)
-        logprob_BC = logit_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-        return TokenScores(logprob_BC, logit_BC >= jnp.max(logits_BCV, axis=-1))
+        total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+        entropy_BC = None
+        if entropy:
+            weights_BCV = jnp.exp(logits_BCV - total_BC[..., None])
+            entropy_BC = total_BC - jnp.sum(weights_BCV * logits_BCV, axis=-1)
+        likeliest = logit_BC >= jnp.max(logits_BCV, axis=-1)
+        return TokenScores(logit_BC - total_BC, likeliest, entropy_BC)
 
     def nothing(hidden_BCD, tokens_BC):
-        return TokenScores(jnp.zeros(tokens_BC.shape, jnp.float32), tokens_BC < 0)
+        zeros_BC = jnp.zeros(tokens_BC.shape, jnp.float32)
+        return TokenScores(zeros_BC, tokens_BC < 0, zeros_BC if entropy else None)
 
     @jax.checkpoint  # or the branch's residuals, a copy of the head for each chunk, would be kept
     def scores_if_wanted(inputs):

@@ -31,6 +31,8 @@ class TrainState(NamedTuple):
     step: i32[], updates done. params: leaves that learn (with an adapter, its leaves), nested dict.
     frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. healthy: bool[], False
     from the step on whose loss or gradient was not finite; such a state no longer changes.
+    reference: with Setup.reference, the leaves that learn (but for an adapter) as they were at the
+    beginning, in the compute dtype: what GRPO stays near to. Else {}.
     """
 
     step: jax.Array
@@ -38,6 +40,7 @@ class TrainState(NamedTuple):
     frozen: dict
     opt_state: optax.OptState
     healthy: jax.Array
+    reference: dict = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Setup:
     accumulate: parts in which a batch passes through the model, one after the other.
     master: dtype of the weights that learn. In "bfloat16" they take half the memory, but updates
       below 1/256 of a weight are lost.
+    reference: whether the weights of the beginning are kept, too.
     """
 
     model: OmniConfig
@@ -59,6 +63,7 @@ class Setup:
     steps: int = 1000
     accumulate: int = 1
     master: Literal["float32", "bfloat16"] = "float32"
+    reference: bool = False
 
     def __post_init__(self):
         if self.lora.rank and self.trainable.decoder:
@@ -90,7 +95,7 @@ def abstract_state(setup: Setup) -> TrainState:
     params = mapping.abstract_params(setup.model, setup.compute.dtype, stacked=True)
     shapes = jax.eval_shape(functools.partial(_initial, setup=setup, seed=0), params)
     leaf_shardings = functools.partial(sharding.shardings, setup.mesh)
-    learns, frozen = _partition(_axes(setup), setup.trainable.includes)
+    learns, frozen = _partition(model_axes(setup), setup.trainable.includes)
     whole = sharding.replicated(setup.mesh)
     params_shardings = leaf_shardings(shapes.params, learns)
     state_shardings = TrainState(
@@ -107,6 +112,9 @@ def abstract_state(setup: Setup) -> TrainState:
             transform_non_params=lambda _: whole,
         ),
         healthy=whole,
+        reference=leaf_shardings(shapes.reference, _partition(learns, _is_lora)[1])
+        if setup.reference
+        else {},
     )
     return jax.tree.map(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
@@ -130,6 +138,16 @@ def model_params(state: TrainState, setup: Setup) -> dict:
     return lora.combine(whole, adapter, setup.lora) if setup.lora.rank else whole
 
 
+def reference_params(state: TrainState, setup: Setup) -> dict:
+    """The model's whole tree (stacked) as it was at the beginning, or as the reference is by now.
+
+    Traceable. An adapter is off: where it alone learns, no copy of anything is needed.
+    """
+    if not setup.reference:
+        raise ValueError("the setup keeps no reference")
+    return _join(state.reference, state.frozen)
+
+
 def merged_params(state: TrainState, setup: Setup) -> dict:
     """The model's whole tree (stacked), an adapter merged into its weights: to export.
 
@@ -146,6 +164,11 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         params = _join(params, adapter)
     learns, frozen = _partition(params, setup.trainable.includes)
     learns = jax.tree.map(lambda leaf: leaf.astype(setup.master), learns)
+    kept = {}
+    if setup.reference:
+        # A copy also in the same dtype: the parameters' buffers are used up by each step.
+        copy = lambda leaf: jnp.array(leaf, setup.compute.dtype, copy=True)  # noqa: E731
+        kept = jax.tree.map(copy, _partition(learns, _is_lora)[1])
     # Moments are float32 whatever the weights are.
     moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
     return TrainState(
@@ -154,10 +177,12 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         frozen=jax.tree.map(lambda leaf: leaf.astype(setup.compute.dtype), frozen),
         opt_state=moments,
         healthy=jnp.bool_(True),
+        reference=kept,
     )
 
 
-def _axes(setup: Setup) -> dict:
+def model_axes(setup: Setup) -> dict:
+    """The tree of `model_params` with each leaf's logical axes in its place."""
     axes = omni.logical_axes(setup.model)
     if setup.lora.rank:
         axes = _join(axes, lora.logical_axes(setup.model, setup.lora))

@@ -5,6 +5,7 @@ update), state.py (what is carried).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,49 +25,22 @@ def train_step(setup: Setup) -> Callable[[TrainState, Batch], tuple[TrainState, 
 
     The batch's rows are a multiple of setup.accumulate and of the devices that share the batch.
     Metrics are f32 scalars: loss (mean over the batch's target tokens), accuracy (share of them
-    that was likeliest), tokens (all but padding), targets, examples, grad_norm (before clipping),
-    learning_rate, and finite: 0.0 where loss or gradient was not, and nothing was changed.
+    that was likeliest), tokens (all but padding), targets, examples, and those of `apply`.
     Call it under `jax.set_mesh(setup.mesh)`.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums, grads = _gradient(state, batch, setup)
-        norm = optax.global_norm(grads)
-        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
-        healthy = state.healthy & finite
-
-        params32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
-        updates, opt_state = setup.transform.update(grads, state.opt_state, params32)
-        params = jax.tree.map(
-            lambda leaf, update: (leaf.astype(jnp.float32) + update).astype(leaf.dtype),
-            state.params,
-            updates,
-        )
-
-        def unless_broken(new, old):
-            return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
-
-        new = TrainState(
-            step=state.step + healthy,
-            params=unless_broken(params, state.params),
-            frozen=state.frozen,
-            opt_state=unless_broken(opt_state, state.opt_state),
-            healthy=healthy,
-        )
-        metrics = {
+        sums, grads = sft_gradient(state, batch, setup)
+        new, metrics = apply(setup, state, sums.loss, grads)
+        return new, metrics | {
             "loss": sums.loss / sums.tokens,
             "accuracy": sums.hits / sums.tokens,
             "tokens": jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
             "targets": sums.tokens,
             "examples": jnp.sum(jnp.max(batch.segment_ids, axis=1), dtype=jnp.float32),
-            "grad_norm": norm,
-            "learning_rate": learning_rates(setup.optimizer, setup.steps)(state.step),
-            "finite": healthy.astype(jnp.float32),
         }
-        return new, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jit_step(step, setup)
 
 
 def eval_step(setup: Setup) -> Callable[[TrainState, Batch], LossSums]:
@@ -79,7 +53,7 @@ def eval_step(setup: Setup) -> Callable[[TrainState, Batch], LossSums]:
     return step
 
 
-def _gradient(state: TrainState, batch: Batch, setup: Setup) -> tuple[LossSums, dict]:
+def sft_gradient(state: TrainState, batch: Batch, setup: Setup) -> tuple[LossSums, dict]:
     """Sums over the batch, and the gradient f32 of the mean loss over its target tokens.
 
     The mean is over the whole batch, however it is split over devices and in time.
@@ -91,23 +65,88 @@ def _gradient(state: TrainState, batch: Batch, setup: Setup) -> tuple[LossSums, 
         sums = sft_sums(whole, setup.model, setup.compute, part)
         return sums.loss / total, sums
 
-    def gradient(part: Batch) -> tuple[LossSums, dict]:
-        grads, sums = jax.grad(loss, has_aux=True)(state.params, part)
+    return gradient(loss, state.params, batch, setup.accumulate)
+
+
+# ---- what every kind of step is made of ----------------------------------------------------------
+
+
+def jit_step(step: Callable, setup: Setup) -> Callable:
+    """A jitted `step(state, batch) -> (state, metrics)` that uses up the state it is given."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def added(left, right):
+    """Two trees, added up leaf by leaf."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def gradient(
+    loss: Callable, params: dict, batch, parts: int, add: Callable = added
+) -> tuple[Any, dict]:
+    """(sums, gradient f32) of `loss(params, part) -> (f32[], sums)`, added up over the parts.
+
+    batch: a tree of arrays with a leading axis of rows; its parts pass through the model one after
+    the other. add: what joins the sums (of values that are not negative) of two parts.
+    """
+
+    def of(part):
+        grads, sums = jax.grad(loss, has_aux=True)(params, part)
         return sums, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), grads)
 
-    if setup.accumulate == 1:
-        return gradient(batch)
+    if parts == 1:
+        return of(batch)
 
-    def add(carry, part: Batch):
-        return jax.tree.map(jnp.add, carry, gradient(part)), None
+    def step(carry, part):
+        sums, grads = of(part)
+        return (add(carry[0], sums), added(carry[1], grads)), None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.params)
-    start = LossSums(*(jnp.float32(0),) * 3), zeros
-    return jax.lax.scan(add, start, _parts(batch, setup.accumulate))[0]
+    split = _split(batch, parts)
+    sums = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], split))[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (sums, params))
+    return jax.lax.scan(step, zeros, split)[0]
 
 
-def _parts(batch: Batch, count: int) -> Batch:
-    """[B, ...] -> [count, B / count, ...]; each device keeps its rows, so nothing moves."""
+def apply(
+    setup: Setup, state: TrainState, loss: jax.Array, grads: dict
+) -> tuple[TrainState, Metrics]:
+    """Update the parameters by the optimizer, or nothing where loss or gradient is not finite.
+
+    Metrics: grad_norm (before clipping), learning_rate, and finite: 0.0 from then on.
+    """
+    norm = optax.global_norm(grads)
+    healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    params32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params)
+    updates, opt_state = setup.transform.update(grads, state.opt_state, params32)
+    params = jax.tree.map(
+        lambda leaf, update: (leaf.astype(jnp.float32) + update).astype(leaf.dtype),
+        state.params,
+        updates,
+    )
+
+    def unless_broken(new, old):
+        return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
+
+    new = state._replace(
+        step=state.step + healthy,
+        params=unless_broken(params, state.params),
+        opt_state=unless_broken(opt_state, state.opt_state),
+        healthy=healthy,
+    )
+    return new, {
+        "grad_norm": norm,
+        "learning_rate": learning_rates(setup.optimizer, setup.steps)(state.step),
+        "finite": healthy.astype(jnp.float32),
+    }
+
+
+def _split(batch, count: int):
+    """[B, ...] -> [count, B / count, ...]; each device keeps its rows, so nothing moves.
+
+    Part p holds the rows p, p + count, ...
+    """
 
     def split(leaf):
         parts = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,153 @@
+"""From rewards to advantages and the weights of tokens; numpy, on the host, over the whole batch.
+
+options.py has the formulas. Letters: B prompts, G completions of each, R reward functions.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ugc_jax.errors import UserError
+from ugc_jax.rl.options import GrpoOptions
+
+EPSILON = 1e-4  # beside a standard deviation that divides
+EQUAL = 1e-6  # rewards of a group that differ by less are the same
+
+
+class Advantages(NamedTuple):
+    """values f32[B, G]: the advantages, 0 where not used and in groups that are not informative.
+
+    used bool[B, G]: the completion has all its rewards, and so has another one of its group.
+    reward f32[B, G]: weighted sum of the rewards, less the penalty; NaN where one is missing.
+    informative bool[B]: the group's used rewards differ.
+    """
+
+    values: np.ndarray
+    used: np.ndarray
+    reward: np.ndarray
+    informative: np.ndarray
+
+
+def advantages(
+    rewards: np.ndarray,
+    weights: np.ndarray,
+    options: GrpoOptions,
+    penalty: np.ndarray | None = None,
+) -> Advantages:
+    """Advantages of a batch by `options.scale`.
+
+    rewards: f32[B, G, R], NaN where a reward is missing. weights: f32[R]; a function of weight 0 is
+    only looked at, and nothing is left out because of it. penalty: f32[B, G] <= 0, of
+    `overlong_penalty`.
+    """
+    counts = weights != 0
+    columns, weights = rewards[..., counts].astype(np.float64), weights[counts].astype(np.float64)
+    columns[~np.isfinite(columns)] = np.nan
+    scale = options.scale
+    if scale == "auto":
+        scale = "gdpo" if len(weights) > 1 else "group"
+    reward = columns @ weights
+    if penalty is not None:
+        reward = reward + penalty
+        columns = np.concatenate([columns, penalty[..., None]], -1)
+        weights = np.append(weights, 1.0)
+    used = np.isfinite(reward)
+    used &= used.sum(1, keepdims=True) >= 2
+
+    score = np.ma.array(reward, mask=~used)
+    if scale == "gdpo":
+        each = np.ma.array(columns, mask=np.broadcast_to(~used[..., None], columns.shape))
+        each = each - each.mean(1, keepdims=True)
+        score = np.sum(weights * each / (each.std(1, ddof=1, keepdims=True) + EPSILON), -1)
+        values = (score - score.mean()) / (score.std(ddof=1) + EPSILON)
+    else:
+        values = score - score.mean(1, keepdims=True)
+        if scale != "none":
+            axis = 1 if scale == "group" else None
+            values = values / (score.std(axis, ddof=1, keepdims=True) + EPSILON)
+    informative = np.ma.filled(score.max(1) - score.min(1) > EQUAL, False)
+    return Advantages(
+        values=np.where(used & informative[:, None], values.filled(0), 0).astype(np.float32),
+        used=used,
+        reward=reward.astype(np.float32),
+        informative=informative,
+    )
+
+
+def overlong_penalty(
+    lengths: np.ndarray, options: GrpoOptions, max_new_tokens: int
+) -> np.ndarray | None:
+    """Penalty f32[B, G] <= 0 of completions of i32[B, G] tokens; None if there is to be none.
+
+    DAPO's equation 13, times options.overlong_penalty. Raises UserError for a window that is
+    longer than a completion may be.
+    """
+    if options.overlong == 0:
+        return None
+    if options.overlong > max_new_tokens:
+        raise UserError(
+            f"grpo.overlong is {options.overlong}, more than max_new_tokens {max_new_tokens}; "
+            "use a shorter window"
+        )
+    over = lengths - (max_new_tokens - options.overlong)
+    share = np.clip(over / options.overlong, 0, 1)
+    return (-options.overlong_penalty * share).astype(np.float32)
+
+
+def token_counts(
+    lengths: np.ndarray, stopped: np.ndarray, used: np.ndarray, options: GrpoOptions
+) -> np.ndarray:
+    """Tokens i32[B, G] that are learned from: lengths where used, 0 where left out or masked."""
+    learned = used & stopped if options.mask_truncated else used
+    return np.where(learned, lengths, 0).astype(np.int32)
+
+
+def token_weights(
+    counts: np.ndarray, options: GrpoOptions, max_new_tokens: int, parts: int = 1
+) -> np.ndarray:
+    """Weight f32[B, G] of each token of a completion, by `options.aggregation`.
+
+    counts: i32[B, G], of `token_counts`, for all rows of one update, as the update gets them (the
+    plain path has rows of one completion: [B * G, 1]). parts: those in which the rows pass through
+    the model; part p has the rows p, p + parts, ... (train/steps.py).
+    """
+    learned = counts > 0
+    completions = learned.sum()
+    if options.aggregation == "dapo":
+        below = np.broadcast_to(counts.sum(), counts.shape)
+    elif options.aggregation == "grpo":
+        below = completions * counts
+    elif options.aggregation == "dr_grpo":
+        below = np.broadcast_to(completions * max_new_tokens, counts.shape)
+    else:
+        part = np.arange(len(counts)) % parts
+        tokens = np.bincount(part, weights=counts.sum(1), minlength=parts)
+        below = np.broadcast_to((parts * tokens[part])[:, None], counts.shape)
+    return np.where(learned, 1 / np.maximum(below, 1), 0).astype(np.float32)
+
+
+def reward_metrics(
+    rewards: np.ndarray, result: Advantages, names: Sequence[str]
+) -> dict[str, float | None]:
+    """What happened to the rewards of a batch; None for what no completion says.
+
+    reward, reward_std: of the weighted sum, and rewards/NAME/mean, rewards/NAME/std: of a function,
+    over the used completions. left_out: share of completions that are not used. zero_std_groups:
+    share of groups whose rewards are equal, among those that have used completions.
+    """
+    metrics = {}
+    columns = {f"rewards/{name}": rewards[..., i] for i, name in enumerate(names)}
+    for name, column in {"reward": result.reward, **columns}.items():
+        values = column[result.used & np.isfinite(column)].astype(np.float64)
+        mean, std = (
+            ("reward", "reward_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
+        )
+        metrics[mean] = float(values.mean()) if values.size else None
+        metrics[std] = float(values.std(ddof=1)) if values.size > 1 else None
+    groups = result.used.any(1)
+    metrics["left_out"] = float(1 - result.used.mean())
+    metrics["zero_std_groups"] = (
+        float(1 - result.informative[groups].mean()) if groups.any() else None
+    )
+    return metrics

@@ -1,0 +1,206 @@
+"""Completions by the policy as it is, on the devices that train it, with the weights that learn.
+
+state -> load: cast and reshard, one jit -> a part of the prompts: encode once, prefill once,
+decode G samples on one cache -> Completions, and the encoders' rows for the policy step
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ugc_jax import sharding
+from ugc_jax.data.schema import Batch
+from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import NEW_TOKENS, Engine
+from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.rl.rows import Completions
+from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
+
+Media = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How completions are sampled."""
+
+    samples: int = 8  # completions of a prompt (G)
+    max_new_tokens: int = 512  # longest of them
+    temperature: float = 1.0  # logits are divided by it, here and where they are trained on
+    top_p: float = 1.0  # below 1 the tokens are drawn from another distribution than is trained
+    top_k: int = 0  # the same; 0: all tokens
+    parts: int = 1  # parts of a batch that are sampled one after the other, for smaller caches
+    seed: int = 0  # of the sampling
+    data: int | None = None  # mesh to sample on, of the same devices; None: as mesh.data
+    fsdp: int | None = None  # the same; as mesh.fsdp
+    tensor: int | None = None  # the same; as mesh.tensor
+
+    def __post_init__(self):
+        sampling = self.sampling  # with its own checks
+        for name, least in (("samples", 2), ("parts", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"rollout.{name} is {getattr(self, name)}; use {least} or more")
+        if sampling.max_new_tokens > NEW_TOKENS[-1]:
+            raise UserError(
+                f"rollout.max_new_tokens is {self.max_new_tokens}; use at most {NEW_TOKENS[-1]}"
+            )
+        if sampling.temperature == 0:
+            raise UserError("rollout.temperature is 0; use 1, for all samples would be the same")
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+
+
+class Sampled(NamedTuple):
+    """What became of one part of the prompts of a batch: the rows `rows` of it.
+
+    completions: numpy, the whole part's in every process. media: the encoders' rows, on the mesh
+    of the rollout; None where the encoders learn, so that the policy step runs them itself.
+    """
+
+    rows: slice
+    completions: Completions
+    media: Media | None
+
+
+class Rollout:
+    """Samples completions; holds the programs and, between `load` and `drop`, the weights."""
+
+    def __init__(self, setup: Setup, config: RolloutConfig, shared: bool = True):
+        """shared: False encodes and prefills a prompt anew for each sample, the plain way.
+
+        Raises UserError for a mesh that the devices do not fill.
+        """
+        self.setup, self.config, self.shared = setup, config, shared
+        self.mesh = sharding.reshaped(setup.mesh, config.data, config.fsdp, config.tensor)
+        self._engine = Engine(None, setup.model, setup.compute, self.mesh)
+        learns = setup.trainable
+        self.keeps_media = not (learns.vision or learns.audio or learns.projector)
+        weights, split = functools.partial(model_params, setup=setup), None
+        if self.mesh != setup.mesh:
+            shapes = jax.eval_shape(weights, abstract_state(setup))
+            split = sharding.shardings(self.mesh, shapes, model_axes(setup))
+        # Where nothing is cast or moved, these are the very buffers of the state.
+        self._weights = jax.jit(weights, out_shardings=split)
+        here, training = (sharding.rows_split(mesh) for mesh in (self.mesh, setup.mesh))
+        self._take = jax.jit(_take, static_argnames=("part", "parts"), out_shardings=here)
+        self._copies = jax.jit(_copies, static_argnames="samples", out_shardings=here)
+        self._join = jax.jit(_join, static_argnames="prompts", out_shardings=training)
+
+    def load(self, state: TrainState):
+        """Take the policy's weights, in the compute dtype and as the rollout's mesh splits them."""
+        self._engine.params = self._weights(state)
+
+    def drop(self):
+        """Let go of the weights: a step that uses up their state, or their memory, is next."""
+        self._engine.params = None
+
+    def sample(self, prompts: Batch, draw: int, part: int = 0) -> Sampled:
+        """Complete the rows part, part + parts, ... of a batch, each G times.
+
+        prompts: the whole batch, one prompt a row, on the training mesh; its rows are a multiple of
+        `parts` and of what the rollout's mesh splits. draw: number of the batch in the run; with
+        row, sample and `seed` it decides all randomness.
+        """
+        total, G, parts = len(prompts.tokens), self.config.samples, self.config.parts
+        numbers = np.arange(part, total, parts)
+        keys = (draw * total + numbers[:, None]) * G + np.arange(G)
+        taken = self._take(prompts, part=part, parts=parts)
+        completions, media = self._generate(taken, self.config.sampling, keys, G)
+        return Sampled(slice(part, total, parts), completions, media)
+
+    def trace(self, prompts: Batch) -> dict[str, jax.stages.Traced]:
+        """The programs of `load` and `sample`, traced, in their order: to compile or count only.
+
+        prompts: as in `sample`, but of jax.ShapeDtypeStructs.
+        """
+        weights = self._weights.trace(abstract_state(self.setup))
+        taken = jax.eval_shape(functools.partial(_take, part=0, parts=self.config.parts), prompts)
+        samples = self.config.samples
+        if not self.shared:
+            taken = jax.eval_shape(functools.partial(_copies, samples=samples), taken)
+            samples = 1
+        taken = sharding.abstract(taken, sharding.batch_shardings(self.mesh, taken))
+        split = sharding.shardings(self.mesh, weights.out_info, model_axes(self.setup))
+        self._engine.params = sharding.abstract(weights.out_info, split)
+        stages = self._engine.trace(taken, self.config.sampling, samples)
+        self.drop()
+        return {"weights": weights} | stages
+
+    def joined(self, parts: Sequence[Sampled]) -> tuple[Completions, Media | None]:
+        """The completions of the whole batch, in its order, and its media on the training mesh."""
+        columns = zip(*(part.completions for part in parts), strict=True)
+        completions = Completions(*map(_interleaved, columns))
+        if parts[0].media is None:
+            return completions, None
+        media = [part.media for part in parts]
+        return completions, self._join(media, prompts=len(completions.lengths))
+
+    def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
+        """The likeliest completion of each row of a batch on the training mesh (G = 1)."""
+        options = SamplingConfig(max_new_tokens=max_new_tokens)
+        keys = np.zeros((len(prompts.tokens), 1))
+        return self._generate(self._take(prompts, part=0, parts=1), options, keys, 1)[0]
+
+    def _generate(
+        self, prompts: Batch, options: SamplingConfig, keys: np.ndarray, samples: int
+    ) -> tuple[Completions, Media | None]:
+        copies = 1 if self.shared else samples
+        if copies > 1:
+            prompts = self._copies(prompts, samples=copies)
+        engine, keys = self._engine, (keys % 2**32).astype(np.uint32).ravel()
+        media = engine.encode(prompts)
+        prefilled = engine.prefill(prompts, media)
+        position = _next_positions(prompts.positions, prompts.segment_ids)
+        made = engine.decode(prompts, prefilled, position, options, keys, samples // copies)
+        shape = (-1, samples)
+        completions = Completions(
+            tokens=made.tokens.reshape(*shape, made.tokens.shape[1]),
+            lengths=made.lengths.reshape(shape),
+            stopped=made.stopped.reshape(shape),
+            logprobs=made.logprobs.reshape(*shape, made.tokens.shape[1]),
+        )
+        return completions, media if self.keeps_media else None
+
+
+def _take(batch: Batch, part: int, parts: int) -> Batch:
+    """The rows part, part + parts, ..."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:])[:, part], batch)
+
+
+def _copies(batch: Batch, samples: int) -> Batch:
+    """Each row so many times, one after the other."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), batch)
+
+
+def _join(media: Sequence[Media], prompts: int) -> Media:
+    """The media of a batch of so many prompts from that of its parts; rows of a prompt stay."""
+
+    def join(*leaves):
+        by_prompt = [x.reshape(prompts // len(leaves), -1, *x.shape[1:]) for x in leaves]
+        return jnp.stack(by_prompt, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+    return jax.tree.map(join, *media)
+
+
+def _interleaved(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of parts, part + parts, ... in the order of the batch."""
+    return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+
+@jax.jit
+def _next_positions(positions_B3T, segments_BT):
+    """The position after each row's last token, as `schema.Example.next_position`."""
+    last_B = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)
+    return jnp.max(jnp.take_along_axis(positions_B3T, last_B[:, None, None], axis=2), (1, 2)) + 1

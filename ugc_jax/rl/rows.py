@@ -1,0 +1,145 @@
+"""The rows that the policy step learns from: a prompt with all its completions behind it.
+
+    [prompt | c1 | c2 | ... | cG | padding]      segments 1, 2, ..., G + 1, 0
+
+A completion sees the prompt and itself, and its positions go on where the prompt's end, as if it
+were alone; so a prompt passes through the model once for all its completions, exactly. The plain
+form, a row [prompt | c] for each completion, is there to compare and to fall back on.
+Letters: B prompts, G completions of each, N most new tokens, T tokens of a row, S scored slots.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.batching import Buckets
+from ugc_jax.data.schema import Batch
+
+
+class Completions(NamedTuple):
+    """What was sampled for B prompts.
+
+    tokens: i32[B, G, N], with the end-of-text token where one was reached. lengths: i32[B, G], 0
+    for an empty row of the batch. stopped: bool[B, G], False where max_new_tokens cut it off.
+    logprobs: f32[B, G, N], of each token under the distribution that it was drawn from.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    stopped: np.ndarray
+    logprobs: np.ndarray
+
+
+class PolicyBatch(NamedTuple):
+    """A batch of the policy step. A pytree; every leaf has a leading axis of rows.
+
+    A slot of the S in a row is a token that is trained on, completion after completion.
+
+    inputs: the rows. Where `media` is given, without picture and sound.
+    media: the encoders' rows (`omni.media_rows`) where the encoders do not learn, else None.
+    previous: i32[rows, S], the place in the row whose hidden state predicts the slot's token.
+    tokens: i32[rows, S]. sample: i32[rows, S], which of the row's completions, from 0; padding -1.
+    rollout: f32[rows, S], the log-probability that the token was drawn with.
+    advantage, weight: f32[rows, S], of its completion; weight is 0 in padding.
+    old, reference: f32[rows, S], log-probabilities by the policy before the batch's first update
+      and by the reference; None where the objective has no use for them.
+    """
+
+    inputs: Batch
+    media: tuple | None
+    previous: np.ndarray
+    tokens: np.ndarray
+    sample: np.ndarray
+    rollout: np.ndarray
+    advantage: np.ndarray
+    weight: np.ndarray
+    old: np.ndarray | None = None
+    reference: np.ndarray | None = None
+
+
+def slots(counts: np.ndarray, most: int, shared: bool) -> int:
+    """S: the next rung above what the fullest row needs, so that few programs are compiled.
+
+    counts: i32[B, G], tokens of each completion that is trained on. most: of one completion.
+    """
+    need = int((counts.sum(axis=1) if shared else counts).max(initial=1))
+    top = most * (counts.shape[1] if shared else 1)
+    return next((rung for rung in Buckets().tokens if need <= rung < top), top)
+
+
+def policy_rows(
+    prompts: Batch,
+    completions: Completions,
+    advantages: np.ndarray,
+    weights: np.ndarray,
+    size: int,
+    config: OmniConfig,
+    shared: bool = True,
+    keep_media: bool = True,
+) -> PolicyBatch:
+    """Lay out rows of T + `size` tokens; shared: B of all completions of a prompt, else B * G.
+
+    prompts: numpy, one a row, [B, T]; empty rows (all segment 0) stay empty. advantages, weights:
+    f32[B, G]; a completion of weight 0 is left out. size: of `slots`, over all processes' rows.
+    keep_media: False leaves picture and sound out of `inputs`.
+    """
+    if not keep_media:
+        names = ("patches", "coords", "mel", "mel_frames")
+        prompts = prompts._replace(**{name: getattr(prompts, name)[:, :0] for name in names})
+    # Of each row, its prompt and the completions behind it.
+    rows = [(b, np.flatnonzero(weight > 0).tolist()) for b, weight in enumerate(weights)]
+    if not shared:
+        G = weights.shape[1]
+        rows = [(b, [g] if g in used else []) for b, used in rows for g in range(G)]
+        prompts = Batch(*(np.repeat(leaf, G, axis=0) for leaf in prompts))
+    out = _empty(prompts, size, config)
+    for row, (b, used) in enumerate(rows):
+        start = int(np.sum(prompts.segment_ids[row] > 0))
+        position = int(prompts.positions[row, :, start - 1].max()) + 1
+        slot = 0
+        for number, g in enumerate(used):
+            n = int(completions.lengths[b, g])
+            tokens = completions.tokens[b, g, :n]
+            here = slice(start + slot, start + slot + n)
+            out.inputs.tokens[row, here] = tokens
+            out.inputs.positions[row, :, here] = np.arange(position, position + n)
+            out.inputs.segment_ids[row, here] = number + 2 if shared else 1
+            out.inputs.target[row, here] = True
+            filled = slice(slot, slot + n)
+            # The prompt's end predicts the first token of every completion.
+            out.previous[row, filled] = [start - 1, *range(here.start, here.stop - 1)]
+            out.tokens[row, filled] = tokens
+            out.sample[row, filled] = number
+            out.rollout[row, filled] = completions.logprobs[b, g, :n]
+            out.advantage[row, filled] = advantages[b, g]
+            out.weight[row, filled] = weights[b, g]
+            slot += n
+    return out
+
+
+def _empty(prompts: Batch, size: int, config: OmniConfig) -> PolicyBatch:
+    """The rows with `size` places and slots behind the prompts' that nothing stands in yet."""
+
+    def widened(leaf, fill):
+        return np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, size)], constant_values=fill)
+
+    def slots(fill, dtype):
+        return np.full((len(prompts.tokens), size), fill, dtype)
+
+    return PolicyBatch(
+        inputs=prompts._replace(
+            tokens=widened(prompts.tokens, config.tokens.pad_token_id),
+            positions=widened(prompts.positions, 0),
+            segment_ids=widened(prompts.segment_ids, 0),
+            splice=widened(prompts.splice, -1),
+            target=widened(prompts.target, False),
+        ),
+        media=None,
+        previous=slots(0, np.int32),
+        tokens=slots(0, np.int32),
+        sample=slots(-1, np.int32),
+        rollout=slots(0, np.float32),
+        advantage=slots(0, np.float32),
+        weight=slots(0, np.float32),
+    )
