@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
-from ugc_jax.train import loop
+from ugc_jax.train import loop, supervised
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.losses import LossSums
 from ugc_jax.train.state import TrainState
@@ -32,6 +32,7 @@ class Setup:
 
     mesh: Mesh
     steps: int
+    accumulate: int = 1
 
 
 TRANSFORM = optax.adam(0.1)
@@ -154,14 +155,13 @@ def train(folder, mesh, steps=6, batches=None, evaluation=None, sample=None, **c
         else:
             state, data = checkpoints.restore(abstract_state(mesh))
             batches.set_state(data)
-        one = loop.Loop(
-            Setup(mesh, steps), config, folder, ROWS, checkpoints, {"a": 1}, evaluation, sample
-        )
-        return one.run(state, batches)
+        setup = Setup(mesh, steps, config.accumulate)
+        work = supervised.Supervised(setup, batches, ROWS, evaluation, sample)
+        return loop.Loop(work, config, folder, checkpoints, {"a": 1}).run(state)
 
 
 def main(folder, steps, pause, port=None, process=None) -> int:
-    loop.train_step, loop.eval_step = train_step, eval_step
+    supervised.train_step, supervised.eval_step = train_step, eval_step
     if port is not None:
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     # Each of two processes feeds two parts of the batch that do not follow each other.

@@ -66,7 +66,8 @@ def test_help_names_every_job(words, capsys):
 def test_job_help_names_every_setting(name, capsys):
     assert cli.run([name, "--help"]) == 0
     out = capsys.readouterr().out
-    for key, setting in _settings(cli.JOBS[name].load().CONFIG).items():
+    config = cli.JOBS[name].load().CONFIG
+    for key, setting in _settings(config[0] if isinstance(config, tuple) else config).items():
         assert f"\n  {key}=" in out
         assert setting.comment, f"{name}: {key} has no comment"
 

@@ -20,7 +20,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.sharding import make_mesh
-from ugc_jax.train import loop
+from ugc_jax.train import supervised
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.loop import LoopConfig
 
@@ -28,8 +28,8 @@ from ugc_jax.train.loop import LoopConfig
 @pytest.fixture(autouse=True, scope="module")
 def toy():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_step", fake.train_step)
-        patch.setattr(loop, "eval_step", fake.eval_step)
+        patch.setattr(supervised, "train_step", fake.train_step)
+        patch.setattr(supervised, "eval_step", fake.eval_step)
         yield
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train import meter
-from ugc_jax.train.meter import Meter, memory_gb, peak_flops
+from ugc_jax.train.meter import Clock, Meter, memory_gb, peak_flops
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_rates_begin_anew(clock):
     one.count(10.0, 1.0, 0.0)
     rates = one.rates()
     assert (rates["tokens_per_second"], rates["data_wait"], rates["mfu"]) == (5.0, 0.0, None)
+
+
+def test_seconds_by_what_they_were_spent_on(clock):
+    one = Clock()
+    for seconds in (1.0, 2.0):
+        with one("rollout"):
+            clock.now += seconds
+        clock.now += 10.0
+    with one("update"):
+        clock.now += 4.0
+    assert one.seconds == {"rollout": 3.0, "update": 4.0}
 
 
 def test_peak_flops_of_a_mesh():

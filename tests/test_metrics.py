@@ -28,8 +28,8 @@ def test_jsonl_and_csv_say_the_same(tmp_path):
     first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second) == {"step": 2, "loss": 0.5, "accuracy": 0.5}
     header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert header == ",".join(COLUMNS)
-    assert rows[1] == "2,0.5,0.5" + "," * (len(COLUMNS) - 3)
+    assert header == ",".join(("step", *COLUMNS))
+    assert rows[1] == "2,0.5,0.5" + "," * (len(COLUMNS) - 2)
 
 
 def test_a_line_is_in_the_file_at_once(tmp_path):
@@ -41,8 +41,8 @@ def test_a_line_is_in_the_file_at_once(tmp_path):
 
 def test_going_on_takes_out_later_and_half_written_lines(tmp_path):
     writer = write(tmp_path, range(1, 6))
-    writer.samples(5, [{"clip": "a", "caption": "line\u2028separator"}])
-    writer.samples(3, [{"clip": "a", "caption": "line\u2028separator"}])
+    writer.texts("samples", 5, [{"clip": "a", "caption": "line\u2028separator"}])
+    writer.texts("samples", 3, [{"clip": "a", "caption": "line\u2028separator"}])
     writer.close()
     for name in ("metrics.jsonl", "metrics.csv"):
         with (tmp_path / name).open("a") as file:
@@ -54,11 +54,25 @@ def test_going_on_takes_out_later_and_half_written_lines(tmp_path):
     assert [row.partition(",")[0] for row in rows] == ["step", "1", "2", "3", "4"]
 
 
+def test_columns_and_tables_are_those_of_the_run(tmp_path):
+    """What is new when a run goes on stands after the columns that it began with."""
+    options = dict(columns=("loss", "b"), tables=("completions",))
+    writer = write(tmp_path, [1], **options)
+    writer.texts("completions", 1, [{"clip": "a", "reward": 0.5, "judge": None}])
+    writer.close()
+    (row,) = map(json.loads, (tmp_path / "completions.jsonl").read_text().splitlines())
+    assert row == {"step": 1, "clip": "a", "reward": 0.5, "judge": None}
+    assert not (tmp_path / "samples.jsonl").exists()
+    write(tmp_path, [2], begin=1, columns=("accuracy", "loss")).close()
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows == ["step,loss,b,accuracy", "1,1.0,,", "2,0.5,,0.5"]
+
+
 def test_tensorboard_reads_it(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     writer = write(tmp_path, [1, 2])
-    writer.samples(2, [{"clip": "a.mp4", "reference": "Red.", "caption": "Blue."}])
+    writer.texts("samples", 2, [{"clip": "a.mp4", "reference": "Red.", "caption": "Blue|\nred."}])
     writer.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     content, seen = path.read_bytes(), {}
@@ -68,7 +82,12 @@ def test_tensorboard_reads_it(tmp_path):
             seen.setdefault(value.tag, []).append(value)
         content = content[16 + size :]
     assert [value.simple_value for value in seen["loss"]] == [1.0, 0.5]
-    assert b"Blue." in seen["captions/text_summary"][0].tensor.string_val[0]
+    (text,) = seen["samples/text_summary"][0].tensor.string_val
+    assert text.decode().splitlines() == [
+        "| clip | reference | caption |",
+        "| --- | --- | --- |",
+        r"| a.mp4 | Red. | Blue\|<br>red. |",
+    ]
 
 
 def test_weights_and_biases(tmp_path, monkeypatch):

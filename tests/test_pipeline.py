@@ -25,8 +25,15 @@ from ugc_jax.config import tiny
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import size_of
 from ugc_jax.data.clips import build_example
-from ugc_jax.data.pipeline import DataConfig, evaluation, prompts, training
-from ugc_jax.data.planning import training_set
+from ugc_jax.data.pipeline import (
+    DataConfig,
+    evaluation,
+    prompt_batches,
+    prompt_evaluation,
+    prompts,
+    training,
+)
+from ugc_jax.data.planning import RowsConfig, prompt_set, training_set
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
 from ugc_jax.errors import UserError
@@ -311,6 +318,81 @@ def test_prompts_of_rows_with_a_solution(tokenizer):
     source.entries[1] = entry._replace(messages=entry.messages[:1], solution="<answer>x</answer>")
     (prompt,) = prompts(source, [1], tokenizer, CONFIG)
     assert prompt.answer == "<answer>x</answer>"
+
+
+# ---- batches of prompts --------------------------------------------------------------------------
+
+
+def rows_config(**changes):
+    return RowsConfig(**(dict(train="1-20,2-11", batch_size=4, tokens=600, workers=0) | changes))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_prompts_hold_the_answers_back(tokenizer, workers):
+    """A prompt a row, which ends where its answer is to begin; its entry is known beside it."""
+    pipe = prompt_batches(rows_config(workers=workers), tokenizer, CONFIG, ALL)
+    sources = {name: FakeSource(name) for name in ("1-20", "2-11")}
+    seen = []
+    for number, batch in enumerate(pipe):
+        for row, entry in enumerate(pipe.entries(number)):
+            length = (batch.segment_ids[row] > 0).sum()
+            if entry is None:
+                assert length == 0
+                continue
+            source, record = entry.id.split("/")
+            (asked,) = prompts(sources[source], [int(record)], tokenizer, CONFIG)
+            np.testing.assert_array_equal(batch.tokens[row, :length], asked.example.tokens)
+            np.testing.assert_array_equal(batch.positions[row, :, :length], asked.example.positions)
+            assert not batch.target[row].any()
+            assert entry.answer == asked.answer
+            seen.append(entry.id)
+    assert len(seen) == len({*seen}) == 31
+
+
+def test_sizes_of_prompts_are_those_of_the_examples(tokenizer):
+    source = FakeSource("3-30")
+    sizes = prompt_set("3-30", source.entries, rows_config(), tokenizer, CONFIG).sizes
+    for size, prompt in zip(sizes, prompts(source, range(30), tokenizer, CONFIG), strict=True):
+        assert tuple(size) == size_of(prompt.example, CONFIG)
+
+
+def test_prompts_need_no_answer_but_have_to_fit(tokenizer, caplog):
+    entries = FakeSource("1-40").entries
+    entries[3] = entries[3]._replace(messages=entries[3].messages[:1])
+    whole_set = prompt_set("d", entries, rows_config(), tokenizer, CONFIG)
+    assert whole_set.numbers.tolist() == list(range(40))
+    assert not caplog.messages
+    limit = int(np.median(whole_set.sizes[:, 0]))
+    kept = prompt_set("d", entries, rows_config(tokens=limit), tokenizer, CONFIG)
+    assert (kept.sizes[:, 0] <= limit).all()
+    (line,) = caplog.messages
+    dropped = 40 - len(kept.numbers)
+    assert f"{dropped} of 40 examples are dropped: {dropped} over data.tokens={limit}" in line
+
+
+def test_further_batches_have_one_shape(tokenizer):
+    pipe = prompt_batches(rows_config(), tokenizer, CONFIG, ALL, steps=3)
+    more = prompt_batches(rows_config(), tokenizer, CONFIG, ALL, steps=3, further=2)
+    assert (len(pipe), len(more)) == (3, 9)
+    assert len(more.plan.buckets) == 1 < len(pipe.plan.buckets)
+
+
+def test_the_state_of_prompts_is_exact(tokenizer):
+    pipe = prompt_batches(rows_config(), tokenizer, CONFIG, ALL, steps=6)
+    straight = list(pipe)
+    batches = iter(pipe)
+    next(batches)
+    again = iter(pipe)
+    again.set_state(batches.get_state())
+    for batch, wanted in zip(again, straight[1:], strict=True):
+        same(batch, wanted)
+
+
+def test_evaluation_of_the_first_prompts(tokenizer):
+    data = rows_config(eval="2-13", workers=3)
+    pipe = prompt_evaluation(data, tokenizer, CONFIG, ALL, 5)
+    entries = [entry for number in range(len(pipe)) for entry in pipe.entries(number)]
+    assert {entry.id for entry in entries if entry} == {f"2-13/{number}" for number in range(5)}
 
 
 # ---- extracted clips -----------------------------------------------------------------------------

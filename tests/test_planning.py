@@ -80,6 +80,16 @@ def test_limits_that_are_given_are_the_shape():
     assert plan.buckets == (BucketKey(512, 10, 7, 9),)
 
 
+def test_one_shape_for_rows_that_change_places():
+    one = some(200)
+    many = make_plan([one], config(packing=False))
+    alone = make_plan([one], config(packing=False), one_shape=True)
+    assert len(many.buckets) > 1 == len(alone.buckets)
+    assert alone.buckets[0] == BucketKey(*np.max(many.buckets, axis=0))
+    assert Counter(drawn(alone)) == Counter(drawn(many))
+    assert alone.fingerprint != many.fingerprint
+
+
 def test_a_packed_shape_has_room_for_the_largest_and_for_the_average():
     """100 short texts and one clip: 6 grids, not six of them per row."""
     sizes = np.array([[40, 0, 0, 0]] * 100 + [[200, 5, 3, 2]])

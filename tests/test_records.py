@@ -15,7 +15,7 @@ from ugc_jax.data.extract import Extraction, extract_row, extract_shard
 from ugc_jax.data.manifest import Row, read_manifest
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.records import Facts, RecordSource, Storage, decode, shard_name
+from ugc_jax.data.records import Entry, Facts, RecordSource, Storage, decode, shard_name
 from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
 from ugc_jax.hf.tokenizer import build_tokenizer
@@ -221,3 +221,24 @@ def test_harm_is_told_at_opening(copy, harm):
 def test_a_quality_that_does_not_exist():
     with pytest.raises(UserError, match="quality is 0; use 1 to 100"):
         Storage(quality=0)
+
+
+USER = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "Re"}, {"text": "d."}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "solution", "prompt", "answer"),
+    [
+        ([USER, ANSWER], "B", [USER], "Red."),
+        ([USER], "B", [USER], "B"),
+        ([USER], None, [USER], None),
+        ([USER, ANSWER, USER, ANSWER], None, [USER, ANSWER, USER], "Red."),
+        ([USER, ANSWER, USER], "B", [USER, ANSWER, USER], "B"),
+    ],
+)
+def test_prompt_and_answer(messages, solution, prompt, answer):
+    entry = Entry("a", messages, solution, {}, ())
+    assert entry.prompt == prompt
+    assert entry.answer == answer
+    assert entry.question == "What?"

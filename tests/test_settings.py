@@ -139,7 +139,7 @@ def test_argument_of_a_file(file):
         ("x = 1", "defines no get_config(arg=None); see configs/ for an example"),
         (
             "def get_config():\n  return 1 / 0",
-            ":2: ZeroDivisionError: division by zero; correct the config file",
+            ":2: ZeroDivisionError: division by zero; correct this file",
         ),
         ("def get_config(:", "SyntaxError"),
     ],
@@ -310,6 +310,35 @@ def test_describe_groups_sections():
     assert "\n  data.folders=TEXT,...       of records (required)\n" in text
     assert "of something (default 1,2)" in text
     assert "optimizer=" not in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A plan."""
+
+    name: str = "a"  # of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """Another kind."""
+
+    steps: int = 1  # of it
+    schedule: Schedule = Schedule()
+
+
+def test_of_several_the_one_that_has_what_is_given(file):
+    assert isinstance(parse((Nested, Other), ["--config.data.folders=x"])[0], Nested)
+    assert parse((Nested, Other), ["--config.schedule.name=b"])[0] == Other(1, Schedule("b"))
+    path = file("def get_config():\n  return {'steps': 3, 'schedule': {'name': 'b'}}")
+    assert parse((Nested, Other), [f"--config={path}"])[0] == Other(3, Schedule("b"))
+    with pytest.raises(
+        UserError, match=r"schedule\.nam: unknown setting; did you mean schedule\.name"
+    ):
+        parse((Nested, Other), ["--config.schedule.nam=b"])
+    assert describe((Nested, Other)) == describe(Nested) + "\n\nA plan:\n" + (
+        "  schedule.name=TEXT          of it (default a)"
+    )
 
 
 def test_flatten():

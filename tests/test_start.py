@@ -1,9 +1,11 @@
 """ugc_jax.train.start: what may differ when a run goes on. (The states: test_sft.py.)"""
 
+import contextlib
+
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.train.start import check_settings, join_processes
+from ugc_jax.train.start import begin_from, check_settings, join_processes
 
 BEFORE = {
     "master": "float32",
@@ -46,6 +48,22 @@ def test_other_changes_are_told(key, value, caplog):
     (record,) = caplog.records
     assert f"{key} was " in record.message
     assert record.message.endswith(f"is {value}")
+
+
+@pytest.mark.parametrize(("before", "now", "fits"), [(0.1, 0.2, True), (0.1, 0, False)])
+def test_a_reference_stays_or_stays_away(before, now, fits):
+    old, new = {"grpo": {"beta": before}}, {"grpo": {"beta": now}}
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match=r"grpo\.beta was"):
+        check_settings(old, new, "run/checkpoints/5")
+
+
+def test_a_run_stands_for_its_model(tmp_path):
+    assert begin_from(str(tmp_path)) == tmp_path
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=f"^{tmp_path}: a run that has not come to its end; run it"):
+        begin_from(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert begin_from(str(tmp_path)) == tmp_path / "model"
 
 
 def test_no_change_is_not_told(caplog):

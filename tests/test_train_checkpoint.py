@@ -50,6 +50,36 @@ def test_the_latest_and_the_best_stay(tmp_path, mesh):
     assert steps_in(tmp_path) == {2, 6}
 
 
+def test_the_best_may_be_the_highest(tmp_path, mesh):
+    with Checkpoints(tmp_path, 1, "eval_reward", "max") as checkpoints:
+        for step, reward in enumerate((1.0, 3.0, None, 2.0), 1):
+            save(
+                checkpoints,
+                mesh,
+                step,
+                {"eval_left_out": 1.0} | ({} if reward is None else {"eval_reward": reward}),
+            )
+        checkpoints.wait()
+        assert (checkpoints.latest, checkpoints.best) == (4, 2)
+    assert steps_in(tmp_path) == {2, 4}
+
+
+def test_a_reference_is_saved_where_there_is_one(tmp_path, mesh):
+    kept = {"w": state_of(mesh, 3).params["w"]}
+    abstract = fake.abstract_state(mesh)
+    for name, reference in (("with", kept), ("without", {})):
+        with Checkpoints(tmp_path / name) as checkpoints:
+            state = state_of(mesh, 1)._replace(reference=reference)
+            checkpoints.save_frozen(state)
+            checkpoints.save(1, state, {}, {})
+        target = abstract._replace(reference=abstract.params if reference else {})
+        with Checkpoints(tmp_path / name) as checkpoints:
+            restored, _ = checkpoints.restore(target)
+        assert restored.reference.keys() == reference.keys()
+        for leaf in restored.reference.values():
+            np.testing.assert_array_equal(leaf, kept["w"])
+
+
 def test_without_evaluation_the_latest_is_the_best(tmp_path, mesh):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         save(checkpoints, mesh, 1)

@@ -21,8 +21,8 @@ INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 class Job(NamedTuple):
     """summary: one line for --help. arguments: its positional words there, "" if it takes none.
 
-    load: import its module, which has a docstring for its --help, `CONFIG`, a frozen dataclass, and
-    `main(config, words)`, which returns the exit status.
+    load: import its module, which has a docstring for its --help, `CONFIG`, a frozen dataclass or
+    several (see `settings.parse`), and `main(config, words)`, which returns the exit status.
     """
 
     summary: str
@@ -81,6 +81,12 @@ def _sft() -> ModuleType:
     return sft
 
 
+def _grpo() -> ModuleType:
+    from ugc_jax.jobs import grpo
+
+    return grpo
+
+
 def _plan() -> ModuleType:
     from ugc_jax.jobs import plan
 
@@ -100,7 +106,10 @@ JOBS = {
         "extract frames and sound of clips into records to train from", "MANIFEST", _extract
     ),
     "sft": Job("fine-tune a checkpoint on extracted clips and their captions", "", _sft),
-    "plan": Job("compile an sft config for a TPU slice: does it fit? (no TPU needed)", "", _plan),
+    "grpo": Job("train a captioner by rewards of the captions that it samples", "", _grpo),
+    "plan": Job(
+        "compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)", "", _plan
+    ),
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out",
         "VIDEO...",

@@ -37,15 +37,17 @@ class _Setting(typing.NamedTuple):
     comment: str
 
 
-def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
+def parse(cls: type | tuple[type, ...], argv: list[str]) -> tuple[typing.Any, list[str]]:
     """Command-line words -> (an instance of the dataclass `cls`, the positional words).
 
+    Of several dataclasses, the one that has most of the fields and sections given is meant.
     Understands --config=FILE[:ARG], --config.key=value, --config.flag (true), and `--`, after which
     all words are positional. Values of a tuple are separated by commas. Raises UserError for an
     unknown or missing key, a value of a wrong type, and a config file that cannot be used.
     """
+    classes = cls if isinstance(cls, tuple) else (cls,)
+    settings = {key: value for one in classes for key, value in _settings(one).items()}
     file, overrides, positional = None, {}, []
-    settings = _settings(cls)
     words = iter(argv)
     for word in words:
         flag, equals, value = word.partition("=")
@@ -64,9 +66,13 @@ def parse(cls: type, argv: list[str]) -> tuple[typing.Any, list[str]]:
             known = [key for key in settings if name in (key, key.rpartition(".")[2])]
             remedy = f"write --config.{known[0]}=..." if len(known) == 1 else "see --help"
             raise UserError(f"unknown option {flag}; {remedy}")
-    values = {}
+    source, content = (None, {}) if file is None else _read_file(file)
+    given = {*content, *(key.partition(".")[0] for key in overrides)}
+    cls = max(
+        classes, key=lambda one: len(given & {field.name for field in dataclasses.fields(one)})
+    )
+    settings, values = _settings(cls), {}
     if file is not None:
-        source, content = _read_file(file)
         for key, value in _flat(content, settings):
             values[key] = _checked(settings, key, value, f"{source}: {key}")
     for key, text in overrides.items():
@@ -252,11 +258,23 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
             f"--config={spec}: no such file; "
             "give the path of a Python file with get_config(arg=None)"
         )
-    try:
+    with user_code(path):
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
             raise UserError(f"{path}: defines no get_config(arg=None); see configs/ for an example")
         content = get_config() if arg is None else get_config(arg)
+    if not isinstance(content, Mapping) and not hasattr(content, "items"):
+        raise UserError(
+            f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict"
+        )
+    return path, content
+
+
+@contextlib.contextmanager
+def user_code(path: str) -> Iterator[None]:
+    """Around running a user's Python file: what it raises becomes a UserError of its line."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
@@ -264,12 +282,7 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
         lines = [frame.lineno for frame in frames if frame.filename == path]
         where = f"{path}:{lines[-1]}" if lines else path
         what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{where}: {what}; correct the config file") from None
-    if not isinstance(content, Mapping) and not hasattr(content, "items"):
-        raise UserError(
-            f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict"
-        )
-    return path, content
+        raise UserError(f"{where}: {what}; correct this file") from None
 
 
 # ---- help ----------------------------------------------------------------------------------------
@@ -304,9 +317,19 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def describe(cls: type) -> str:
-    """The settings of a job for its --help, with types and defaults: own, shared, then sections."""
-    return "\n".join(_describe(cls, None, "")[1:])
+def describe(cls: type | tuple[type, ...]) -> str:
+    """The settings of a job for its --help, with types and defaults: own, shared, then sections.
+
+    Of several dataclasses, those of the first and the sections that only others have.
+    """
+    first, *others = cls if isinstance(cls, tuple) else (cls,)
+    rows, known = _describe(first, None, ""), {field.name for field in dataclasses.fields(first)}
+    for other in others:
+        hints = typing.get_type_hints(other)
+        for field in dataclasses.fields(other):
+            if field.name not in known and dataclasses.is_dataclass(hints[field.name]):
+                rows += _describe(hints[field.name], _given(field, None), f"{field.name}.")
+    return "\n".join(rows[1:])
 
 
 def _describe(cls: type, instance, prefix: str) -> list[str]:

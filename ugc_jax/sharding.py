@@ -7,6 +7,7 @@ split each of them. Mesh axes: `data` copies parameters and splits the batch, `f
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -60,34 +61,33 @@ class MeshConfig:
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
     """A mesh over all devices; one size may be -1, "what is left". UserError if it does not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor}: sizes are positive, at most one is -1"
-        )
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if not devices or math.prod(sizes) != len(devices):
-        raise UserError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fill the {len(devices)} devices"
-        )
+    sizes = _mesh_sizes("mesh", (data, fsdp, tensor), len(devices))
     return jax.make_mesh(
-        tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+        sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
     )
 
 
 def reshaped(mesh: Mesh, data: int | None, fsdp: int | None, tensor: int | None) -> Mesh:
     """The devices of a mesh, in its order, as one of other sizes; None: the size that it has.
 
-    Raises UserError if the devices do not fill it.
+    Raises UserError as `make_mesh`.
     """
     given = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
     sizes = [mesh.shape[name] if size is None else size for name, size in given.items()]
-    if min(sizes) < 1 or math.prod(sizes) != mesh.size:
-        shape = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-        raise UserError(f"rollout mesh {shape} does not fill the {mesh.size} devices of the mesh")
+    sizes = _mesh_sizes("rollout mesh", sizes, mesh.size)
     return Mesh(mesh.devices.reshape(sizes), MESH_AXES, axis_types=mesh.axis_types)
+
+
+def _mesh_sizes(what: str, sizes: Sequence[int], devices: int) -> tuple[int, ...]:
+    """Sizes of the axes with -1 replaced by what is left; UserError if the devices do not fit."""
+    named = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{what} {named}: sizes are positive, at most one is -1")
+    known = math.prod(size for size in sizes if size != -1)
+    filled = tuple(devices // known if size == -1 else size for size in sizes)
+    if not devices or math.prod(filled) != devices:
+        raise UserError(f"{what} {named} does not fill the {devices} devices")
+    return filled
 
 
 def shardings(mesh: Mesh, shapes, axes, rules: Rules = RULES):

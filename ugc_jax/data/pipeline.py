@@ -25,8 +25,10 @@ from ugc_jax.data.clips import build_example
 from ugc_jax.data.planning import (
     DataConfig,
     Plan,
+    RowsConfig,
     make_plan,
     parse_mixture,
+    prompt_set,
     training_set,
     weighted,
 )
@@ -35,7 +37,10 @@ from ugc_jax.data.records import Entry, RecordSource
 from ugc_jax.data.schema import Batch, Example
 from ugc_jax.errors import UserError
 
-__all__ = ["BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompts", "training"]
+__all__ = [
+    "BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompt_batches",
+    "prompt_evaluation", "prompts", "training",
+]  # fmt: skip
 
 
 def training(
@@ -61,6 +66,35 @@ def training(
     return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows), data)
 
 
+def prompt_batches(
+    data: RowsConfig,
+    tokenizer: ChatTokenizer,
+    model: OmniConfig,
+    rows: Sequence[int],
+    steps: int | None = None,
+    epochs: float = 1.0,
+    further: int = 0,
+    most: int | None = None,
+) -> "Pipeline":
+    """As `training`, but batches of prompts, one a row, that end where the answer is to begin.
+
+    Their answers are held back, and need not be there. further: batches that a step may draw
+    besides its own: there are steps * (1 + further), all of one shape, so that their rows can take
+    each other's place. most: only so many prompts of each folder, its first.
+    """
+    folders, weights = zip(*parse_mixture(data.train), strict=True)
+    sources = [RecordSource(folder) for folder in folders]
+    sets = [
+        prompt_set(folder, source.entries[:most], data, tokenizer, model)
+        for folder, source in zip(folders, sources, strict=True)
+    ]
+    sets = weighted(sets, weights)
+    plan = make_plan(sets, data, steps, epochs)
+    if further:
+        plan = make_plan(sets, data, len(plan) * (1 + further), one_shape=True)
+    return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows, answers=False), data)
+
+
 def evaluation(
     data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int]
 ) -> "Pipeline":
@@ -71,13 +105,21 @@ def evaluation(
     return training(data, tokenizer, model, rows)
 
 
+def prompt_evaluation(
+    data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int], most: int
+) -> "Pipeline":
+    """One pass over the first prompts of `data.eval`, at most so many of each folder."""
+    data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
+    return prompt_batches(data, tokenizer, model, rows, most=most)
+
+
 class Pipeline:
     """Batches of a plan, for this process; it may be iterated over more than once.
 
     plan: of the whole run, the same in all processes; `len(plan)` steps. data: its settings.
     """
 
-    def __init__(self, plan: Plan, loader: "Loader", data: DataConfig):
+    def __init__(self, plan: Plan, loader: "Loader", data: RowsConfig):
         self.plan, self.data, self._loader = plan, data, loader
 
     def __len__(self) -> int:
@@ -89,6 +131,15 @@ class Pipeline:
     def load(self, step: int) -> Batch:
         """This process's rows of one step, read here and now."""
         return self._loader(step)
+
+    def entries(self, step: int) -> list[Entry | None]:
+        """What stands in the rows of a step, in those of all processes; None: an empty row.
+
+        Of rows of one example each. Known without opening a record.
+        """
+        sources = self._loader.sources
+        rows = self.plan.step(step).rows
+        return [sources[row[0][0]].entries[row[0][1]] if row else None for row in rows]
 
     def from_step(self, step: int) -> grain.IterDataset:
         """Grain's dataset of the steps from `step` on."""
@@ -161,13 +212,17 @@ class BatchIterator(Iterator[Batch]):
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """Step number -> Batch of this process's rows. It is pickled to the workers."""
+    """Step number -> Batch of this process's rows. It is pickled to the workers.
+
+    answers: false holds the last answer of each example back.
+    """
 
     sources: Sequence[RecordSource]
     plan: Plan
     tokenizer: ChatTokenizer
     model: OmniConfig
     rows: Sequence[int]
+    answers: bool = True
 
     def __call__(self, number: int) -> Batch:
         step = self.plan.step(number)
@@ -176,8 +231,9 @@ class Loader:
 
     def _example(self, source: int, number: int) -> Example:
         entry, media = self.sources[source][number]
+        messages = entry.messages if self.answers else entry.prompt
         return build_example(
-            entry.messages, media, self.tokenizer, self.model, generation_prompt=False
+            messages, media, self.tokenizer, self.model, generation_prompt=not self.answers
         )
 
 
@@ -216,13 +272,6 @@ def prompts(
     out = []
     for number in numbers:
         entry, media = source[number]
-        messages, answer = list(entry.messages), entry.solution
-        if messages[-1]["role"] == "assistant":
-            answer = _text(messages.pop())
-        out.append(Prompt(entry, build_example(messages, media, tokenizer, model), answer))
+        example = build_example(entry.prompt, media, tokenizer, model)
+        out.append(Prompt(entry, example, entry.answer))
     return out
-
-
-def _text(message: dict) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)

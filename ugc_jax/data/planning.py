@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -32,21 +32,21 @@ _DRAWS, _ROWS = 0, 1  # what a random order is of: keeps the seeds of the two ap
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class RowsConfig:
     """The data and how it becomes batches."""
 
     train: str  # extracted folder, or several: A,B (all of both) or A=2,B=1 (examples drawn 2:1)
     eval: str | None = None  # extracted folder to evaluate on
-    batch_size: int = 8  # rows of an update, over all devices and accumulated parts
-    tokens: int = 4096  # length of a packed row, or the most of a row of one; longer are dropped
-    packing: bool = True  # several examples a row; false: one, padded to a bucket
-    shuffle: bool = True  # false: the order of the folder, as far as packing keeps it
+    batch_size: int = 8  # rows of a batch, over all devices and accumulated parts
+    tokens: int = 4096  # most in a row; longer examples are dropped
+    shuffle: bool = True  # false: the order of the folder, as far as rows of one shape keep it
     seed: int = 0  # of the order
     grids: int | None = None  # pairs of frames in a row (default: what the data needs)
     windows: int | None = None  # 112-pixel windows of a frame (default: what the data needs)
     chunks: int | None = None  # two-second chunks of sound in a row (default: what the data needs)
     workers: int = 1  # processes that read and lay out batches; 0: a thread of this process
     read_ahead: int = 2  # batches that each of them holds ready
+    packing: ClassVar[bool] = False
 
     def __post_init__(self):
         least = dict(batch_size=1, tokens=1, seed=0, grids=0, windows=1, chunks=0, workers=0)
@@ -54,6 +54,13 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise UserError(f"data.{name} is {value}; use {limit} or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(RowsConfig):
+    """How rows are filled."""
+
+    packing: bool = True  # rows of data.tokens with several examples; false: one, padded to a bucket
 
 
 class ExampleSet(NamedTuple):
@@ -124,26 +131,45 @@ class Plan:
 
 
 def training_set(
-    name: str, entries: Sequence, data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig
+    name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
     """The entries (records.Entry) that have an answer and fit a row.
 
     What is dropped is counted and logged. Raises UserError if nothing is left.
     """
+    answered = [any(turn["role"] == "assistant" for turn in one.messages) for one in entries]
+    texts = text_counts([(e.messages, e.media) for e in entries], tokenizer, False)
+    return _fitting(name, entries, texts, np.array(answered, bool), data, model)
+
+
+def prompt_set(
+    name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
+) -> ExampleSet:
+    """The entries whose prompt, without its answer, fits a row; else as `training_set`."""
+    texts = text_counts([(e.prompt, e.media) for e in entries], tokenizer)
+    return _fitting(name, entries, texts, np.ones(len(entries), bool), data, model)
+
+
+def _fitting(
+    name: str,
+    entries: Sequence,
+    texts: Sequence[int],
+    kept: np.ndarray,
+    data: RowsConfig,
+    model: OmniConfig,
+) -> ExampleSet:
+    """Those of the kept entries that fit a row. texts: tokens of their text. kept: bool[n]."""
     if not entries:
         raise UserError(f"{name}: it is empty; extract clips into it, or name another folder")
-    prompts = [(entry.messages, entry.media) for entry in entries]
-    sizes = np.array([size_of_media(media, model) for _, media in prompts], np.int64)
-    sizes[:, 0] += text_counts(prompts, tokenizer, generation_prompt=False)
-    answered = [any(turn["role"] == "assistant" for turn in messages) for messages, _ in prompts]
-    kept = np.array(answered, bool)
+    sizes = np.array([size_of_media(entry.media, model) for entry in entries], np.int64)
+    sizes[:, 0] += texts
     reasons = [f"{np.sum(~kept)} without an answer"] if not kept.all() else []
     for axis, field in enumerate(BucketKey._fields):
         limit = getattr(data, field)
         if limit is not None and (excess := kept & (sizes[:, axis] > limit)).any():
             largest = sizes[excess, axis].max()
             reasons.append(f"{excess.sum()} over data.{field}={limit} (up to {largest})")
-            kept &= ~excess
+            kept = kept & ~excess
     told = f"{len(kept) - kept.sum()} of {len(kept)} examples are dropped: {', '.join(reasons)}"
     if not kept.any():
         raise UserError(f"{name}: no example to train on; {told}")
@@ -189,15 +215,19 @@ def weighted(sets: Sequence[ExampleSet], weights: Sequence[float | None]) -> lis
 
 
 def make_plan(
-    sets: Sequence[ExampleSet], data: DataConfig, steps: int | None = None, epochs: float = 1.0
+    sets: Sequence[ExampleSet],
+    data: RowsConfig,
+    steps: int | None = None,
+    epochs: float = 1.0,
+    one_shape: bool = False,
 ) -> Plan:
     """Lay out `steps` steps or, without them, `epochs` passes over the data.
 
     Rows of one shape are gathered to steps in the order in which they come; what an epoch leaves
     over goes with the next one's, and at the end of the passes empty rows fill up. A longer run
-    begins with the same full steps.
+    begins with the same full steps. one_shape: rows of one example have the largest one's shape.
     """
-    deck = _Deck(sets, data)
+    deck = _Deck(sets, data, one_shape)
     rows: list[np.ndarray] = []
     kinds: list[int] = []
     waiting: dict[int, list[np.ndarray]] = {}
@@ -235,7 +265,7 @@ class _Deck:
     i64[n], the shape of an example's row. first_epoch: its rows.
     """
 
-    def __init__(self, sets: Sequence[ExampleSet], data: DataConfig):
+    def __init__(self, sets: Sequence[ExampleSet], data: RowsConfig, one_shape: bool):
         self.sets, self.data = sets, data
         self.sizes = np.concatenate([one.sizes for one in sets])
         owner = np.repeat(np.arange(len(sets)), [len(one.numbers) for one in sets])
@@ -245,7 +275,7 @@ class _Deck:
         self.buckets, self.kind = (
             _packed_shape(self.sizes, rates, data)
             if data.packing
-            else _single_shapes(self.sizes, data)
+            else _single_shapes(self.sizes, data, one_shape)
         )
         self.first_epoch = self._rows_of(0)
 
@@ -298,7 +328,7 @@ class _Deck:
 Shapes = tuple[tuple[BucketKey, ...], np.ndarray]
 
 
-def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: DataConfig) -> Shapes:
+def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Shapes:
     """One shape for all rows.
 
     rates: f64[n], how often an epoch draws an example. A row has room for the largest example, and
@@ -311,10 +341,12 @@ def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: DataConfig) -> Sha
     return (_rung(need, data)._replace(tokens=data.tokens),), np.zeros(len(sizes), np.int64)
 
 
-def _single_shapes(sizes: np.ndarray, data: DataConfig) -> Shapes:
+def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shapes:
     """A shape for each rung of the ladder of tokens: one by all four sizes would be many more."""
     lengths = [rung for rung in Buckets().tokens if rung < data.tokens] + [data.tokens]
     rungs = np.searchsorted(lengths, sizes[:, 0])
+    if one_shape:
+        rungs = np.full_like(rungs, rungs.max())
     found, kind = np.unique(rungs, return_inverse=True)
     shapes = [
         _rung(sizes[rungs == rung].max(axis=0), data)._replace(tokens=lengths[rung])
@@ -323,7 +355,7 @@ def _single_shapes(sizes: np.ndarray, data: DataConfig) -> Shapes:
     return tuple(shapes), kind
 
 
-def _rung(need: np.ndarray, data: DataConfig) -> BucketKey:
+def _rung(need: np.ndarray, data: RowsConfig) -> BucketKey:
     """The sizes that the settings give, or else the ladders' next above the need."""
     sizes = {}
     for field, size in zip(BucketKey._fields, need.tolist(), strict=True):
@@ -333,7 +365,7 @@ def _rung(need: np.ndarray, data: DataConfig) -> BucketKey:
     return BucketKey(**sizes)
 
 
-def _fingerprint(sets: Sequence[ExampleSet], buckets: Sequence[BucketKey], data: DataConfig) -> str:
+def _fingerprint(sets: Sequence[ExampleSet], buckets: Sequence[BucketKey], data: RowsConfig) -> str:
     out = hashlib.sha256()
     out.update(repr((data.batch_size, data.packing, data.shuffle, data.seed, buckets)).encode())
     for one in sets:

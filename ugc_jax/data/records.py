@@ -62,6 +62,23 @@ class Entry(NamedTuple):
     extra: dict
     media: tuple[Medium, ...]
 
+    @property
+    def prompt(self) -> list[dict]:
+        """The messages up to the last answer, which is held back."""
+        has_answer = self.messages[-1]["role"] == "assistant"
+        return self.messages[:-1] if has_answer else self.messages
+
+    @property
+    def answer(self) -> str | None:
+        """The one on record: that last answer, or else the solution; None without either."""
+        last = self.messages[-1]
+        return _text_of(last) if last["role"] == "assistant" else self.solution
+
+    @property
+    def question(self) -> str:
+        """The text of the user's last turn."""
+        return _text_of([turn for turn in self.messages if turn["role"] == "user"][-1])
+
 
 class Facts(NamedTuple):
     """A medium of a record, as index and record tell it in JSON.
@@ -86,6 +103,12 @@ class Facts(NamedTuple):
         """Its size in a prompt."""
         size = self.frames, self.height, self.width
         return size_of(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
+
+
+def _text_of(message: dict) -> str:
+    content = message["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return "".join(part.get("text", "") for part in parts)
 
 
 # ---- one record ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.start import join_processes, start
 from ugc_jax.train.state import abstract_state
+from ugc_jax.train.supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ def main(config: SftConfig, args: list[str]) -> int:
     settings, batches = dataclasses.asdict(config), iter(training)
     with Checkpoints(config.output, loop.keep) as checkpoints:
         state = start(base, setup, checkpoints, settings, batches, loop.seed)
-        one = Loop(setup, loop, config.output, size, checkpoints, settings, evaluation, sample)
-        state, status = one.run(state, batches)
+        work = Supervised(setup, batches, size, evaluation, sample)
+        state, status = Loop(work, loop, config.output, checkpoints, settings).run(state)
         if status == 0 and loop.export == "best":
             state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)
     if status == 0:

@@ -30,30 +30,42 @@ def policy_step(
     """
 
     def step(state: TrainState, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
-        def loss(params, part: PolicyBatch):
-            whole = model_params(state._replace(params=params), setup)
-            scores = score(whole, setup, part, options, temperature)
-            scored = Scored(
-                logprob=scores.logprob,
-                entropy=scores.entropy,
-                old=part.old,
-                reference=part.reference,
-                rollout=part.rollout,
-                advantage=part.advantage,
-                weight=part.weight,
-                sample=part.sample,
-            )
-            value, sums = objective(scored, options, samples)
-            return value, {"loss": value} | sums
-
-        sums, grads = gradient(loss, state.params, batch, setup.accumulate, _joined)
+        sums, grads = policy_gradient(state, batch, setup, options, samples, temperature)
         new, metrics = apply(setup, state, sums["loss"], grads)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         whole = ("loss", "tokens", "max_ratio")
-        means = {name: x if name in whole else x / tokens for name, x in sums.items()}
-        return new, means | metrics
+        return new, metrics | {name: x if name in whole else x / tokens for name, x in sums.items()}
 
     return jit_step(step, setup)
+
+
+def policy_gradient(
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    samples: int,
+    temperature: float = 1.0,
+) -> tuple[dict[str, jax.Array], dict]:
+    """(loss and sums of metrics over the batch, gradient f32 of the loss). Traceable."""
+
+    def loss(params, part: PolicyBatch):
+        whole = model_params(state._replace(params=params), setup)
+        scores = score(whole, setup, part, options, temperature)
+        scored = Scored(
+            logprob=scores.logprob,
+            entropy=scores.entropy,
+            old=part.old,
+            reference=part.reference,
+            rollout=part.rollout,
+            advantage=part.advantage,
+            weight=part.weight,
+            sample=part.sample,
+        )
+        value, sums = objective(scored, options, samples)
+        return value, {"loss": value} | sums
+
+    return gradient(loss, state.params, batch, setup.accumulate, _joined)
 
 
 def score_step(

@@ -87,12 +87,12 @@ class Rollout:
         self._engine = Engine(None, setup.model, setup.compute, self.mesh)
         learns = setup.trainable
         self.keeps_media = not (learns.vision or learns.audio or learns.projector)
-        weights, split = functools.partial(model_params, setup=setup), None
+        # Leaf by leaf: what is not cast is the very buffer of the state, which jit would copy.
+        self._weights = functools.partial(model_params, setup=setup)
         if self.mesh != setup.mesh:
-            shapes = jax.eval_shape(weights, abstract_state(setup))
+            shapes = jax.eval_shape(self._weights, abstract_state(setup))
             split = sharding.shardings(self.mesh, shapes, model_axes(setup))
-        # Where nothing is cast or moved, these are the very buffers of the state.
-        self._weights = jax.jit(weights, out_shardings=split)
+            self._weights = jax.jit(functools.partial(_cast, setup=setup), out_shardings=split)
         here, training = (sharding.rows_split(mesh) for mesh in (self.mesh, setup.mesh))
         self._take = jax.jit(_take, static_argnames=("part", "parts"), out_shardings=here)
         self._copies = jax.jit(_copies, static_argnames="samples", out_shardings=here)
@@ -125,7 +125,7 @@ class Rollout:
 
         prompts: as in `sample`, but of jax.ShapeDtypeStructs.
         """
-        weights = self._weights.trace(abstract_state(self.setup))
+        weights = jax.jit(self._weights).trace(abstract_state(self.setup))
         taken = jax.eval_shape(functools.partial(_take, part=0, parts=self.config.parts), prompts)
         samples = self.config.samples
         if not self.shared:
@@ -174,9 +174,18 @@ class Rollout:
         return completions, media if self.keeps_media else None
 
 
+def _cast(state: TrainState, setup: Setup) -> dict:
+    """The weights, cast before they are moved: half as much to move and to hold meanwhile."""
+    return jax.lax.optimization_barrier(model_params(state, setup))
+
+
 def _take(batch: Batch, part: int, parts: int) -> Batch:
     """The rows part, part + parts, ..."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:])[:, part], batch)
+
+    def take(leaf):  # no -1 in the shapes: there may be no sound at all
+        return leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:])[:, part]
+
+    return jax.tree.map(take, batch)
 
 
 def _copies(batch: Batch, samples: int) -> Batch:
@@ -188,8 +197,10 @@ def _join(media: Sequence[Media], prompts: int) -> Media:
     """The media of a batch of so many prompts from that of its parts; rows of a prompt stay."""
 
     def join(*leaves):
-        by_prompt = [x.reshape(prompts // len(leaves), -1, *x.shape[1:]) for x in leaves]
-        return jnp.stack(by_prompt, axis=1).reshape(-1, *leaves[0].shape[1:])
+        rows = len(leaves[0]) * len(leaves)
+        shape = prompts // len(leaves), rows // prompts, *leaves[0].shape[1:]
+        by_prompt = [leaf.reshape(shape) for leaf in leaves]
+        return jnp.stack(by_prompt, axis=1).reshape(rows, *shape[2:])
 
     return jax.tree.map(join, *media)
 

@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +26,6 @@ from ugc_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-BEST = "eval_loss"  # the metric whose lowest value makes the best checkpoint
 _UNSAVED = "a checkpoint cannot be saved"
 _REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
 
@@ -36,8 +36,18 @@ class Checkpoints:
     All processes make the same calls; each writes and reads its own shards.
     """
 
-    def __init__(self, output: str | epath.PathLike, keep: int = 2):
-        """keep: the latest checkpoints that stay; the best one by `BEST` stays besides."""
+    def __init__(
+        self,
+        output: str | epath.PathLike,
+        keep: int = 2,
+        metric: str = "eval_loss",
+        best: Literal["min", "max"] = "min",
+    ):
+        """keep: the latest checkpoints that stay; the one of the best `metric` stays besides.
+
+        best: whether that is the lowest or the highest.
+        """
+        self._metric = metric
         root = epath.Path(output)
         root = root if is_remote(root) else root.absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
@@ -49,15 +59,15 @@ class Checkpoints:
                         [
                             LatestN(keep),
                             BestN(
-                                get_metric_fn=_score,
-                                reverse=True,
+                                get_metric_fn=self._score,
+                                reverse=best == "min",
                                 n=1,
                                 keep_checkpoints_without_metrics=False,
                             ),
                         ]
                     ),
-                    best_fn=_score,
-                    best_mode="min",
+                    best_fn=self._score,
+                    best_mode=best,
                     cleanup_tmp_directories=True,
                 ),
             )
@@ -69,7 +79,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the lowest `BEST`; without any such metric, the latest."""
+        """Step of the checkpoint with the best metric; without any such metric, the latest."""
         return self._manager.best_step() or self.latest
 
     def save_frozen(self, state: TrainState):
@@ -101,7 +111,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(config),
                 ),
-                metrics=metrics,
+                metrics=metrics if self._metric in (metrics or {}) else None,
                 force=True,
             )
 
@@ -128,7 +138,7 @@ class Checkpoints:
             remedy = "start again with another output"
             with _readable(self.frozen, remedy), ocp.StandardCheckpointer() as reader:
                 frozen = reader.restore(self.frozen, frozen)
-        return TrainState(frozen=frozen, **loaded.state), loaded.data
+        return abstract._replace(frozen=frozen, **loaded.state), loaded.data
 
     def wait(self):
         """Wait until all is on disk."""
@@ -142,6 +152,9 @@ class Checkpoints:
         told = self._told(_UNSAVED)
         with told if failure is None else contextlib.suppress(Exception):
             self._manager.close()
+
+    def _score(self, metrics: dict) -> float:
+        return metrics[self._metric]
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
         remedy = "remove that folder to go on from the checkpoint before it"
@@ -186,12 +199,12 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def _changing(state: TrainState) -> dict:
-    """What a checkpoint of a step holds of the state."""
-    return {name: leaf for name, leaf in state._asdict().items() if name != "frozen"}
-
-
-def _score(metrics: dict) -> float:
-    return metrics[BEST]
+    """What a checkpoint of a step holds of the state: all but the frozen and an empty reference."""
+    return {
+        name: leaf
+        for name, leaf in state._asdict().items()
+        if name != "frozen" and (name != "reference" or leaf)
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -5,12 +5,13 @@ XLA's own cost analysis takes the body of a loop once; here a scan counts as oft
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
+from ugc_jax.config import OmniConfig
 from ugc_jax.data.schema import Batch
 from ugc_jax.train.state import Setup, abstract_state
 from ugc_jax.train.steps import train_step
@@ -26,23 +27,38 @@ class Flops(NamedTuple):
     loops: int
 
 
-def step_flops(setup: Setup, batch: Batch, remat: bool = False) -> float:
+def step_flops(
+    setup: Setup,
+    batch: Batch | Any,
+    remat: bool = False,
+    make_step: Callable[[Setup], Callable] = train_step,
+) -> float:
     """Operations of one train step on all devices together, without running it.
 
     batch: of arrays or jax.ShapeDtypeStructs, the global one. remat: with what the backward pass
     computes again (but for the head's logits, which the loss always computes twice): the operations
     executed. Without, those the model needs: what MFU is measured by (arXiv 2204.02311, app. B).
+    make_step: Setup -> the jitted step, where it is not that of SFT.
     Attention is counted as XLA computes it, in blocks of the causal triangle.
     """
-    compute = dataclasses.replace(setup.compute, attention="xla")
+    setup = countable(setup)
     if not remat:
-        compute = dataclasses.replace(compute, remat="none")
-    setup = dataclasses.replace(setup, compute=compute)
-    step, state = train_step(setup), abstract_state(setup)
-    # Only the vision encoder branches: into attention to whole grids or inside windows.
-    full = len(setup.model.vision.fullatt_block_indexes) / setup.model.vision.depth
+        setup = dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, remat="none"))
+    step, state = make_step(setup), abstract_state(setup)
     with jax.set_mesh(setup.mesh):
-        return count_flops(step, state, batch, costly=full).total
+        return traced_flops(step.trace(state, batch), setup.model)
+
+
+def countable(setup: Setup) -> Setup:
+    """The same without the kernels, which count as if they skipped nothing."""
+    return dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, attention="xla"))
+
+
+def traced_flops(program: jax.stages.Traced, model: OmniConfig) -> float:
+    """Operations of a program of this model on all devices together; a `while` loop's, once."""
+    # Only the vision encoder branches: into attention to whole grids or inside windows.
+    full = len(model.vision.fullatt_block_indexes) / model.vision.depth
+    return _of_jaxpr(program.jaxpr.jaxpr, full).total
 
 
 def count_flops(function, *args, costly: float = 1.0) -> Flops:

@@ -1,56 +1,47 @@
-"""The training loop: feed, step, report, evaluate, save, stop well.
+"""The training loop: step, report, evaluate, save, stop well; whatever kind of work the steps are.
 
-    Feed (a thread: read, place) -> train_step -> metrics, read when the next step is under way
-    every so often: eval_step over the evaluation data, sample captions, a checkpoint
+    Work.step -> Done, whose metrics are read when the next step is under way
+    every so often: Work.evaluate and its sample texts, a checkpoint
 
-The device is waited for only at an evaluation, a checkpoint and the end.
+The work of SFT is train/supervised.py, that of GRPO rl/loop.py. The device is waited for only at an
+evaluation, a checkpoint and the end, and wherever the work itself waits for it.
 """
 
 import contextlib
 import dataclasses
 import io
 import logging
-import time
-from collections.abc import Callable, Iterable
-from typing import Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from ugc_jax import sharding
-from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.train.checkpoint import Checkpoints
-from ugc_jax.train.feed import Batches, Fed, Feed
-from ugc_jax.train.flops import step_flops
 from ugc_jax.train.meter import Meter, peak_flops
 from ugc_jax.train.metrics import MetricsWriter
-from ugc_jax.train.state import Setup, TrainState
-from ugc_jax.train.steps import Metrics, eval_step, train_step
+from ugc_jax.train.state import TrainState
 from ugc_jax.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
 PROFILED = 3  # steps of a profiler trace
-LOGGED = ("loss", "accuracy", "grad_norm", "learning_rate")  # of the train step's metrics
+SHOWN = 11  # figures of a line on the terminal; the files have them all
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
+class RunConfig:
     """How long to train, and what to do on the way."""
 
-    steps: int | None = None  # updates in all; without it, `epochs` decides
+    steps: int | None = None  # steps in all; without it, `epochs` decides
     epochs: float = 1.0  # passes over the training data
     accumulate: int = 1  # parts of a batch that pass through the model one after the other
     log_every: int = 10  # steps between lines of metrics
     eval_every: int = 0  # steps between evaluations, besides those before a checkpoint
     save_every: int = 200  # steps between checkpoints; the last step has one, too
-    keep: int = 2  # latest checkpoints that stay, besides the one of the lowest evaluation loss
-    samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
-    sample_tokens: int = 256  # longest of these captions
+    keep: int = 2  # latest checkpoints that stay, besides the one of the best evaluation
     profile: int | None = None  # first of three steps that a profiler trace is taken of
     wandb: str | None = None  # project of Weights & Biases to report to
     seed: int = 0  # of a new adapter's weights
@@ -58,81 +49,133 @@ class LoopConfig:
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its weights
 
     def __post_init__(self):
-        for name in ("eval_every", "samples", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"loop.{name} is {getattr(self, name)}; use 0 or more")
-        for name in (
-            "steps", "epochs", "accumulate", "log_every", "save_every", "keep", "sample_tokens",
-            "profile",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"loop.{name} is {value}; use a positive number")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) or value is None:
+                continue
+            if field.name in ("eval_every", "samples", "seed"):
+                if value < 0:
+                    raise UserError(f"loop.{field.name} is {value}; use 0 or more")
+            elif value <= 0:
+                raise UserError(f"loop.{field.name} is {value}; use a positive number")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig(RunConfig):
+    """What only SFT does on the way."""
+
+    samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
+    sample_tokens: int = 256  # longest of these captions
+
+
+class Done(NamedTuple):
+    """What a step leaves besides the new state.
+
+    metrics: scalars, which may still be computed. Besides those to report: "finite" (0 where loss
+      or gradient was not, and nothing was changed), "tokens" and "examples" of the updates.
+    before, after: states of the data iterator around the step.
+    replay: this process's arrays (numpy), to see the step again.
+    flops: of the updates on all devices; 0 where nobody knows them.
+    tables: rows of each of the work's `tables`, but for the samples of an evaluation.
+    """
+
+    metrics: dict[str, Any]
+    before: dict
+    after: dict
+    replay: dict[str, np.ndarray]
+    flops: float = 0.0
+    tables: dict[str, list[dict]] = {}
+
+
+class StepRefused(Exception):
+    """A step that cannot be done, said in one line with its remedy; the state is as it was.
+
+    data: state of the data iterator before the step.
+    """
+
+    def __init__(self, reason: str, data: dict):
+        super().__init__(reason)
+        self.data = data
+
+
+class Work(Protocol):
+    """What a run does step by step. A context manager: it reads data while it is open.
+
+    mesh: of its state. last: number of the last step. updates: of the optimizer in a step, so that
+    step n ends at state.step == n * updates. waits: its metrics are there when a step returns.
+    columns: the figures that are reported, the most telling first. tables: its tables of texts.
+    evaluates: whether there is anything to evaluate.
+    """
+
+    mesh: jax.sharding.Mesh
+    last: int
+    updates: int
+    waits: bool
+    columns: tuple[str, ...]
+    tables: tuple[str, ...]
+    evaluates: bool
+
+    def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, Done]:
+        """The next step; state is used up. Raises StepRefused before it changes anything."""
+
+    def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
+        """(Figures by column, rows of the table "samples") of a state."""
+
+    def __enter__(self) -> "Work": ...
+
+    def __exit__(self, *_): ...
 
 
 class Loop:
     """One run; `run` goes from a state to the last step, or until it is told to stop."""
 
     def __init__(
-        self,
-        setup: Setup,
-        config: LoopConfig,
-        output: str,
-        batch_size: int,
-        checkpoints: Checkpoints,
-        settings: dict,
-        evaluation: Iterable[Batch] | None = None,
-        sample: Callable[[TrainState], list[dict]] | None = None,
+        self, work: Work, config: RunConfig, output: str, checkpoints: Checkpoints, settings: dict
     ):
-        """setup.steps: the last step.
+        """output: the run's directory, local or an etils path.
 
-        output: the run's directory, local or an etils path. batch_size: rows of a batch, over all
-        processes. settings: the run's, stored with every checkpoint. evaluation: this process's
-        rows of the evaluation batches, as often as it is iterated over. sample: makes captions,
-        {"clip", "reference", "caption"} of each. Raises UserError for a batch that cannot be
-        parted.
+        settings: the run's, stored with every checkpoint.
         """
-        sharding.check_batch(setup.mesh, batch_size, config.accumulate)
-        self.setup, self.config, self.output = setup, config, epath.Path(output)
-        self.batch_size, self.checkpoints, self.settings = batch_size, checkpoints, settings
-        self._evaluation, self._sample = evaluation, sample
-        self._train_step, self._eval_step = train_step(setup), eval_step(setup)
-        self._peak = peak_flops(setup.mesh)
-        self._meter = Meter(self._peak)
-        self._flops: dict[tuple, float] = {}  # of a step, by the shapes of its batch
-        self._pending: tuple[int, Metrics, Fed] | None = None
+        self._work, self.config, self.output = work, config, epath.Path(output)
+        self.checkpoints, self.settings = checkpoints, settings
+        self._meter = Meter(peak_flops(work.mesh))
+        self._pending: tuple[int, Done] | None = None
         self._writer: MetricsWriter | None = None  # process 0 has one
 
-    def run(self, state: TrainState, batches: Batches) -> tuple[TrainState, int]:
+    def run(self, state: TrainState) -> tuple[TrainState, int]:
         """Train on; returns (state, exit status): 0, 143 after SIGTERM, 130 after Ctrl-C.
 
-        state is used up. batches: standing after the state's step. Raises UserError when the disk
-        refuses, and when loss or gradient is not finite, after saving the state before it.
+        state is used up; the work's data stand after its step. Raises UserError when the disk
+        refuses, and, after saving the state before it, when a step is refused or its loss or
+        gradient is not finite.
         """
-        begin, last = int(state.step), self.setup.steps
+        work = self._work
+        begin, last = int(state.step) // work.updates, work.last
         with contextlib.ExitStack() as stack:
-            stack.enter_context(jax.set_mesh(self.setup.mesh))
+            stack.enter_context(jax.set_mesh(work.mesh))
             stop = stack.enter_context(StopRequest())
             if jax.process_index() == 0:
-                self._writer = MetricsWriter(self.output, begin, self.settings, self.config.wandb)
+                self._writer = MetricsWriter(
+                    self.output, begin, self.settings, self.config.wandb, work.columns, work.tables
+                )
                 stack.callback(self._writer.close)
-            feed = Feed(batches, self.setup.mesh, self.batch_size)
-            stack.callback(feed.close)
+            stack.enter_context(work)
             trace = stack.enter_context(_Trace(self.config.profile, self.output / "profile"))
             bar = tqdm(total=last, initial=begin, unit="step", desc="training", disable=None)
             self._bar = stack.enter_context(bar)
             for step in range(begin + 1, last + 1):
                 trace.before(step)
-                fed = self._meter.wait(feed.take)
-                state, metrics = self._dispatch(state, fed)
-                previous, self._pending = self._pending, (step, metrics, fed)
+                state, done = self._step(step, state)
+                previous, self._pending = self._pending, (step, done)
                 self._settle(previous, state)
                 stopping = stop.after(step)
-                if stopping or self._is_due(step):
+                due = stopping or self._is_due(step)
+                if due or work.waits:
                     self._settle(self._pending, state)
                     self._pending = None
+                if due:
                     with self._meter.excluded():
-                        self._visit(step, state, fed, stopping)
+                        self._visit(step, state, done, stopping)
                 if stopping:
                     logger.info("stopped after step %d of %d; run again to go on", step, last)
                     break
@@ -141,64 +184,76 @@ class Loop:
 
     # ---- a step ----------------------------------------------------------------------------------
 
-    def _dispatch(self, state: TrainState, fed: Fed) -> tuple[TrainState, Metrics]:
-        """Start a step. Compiling it, for a batch of new shapes, is told and not measured."""
-        known, begun = self._train_step._cache_size(), time.perf_counter()
-        result = self._train_step(state, fed.arrays)
-        if self._train_step._cache_size() > known:
-            seconds = time.perf_counter() - begun
-            self._meter.exclude(seconds)
-            rows = fed.arrays.tokens.shape
-            logger.info("compiled the step for %d rows of %d tokens in %.1f s", *rows, seconds)
-            if self._peak is not None:
-                with self._meter.excluded():
-                    self._flops[_shapes(fed)] = step_flops(self.setup, fed.arrays)
-        return result
+    def _step(self, step: int, state: TrainState) -> tuple[TrainState, Done]:
+        try:
+            return self._work.step(state, self._meter)
+        except StepRefused as refused:
+            self._settle(self._pending, state)
+            folder = self._save_before(step, state, refused.data)
+            raise UserError(
+                f"step {step}: {refused}; {folder} holds the state before it: run again to go on"
+            ) from None
 
-    def _settle(self, pending: tuple[int, Metrics, Fed] | None, state: TrainState):
-        """Read and report the metrics of a dispatched step; stop the run if they are not finite.
+    def _settle(self, pending: tuple[int, Done] | None, state: TrainState):
+        """Read and report the metrics of a step; stop the run if they are not finite.
 
         state: what came out of that step or of the one after it.
         """
         if pending is None:
             return
-        step, metrics, fed = pending
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        step, done = pending
+        metrics = jax.device_get(done.metrics)
+        values = {name: float(value) for name, value in metrics.items() if value is not None}
         if not values["finite"]:
-            self._stop_broken(step, values, state, fed)
-        self._meter.count(values["tokens"], values["examples"], self._flops.get(_shapes(fed), 0))
+            self._stop_broken(step, values, state, done)
+        self._meter.count(values["tokens"], values["examples"], done.flops)
         self._bar.update()
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}")
-        if step % self.config.log_every == 0 or step == self.setup.steps:
+        telling = self._work.columns[0]
+        if telling in values:
+            self._bar.set_postfix_str(f"{telling} {values[telling]:.4f}")
+        if step % self.config.log_every == 0 or step == self._work.last:
             self.checkpoints.check()
-            self._report(step, {name: values[name] for name in LOGGED} | self._meter.rates())
+            self._report(step, values | self._meter.rates())
+            for name, rows in done.tables.items():
+                self._tell(name, step, rows)
 
     def _report(self, step: int, values: dict[str, float | None]):
         if self._writer is None:
             return
+        values = {name: values[name] for name in self._work.columns if name in values}
         self._writer.metrics(step, values)
-        shown = "  ".join(
-            f"{name} {_short(value)}" for name, value in values.items() if value is not None
-        )
-        logger.info("step %d/%d: %s", step, self.setup.steps, shown)
+        shown = [f"{name} {_short(value)}" for name, value in values.items() if value is not None]
+        logger.info("step %d/%d: %s", step, self._work.last, "  ".join(shown[:SHOWN]))
 
-    def _stop_broken(self, step: int, values: dict, state: TrainState, fed: Fed) -> NoReturn:
+    def _tell(self, table: str, step: int, rows: list[dict]):
+        if rows and self._writer is not None:
+            self._writer.texts(table, step, rows)
+
+    def _stop_broken(self, step: int, values: dict, state: TrainState, done: Done) -> NoReturn:
         """Save what is needed to see the step again, and say how."""
-        healthy = state._replace(healthy=jax.device_put(True, state.healthy.sharding))
-        self.checkpoints.save(step - 1, healthy, fed.before, self.settings)
-        self.checkpoints.wait()
         folder = self.output / "not_finite"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step{step}_process{jax.process_index()}.npz"
         content = io.BytesIO()
-        np.savez(content, **fed.rows._asdict())
+        np.savez(content, **done.replay)
         path.write_bytes(content.getvalue())
+        if int(state.step) == (step - 1) * self._work.updates:
+            healthy = state._replace(healthy=jax.device_put(True, state.healthy.sharding))
+            before = f"{self._save_before(step, healthy, done.before)} holds the state before it"
+        else:  # some updates of the step were done: what came before it is gone
+            self.checkpoints.wait()
+            before = f"the run goes on after step {self.checkpoints.latest or 0}"
         raise UserError(
             f"step {step}: loss is {values['loss']} and the gradient's norm {values['grad_norm']}; "
-            f"its batch is {path}, and {self.checkpoints.folder / str(step - 1)} holds the state "
-            "before it: run again to replay it (with JAX_DEBUG_NANS=1 to see where it arises), or "
-            "with a lower optimizer.learning_rate to go on"
+            f"its batch is {path}, and {before}: run again to replay it (with JAX_DEBUG_NANS=1 to "
+            "see where it arises), or with a lower optimizer.learning_rate to go on"
         )
+
+    def _save_before(self, step: int, state: TrainState, data: dict) -> epath.Path:
+        """The checkpoint of the state before a step."""
+        self.checkpoints.save(step - 1, state, data, self.settings)
+        self.checkpoints.wait()
+        return self.checkpoints.folder / str(step - 1)
 
     # ---- between steps ---------------------------------------------------------------------------
 
@@ -206,40 +261,23 @@ class Loop:
         return self._is_save(step) or self._is_evaluation(step)
 
     def _is_save(self, step: int) -> bool:
-        return step % self.config.save_every == 0 or step == self.setup.steps
+        return step % self.config.save_every == 0 or step == self._work.last
 
     def _is_evaluation(self, step: int) -> bool:
         every = self.config.eval_every
-        return self._evaluation is not None and (
-            self._is_save(step) or (every > 0 and step % every == 0)
-        )
+        return self._work.evaluates and (self._is_save(step) or (every > 0 and step % every == 0))
 
-    def _visit(self, step: int, state: TrainState, fed: Fed, stopping: bool):
-        """Evaluate, sample and save, as is due after a step; only save when the run is to stop."""
-        metrics = None
+    def _visit(self, step: int, state: TrainState, done: Done, stopping: bool):
+        """Evaluate and save, as is due after a step; only save when the run is to stop."""
+        figures = None
         if self._is_evaluation(step) and not stopping:
-            metrics = self._evaluate(state)
-            self._report(step, metrics)
-            captions = self._sample(state) if self._sample is not None else []
-            if captions and self._writer is not None:
-                self._writer.samples(step, captions)
+            figures, rows = self._work.evaluate(state)
+            self._report(step, figures)
+            self._tell("samples", step, rows)
         if self._is_save(step) or stopping:
-            self.checkpoints.save(step, state, fed.after, self.settings, metrics)
+            self.checkpoints.save(step, state, done.after, self.settings, figures)
             if self._writer is not None:
                 self._writer.publish()
-
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        """Mean loss and accuracy over the target tokens of the evaluation data."""
-        total = None
-        for rows in self._evaluation:
-            batch = sharding.place_batch(self.setup.mesh, rows, self.batch_size)
-            sums = self._eval_step(state, batch)
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        sums = jax.device_get(total)
-        return {
-            "eval_loss": float(sums.loss / sums.tokens),
-            "eval_accuracy": float(sums.hits / sums.tokens),
-        }
 
 
 class _Trace:
@@ -268,10 +306,6 @@ class _Trace:
         jax.profiler.stop_trace()
         self._last = None
         logger.info("%s: profiler trace; open it with TensorBoard or xprof", self._folder)
-
-
-def _shapes(fed: Fed) -> tuple:
-    return tuple(leaf.shape for leaf in fed.rows)
 
 
 def _short(value: float) -> str:

@@ -25,7 +25,7 @@ class Meter:
 
     def __init__(self, peak: float | None):
         """peak: operations a second of all devices together; None is without MFU."""
-        self._peak = peak
+        self.peak = peak
         self._reset()
 
     def wait(self, function: Callable[[], T]) -> T:
@@ -59,7 +59,7 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
             "data_wait": self._waited / seconds,
-            "mfu": None if self._peak is None else self._flops / seconds / self._peak,
+            "mfu": None if self.peak is None else self._flops / seconds / self.peak,
             "memory_gb": memory_gb(),
         }
         self._reset()
@@ -68,6 +68,19 @@ class Meter:
     def _reset(self):
         self._begun = time.perf_counter()
         self._tokens = self._examples = self._flops = self._waited = 0.0
+
+
+class Clock:
+    """Seconds by what they were spent on: `with clock("rollout"): ...`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
 
 def memory_gb() -> float:

@@ -1,8 +1,9 @@
 """The figures of a run, to files that a later run goes on with: JSON Lines, CSV, TensorBoard, W&B.
 
 OUTPUT/metrics.jsonl   a line a logged step and a line an evaluation: {"step": 20, "loss": ...}
-OUTPUT/metrics.csv     the same as a table with one column for each of `COLUMNS`
-OUTPUT/samples.jsonl   captions made while training: {"step": 20, "clip": ..., "caption": ...}
+OUTPUT/metrics.csv     the same as a table with a column for each figure
+OUTPUT/samples.jsonl   captions made while training: {"step": 20, "clip": ..., "caption": ...}; the
+                       other tables of texts of a kind of run likewise, each in a file of its name
 OUTPUT/tensorboard/    the same for TensorBoard, captions as text
 """
 
@@ -11,7 +12,7 @@ import io
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -19,8 +20,8 @@ from etils import epath
 from ugc_jax.errors import UserError
 from ugc_jax.train.checkpoint import is_remote
 
-COLUMNS = (
-    "step", "loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second",
+COLUMNS = (  # of SFT
+    "loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second",
     "examples_per_second", "data_wait", "mfu", "memory_gb", "eval_loss", "eval_accuracy",
 )  # fmt: skip
 
@@ -29,12 +30,19 @@ class MetricsWriter:
     """Writes what a run reports; only one process makes one. UserError where the disk refuses."""
 
     def __init__(
-        self, output: epath.PathLike, step: int, config: dict, wandb_project: str | None = None
+        self,
+        output: epath.PathLike,
+        step: int,
+        config: dict,
+        wandb_project: str | None = None,
+        columns: Sequence[str] = COLUMNS,
+        tables: Sequence[str] = ("samples",),
     ):
         """step: the run goes on after it; what an earlier run wrote of later steps is taken out.
 
         output: a local folder or an etils path; there, files are copied by `publish`.
-        config: the run's settings, for W&B. wandb_project: None is without W&B.
+        config: the run's settings, for W&B. wandb_project: None is without W&B. columns: of the
+        CSV, besides the step. tables: names of the tables of texts.
         """
         from tensorboardX import SummaryWriter
 
@@ -44,10 +52,9 @@ class MetricsWriter:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._metrics = self._open("metrics.jsonl", step)
-            self._samples = self._open("samples.jsonl", step)
+            self._texts = {name: self._open(f"{name}.jsonl", step) for name in tables}
             self._table = self._open("metrics.csv", step)
-            if self._table.tell() == 0:
-                self._row(COLUMNS)
+            self._columns = self._header(columns)
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise self._refused(error) from None
@@ -59,7 +66,7 @@ class MetricsWriter:
         record = {"step": step} | values
         try:
             _line(self._metrics, record)
-            self._row(record.get(name, "") for name in COLUMNS)
+            self._row(record.get(name, "") for name in self._columns)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
@@ -68,20 +75,18 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
-    def samples(self, step: int, rows: list[dict[str, str]]):
-        """Report captions made after a step; rows hold clip, reference and caption."""
+    def texts(self, table: str, step: int, rows: list[dict]):
+        """Add rows, of whatever columns, to a table of texts after a step."""
         try:
             for row in rows:
-                _line(self._samples, {"step": step} | row)
-            text = "\n\n".join(
-                "\n\n".join(f"**{name}**: {value}" for name, value in row.items()) for row in rows
-            )
-            self._board.add_text("captions", text, step)
+                _line(self._texts[table], {"step": step} | row)
+            text = _markdown(rows)
+            self._board.add_text(table, text, step)
             self._board.flush()
         except OSError as error:
             raise self._refused(error) from None
         if self._wandb is not None:
-            self._wandb.log({"captions": text}, step=step)
+            self._wandb.log({table: text}, step=step)
 
     def publish(self):
         """Copy the files to an output that is not on this machine."""
@@ -94,7 +99,7 @@ class MetricsWriter:
     def close(self):
         """Finish all files."""
         self._board.close()
-        for file in (self._metrics, self._samples, self._table):
+        for file in (self._metrics, *self._texts.values(), self._table):
             file.close()
         self.publish()
         if self._wandb is not None:
@@ -110,6 +115,19 @@ class MetricsWriter:
             path.write_text(kept)
         return path.open("a", buffering=1, encoding="utf-8", newline="")
 
+    def _header(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """The table's columns: those an earlier run began it with, and new ones after them."""
+        path = self._folder / "metrics.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        whole = tuple(dict.fromkeys((*header, "step", *columns)))
+        if len(whole) > len(header):
+            self._table.truncate(0)
+            self._row(whole)
+            for row in rows:
+                self._row(row + [""] * (len(whole) - len(row)))
+        return whole
+
     def _row(self, values: Iterable):
         csv.writer(self._table, lineterminator="\n").writerow(values)
 
@@ -122,6 +140,18 @@ class MetricsWriter:
 
 def _line(file: io.TextIOBase, record: dict):
     file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _markdown(rows: list[dict]) -> str:
+    """A table of rows of the same columns."""
+
+    def line(values: Iterable) -> str:
+        cells = (str(value).replace("|", "\\|").replace("\n", "<br>") for value in values)
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(
+        [line(rows[0]), line("---" for _ in rows[0]), *(line(row.values()) for row in rows)]
+    )
 
 
 def _step_of(line: str) -> int:

@@ -5,19 +5,22 @@ import math
 import os
 import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from ugc_jax.config import OmniConfig
+from ugc_jax.config import SIZES, OmniConfig
 from ugc_jax.data.batching import BucketKey, collate_rows, size_of_media
 from ugc_jax.data.features import HOP, SAMPLE_RATE
-from ugc_jax.data.planning import DataConfig, ExampleSet, make_plan
+from ugc_jax.data.planning import ExampleSet, RowsConfig, make_plan
 from ugc_jax.data.prompt import Video
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.sharding import MeshConfig, batch_shardings, check_batch, make_mesh
+from ugc_jax.hf.config import load_config
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.sharding import MeshConfig, abstract, batch_shardings, check_batch, make_mesh
 from ugc_jax.train.chips import GIB, Chip, chip_of
 from ugc_jax.train.flops import step_flops
 from ugc_jax.train.state import Setup, abstract_state
@@ -41,9 +44,9 @@ class Clip:
     height: int = 420  # of a frame, in pixels; a multiple of 28
     width: int = 224  # of a frame, in pixels; a multiple of 28
     seconds: float = 24.0  # of sound
-    text: int = 500  # tokens of prompt and caption
+    text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
 
-    def bucket(self, data: DataConfig, model: OmniConfig) -> BucketKey:
+    def bucket(self, data: RowsConfig, model: OmniConfig) -> BucketKey:
         """The shape of a training row of such clips, packed or not, as `data` says."""
         patch = model.vision.patch_size
         grid = (self.frames // 2, self.height // patch, self.width // patch)
@@ -59,13 +62,24 @@ class Clip:
         return max(make_plan([one], data, steps=1).buckets)
 
 
+class Memory(NamedTuple):
+    """What a program takes, in bytes of one chip.
+
+    outputs: those that do not take the place of arguments. temporaries: all of them; they take
+    turns. peak: the most that is held at a time. The compiler stops at a program that does not fit;
+    then peak is what it says that it wanted, and the others are None.
+    """
+
+    arguments: int | None
+    outputs: int | None
+    temporaries: int | None
+    peak: int
+
+
 class StepPlan(NamedTuple):
     """What one train step takes. Bytes are of one chip, operations of all chips together.
 
-    arguments: state and batch. outputs: those that do not take the place of arguments.
-    temporaries: all of a step's; they take turns. peak: the most that is held at a time. The
-    compiler stops at a step that does not fit; then outputs and temporaries are None, and peak is
-    what it says that it wanted.
+    arguments: state and batch. outputs, temporaries, peak: see `Memory`.
     model_flops, executed_flops: see `flops.step_flops`.
     """
 
@@ -83,21 +97,34 @@ class StepPlan(NamedTuple):
     def fits(self) -> bool:
         return self.peak <= self.chip.hbm
 
+    def figures(self) -> dict:
+        """The plan for JSON."""
+        return {**self._asdict(), "chip": self.chip._asdict(), "fits": self.fits}
+
     def table(self) -> str:
         """The plan for people, a figure a line."""
         fastest = self.model_flops / (self.chips * self.chip.flops)
         verdict = "fits" if self.fits else "DOES NOT FIT"
         rows = {
-            "arguments": _gib(self.arguments),
-            "outputs": _gib(self.outputs),
-            "temporaries": _gib(self.temporaries),
-            "peak": f"{_gib(self.peak)} of {_gib(self.chip.hbm)}: {verdict}",
+            "arguments": gib(self.arguments),
+            "outputs": gib(self.outputs),
+            "temporaries": gib(self.temporaries),
+            "peak": f"{gib(self.peak)} of {gib(self.chip.hbm)}: {verdict}",
             "model": f"{self.model_flops / 1e12:,.1f} TFLOP a step, {fastest:.2f} s at 100 % MFU",
             "executed": f"{self.executed_flops / 1e12:,.1f} TFLOP with what is computed again",
             "compiled in": f"{self.compile_seconds:.0f} s",
         }
         head = f"{self.chips} chips {self.chip.name}; each needs"
         return "\n".join([head, *(f"  {name:<14}{text}" for name, text in rows.items())])
+
+
+def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:
+    """The config of a checkpoint; of one that is not on this disk, of the size its name tells."""
+    words = re.split("[^0-9a-z]+", checkpoint.lower())
+    sizes = [size for size in SIZES if size in words]
+    if sizes and not Path(checkpoint).is_dir():
+        return SIZES[sizes[0]]()
+    return load_config(resolve_checkpoint(checkpoint, revision, weights=False))
 
 
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
@@ -140,10 +167,15 @@ def batch_shapes(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
         collate_rows([], key, 1, model),
     )
-    return jax.tree.map(
-        lambda shape, split: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=split),
-        shapes,
-        batch_shardings(mesh, shapes),
+    return abstract(shapes, batch_shardings(mesh, shapes))
+
+
+def describe(batch: Batch) -> str:
+    """The shapes of a batch for people."""
+    (rows, tokens), grids, chunks = batch.tokens.shape, batch.patches.shape, batch.mel.shape
+    return (
+        f"{rows} rows of {tokens} tokens, {grids[1]} grids of {grids[2]} windows and {chunks[1]} "
+        "chunks of sound"
     )
 
 
@@ -152,35 +184,46 @@ def plan_step(setup: Setup, batch: Batch) -> StepPlan:
 
     Raises UserError if the devices are of no chip in the table.
     """
-    kind = setup.mesh.devices.flat[0].device_kind
-    chip = chip_of(kind)
-    if chip is None:
-        raise UserError(f"the memory of {kind} is not known; name a topology of v4 to v7x TPUs")
+    chip = chip_in(setup.mesh)
     step, state, begun = train_step(setup), abstract_state(setup), time.perf_counter()
-    arguments = sum(map(_shard_bytes, jax.tree.leaves((state, batch))))
-    outputs = temporaries = None
     with jax.set_mesh(setup.mesh):
-        try:
-            memory = step.lower(state, batch).compile().memory_analysis()
-        except jax.errors.JaxRuntimeError as error:
-            peak = wanted_bytes(str(error))
-            if peak is None:
-                raise
-        else:
-            arguments = memory.argument_size_in_bytes
-            outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-            temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+        memory = compiled_memory(step.trace(state, batch))
+    if memory.arguments is None:
+        memory = memory._replace(arguments=shard_bytes((state, batch)))
     seconds = time.perf_counter() - begun
     return StepPlan(
         chip=chip,
         chips=setup.mesh.size,
-        arguments=arguments,
-        outputs=outputs,
-        temporaries=temporaries,
-        peak=peak,
+        **memory._asdict(),
         model_flops=step_flops(setup, batch),
         executed_flops=step_flops(setup, batch, remat=True),
         compile_seconds=seconds,
+    )
+
+
+def chip_in(mesh: jax.sharding.Mesh) -> Chip:
+    """What the mesh is made of. Raises UserError if it is no chip in the table."""
+    kind = mesh.devices.flat[0].device_kind
+    chip = chip_of(kind)
+    if chip is None:
+        raise UserError(f"the memory of {kind} is not known; name a topology of v4 to v7x TPUs")
+    return chip
+
+
+def compiled_memory(program: jax.stages.Traced) -> Memory:
+    """Compile a program for the mesh that it was traced for."""
+    try:
+        memory = program.lower().compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        peak = wanted_bytes(str(error))
+        if peak is None:
+            raise
+        return Memory(None, None, None, peak)
+    return Memory(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
     )
 
 
@@ -190,9 +233,14 @@ def wanted_bytes(message: str) -> int | None:
     return found and round(float(found[1]) * _UNITS[found[2]])
 
 
-def _shard_bytes(shape: jax.ShapeDtypeStruct) -> int:
-    return math.prod(shape.sharding.shard_shape(shape.shape)) * shape.dtype.itemsize
+def shard_bytes(tree) -> int:
+    """Bytes of one device's part of a tree of jax.ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
-def _gib(count: int | None) -> str:
+def gib(count: int | None) -> str:
+    """Bytes for people."""
     return "unknown" if count is None else f"{count / GIB:.2f} GiB"

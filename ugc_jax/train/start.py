@@ -9,6 +9,7 @@ from ugc_jax import sharding
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.models import omni
 from ugc_jax.settings import flatten
 from ugc_jax.train.checkpoint import Checkpoints
@@ -18,7 +19,10 @@ from ugc_jax.train.state import Setup, TrainState, abstract_state, create_state
 logger = logging.getLogger(__name__)
 
 # These settings decide what a checkpoint holds.
-FIXED = ("trainable.", "lora.rank", "lora.targets", "optimizer.name", "master")
+FIXED = (
+    "trainable.", "lora.rank", "lora.targets", "optimizer.name", "master", "grpo.iterations",
+    "grpo.minibatches",
+)  # fmt: skip
 
 
 def join_processes():
@@ -32,6 +36,23 @@ def join_processes():
         ) from None
 
 
+def begin_from(checkpoint: str, revision: str | None = None) -> Path:
+    """The directory of weights to begin with: of a checkpoint, or the model that a run exported.
+
+    checkpoint: as `resolve_checkpoint` takes it, or the output of a run, whose folder `model` is
+    its result (as exact as its loop.export_dtype). Raises UserError, too, for a run without it.
+    """
+    path = resolve_checkpoint(checkpoint, revision)
+    if not (path / "checkpoints").is_dir():
+        return path
+    if not (path / "model").is_dir():
+        raise UserError(
+            f"{path}: a run that has not come to its end; run it again to go on, or name a "
+            "checkpoint of weights"
+        )
+    return path / "model"
+
+
 def start(
     base: Path,
     setup: Setup,
@@ -39,12 +60,14 @@ def start(
     settings: dict,
     batches: Batches,
     seed: int = 0,
+    updates: int = 1,
 ) -> TrainState:
     """The latest checkpoint's state, or, without one, a new one, whose frozen part is saved.
 
     base: directory of the weights for a new run. settings: of this run; what differs from the
     checkpoint's is told. batches: set to where the state's data stands. seed: of a new adapter.
-    Raises UserError if the checkpoint cannot be read, or the settings do not let it go on.
+    updates: of the optimizer in a step of the loop, by which checkpoints are numbered. Raises
+    UserError if the checkpoint cannot be read, or the settings do not let it go on.
     """
     step = checkpoints.latest
     if step is None:
@@ -55,14 +78,15 @@ def start(
         return state
     folder = checkpoints.folder / str(step)
     check_settings(checkpoints.config(step), settings, str(folder))
-    if step > setup.steps:
+    last = setup.steps // updates
+    if step > last:
         raise UserError(
-            f"{folder}: the run is beyond step {setup.steps}, the last one of these settings; "
+            f"{folder}: the run is beyond step {last}, the last one of these settings; "
             "raise loop.steps or loop.epochs, or choose another output"
         )
     state, data = checkpoints.restore(abstract_state(setup))
     batches.set_state(data)
-    logger.info("%s: going on after step %d of %d", folder, step, setup.steps)
+    logger.info("%s: going on after step %d of %d", folder, step, last)
     return state
 
 
@@ -76,7 +100,8 @@ def check_settings(before: dict, now: dict, folder: str):
         if old.get(key) == new.get(key):
             continue
         change = f"{key} was {old.get(key)} and is {new.get(key)}"
-        if key.startswith(FIXED):
+        kept = key == "grpo.beta" and bool(old.get(key)) != bool(new.get(key))  # a reference
+        if key.startswith(FIXED) or kept:
             raise UserError(
                 f"{folder}: {change}, which it does not fit; set it back, or choose another output"
             )

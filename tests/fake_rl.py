@@ -1,0 +1,235 @@
+"""A GRPO run of milliseconds a step: real data, rows and meshes; a toy policy and made-up rewards.
+
+The toy's completions are drawn from its sampling keys and its weights, and its loss depends on all
+that a row says, so that a run repeats itself only if everything is as it was.
+"""
+
+import dataclasses
+import functools
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import fake_training as fake
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from fake_records import FakeSource
+from jax.experimental import multihost_utils
+from tokenizers import Tokenizer
+
+from ugc_jax import sharding
+from ugc_jax.config import tiny
+from ugc_jax.data import pipeline
+from ugc_jax.data.planning import RowsConfig
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.hf.tokenizer import build_tokenizer
+from ugc_jax.rl import loop, rollout
+from ugc_jax.rl.options import GrpoOptions
+from ugc_jax.rl.rollout import RolloutConfig
+from ugc_jax.rl.rows import Completions
+from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
+from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.loop import Loop
+
+MODEL = tiny()
+NEW_TOKENS = 6
+
+
+def everywhere(array) -> np.ndarray:
+    """The whole array, in each process."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+class Rollout(rollout.Rollout):
+    """Writes noise; `calls` are the (draw, part) pairs that it was asked for."""
+
+    calls: list[tuple[int, int]]
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.calls = []
+
+    def load(self, state):
+        # Rounded, as the last bits depend on how many devices add up the loss.
+        self._engine.params = zlib.crc32(np.round(everywhere(state.params["w"]), 3).tobytes())
+
+    def sample(self, prompts, draw, part=0):
+        self.calls.append((draw, part))
+        return super().sample(prompts, draw, part)
+
+    def _generate(self, prompts, options, keys, samples):
+        real = everywhere(prompts.segment_ids).any(axis=1)
+        keys = np.asarray(keys).astype(int).reshape(-1, samples)
+        out = Completions(
+            tokens=np.zeros((*keys.shape, NEW_TOKENS), np.int32),
+            lengths=np.zeros(keys.shape, np.int32),
+            stopped=np.zeros(keys.shape, bool),
+            logprobs=np.zeros((*keys.shape, NEW_TOKENS), np.float32),
+        )
+        for place in np.ndindex(keys.shape):
+            if real[place[0]]:
+                rng = np.random.default_rng([self._engine.params, keys[place]])
+                out.lengths[place] = n = rng.integers(1, NEW_TOKENS + 1)
+                out.stopped[place] = n < NEW_TOKENS
+                out.tokens[place][:n] = rng.integers(300, 1000, n)
+                out.logprobs[place][:n] = -rng.random(n)
+        copies = 1 if self.shared else samples
+        media = prompts.tokens[:, :3, None].astype(jnp.float32)
+        media = jnp.repeat(media, copies, axis=0)
+        return out, (media, media[:, :0]) if self.keeps_media else None
+
+
+@functools.partial(jax.jit, donate_argnums=0)  # here, so that all runs share the programs
+def _policy_step(state, batch):
+    slots = batch.advantage + batch.tokens / 100 + batch.rollout
+    for more in (batch.old, batch.reference):
+        slots += 0 if more is None else more
+    x = jnp.sum(batch.weight * slots)
+    x += sum(jnp.mean(jnp.sum(leaf, axis=(1, 2))) for leaf in batch.media or ()) / 1000
+    loss, grads = jax.value_and_grad(lambda p: jnp.mean((p["w"] - x) ** 2))(state.params)
+    healthy = state.healthy & jnp.isfinite(loss)
+    updates, opt_state = fake.TRANSFORM.update(grads, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+    new = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
+    told = dict.fromkeys(("loss", "grad_norm", "learning_rate", "entropy", "max_ratio"), loss)
+    told |= {"mult_prob_error": 1 + loss, "finite": healthy.astype(jnp.float32)}
+    return new._replace(healthy=healthy), told
+
+
+def policy_step(*_):
+    """Its loss is mean((w - x)^2), x a sum of all that stands in the rows."""
+    return _policy_step
+
+
+def score_step(setup, options, temperature=1.0, of_reference=False):
+    return lambda state, batch: batch.rollout * (0.5 if of_reference else state.params["w"][0])
+
+
+def patch(set_attribute):
+    """Put the toy in the place of the model and of the records. set_attribute: as `setattr`."""
+    for name, value in (
+        ("Rollout", Rollout), ("policy_step", policy_step), ("score_step", score_step),
+    ):  # fmt: skip
+        set_attribute(loop, name, value)
+    set_attribute(pipeline, "RecordSource", FakeSource)
+
+
+def make_tokenizer(folder) -> ChatTokenizer:
+    build_tokenizer(MODEL, Path(folder))
+    backend = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    return ChatTokenizer(backend, MODEL.tokens)
+
+
+class Pending:
+    def __init__(self, rewards):
+        self.rewards = rewards
+
+    def result(self):
+        return self.rewards
+
+
+class Rewards:
+    """`function(sample)` gives the rewards of a sample; `seen` are all samples."""
+
+    names, weights, judge = ("even", "short"), np.array([1.0, 0.5], np.float32), None
+
+    def __init__(self, function=None):
+        self.function = function or self.usual
+        self.seen = []
+
+    @staticmethod
+    def usual(sample):
+        n = sample.metadata["completion_tokens"]
+        return [n % 2, 1 / n]
+
+    def submit(self, samples):
+        self.seen += samples
+        values = [self.function(sample) for sample in samples]
+        return Pending(np.array(values, np.float32).reshape(len(samples), 2))
+
+    def failures(self):
+        return {"even": 3, "short": 0}
+
+    def close(self):
+        pass
+
+
+class Coarse(Rewards):
+    """Of two values, so that many groups say nothing."""
+
+    @staticmethod
+    def usual(sample):
+        return [float(sample.metadata["completion_tokens"] > 3), 0.0]
+
+
+# All that a run has a state for.
+HARD = dict(
+    options=dict(minibatches=2, iterations=2, beta=0.01, dynamic_sampling=True, resamples=2),
+    rows={"eval": "2-12"},
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """What came of `train`."""
+
+    state: object
+    status: int
+    work: loop.Grpo
+
+
+def settings(folder, rows=None, options=None, rollout=None, **loop):
+    """The settings of a toy run."""
+    data = {"train": "1-40", "batch_size": 8, "tokens": 600, "workers": 0} | (rows or {})
+    return GrpoConfig(
+        checkpoint="",
+        output=str(folder),
+        data=RowsConfig(**data),
+        grpo=GrpoOptions(**{"beta": 0.0} | (options or {})),
+        rollout=RolloutConfig(**{"samples": 3, "max_new_tokens": NEW_TOKENS} | (rollout or {})),
+        loop=GrpoLoopConfig(**{"steps": 4, "save_every": 2, "eval_prompts": 5} | loop),
+    )  # fmt: skip
+
+
+def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
+    """Train, or go on, as jobs/grpo.py does."""
+    data, loop_config, further = config.data, config.loop, config.further
+    feed = (data, tokenizer, MODEL, sharding.local_rows(mesh, data.batch_size))
+    prompts = pipeline.prompt_batches(*feed, loop_config.steps, loop_config.epochs, further)
+    evaluation = pipeline.prompt_evaluation(*feed, loop_config.eval_prompts) if data.eval else None
+    setup = config.setup(MODEL, mesh, len(prompts) // (1 + further))
+    batches = iter(prompts)
+    with Checkpoints(config.output, loop_config.keep, "eval_reward", "max") as checkpoints:
+        if checkpoints.latest is None:
+            state = fake.create_state(mesh)
+            checkpoints.save_frozen(state)
+        else:
+            state, data_state = checkpoints.restore(fake.abstract_state(mesh))
+            batches.set_state(data_state)
+        rewards = rewards or Rewards()
+        work = wrap(loop.Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation))
+        whole = Loop(work, loop_config, config.output, checkpoints, dataclasses.asdict(config))
+        state, status = whole.run(state)
+    return Run(state, status, work)
+
+
+def main(folder, port, process) -> int:
+    jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+    patch(setattr)
+    # Each of two processes feeds two parts of the batch that do not follow each other.
+    devices = [jax.devices()[number] for number in (0, 2, 1, 3)]
+    mesh = sharding.make_mesh(2, 2, 1, devices)
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer = make_tokenizer(temporary)
+    rewards = Coarse()
+    run = train(settings(folder, steps=2, **HARD), mesh, tokenizer, rewards)
+    print(len(rewards.seen))
+    return run.status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

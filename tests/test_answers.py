@@ -1,0 +1,53 @@
+"""ugc_jax.evals.answers: what is on record stays, whatever kills the run."""
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.answers import Answers
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "judge.jsonl"
+
+
+def test_without_a_file(tmp_path):
+    answers = Answers(None)
+    answers.put("a", {"score": 1})
+    assert answers.get("a") == {"score": 1}
+    assert answers.get("b") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_in_the_file_at_once(path):
+    answers = Answers(path)
+    assert not path.exists()
+    answers.put("a", {"score": 1, "why": "größer 猫"})
+    answers.put("b", {"score": 2})
+    again = Answers(path)  # the first is not closed
+    assert again.get("a") == {"score": 1, "why": "größer 猫"}
+    assert len(again) == 2
+
+
+def test_a_half_written_end_is_passed_over(path, caplog):
+    first = Answers(path)
+    first.put("a", {"score": 1})
+    first.put("b", {"score": 2})
+    first.close()
+    path.write_bytes(path.read_bytes()[:-9])
+    second = Answers(path)
+    assert (second.get("a"), second.get("b")) == ({"score": 1}, None)
+    assert "1 unreadable line" in caplog.text
+    second.put("c", {"score": 3})  # stands on a line of its own
+    second.close()
+    third = Answers(path)
+    assert (third.get("a"), third.get("c")) == ({"score": 1}, {"score": 3})
+
+
+def test_what_cannot_be_used_is_told(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        Answers(tmp_path)  # a folder
+    (tmp_path / "file").write_text("")
+    answers = Answers(tmp_path / "file" / "judge.jsonl")
+    with pytest.raises(UserError, match=r"judge\.jsonl: the judge's answers cannot be kept"):
+        answers.put("a", {})

@@ -1,0 +1,63 @@
+"""Train a captioner by rewards (GRPO): captions are sampled, scored, and learned from in groups.
+
+Its clips are what `ugc-jax extract` made; a caption on record is only a reference for the rewards.
+Begins with a checkpoint, or with the model of an sft run whose output is given. The output gets
+checkpoints, metrics, the sampled completions with their rewards, and at the end the trained model
+in its folder `model`. Run again, it goes on from the last checkpoint. SIGTERM and Ctrl-C save and
+stop; the exit status is then 143 or 130.
+"""
+
+import contextlib
+import dataclasses
+import logging
+
+from ugc_jax import sharding
+from ugc_jax.data import pipeline
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.hf.config import load_config
+from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.rl.loop import Grpo
+from ugc_jax.rl.rewards import Rewards
+from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.export import export
+from ugc_jax.train.loop import Loop
+from ugc_jax.train.start import begin_from, join_processes, start
+from ugc_jax.train.state import abstract_state
+
+logger = logging.getLogger(__name__)
+
+
+CONFIG = GrpoConfig
+
+
+def main(config: GrpoConfig, args: list[str]) -> int:
+    """Exit status 0, or after a signal 143 or 130."""
+    if config.distributed:
+        join_processes()
+    base = begin_from(config.checkpoint, config.revision)
+    model = load_config(base)
+    tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    data, loop, further = config.data, config.loop, config.further
+    rows = sharding.local_rows(mesh, data.batch_size)
+    feed = (data, tokenizer, model, rows)
+    prompts = pipeline.prompt_batches(*feed, loop.steps, loop.epochs, further)
+    draws = f"; a step draws 1 to {1 + further} of them" if further else ""
+    logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
+    evaluation = pipeline.prompt_evaluation(*feed, loop.eval_prompts) if data.eval else None
+    setup = config.setup(model, mesh, len(prompts) // (1 + further))
+    settings, batches = dataclasses.asdict(config), iter(prompts)
+    with (
+        contextlib.closing(Rewards(config.rewards)) as rewards,
+        Checkpoints(config.output, loop.keep, "eval_reward", "max") as checkpoints,
+    ):
+        updates = config.grpo.updates
+        state = start(base, setup, checkpoints, settings, batches, loop.seed, updates)
+        work = Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation)
+        state, status = Loop(work, loop, config.output, checkpoints, settings).run(state)
+        if status == 0 and loop.export == "best":
+            state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)
+    if status == 0:
+        export(state, setup, config.output, base, loop.export_dtype)
+    return status

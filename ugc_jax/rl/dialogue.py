@@ -1,0 +1,133 @@
+"""How well a caption reports who says what: dialogue F1 (AVoCaDO, arXiv 2510.10395, R_D).
+
+    A man asks, "Where are you?"  ->  Line("A man", "Where are you?")
+
+A caption's lines are its quotations with a verb of saying before or after them; the speaker is who
+stands beside the verb. Quotations without one (signs, titles, sounds) are no dialogue.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SAME = 0.6  # similarity from which two lines may be the same one
+
+_QUOTE = re.compile(r"“([^”]+)”|\"([^\"]+)\"")
+_SENTENCE = re.compile(r"[.!?。！？]\s+")
+_VERB = re.compile(
+    r"\b(?:said|sang|spoke|(?:say|ask|answer|shout|yell|whisper|exclaim|explain|add|sing|speak|respond|"
+    r"remark|comment|murmur|stat|narrat|announc|declar|continu|repl)(?:s|es|ies|e|y|ed|ied|y?ing)?)\b",
+    re.IGNORECASE,
+)
+_TO_QUOTE = re.compile(r"[^,;:]{0,60}[,:]?\s*")  # from the verb to its quotation: " to her, "
+_FROM_QUOTE = re.compile(r"[\s,]*([^,;:]{0,60}?)\s*$")  # from a quotation to its verb: the speaker
+# between two quotations of one speaker: ", and then "
+_ON = re.compile(r"[\s,;.]*(?:and|then|or|and then)?[\s,:]*")
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|as|while|when|where|before|after|then|but|by|who)\b")
+_NAME = re.compile(r"(?i:\b(?:an?|the|another|one|his|her|their)\s.*)|[A-Z]\w+(?:\s[A-Z]\w+)*")
+_WRITTEN = re.compile(r"\b(?:text|sign|captions?|overlay|title|subtitles?|screen)\b", re.IGNORECASE)
+_PRONOUNS = {"he", "she", "they", "it", "who", "i", "we", "you"}
+_ARTICLES = {"a", "an", "the", "his", "her", "their", "its"}
+
+
+class Line(NamedTuple):
+    """Something said. speaker: "" where it is not told."""
+
+    speaker: str
+    words: str
+
+
+def quoted(text: str) -> list[Line]:
+    """The lines that a text quotes, in their order."""
+    lines, end, speaker = [], 0, None
+    for match in _QUOTE.finditer(text):
+        between = text[end : match.start()]
+        if end == 0 or not _ON.fullmatch(between):  # else the one before goes on speaking
+            after = _SENTENCE.split(text[match.end() :], maxsplit=1)[0]
+            speaker = _speaker(_SENTENCE.split(between)[-1], after)
+        if speaker is not None:
+            lines.append(Line(speaker, (match[1] or match[2]).strip()))
+        end = match.end()
+    return lines
+
+
+def listed(lines: Sequence) -> list[Line]:
+    """The lines of a manifest's "dialogue" column: {"speaker", "text"} objects or pairs.
+
+    Raises ValueError for anything else.
+    """
+    found = []
+    for line in lines:
+        match line:
+            case {"speaker": str(speaker), "text": str(words)} | [str(speaker), str(words)]:
+                found.append(Line(speaker, words))
+            case {"text": str(words), **others} if others.get("speaker") is None:
+                found.append(Line("", words))
+            case _:
+                raise ValueError(
+                    f'dialogue holds {line!r:.60}, not {{"speaker": ..., "text": ...}}'
+                )
+    return found
+
+
+def f1(said: Sequence[Line], expected: Sequence[Line]) -> float:
+    """2 * S / (number said + number expected); S is the best score of matching them in order.
+
+    The longest-common-subsequence recurrence over pairs of lines whose words are at least SAME
+    alike; a pair scores (speaker + words) / 2. 1 if nothing is said and nothing expected.
+    """
+    if not said and not expected:
+        return 1.0
+    best = [0.0] * (len(expected) + 1)  # of the lines so far with the first n that are expected
+    for line in said:
+        above = best.copy()
+        for n, other in enumerate(expected, 1):
+            best[n] = max(above[n], best[n - 1], above[n - 1] + likeness(line, other))
+    return 2 * best[-1] / (len(said) + len(expected))
+
+
+def likeness(line: Line, expected: Line) -> float:
+    """0..1 of a pair: 0 below SAME. Where no speaker is expected, only the words count.
+
+    Words: 1 - edit distance / longer length. Speaker: common words over those of the shorter name,
+    articles aside, so that "the woman" is "a young woman in red", and no man.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    said = Levenshtein.normalized_similarity(_plain(line.words), _plain(expected.words))
+    if said < SAME:
+        return 0.0
+    names = [set(_plain(name).split()) - _ARTICLES for name in (line.speaker, expected.speaker)]
+    if not names[1]:
+        return said
+    speaker = len(names[0] & names[1]) / max(1, min(map(len, names)))
+    return (speaker + said) / 2
+
+
+def _plain(text: str) -> str:
+    """Lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _speaker(before: str, after: str) -> str | None:
+    """Who says it, from the sentence around a quotation; "" untold, None: it is not said."""
+    for verb in reversed(list(_VERB.finditer(before))):
+        if _TO_QUOTE.fullmatch(before, verb.end()):
+            return _named(_CLAUSE.split(before[: verb.start()])[-1])
+    beside = _QUOTE.split(after, maxsplit=1)[0]
+    verb = _VERB.search(beside)
+    if verb is None or (beside != after and _TO_QUOTE.fullmatch(beside, verb.end())):
+        return None  # no verb, or that of the next quotation
+    first = _FROM_QUOTE.match(beside[: verb.start()])
+    if first is None:
+        return None
+    return _named(first[1] or _CLAUSE.split(beside[verb.end() :])[0])
+
+
+def _named(clause: str) -> str | None:
+    """The speaker's name in the clause before a verb of saying; None if it is something written."""
+    if _WRITTEN.search(clause):
+        return None
+    match = _NAME.search(clause)
+    name = match[0].strip() if match else ""
+    return "" if name.lower() in _PRONOUNS else name

@@ -1,0 +1,90 @@
+"""The settings of a GRPO run, section by section."""
+
+import dataclasses
+from typing import Literal
+
+from jax.sharding import Mesh
+
+from ugc_jax.config import Compute, OmniConfig
+from ugc_jax.data.planning import RowsConfig
+from ugc_jax.errors import UserError
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.rl.options import GrpoOptions
+from ugc_jax.rl.rewards import RewardConfig
+from ugc_jax.rl.rollout import RolloutConfig
+from ugc_jax.sharding import MeshConfig, whole_rows
+from ugc_jax.train.groups import Trainable
+from ugc_jax.train.loop import RunConfig
+from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.state import Setup
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoLoopConfig(RunConfig):
+    """What is otherwise in GRPO, whose steps are long."""
+
+    log_every: int = 1  # steps between lines of metrics, and between tables of completions
+    save_every: int = 50  # steps between checkpoints; the last step has one, too
+    eval_prompts: int = 64  # prompts of the evaluation data, its first, that are scored
+    samples: int = 4  # of them that are written down, with their completions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoConfig:
+    """Settings of grpo."""
+
+    checkpoint: str  # directory, an sft run's output, or hub id, to begin with
+    output: str  # directory of the run, local or gs://...
+    revision: str | None = None  # branch, tag or commit of a hub id
+    master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
+    distributed: bool = False  # one of several processes (hosts) that train together
+    data: RowsConfig
+    trainable: Trainable = Trainable()
+    lora: LoraConfig = LoraConfig()
+    # small steps, as the rewards are noise for the most part; an adapter takes 1e-5
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, schedule="constant")
+    mesh: MeshConfig = MeshConfig()
+    compute: Compute = Compute()
+    loop: GrpoLoopConfig = GrpoLoopConfig()
+    grpo: GrpoOptions = GrpoOptions()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardConfig = RewardConfig()
+
+    def __post_init__(self):
+        if self.grpo.reference_sync and self.lora.rank:
+            raise UserError(
+                "grpo.reference_sync: an adapter's reference is the model without it, which stays; "
+                "set it to 0"
+            )
+        if self.grpo.overlong > self.rollout.max_new_tokens:
+            raise UserError(
+                f"grpo.overlong is {self.grpo.overlong}, more than rollout.max_new_tokens "
+                f"{self.rollout.max_new_tokens}; use a shorter window"
+            )
+
+    @property
+    def further(self) -> int:
+        """Batches of prompts that a step may draw besides its own."""
+        return self.grpo.resamples if self.grpo.dynamic_sampling else 0
+
+    def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
+        """What the policy step is made of. steps: of the whole run. UserError as `Setup`."""
+        parts = (self.compute, self.trainable, self.lora, self.optimizer)
+        counts = steps * self.grpo.updates, self.loop.accumulate
+        return Setup(model, mesh, *parts, *counts, self.master, reference=self.grpo.beta > 0)
+
+    def check_rows(self, mesh: Mesh, rollout_mesh: Mesh):
+        """Raise UserError unless the batch can be shared out as the settings say."""
+        batch, parts = self.data.batch_size, self.rollout.parts
+        updates, accumulate = self.grpo.minibatches, self.loop.accumulate
+        for factors, count, on in (
+            (f"grpo.minibatches {updates} times loop.accumulate {accumulate}",
+             updates * accumulate, mesh),
+            (f"rollout.parts {parts}", parts, rollout_mesh),
+        ):  # fmt: skip
+            devices = whole_rows(on, 1)
+            if batch % (count * devices):
+                raise UserError(
+                    f"data.batch_size is {batch}, no multiple of {factors} times the {devices} "
+                    "devices that share the batch; change one of them"
+                )
