@@ -1,6 +1,10 @@
 """The plan of GRPO: what is on a chip when, and what sharing the prompts saves."""
 
 import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -142,3 +146,23 @@ def test_what_sharing_a_prompt_saves():
         prefill[shared] = traced_flops(programs["prefill"], setup.model)
     assert update[True] / update[False] < 0.25
     assert prefill[True] / prefill[False] == 1 / 8
+
+
+# In a process of its own: the compiler's library sets up the whole process for TPUs.
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no TPU compiler (libtpu)")
+def test_with_the_compiler(tiny_checkpoint, tmp_path):
+    words = [
+        f"checkpoint={tiny_checkpoint}", f"output={tmp_path}/run", f"report={tmp_path}/r.json",
+        "topology=v5e:2x2", "data.train=not/extracted", "data.tokens=256", "data.batch_size=4",
+        "clip.frames=4", "clip.height=112", "clip.width=112", "clip.seconds=4", "clip.text=40",
+        "compute.dtype=bfloat16", "compute.attention=splash", "rollout.max_new_tokens=64",
+        "rollout.fsdp=1", "rollout.tensor=2", "rollout.data=-1",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "ugc_jax.cli", "plan", *(f"--config.{word}" for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 chips v5e" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["fits"]
+    assert [program["name"] for program in report["programs"]] == NAMES
+    assert all(0 < program["peak"] < 1 << 30 for program in report["programs"])

@@ -140,3 +140,12 @@ def test_sharded_equals_unsharded(model, alone, sizes):
         print(f"relative error {error:.1e}")  # pytest -rP shows it
         assert error <= 1e-5
     np.testing.assert_array_equal(tokens, alone[1])
+
+
+def test_the_same_devices_as_another_mesh():
+    mesh = sharding.make_mesh(1, 4, 2)
+    other = sharding.reshaped(mesh, -1, 1, None)
+    assert dict(other.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert list(other.devices.flat) == list(mesh.devices.flat)
+    with pytest.raises(UserError, match="rollout mesh data=-1 fsdp=3 tensor=2 does not fill the 8"):
+        sharding.reshaped(mesh, -1, 3, None)

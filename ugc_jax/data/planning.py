@@ -60,7 +60,7 @@ class RowsConfig:
 class DataConfig(RowsConfig):
     """How rows are filled."""
 
-    packing: bool = True  # rows of data.tokens with several examples; false: one, padded to a bucket
+    packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
 
 
 class ExampleSet(NamedTuple):
