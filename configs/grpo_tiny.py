@@ -1,0 +1,55 @@
+"""GRPO of the tiny model on the offline world, on a CPU, after the SFT of configs/tiny.py.
+
+    ugc-jax grpo --config=configs/grpo_tiny.py
+
+A caption's reward is how much of what it says of its clip is right, and how much it says (F1 over
+the world's attributes). Its length and its repetitions are watched, at weight 0.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """arg: folder of it all, runs/tiny without one."""
+    folder = arg or "runs/tiny"
+    config = ConfigDict()
+    config.checkpoint = f"{folder}/sft"
+    config.output = f"{folder}/grpo"
+
+    config.data = ConfigDict()
+    config.data.train = f"{folder}/records/train"
+    config.data.eval = f"{folder}/records/test"
+    config.data.tokens = 128
+    config.data.batch_size = 8  # prompts of a step
+
+    config.rollout = ConfigDict()
+    config.rollout.samples = 8
+    config.rollout.max_new_tokens = 64  # twice what a caption takes
+
+    config.rewards = ConfigDict()
+    config.rewards.functions = "attributes=1,length=0,repetition=0"
+    config.rewards.length_low = 15
+    config.rewards.length_high = 40
+
+    config.grpo = ConfigDict()
+    config.grpo.beta = 0.0  # the checked reward cannot be talked into anything
+
+    config.trainable = ConfigDict()
+    config.trainable.vision = True
+    config.trainable.audio = True
+    config.trainable.projector = True
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 4e-4
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup = 0.02
+    config.optimizer.b2 = 0.99
+
+    config.loop = ConfigDict()
+    config.loop.steps = 300
+    config.loop.log_every = 20
+    config.loop.eval_every = 100
+    config.loop.eval_prompts = 200
+    config.loop.save_every = 100
+    config.loop.export_dtype = "float32"
+    return config

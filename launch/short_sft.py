@@ -1,0 +1,48 @@
+"""The end of short_sft.sh: F1, length and repetition of the captions before and after GRPO."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ugc_jax.rl.local_rewards import attribute_f1, distinct_runs
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def figures(captions: Path, attributes: dict[str, dict]) -> dict[str, float]:
+    """Means over the clips; one without a caption counts as an empty caption."""
+    said = {Path(row["video"]).name: row.get("caption", "") for row in lines(captions)}
+    texts = [said.get(clip, "") for clip in attributes]
+    f1 = map(attribute_f1, texts, attributes.values())
+    return {
+        "f1": float(np.mean(list(f1))),
+        "words": float(np.mean([len(text.split()) for text in texts])),
+        "distinct": float(np.mean([distinct_runs(text, 4) for text in texts])),
+    }
+
+
+def main(test: Path, run: Path):
+    attributes = {Path(row["videos"][0]).name: row["attributes"] for row in lines(test)}
+    table = {}
+    print(f"{len(attributes)} unseen clips: F1, words, share of different runs of 4 words")
+    for folder in sorted(run.glob("seed*")):
+        if not (folder / "after.jsonl").exists():
+            continue
+        before, after = (
+            figures(folder / f"{name}.jsonl", attributes) for name in ("before", "after")
+        )
+        table[folder.name] = {"before": before, "after": after}
+        shown = "   ".join(
+            f"{name} {one['f1']:.1%}, {one['words']:.1f}, {one['distinct']:.3f}"
+            for name, one in table[folder.name].items()
+        )
+        print(f"{folder.name}: {shown}   gain {100 * (after['f1'] - before['f1']):+.1f} points")
+    (run / "summary.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# What GRPO adds to a short SFT, seed by seed: bash launch/short_sft.sh [SEED ...]
+# Uses the world, the records and the random model of launch/quickstart.sh, which goes first. For each
+# seed (0, 1 and 2 if none is named) a model learns by SFT from the first 300 captioned clips for a
+# minute and a half, then by GRPO from the rewards of its own captions of all 2000 clips for eight.
+# Results go to runs/short_sft; stopped, it goes on where it was.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+quick="$root/runs/quickstart"
+run="$root/runs/short_sft"
+if [ ! -d "$quick/records/train" ]; then
+    echo "short_sft.sh: $quick/records is not there; run bash launch/quickstart.sh first" >&2
+    exit 2
+fi
+install package --editable "$root"
+mkdir -p "$run"
+
+ugc_jax() {
+    "$python" -m ugc_jax.cli "$@"
+}
+
+# caption OUTPUT CHECKPOINT: the clips of the test split.
+caption() {
+    ugc_jax caption --config="$root/configs/world.py:caption" --config.checkpoint="$2" \
+        --config.output="$1" --config.report="${1%.jsonl}.json" -- "$quick/world/test"
+}
+
+if [ ! -f "$run/records/shards.json" ]; then
+    head -n 300 "$quick/world/train.jsonl" >"$quick/world/train_300.jsonl"
+    ugc_jax extract --config="$root/configs/world.py" --config.output="$run/records" \
+        "$quick/world/train_300.jsonl"
+fi
+[ $# -gt 0 ] || set -- 0 1 2
+for seed in "$@"; do
+    own="$run/seed$seed"
+    ugc_jax sft --config="$root/configs/tiny.py:$quick" --config.output="$own/sft" \
+        --config.data.train="$run/records" --config.data.seed="$seed" --config.loop.steps=550
+    caption "$own/before.jsonl" "$own/sft/model"
+    ugc_jax grpo --config="$root/configs/grpo_tiny.py:$quick" --config.checkpoint="$own/sft" \
+        --config.output="$own/grpo" --config.data.seed="$seed" --config.rollout.seed="$seed" \
+        --config.loop.steps=750
+    caption "$own/after.jsonl" "$own/grpo/model"
+done
+"$python" "$root/launch/short_sft.py" "$quick/world/test.jsonl" "$run"
