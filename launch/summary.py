@@ -3,11 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 from ugc_jax.data import world
+from ugc_jax.rl.local_rewards import attribute_f1
 
 # File of captions -> heading of its column.
-COLUMNS = {"before": "before", "after": "after", "mute": "no sound", "blank": "no picture"}
+COLUMNS = {
+    "before": "before",
+    "sft": "SFT",
+    "grpo": "GRPO",
+    "mute": "no sound",
+    "blank": "no picture",
+}
 
 
 def lines(path: Path) -> list[dict]:
@@ -19,16 +27,18 @@ def main(run: Path, clips: list[str]):
         Path(row["videos"][0]).name: row["attributes"] for row in lines(run / "world/test.jsonl")
     }
     captions = {name: lines(run / f"{name}.jsonl") for name in COLUMNS}
-    scores = {}
+    scores, rewards = {}, {}
     for name, heading in COLUMNS.items():
         texts = {Path(row["video"]).name: row.get("caption", "") for row in captions[name]}
         said = [texts.get(clip, "") for clip in attributes]
         scores[heading] = world.score(said, list(attributes.values()))
+        rewards[heading] = fmean(map(attribute_f1, said, attributes.values()))
     scores["chance"] = world.chance(list(attributes.values()))
     seconds = dict(line.split() for line in (run / "steps.txt").read_text().splitlines())
     summary = {
         "step_seconds": {name: int(value) for name, value in seconds.items()},
         "accuracy": scores,
+        "reward": rewards,
         "caption_runs": {name: json.loads((run / f"{name}.json").read_text()) for name in COLUMNS},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False)
@@ -36,11 +46,12 @@ def main(run: Path, clips: list[str]):
 
     print()
     references = {Path(row["videos"][0]).name: row for row in lines(run / "world/test.jsonl")}
-    for row in sorted(captions["after"], key=lambda row: row["video"])[:3]:
+    for row in sorted(captions["grpo"], key=lambda row: row["video"])[:3]:
         print(f"{row['video']}\n  model:   {row.get('caption', row.get('error'))}")
         print(f"  written: {references[Path(row['video']).name]['messages'][-1]['content']}\n")
     print(f"Share of {len(attributes)} unseen clips whose caption is right about ...")
     print(world.table(scores))
+    print(f"{'reward':<14}" + "".join(f"{reward:>12.3f}" for reward in rewards.values()))
     asked = {Path(clip).resolve() for clip in clips}
     if asked:
         print("\nYour clips, by a model that knows nothing but its world:")
@@ -48,8 +59,8 @@ def main(run: Path, clips: list[str]):
             if Path(row["video"]).resolve() in asked:
                 print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
         print("For real captions: --config.checkpoint=Qwen/Qwen2.5-Omni-3B")
-    print(f"\nmodel       {run / 'sft/model'}\ncaptions    {run / 'after.jsonl'}")
-    print(f"metrics     {run / 'sft'} (metrics.csv; tensorboard --logdir)")
+    print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")
+    print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.csv; tensorboard --logdir)")
     print(f"figures     {run / 'summary.json'}")
 
 

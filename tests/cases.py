@@ -1,5 +1,7 @@
 """Prompts of every kind with random media, to compare the model with others and itself."""
 
+import dataclasses
+
 import numpy as np
 
 from ugc_jax.config import OmniConfig
@@ -41,6 +43,15 @@ CASES = {
 }
 
 EVERY_CASE = BucketKey(tokens=256, grids=6, windows=8, chunks=4)
+
+
+def fewer_layers(config: OmniConfig) -> OmniConfig:
+    """Two layers of the decoder, one of each kind of the encoders: programs compile faster."""
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, depth=2, fullatt_block_indexes=(1,)),
+        audio=dataclasses.replace(config.audio, encoder_layers=1),
+    )
 
 
 def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:

@@ -15,7 +15,7 @@ from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.state import Setup, TrainState, create_state
 
-CONFIG = config_lib.tiny()
+CONFIG = cases.fewer_layers(config_lib.tiny())
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)
 G, N = 3, 12
 # Picture with sound, sound, text, a picture, and a row without a prompt among them.

@@ -22,6 +22,7 @@ from ugc_jax.train.state import Setup, create_state
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 CONFIG = config_lib.tiny()
+SMALL = cases.fewer_layers(CONFIG)  # where many meshes are compared
 EVERYTHING = Trainable(vision=True, audio=True, projector=True)
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)
 PACKED = BucketKey(tokens=304, grids=8, windows=2, chunks=8)
@@ -56,10 +57,10 @@ def packed(examples):
     return collate_rows([examples[:3], examples[3:]], PACKED, 4, CONFIG)
 
 
-def setup(mesh=(1, 1, 1), **changes) -> Setup:
+def setup(mesh=(1, 1, 1), model=CONFIG, **changes) -> Setup:
     count = int(np.prod(mesh))
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[:count])
-    return Setup(CONFIG, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
+    return Setup(model, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
 
 
 def gradient(setup: Setup, params, batch):
@@ -172,18 +173,23 @@ def test_accumulation_equals_one_pass(params, batch):
 
 
 @pytest.fixture(scope="module")
-def unsharded(params, examples):
+def small_params():
+    return cases.random_params(SMALL)
+
+
+@pytest.fixture(scope="module")
+def unsharded(small_params, examples):
     """Eight rows, packed, single and empty; their loss and gradient on one device."""
     rows = [examples[:3], examples[3:], *([example] for example in examples), examples[::-1], []]
     batch = collate_rows(rows, PACKED, 8, CONFIG)
     with jax.default_matmul_precision("highest"):
-        return batch, *gradient(setup(), params, batch)
+        return batch, *gradient(setup(model=SMALL), small_params, batch)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_sharded_equals_unsharded(mesh, params, unsharded):
+def test_sharded_equals_unsharded(mesh, small_params, unsharded):
     batch, loss, grads = unsharded
-    loss_split, grads_split = gradient(setup(mesh), params, batch)
+    loss_split, grads_split = gradient(setup(mesh, SMALL), small_params, batch)
     error = largest_error(grads_split, grads)
     print(f"{mesh}: gradients' relative error {error:.1e}")
     assert abs(loss - loss_split) <= 1e-5 * loss
@@ -191,12 +197,12 @@ def test_sharded_equals_unsharded(mesh, params, unsharded):
 
 
 @pytest.mark.parametrize("length", [4, 5, 8, 11])
-def test_sharded_equals_unsharded_at_awkward_lengths(length, params):
+def test_sharded_equals_unsharded_at_awkward_lengths(length, small_params):
     mesh = (2, 2, 2)
     examples = [cases.make_example(CONFIG, [2, ("answer", length - 2)], i) for i in range(8)]
     batch = collate(examples, BucketKey(length, 0, 1, 0), 8, CONFIG)
-    loss, grads = gradient(setup(), params, batch)
-    loss_split, grads_split = gradient(setup(mesh), params, batch)
+    loss, grads = gradient(setup(model=SMALL), small_params, batch)
+    loss_split, grads_split = gradient(setup(mesh, SMALL), small_params, batch)
     assert abs(loss - loss_split) <= 1e-5 * loss
     assert largest_error(grads_split, grads) <= 1e-5
 

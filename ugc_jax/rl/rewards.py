@@ -160,9 +160,10 @@ class Rewards:
         config = self.config
         if name in judged:  # the judge limits time, attempts and concurrency
             return _Function(name, judged[name], contextlib.nullcontext())
-        if name in local:  # pure: what fails once fails always
-            call = functools.partial(_in_thread, local[name])
-            return _Function(name, call, self._workers, config.timeout)
+        if name in local:  # pure and quick: a thread would take longer than they do
+            return _Function(
+                name, functools.partial(_at_once, local[name]), contextlib.nullcontext()
+            )
         if _is_async(own[name]):
             slots = asyncio.Semaphore(config.concurrency)
             return _Function(name, own[name], slots, config.timeout, config.retries)
@@ -305,6 +306,11 @@ async def _once(function: _Function, sample: Sample) -> float:
     if not math.isfinite(value):
         raise ValueError(f"returned {value}, not a finite number")
     return value
+
+
+async def _at_once(function: Callable, *arguments):
+    """What `function` returns, called here and now."""
+    return function(*arguments)
 
 
 async def _in_thread(function: Callable, *arguments):
