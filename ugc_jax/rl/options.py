@@ -65,7 +65,7 @@ from ugc_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class GrpoOptions:
-    """Objective of GRPO; rl/options.py has the formulas."""
+    """Objective of GRPO, with its formulas in ugc_jax/rl/options."""
 
     iterations: int = 1  # times that a batch of rollouts is gone through
     minibatches: int = 1  # updates that a batch of rollouts is divided into each time

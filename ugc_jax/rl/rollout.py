@@ -35,9 +35,9 @@ class RolloutConfig:
     top_k: int = 0  # the same; 0: all tokens
     parts: int = 1  # parts of a batch that are sampled one after the other, for smaller caches
     seed: int = 0  # of the sampling
-    data: int | None = None  # mesh to sample on, of the same devices; None: as mesh.data
-    fsdp: int | None = None  # the same; as mesh.fsdp
-    tensor: int | None = None  # the same; as mesh.tensor
+    data: int | None = None  # mesh to sample on, of the same devices (default: as mesh.data)
+    fsdp: int | None = None  # (default: as mesh.fsdp)
+    tensor: int | None = None  # (default: as mesh.tensor)
 
     def __post_init__(self):
         sampling = self.sampling  # with its own checks

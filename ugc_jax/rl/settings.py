@@ -21,7 +21,7 @@ from ugc_jax.train.state import Setup
 
 @dataclasses.dataclass(frozen=True)
 class GrpoLoopConfig(RunConfig):
-    """What is otherwise in GRPO, whose steps are long."""
+    """What GRPO has of its own in the loop, as its steps are long."""
 
     log_every: int = 1  # steps between lines of metrics, and between tables of completions
     save_every: int = 50  # steps between checkpoints; the last step has one, too
