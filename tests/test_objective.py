@@ -88,7 +88,7 @@ def trl_part(case, options, on_policy, rows, logprob, entropy):
     if options.importance == "sequence":
         log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)
     coef_1 = torch.exp(log_ratio)
-    coef_2 = torch.clamp(coef_1, 1 - options.clip_low, 1 + options.clip_high)
+    coef_2 = torch.clamp(coef_1, 1 - options.clips[0], 1 + options.clips[1])
     if options.dual_clip:
         coef_1 = torch.clamp(coef_1, max=options.dual_clip)
     per_token = -torch.min(coef_1 * advantages, coef_2 * advantages).expand_as(mask)

@@ -18,13 +18,21 @@ def test_columns_are_different_and_hold_each_function():
 
 
 def test_updates_become_one():
-    common = {"learning_rate": 0.1, "mult_prob_error": 1.0}
-    first = common | {"loss": 1.0, "max_ratio": 3.0, "finite": 1.0}
-    second = common | {"loss": 2.0, "max_ratio": 2.0, "finite": 0.0, "learning_rate": 0.2}
-    assert report.of_updates([first, second]) == {
-        "loss": 1.5, "max_ratio": 3.0, "finite": 0.0, "learning_rate": 0.2,
-        "token_mult_prob_error": 1.0,
+    first = {
+        "learning_rate": 0.1, "mult_prob_error": 1.0, "loss": 1.0, "max_ratio": 3.0, "finite": 1.0,
+        "tokens": 10.0,
     }  # fmt: skip
+    second = {
+        "learning_rate": 0.2, "mult_prob_error": 2.0, "loss": 2.0, "max_ratio": 2.0, "finite": 0.0,
+        "tokens": 30.0,
+    }  # fmt: skip
+    assert report.of_updates([first, second]) == {
+        "loss": 1.5, "max_ratio": 3.0, "finite": 0.0, "learning_rate": 0.2, "tokens": 20.0,
+        "token_mult_prob_error": 1.75,
+    }  # fmt: skip
+    idle = second | {"tokens": 0.0, "mult_prob_error": 0.0}
+    assert report.of_updates([first, idle])["token_mult_prob_error"] == 1.0
+    assert report.of_updates([idle])["token_mult_prob_error"] is None
 
 
 def test_draws_without_their_empty_rows():

@@ -1,6 +1,7 @@
 """Choosing tokens: the formulas of transformers' logits processors, and what the seed decides."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -81,3 +82,19 @@ def test_samples_follow_the_distribution_that_their_logprobs_tell(options, expec
 def test_impossible_settings_name_the_field(field, value):
     with pytest.raises(UserError, match=field):
         SamplingConfig(**{field: value})
+
+
+def test_no_token_without_probability_is_drawn_from_a_large_vocabulary():
+    """151,936 tokens, of which top_p leaves some: float32 sums over them would not ascend."""
+    logits = np.random.default_rng(0).normal(0, 2, (1, 151_936)).astype(np.float32)
+    mode, knobs = sampling.split(SamplingConfig(temperature=1.0, top_p=0.9))
+
+    @jax.jit
+    def draw(keys):
+        left = sampling.truncate(logits, knobs.top_k, knobs.top_p)
+        tokens = sampling.draw(jnp.broadcast_to(left, (len(keys), left.shape[1])), keys)
+        return left[0, tokens]
+
+    keys = jax.random.split(jax.random.key(0), 2000)
+    chosen = np.concatenate([draw(part) for part in keys.reshape(100, 20)])
+    assert np.isfinite(chosen).all()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fake_records import FakeSource
 
+from ugc_jax.errors import UserError
 from ugc_jax.rl import scoring
 from ugc_jax.rl.rows import Completions
 from ugc_jax.rl.scoring import Scoring, completion_texts
@@ -71,6 +72,8 @@ def test_processes_share_the_rows(completions, tokenizer, monkeypatch, count):
             monkeypatch.setattr(scoring.jax, "process_index", lambda process=process: process)
 
             def allgather(mine):
+                if mine.dtype == bool:  # whether a reward was refused
+                    return np.stack([mine] * count)
                 own.append(mine)
                 return np.stack(own[:count]) if gathered else np.stack([mine] * count)  # noqa: B023
 
@@ -82,6 +85,20 @@ def test_processes_share_the_rows(completions, tokenizer, monkeypatch, count):
             else:
                 seen += [sample.metadata["number"] for sample in rewards.seen]
     assert sorted(seen) == sorted([0, 1, 3, 4, 5] * G)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_refusal_in_one_process_is_raised_in_all(completions, tokenizer, monkeypatch, process):
+    def refused(sample):
+        raise UserError("the key is refused")
+
+    monkeypatch.setattr(scoring.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(scoring.jax, "process_index", lambda: process)
+    flags = np.array([True, False])
+    monkeypatch.setattr(scoring.multihost_utils, "process_allgather", lambda mine: flags)
+    rewards = fake.Rewards(value if process else refused)
+    with pytest.raises(UserError, match="another process" if process else "the key is refused"):
+        score(rewards, completions, tokenizer)
 
 
 def test_texts(completions, tokenizer):

@@ -90,11 +90,16 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
     """A token of each row's softmax, i32[B], by one random number a row.
 
     `jax.random.categorical` takes V of them, which cost more than a small model's whole step.
+    Probabilities are counted in whole 2^-31: their sums are exact, where those of float32 over a
+    large vocabulary would fall now and then, and hit tokens of probability 0.
     """
-    total_BV = jnp.cumsum(jax.nn.softmax(logits_BV, axis=-1), axis=-1)
-    uniform_B = jax.vmap(jax.random.uniform)(keys_B)
-    # Below the last sum even where the product is rounded up to it: some token is always left.
-    reached_B = jnp.minimum(uniform_B * total_BV[:, -1], jnp.nextafter(total_BV[:, -1], 0.0))
+    weights_BV = (jax.nn.softmax(logits_BV, axis=-1) * 2.0**31).astype(jnp.uint32)
+    total_BV = jnp.cumsum(weights_BV, axis=-1)
+
+    def below(key, total):
+        return jax.random.randint(key, (), 0, total, jnp.uint32)
+
+    reached_B = jax.vmap(below)(keys_B, total_BV[:, -1])
     return jnp.sum(total_BV <= reached_B[:, None], axis=-1)
 
 

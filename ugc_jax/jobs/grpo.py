@@ -53,8 +53,8 @@ def main(config: GrpoConfig, args: list[str]) -> int:
         Checkpoints(config.output, loop.keep, "eval_reward", "max") as checkpoints,
     ):
         updates = config.grpo.updates
-        state = start(base, setup, checkpoints, settings, batches, loop.seed, updates)
         work = Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation)
+        state = start(base, setup, checkpoints, settings, batches, loop.seed, updates)
         state, status = Loop(work, loop, config.output, checkpoints, settings).run(state)
         if status == 0 and loop.export == "best":
             state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)

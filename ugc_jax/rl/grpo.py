@@ -16,7 +16,7 @@ from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import PolicyBatch
 from ugc_jax.train.losses import TokenScores, token_scores
 from ugc_jax.train.state import Setup, TrainState, model_params, reference_params
-from ugc_jax.train.steps import Metrics, added, apply, gradient, jit_step
+from ugc_jax.train.steps import Metrics, added, apply, gradient, in_parts, jit_step
 
 
 def policy_step(
@@ -31,7 +31,8 @@ def policy_step(
 
     def step(state: TrainState, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
         sums, grads = policy_gradient(state, batch, setup, options, samples, temperature)
-        new, metrics = apply(setup, state, sums["loss"], grads)
+        # Without anything to learn from, even a gradient of 0 would go on with the momentum.
+        new, metrics = apply(setup, state, sums["loss"], grads, moves=sums["tokens"] > 0)
         tokens = jnp.maximum(sums["tokens"], 1.0)
         whole = ("loss", "tokens", "max_ratio")
         return new, metrics | {name: x if name in whole else x / tokens for name, x in sums.items()}
@@ -71,12 +72,20 @@ def policy_gradient(
 def score_step(
     setup: Setup, options: GrpoOptions, temperature: float = 1.0, of_reference: bool = False
 ) -> Callable[[TrainState, PolicyBatch], jax.Array]:
-    """The jitted log-probabilities f32[rows, S] of a batch's tokens: `old`, or by the reference."""
+    """The jitted log-probabilities f32[rows, S] of a batch's tokens: `old`, or by the reference.
+
+    batch: of all minibatches. No more rows pass through the model at a time than in an update.
+    """
     weights = reference_params if of_reference else model_params
 
     @jax.jit
     def step(state: TrainState, batch: PolicyBatch) -> jax.Array:
-        return score(weights(state, setup), setup, batch, options, temperature).logprob
+        params = weights(state, setup)
+
+        def of_part(part: PolicyBatch) -> jax.Array:
+            return score(params, setup, part, options, temperature, entropy=False).logprob
+
+        return in_parts(of_part, batch, setup.accumulate * options.minibatches)
 
     return step
 
@@ -96,9 +105,14 @@ def sync_reference(setup: Setup, mix: float) -> Callable[[TrainState], TrainStat
 
 
 def score(
-    params: dict, setup: Setup, batch: PolicyBatch, options: GrpoOptions, temperature: float
+    params: dict,
+    setup: Setup,
+    batch: PolicyBatch,
+    options: GrpoOptions,
+    temperature: float,
+    entropy: bool = True,
 ) -> TokenScores:
-    """Log-probability and entropy f32[rows, S] of each slot's token. Traceable."""
+    """Log-probability and, if asked for, entropy f32[rows, S] of each slot's token. Traceable."""
     hidden_BTD = omni.hidden_states(
         params,
         setup.model,
@@ -109,7 +123,7 @@ def score(
     )
     hidden_BSD = jnp.take_along_axis(hidden_BTD, batch.previous[..., None], axis=1)
     wanted_BS = batch.weight > 0
-    return token_scores(params, hidden_BSD, batch.tokens, wanted_BS, temperature, entropy=True)
+    return token_scores(params, hidden_BSD, batch.tokens, wanted_BS, temperature, entropy)
 
 
 def _joined(left: dict, right: dict) -> dict:

@@ -67,6 +67,8 @@ def functions(judge: Judge) -> dict[str, Callable]:
 
     async def checklist(prompt, completion, reference, metadata):
         points = metadata.get("checklist") or await key_points(judge, required(reference))
+        if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
+            raise ValueError("the row's checklist is no list of texts")
         return await coverage(judge, completion, points)
 
     async def mcq(prompt, completion, reference, metadata):

@@ -9,6 +9,7 @@ batches alone, which is the state of the data: a run that goes on repeats it exa
 """
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ from ugc_jax.train.feed import Fed, Feed
 from ugc_jax.train.loop import Done, StepRefused
 from ugc_jax.train.meter import Clock, Meter
 from ugc_jax.train.state import Setup, TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class Draw(NamedTuple):
@@ -135,6 +138,12 @@ class Grpo:
             batch = self._rows(draws, chosen)
             tokens = jnp.sum(batch.inputs.segment_ids > 0) * self.config.grpo.iterations
             state, metrics = self._update(state, batch)
+        if not any(one["tokens"] for one in metrics):
+            logger.warning(
+                "every completion was cut off at rollout.max_new_tokens=%d, and the step teaches "
+                "nothing; raise that, or set grpo.mask_truncated=false",
+                self.config.rollout.max_new_tokens,
+            )
         figures = report.of_updates(metrics) | self._of_draws(draws, chosen, clock.seconds)
         figures |= {
             "tokens": tokens,

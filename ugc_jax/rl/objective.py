@@ -56,7 +56,8 @@ def objective(
     if options.importance == "sequence":
         log_ratio = _completion_means(log_ratio, mask, scored.sample, samples)
     ratio = _exp(log_ratio)
-    low, high = 1 - options.clip_low, 1 + options.clip_high
+    below, above = options.clips
+    low, high = 1 - below, 1 + above
     loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, low, high) * advantage)
     metrics = {
         "ratio": ratio,

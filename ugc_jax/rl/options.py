@@ -69,8 +69,9 @@ class GrpoOptions:
 
     iterations: int = 1  # times that a batch of rollouts is gone through
     minibatches: int = 1  # updates that a batch of rollouts is divided into each time
-    clip_low: float = 0.2  # how far below 1 the importance ratio counts; sequence: 3e-4
-    clip_high: float = 0.28  # how far above 1; sequence: 4e-4
+    # how far below 1 the importance ratio counts (default: 0.2, of completions 3e-4)
+    clip_low: float | None = None
+    clip_high: float | None = None  # how far above 1 (default: 0.28, of completions 4e-4)
     dual_clip: float = 0.0  # largest ratio that counts where the advantage is negative; 0: any
     beta: float = 0.01  # weight of the KL to the reference; 0: there is no reference
     # estimate of that KL: k1 has no use as a loss, k3+ is k3 with an unbiased gradient
@@ -81,7 +82,7 @@ class GrpoOptions:
     # divisor of a reward above its group's mean: std of the group, of the batch, none, or each
     # reward's own (gdpo); auto: gdpo for more than one reward function, else group
     scale: Literal["auto", "group", "batch", "none", "gdpo"] = "auto"
-    # importance ratio of a token or of its completion (GSPO; set clip_low=3e-4, clip_high=4e-4)
+    # importance ratio of a token or of its completion (GSPO)
     importance: Literal["token", "sequence"] = "token"
     tis_cap: float = (
         2.0  # most that a token counts for being rarer in the rollout; 0: no such weight
@@ -105,15 +106,17 @@ class GrpoOptions:
 
         for name in ("iterations", "minibatches"):
             require(getattr(self, name) >= 1, name, "1 or more")
+        for name in ("clip_low", "clip_high"):
+            require((getattr(self, name) or 0) >= 0, name, "0 or more")
         for name in (
-            "clip_low", "clip_high", "beta", "tis_cap", "overlong", "overlong_penalty",
+            "beta", "tis_cap", "overlong", "overlong_penalty",
             "resamples", "entropy_bonus", "reference_sync",
         ):  # fmt: skip
             require(getattr(self, name) >= 0, name, "0 or more")
         require(
-            self.dual_clip == 0 or self.dual_clip > 1 + self.clip_high,
+            self.dual_clip == 0 or self.dual_clip > 1 + self.clips[1],
             "dual_clip",
-            f"0, or more than 1 + clip_high = {1 + self.clip_high:g}",
+            f"0, or more than 1 + clip_high = {1 + self.clips[1]:g}",
         )
         require(0 < self.entropy_quantile <= 1, "entropy_quantile", "more than 0, at most 1")
         require(0 <= self.reference_mix <= 1, "reference_mix", "0 to 1")
@@ -122,6 +125,13 @@ class GrpoOptions:
             "reference_sync",
             "0, for without beta there is no reference; or set grpo.beta",
         )
+
+    @property
+    def clips(self) -> tuple[float, float]:
+        """How far below and above 1 the importance ratio counts."""
+        usual = (3e-4, 4e-4) if self.importance == "sequence" else (0.2, 0.28)
+        given = self.clip_low, self.clip_high
+        return tuple(u if g is None else g for u, g in zip(usual, given, strict=True))
 
     @property
     def updates(self) -> int:

@@ -16,18 +16,25 @@ _OF_UPDATES = (
     "clip_high", "dual_clip", "tis", "token_mult_prob_error",
 )  # fmt: skip
 
+_OF_TOKENS = {
+    "kl", "entropy", "ratio", "clip_low", "clip_high", "dual_clip", "tis", "mult_prob_error",
+}  # fmt: skip
+
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
     """All figures that a run with these reward functions reports, the most telling first.
 
-    reward, reward_std: of the weighted sum; rewards/NAME/...: of a function. completion_tokens:
-    mean length; truncated: share that max_new_tokens cut off; zero_std_groups: share of groups
-    whose rewards are equal; left_out: share of completions that lack a reward; draws: batches of
-    prompts drawn; replaced: share of groups that dynamic sampling replaced. tokens_per_second: of
-    the rows trained on, by the time of the whole step; generated_tokens_per_second: by the time of
-    the rollout. The others are those of rl/objective.py, means over the tokens.
+    reward, reward_std: of the weighted sum; rewards/NAME/...: of a function (failed: the share of
+    completions that it gave none). completion_tokens: mean length; truncated: share that
+    max_new_tokens cut off; zero_std_groups: share of groups whose rewards are equal; left_out:
+    share of completions that lack a reward; draws: batches of prompts drawn; replaced: share of
+    groups that dynamic sampling replaced. tokens_per_second: of the rows trained on, by the time of
+    the whole step; generated_tokens_per_second: by the time of the rollout. The others are those of
+    rl/objective.py, means over the tokens.
     """
-    of_functions = [f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std")]
+    of_functions = [
+        f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std", "failed")
+    ]
     return (
         "reward", "reward_std", "completion_tokens", "truncated", "zero_std_groups", "kl",
         "entropy", "grad_norm", "rollout_seconds", "reward_seconds", "update_seconds",
@@ -42,8 +49,15 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def of_updates(metrics: Sequence[dict]) -> dict[str, float]:
-    """The metrics of a step's updates as one: means, but for a maximum, a minimum and a rate."""
+    """The metrics of a step's updates as one: means, but for a maximum, a minimum and a rate.
+
+    What is a mean over tokens is one over those of all updates, and not known (None) without any.
+    """
+    tokens = np.array([one["tokens"] for one in metrics])
     joined = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
+    for name in joined.keys() & _OF_TOKENS:
+        values = np.array([one[name] for one in metrics])
+        joined[name] = float(values @ tokens / tokens.sum()) if tokens.any() else None
     joined["max_ratio"] = max(float(one["max_ratio"]) for one in metrics)
     joined["finite"] = min(float(one["finite"]) for one in metrics)
     joined["learning_rate"] = float(metrics[-1]["learning_rate"])
@@ -63,6 +77,10 @@ def of_draws(
         "completion_tokens_min": float(lengths.min()),
         "completion_tokens_max": float(lengths.max()),
         "truncated": float(1 - stopped.mean()),
+        **{
+            f"rewards/{name}/failed": float(np.isnan(rewards[real][..., i]).mean())
+            for i, name in enumerate(names)
+        },
     }
 
 

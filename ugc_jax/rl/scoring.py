@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import Entry
+from ugc_jax.errors import UserError
 from ugc_jax.rl.rewards import Pending, Rewards, Sample
 from ugc_jax.rl.rows import Completions
 
@@ -47,7 +48,7 @@ class Scoring:
         mine = [
             place
             for place, row in enumerate(numbers)
-            if row % count == own and self._entries[row] is not None
+            if place % count == own and self._entries[row] is not None
         ]
         taken = Completions(*(leaf[mine] for leaf in completions))
         texts = completion_texts(taken, self._tokenizer)
@@ -61,15 +62,28 @@ class Scoring:
         self._pending.append((rows_of_mine, taken.lengths.shape[1], pending))
 
     def result(self) -> np.ndarray:
-        """f32[B, G, R] of all rows, the same in all processes; NaN where there is no reward."""
+        """f32[B, G, R] of all rows, the same in all processes; NaN where there is no reward.
+
+        Raises UserError in all processes if it is raised in one of them.
+        """
         size, functions = len(self._entries), len(self._rewards.names)
         rewards = np.full((size, self._pending[0][1], functions), np.nan, np.float32)
-        for rows, samples, pending in self._pending:
-            rewards[rows] = pending.result().reshape(len(rows), samples, functions)
-        if jax.process_count() > 1:
-            numbers = np.arange(size)
-            of_processes = np.asarray(multihost_utils.process_allgather(rewards))
-            rewards = of_processes[numbers % jax.process_count(), numbers]
+        refused = None
+        try:
+            for rows, samples, pending in self._pending:
+                rewards[rows] = pending.result().reshape(len(rows), samples, functions)
+        except UserError as error:
+            refused = error
+        if jax.process_count() > 1:  # all of them come here, or those that do would wait for ever
+            if multihost_utils.process_allgather(np.array(refused is not None)).any():
+                raise refused or UserError("rewards: another process was refused; see its log")
+            # Each row has its rewards in one process, and NaN in the others.
+            by_process = np.asarray(multihost_utils.process_allgather(rewards))
+            known = ~np.isnan(by_process)
+            rewards = np.where(known, by_process, 0).sum(axis=0, dtype=np.float32)
+            rewards[~known.any(axis=0)] = np.nan
+        elif refused is not None:
+            raise refused
         return rewards
 
     def _sample(self, entry: Entry, text: str, made: Completions, row: int, g: int) -> Sample:

@@ -269,15 +269,21 @@ class Loop:
 
     def _visit(self, step: int, state: TrainState, done: Done, stopping: bool):
         """Evaluate and save, as is due after a step; only save when the run is to stop."""
-        figures = None
+        figures, refused = None, None
         if self._is_evaluation(step) and not stopping:
-            figures, rows = self._work.evaluate(state)
-            self._report(step, figures)
-            self._tell("samples", step, rows)
-        if self._is_save(step) or stopping:
+            try:
+                figures, rows = self._work.evaluate(state)
+                self._report(step, figures)
+                self._tell("samples", step, rows)
+            except UserError as error:  # what was learnt so far is not lost by it
+                refused = error
+        if self._is_save(step) or stopping or refused is not None:
             self.checkpoints.save(step, state, done.after, self.settings, figures)
             if self._writer is not None:
                 self._writer.publish()
+        if refused is not None:
+            self.checkpoints.wait()
+            raise refused
 
 
 class _Trace:

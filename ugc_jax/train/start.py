@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # These settings decide what a checkpoint holds.
 FIXED = (
     "trainable.", "lora.rank", "lora.targets", "optimizer.name", "master", "grpo.iterations",
-    "grpo.minibatches",
+    "grpo.minibatches", "grpo.dynamic_sampling", "grpo.resamples",
 )  # fmt: skip
 
 

@@ -108,11 +108,20 @@ def gradient(
     return jax.lax.scan(step, zeros, split)[0]
 
 
+def in_parts(function: Callable, batch, parts: int):
+    """`function(part)`, whose leaves have the part's rows, of all rows: a part at a time."""
+    if parts == 1:
+        return function(batch)
+    out = jax.lax.map(function, _split(batch, parts))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), out)
+
+
 def apply(
-    setup: Setup, state: TrainState, loss: jax.Array, grads: dict
+    setup: Setup, state: TrainState, loss: jax.Array, grads: dict, moves: jax.Array | bool = True
 ) -> tuple[TrainState, Metrics]:
     """Update the parameters by the optimizer, or nothing where loss or gradient is not finite.
 
+    moves: bool[], False for a step that counts and changes nothing else.
     Metrics: grad_norm (before clipping), learning_rate, and finite: 0.0 from then on.
     """
     norm = optax.global_norm(grads)
@@ -127,7 +136,7 @@ def apply(
     )
 
     def unless_broken(new, old):
-        return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
+        return jax.tree.map(lambda new, old: jnp.where(healthy & moves, new, old), new, old)
 
     new = state._replace(
         step=state.step + healthy,
