@@ -97,6 +97,7 @@ def _policy_step(state, batch):
     new = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
     told = dict.fromkeys(("loss", "grad_norm", "learning_rate", "entropy", "max_ratio"), loss)
     told |= {"mult_prob_error": 1 + loss, "finite": healthy.astype(jnp.float32)}
+    told["tokens"] = jnp.sum(batch.weight > 0, dtype=jnp.float32)
     return new._replace(healthy=healthy), told
 
 
