@@ -15,5 +15,4 @@ echo "[2/3] ruff"
 "$python" -m ruff format --check .
 
 echo "[3/3] pytest"
-# Two files at a time: most of it is compiling, which has use for one core.
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+exec "$python" -m pytest "$@"

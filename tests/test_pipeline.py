@@ -219,7 +219,8 @@ def test_workers_stay_at_a_signal_to_all_but_not_without_their_parent(start, tmp
     code = (
         "import pickle, sys, time\n"
         "batches = iter(pickle.load(open(sys.argv[1], 'rb')))\n"
-        "next(batches); print('begun', flush=True); time.sleep(60)\n"
+        "next(batches), next(batches)  # one of each worker\n"
+        "print('begun', flush=True); time.sleep(60)\n"
     )
     (tmp_path / "pipe").write_bytes(pickle.dumps(start(workers=2, epochs=50)))
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
