@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from ugc_jax.data.batching import collate_rows
 from ugc_jax.data.clips import build_example
 from ugc_jax.data.planning import (
     DataConfig,
+    ExampleSet,
     Plan,
     RowsConfig,
     make_plan,
@@ -56,13 +57,8 @@ def training(
     rows: of the global batch, those that this process feeds. steps: of the run; without them,
     epochs decide. Raises UserError for a folder that cannot be read or has nothing to train on.
     """
-    folders, weights = zip(*parse_mixture(data.train), strict=True)
-    sources = [RecordSource(folder) for folder in folders]
-    sets = [
-        training_set(folder, source.entries, data, tokenizer, model)
-        for folder, source in zip(folders, sources, strict=True)
-    ]
-    plan = make_plan(weighted(sets, weights), data, steps, epochs)
+    sources, sets = _mixture(data, training_set, tokenizer, model)
+    plan = make_plan(sets, data, steps, epochs)
     return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows), data)
 
 
@@ -82,17 +78,28 @@ def prompt_batches(
     besides its own: there are steps * (1 + further), all of one shape, so that their rows can take
     each other's place. most: only so many prompts of each folder, its first.
     """
-    folders, weights = zip(*parse_mixture(data.train), strict=True)
-    sources = [RecordSource(folder) for folder in folders]
-    sets = [
-        prompt_set(folder, source.entries[:most], data, tokenizer, model)
-        for folder, source in zip(folders, sources, strict=True)
-    ]
-    sets = weighted(sets, weights)
+    sources, sets = _mixture(data, prompt_set, tokenizer, model, most)
     plan = make_plan(sets, data, steps, epochs)
     if further:
         plan = make_plan(sets, data, len(plan) * (1 + further), one_shape=True)
     return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows, answers=False), data)
+
+
+def _mixture(
+    data: RowsConfig,
+    make_set: Callable[..., ExampleSet],
+    tokenizer: ChatTokenizer,
+    model: OmniConfig,
+    most: int | None = None,
+) -> tuple[list[RecordSource], list[ExampleSet]]:
+    """The folders of `data.train`, and what `make_set` takes of their first `most` entries."""
+    folders, weights = zip(*parse_mixture(data.train), strict=True)
+    sources = [RecordSource(folder) for folder in folders]
+    sets = [
+        make_set(folder, source.entries[:most], data, tokenizer, model)
+        for folder, source in zip(folders, sources, strict=True)
+    ]
+    return sources, weighted(sets, weights)
 
 
 def evaluation(
