@@ -312,6 +312,36 @@ def test_a_recorded_answer_that_no_longer_fits_is_asked_anew(server, config, tmp
     assert asyncio.run(other()) == 7
 
 
+def test_what_is_known(server, config, tmp_path):
+    async def run():
+        judge = Judge(replaced(config, cache=str(tmp_path / "judge.jsonl")))
+        before = judge.knows("Rate it.", score)
+        await judge.ask("Rate it.", score)
+        known = [judge.knows("Rate it.", score, repeat) for repeat in (0, 1)]
+        unfit = judge.knows("Rate it.", lambda answer: answer["points"])
+        # an answer that is made into None is known all the same
+        nothing = [await judge.ask("Rate it.", lambda answer: None) for _ in range(2)]
+        await judge.close()
+        return before, known, unfit, nothing, judge.usage.requests
+
+    assert asyncio.run(run()) == (False, [True, False], False, [None, None], 1)
+
+
+def test_closing_gives_up_what_is_being_asked(server, config, caplog):
+    server.delay = 0.3
+
+    async def run():
+        judge = Judge(config)
+        asked = asyncio.create_task(judge.ask("Rate it.", score))
+        await asyncio.sleep(0.1)
+        await judge.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(run())
+    assert not caplog.records
+
+
 def test_a_killed_run_goes_on(server, config, tmp_path):
     cache = tmp_path / "judge.jsonl"
     script = f"""

@@ -92,7 +92,9 @@ class JudgeConfig:
     backoff: float = 1.0  # seconds before the first retry; doubles each time, up to 30
     # minutes that a server which cannot be reached, or has no room (429), is waited for
     wait: float = 10.0
-    cache: str | None = None  # JSON Lines file of all answers: a second run asks nothing again
+    # JSON Lines file of all answers: a second run asks nothing again; it tells judges apart by
+    # model and temperature, not by base_url
+    cache: str | None = None
     price_in: float = 0.0  # per million tokens of questions, for the count of the cost
     price_out: float = 0.0  # per million tokens of answers
 
@@ -184,27 +186,36 @@ class Judge:
         repeat: number of this asking, to ask a question several times.
         Raises JudgeError where there is no usable answer, UserError for a mistake of the config.
         """
-        if isinstance(question, str):
-            question = talk.messages(question)
-        key = self._key(question, repeat)
-        known = self._answers.get(key)
-        if known is not None and talk.fault(known, parse) is None:
+        messages, key = _messages(question), self._key(question, repeat)
+        if self.knows(question, parse, repeat):
             self.usage.cached += 1
-            return parse(known)
+            return parse(self._answers.get(key))
         if key not in self._running:
-            task = asyncio.create_task(self._ask(key, list(question), parse))
+            task = asyncio.create_task(self._ask(key, messages, parse))
             task.add_done_callback(lambda _: self._running.pop(key))
             self._running[key] = task
         # one who stops waiting does not stop it for the others
         return parse(await asyncio.shield(self._running[key]))
 
+    def knows(
+        self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
+    ) -> bool:
+        """`ask` would answer at once, out of the cache."""
+        answer = self._answers.get(self._key(question, repeat))
+        return answer is not None and talk.fault(answer, parse) is None
+
     async def close(self):
-        """Close connections and cache."""
+        """Give up what is still being asked; close connections and cache."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._client.close()
         self._answers.close()
 
-    def _key(self, messages: Sequence[dict], repeat: int) -> str:
-        said = [self.config.model, self.config.temperature, list(messages), repeat]
+    def _key(self, question: str | Sequence[dict], repeat: int) -> str:
+        """Of the judge's name, not of its address: a server comes back on another port."""
+        said = [self.config.model, self.config.temperature, _messages(question), repeat]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     async def _ask(self, key: str, messages: list[dict], parse: Callable) -> dict:
@@ -335,6 +346,10 @@ class Judge:
             away = time.monotonic() - self._down_since
             logger.info("judge %s answers again after %.0f s", self._where, away)
         self._down_since, self._is_told = None, False
+
+
+def _messages(question: str | Sequence[dict]) -> list[dict]:
+    return talk.messages(question) if isinstance(question, str) else list(question)
 
 
 def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:

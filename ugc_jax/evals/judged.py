@@ -1,0 +1,245 @@
+"""The judged tasks: every caption is put to an LLM judge, as often as asked, on one event loop.
+
+    with JudgedTasks(config, ["final_caption"]) as judge:
+        samples, noise = judge.judge("final_caption", items)
+
+What has been answered before, by a run that was killed too, comes out of the judge's cache. A
+caption without a usable answer is a failure, never a zero, and is asked about by the next run.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals import prompts
+from ugc_jax.evals.judge import Judge, JudgeConfig, JudgeError, Unreachable
+from ugc_jax.evals.prompts import FORMS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalJudgeConfig(JudgeConfig):
+    """The LLM judge of captions, on an OpenAI-compatible server."""
+
+    # text file with the question of the one judged task, or a folder with TASK.txt for each; holds
+    # {reference} and {caption}, which are put in as they are, and asks for a JSON object:
+    # final_caption {"visual": N, "audio": N, "details": N}, each N from 1 to 5; audio_caption
+    # audio, details; visual_caption visual, details; background {"consistent": "yes" or "no"};
+    # objects {"matched": M, "total": N}; a "reason" beside them is kept; none: a wording of our own
+    prompt: str | None = None
+    repeats: int = 1  # times that each caption is judged, for the mean and, from 2 on, the noise
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.repeats < 1:
+            raise UserError(f"judge: repeats is {self.repeats}; give 1 or more")
+
+
+class Item(NamedTuple):
+    """One caption, or answer, that is judged. No text is empty."""
+
+    id: str
+    reference: str
+    prediction: str
+
+
+class Judged(NamedTuple):
+    """What became of a task.
+
+    samples: one each item, {"id", "score" and columns in percent or "failure": "judge",
+    "reference", "prediction", "note": the judge's reason, or why there is no answer}.
+    noise: standard deviation of the task's score from one judging of all captions to the next, in
+    percent; None where no caption was judged twice.
+    """
+
+    samples: list[dict]
+    noise: float | None
+
+
+class NotAsked(JudgeError):
+    """A question that was not asked, since the judge had been given up."""
+
+
+class JudgedTasks:
+    """One judge for all judged tasks of a run; a context manager. Not for use inside a loop."""
+
+    def __init__(self, config: EvalJudgeConfig, tasks: Iterable[str]):
+        """tasks: those that will be judged, of `prompts.FORMS`.
+
+        Raises UserError for a prompt, a judge or a cache that cannot be used; asks nothing yet.
+        """
+        self.config = config
+        self._prompts = prompts.load(config.prompt, tasks)
+        self._judge = Judge(config)
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> "JudgedTasks":
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self._runner.run(self._judge.close())
+        finally:
+            self._runner.close()
+        usage = self._judge.usage
+        cost = f", cost {usage.cost:.2f}" if self.config.price_in or self.config.price_out else ""
+        logger.info(
+            "judge %s: %d answers and %d from the cache, %d failed; %d requests, %d tokens in, "
+            "%d out%s",
+            self.config.model, usage.answered, usage.cached, usage.failed, usage.requests,
+            usage.tokens_in, usage.tokens_out, cost,
+        )  # fmt: skip
+
+    def judge(self, task: str, items: Sequence[tuple[str, str, str]]) -> Judged:
+        """What the judge says of n items (id, reference, prediction) of one task.
+
+        Tells failures in one line. Raises UserError for a mistake of the config, such as a wrong
+        key; KeyboardInterrupt leaves all answers so far in the cache.
+        """
+        items = [Item(*item) for item in items]
+        outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
+        _tell_failures(task, outcomes)
+        columns = FORMS[task].columns
+        samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
+        return Judged(samples, noise([[o["score"] for o in _usable(all_)] for all_ in outcomes]))
+
+    def protocol(self, task: str) -> dict:
+        """What has to be equal for two scores of the task to compare."""
+        judge, temperature = self.config.model, self.config.temperature
+        return {"judge": judge, "temperature": temperature, "prompt": self._prompts[task].name}
+
+    def record(self) -> dict:
+        """The judge, how it was asked, and its usage so far in this process, as JSON."""
+        names = dict.fromkeys(prompt.name for prompt in self._prompts.values())
+        return {
+            "model": self.config.model,
+            "temperature": self.config.temperature,
+            "prompt": ", ".join(names),
+            "repeats": self.config.repeats,
+            "usage": dataclasses.asdict(self._judge.usage),
+        }
+
+
+def noise(scores: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation of a task's score from one judging of all its clips to the next.
+
+    scores: of each clip, those of its repeats. The score is a mean over n clips that are judged
+    independently, so its variance is the sum of the clips' variances over n squared. Clips with
+    fewer than two scores tell nothing; None if there are no others.
+    """
+    variances = [statistics.variance(repeats) for repeats in scores if len(repeats) > 1]
+    return math.sqrt(sum(variances)) / len(variances) if variances else None
+
+
+class _Question(NamedTuple):
+    place: int  # of the item
+    repeat: int
+    messages: list[dict]
+
+
+class _Round:
+    """All questions of one task.
+
+    The judge is given up when it is Unreachable, and after as many failures in a row as no chance
+    brings: it would be asked in vain, and paid, for every caption.
+    """
+
+    def __init__(self, judge: Judge, task: str, prompt: prompts.Prompt, items: Sequence[Item]):
+        config = judge.config
+        self._judge, self._task, self._parse = judge, task, _parser(task)
+        self._questions = [  # all captions once, before any of them twice
+            _Question(place, repeat, prompt.messages(item.reference, item.prediction))
+            for repeat in range(config.repeats)
+            for place, item in enumerate(items)
+        ]
+        # [n, repeats]: what `_parser` makes of the answer, or why there is none
+        self.outcomes: list[list] = [[None] * config.repeats for _ in items]
+        self._failed, self._row, self._most = 0, 0, max(20, 2 * config.concurrency)
+
+    async def run(self) -> list[list[dict | JudgeError]]:
+        """`outcomes`, complete. Raises UserError for a mistake of the config."""
+        new = []
+        for question in self._questions:
+            if self._judge.knows(question.messages, self._parse, question.repeat):
+                await self._ask(question)
+            else:
+                new.append(question)
+        total, waiting = len(self._questions), iter(new)
+        with tqdm(
+            total=total, initial=total - len(new), unit="answer", desc=self._task, disable=None
+        ) as bar:
+
+            async def work():
+                for question in waiting:
+                    await self._ask(question)
+                    bar.set_postfix(failed=self._failed, refresh=False)
+                    bar.update()
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._judge.config.concurrency):
+                        group.create_task(work())
+            except ExceptionGroup as errors:  # UserErrors, all of one reason
+                raise errors.exceptions[0] from None
+        return self.outcomes
+
+    async def _ask(self, question: _Question):
+        try:
+            if self._row >= self._most:
+                raise NotAsked("not asked, since the judge was given up")
+            outcome = await self._judge.ask(question.messages, self._parse, question.repeat)
+            self._row = 0
+        except JudgeError as error:
+            outcome = error
+            self._failed += 1
+            self._row = self._most if isinstance(error, Unreachable) else self._row + 1
+        self.outcomes[question.place][question.repeat] = outcome
+
+
+def _parser(task: str) -> Callable[[dict], dict]:
+    """The judge's JSON object -> {"score", columns, "note": its reason, if it gives one}."""
+
+    def parse(answer: dict) -> dict:
+        scores, reason = FORMS[task].scores(answer), answer.get("reason")
+        has_reason = isinstance(reason, str) and reason.strip()
+        return scores | {"note": reason.strip()} if has_reason else scores
+
+    return parse
+
+
+def _usable(outcomes: Sequence[dict | JudgeError]) -> list[dict]:
+    return [outcome for outcome in outcomes if not isinstance(outcome, JudgeError)]
+
+
+def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence[str]) -> dict:
+    """An item of `Judged.samples`: the mean of the repeats that were answered."""
+    said = {"reference": item.reference, "prediction": item.prediction}
+    usable = _usable(outcomes)
+    if not usable:
+        return {"id": item.id, "failure": "judge", **said, "note": str(outcomes[0])}
+    means = {name: statistics.fmean(o[name] for o in usable) for name in ("score", *columns)}
+    note = {"note": usable[0]["note"]} if "note" in usable[0] else {}
+    return {"id": item.id, **means, **said, **note}
+
+
+def _tell_failures(task: str, outcomes: Sequence[Sequence[dict | JudgeError]]):
+    """One line for all failures of a task, each kind of them with its first message."""
+    failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
+    if not failures:
+        return
+    counts, first = Counter(map(type, failures)), {type(e): e for e in reversed(failures)}
+    kinds = "; ".join(f"{count} times: {first[kind]}" for kind, count in counts.most_common())
+    logger.warning(
+        "%s: %d of %d questions to the judge have no usable answer (%s); run again to ask them "
+        "again",
+        task, len(failures), sum(map(len, outcomes)), kinds,
+    )  # fmt: skip

@@ -1,0 +1,202 @@
+"""What the judge is asked about a judged task, and the scores that its answer makes.
+
+The criteria are the benchmark's (arXiv 2507.11336), the wording is ours. A caption cannot instruct
+the judge here: it stands between tags that it cannot close (`talk.fenced`). The judge answers
+    final_caption           {"visual": N, "audio": N, "details": N}, each N from 1 to 5
+    audio_, visual_caption  the same with two of them (the release says nothing of these tasks)
+    background              {"consistent": "yes" or "no"}
+    objects                 {"matched": M, "total": N}, M of the N objects of the reference
+and may add a "reason", which is kept beside the scores.
+
+A wording of the user's own is a text file with {reference} and {caption}. It is the whole message
+that the judge gets, with the two texts put in as they are, so that it can follow another protocol
+to the letter; other braces are the text's own, as in JSON.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals import talk
+
+PLACEHOLDERS = ("{reference}", "{caption}")
+
+RATE = """\
+Rate a caption of a short video against a reference, which tells correctly what is {told} in it.
+Rate each of these on its own:
+{aspects}
+
+5: tells all of it, exactly, and nothing that the reference does not support
+4: tells nearly all of it; small things are missing or blurred
+3: tells most of it, but without depth, or with a small mistake
+2: tells one or two things of it; much is missing, vague or wrong
+1: tells nearly nothing of it, or another video; most is missing, wrong or invented
+Length and style earn nothing. Where the reference tells that there is nothing, such as a video
+without sound, a caption that tells so is right.
+
+{reference}
+
+{caption}
+
+Answer with {"reason": "...", {ratings}}:
+"reason" one short sentence, each N a whole number from 1 to 5."""
+
+ASPECTS = {
+    "visual": "the setting, people and objects, what they do, text on the screen",
+    "audio": "speech and what it says, voices, music, sounds, and their mood",
+    "details": "how complete and precise the whole is: its course, its theme and purpose",
+}
+
+BACKGROUND = """\
+Do these two texts tell of the same changes of a video's background? They do if they agree on
+whether it changes, and on the places in their order. The caption may use other words or tell less
+of each place; a place or a change that it invents, leaves out or puts wrongly is a difference.
+
+{reference}
+
+{caption}
+
+Answer with {"reason": "...", "consistent": "yes" or "no"}: "reason" one short sentence."""
+
+OBJECTS = """\
+Which objects of the reference does the caption list? Both list objects of a video with their count,
+colour and position. An object of the reference is matched if the caption lists one of the same
+kind, count, colour and position, in whatever words. Objects that only the caption lists do not
+count.
+
+{reference}
+
+{caption}
+
+Answer with {"reason": "...", "matched": M, "total": N}: "reason" one short sentence, N the number
+of objects (entries) in the reference, M the number of those that are matched."""
+
+
+class Form(NamedTuple):
+    """One judged task.
+
+    wording: the question, of which PLACEHOLDERS are replaced.
+    scores: the judge's JSON object -> {"score", each of `columns`} in percent; raises ValueError,
+      TypeError or KeyError for one of another form.
+    """
+
+    wording: str
+    scores: Callable[[dict], dict[str, float]]
+    columns: tuple[str, ...] = ()
+
+
+def fill(template: str, **texts: str) -> str:
+    """`template` with each {name} of `texts` replaced, and all other braces as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)
+
+
+def _ratings(told: str, *columns: str) -> Form:
+    """A caption that is rated 1..5 in each column; the score is the mean of the columns."""
+    ratings = ", ".join(f'"{column}": N' for column in columns)
+    aspects = "\n".join(f"{column}: {ASPECTS[column]}" for column in columns)
+    wording = fill(RATE, told=told, aspects=aspects, ratings=ratings)
+
+    def scores(answer: dict) -> dict[str, float]:
+        rated = {column: talk.integer(answer, column, 1, 5) / 5 * 100 for column in columns}
+        return {"score": sum(rated.values()) / len(rated)} | rated
+
+    return Form(wording, scores, columns)
+
+
+def _is_consistent(answer: dict) -> dict[str, float]:
+    said = str(answer["consistent"]).strip().lower()
+    if said not in ("yes", "true", "no", "false"):
+        raise ValueError(f'consistent is {said!r:.40}, not "yes" or "no"')
+    return {"score": 100.0 if said in ("yes", "true") else 0.0}
+
+
+def _share_matched(answer: dict) -> dict[str, float]:
+    total = talk.integer(answer, "total", 1, 10**6)
+    return {"score": talk.integer(answer, "matched", 0, total) / total * 100}
+
+
+FORMS = {
+    "background": Form(BACKGROUND, _is_consistent),
+    "objects": Form(OBJECTS, _share_matched),
+    "audio_caption": _ratings("heard", "audio", "details"),
+    "visual_caption": _ratings("seen", "visual", "details"),
+    "final_caption": _ratings("seen and heard", "visual", "audio", "details"),
+}
+
+
+class Prompt(NamedTuple):
+    """How the judge is asked. name: of the wording, for the record: "ugc_jax", or a file's."""
+
+    name: str
+    template: str
+    is_ours: bool
+
+    def messages(self, reference: str, caption: str) -> list[dict]:
+        """The messages that put the question about two texts."""
+        texts = {"reference": reference, "caption": caption}
+        if self.is_ours:
+            fenced = {name: talk.fenced(name, text) for name, text in texts.items()}
+            return talk.messages(fill(self.template, **fenced))
+        return [{"role": "user", "content": fill(self.template, **texts)}]
+
+
+def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
+    """How the judge is asked about each of the tasks.
+
+    path: a text file for the one task, or a folder with TASK.txt of each; None for our wording.
+    Raises UserError for a file that is missing or cannot be used.
+    """
+    tasks = list(tasks)
+    if path is None:
+        return {task: Prompt("ugc_jax", FORMS[task].wording, True) for task in tasks}
+    folder = Path(path)
+    if folder.is_dir():
+        return {task: _read(folder / f"{task}.txt") for task in tasks}
+    if len(tasks) > 1:
+        raise UserError(
+            f"judge.prompt={path}: is one file for {len(tasks)} tasks ({', '.join(tasks)}); "
+            "give a folder with TASK.txt of each, or one task"
+        )
+    return {task: _read(folder) for task in tasks}
+
+
+def _read(path: Path) -> Prompt:
+    """The wording in a file of the user's; UserError with its line if it cannot be used."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"judge.prompt: {path}: cannot be read ({error.strerror}); give a text file"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"judge.prompt: {path}: is no text in UTF-8; save it as such") from None
+    for placeholder in PLACEHOLDERS:
+        if placeholder not in text:
+            raise UserError(f"{path}: has no {placeholder}; write it where that text is to stand")
+    if fault := _fault(text):
+        place, reason = fault
+        raise UserError(f"{path}:{text.count(chr(10), 0, place) + 1}: {reason}")
+    number = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Prompt(f"{path.name} ({number})", text, False)
+
+
+def _fault(text: str) -> tuple[int, str] | None:
+    """Where and why the braces of a template are wrong; None if they are not."""
+    if doubled := re.search(r"\{\s*\{", text):
+        return doubled.start(), "has a doubled brace; write each brace once, in JSON as well"
+    for found in re.finditer(r"\{\s*(\w+)\s*\}", text):
+        if found[0] not in PLACEHOLDERS:
+            names = " and ".join(PLACEHOLDERS)
+            return found.start(), f"unknown placeholder {found[0]}; there are {names}"
+    unclosed = []
+    for found in re.finditer(r"[{}]", text):
+        if found[0] == "{":
+            unclosed.append(found.start())
+        elif unclosed:
+            unclosed.pop()
+        else:
+            return found.start(), "has a stray }; write braces in pairs"
+    return (unclosed[-1], "has a stray {; write braces in pairs") if unclosed else None

@@ -1,0 +1,111 @@
+"""Score files: a judge's ratings of captions that are on disk already, such as the released ones.
+
+    {"evaluations": {ID: {"visual_score": 4, "audio_score": 3, "details_score": 4}, ...},
+     "overall_visual_average": 2.9, ...}
+or the plain {ID: {"visual": 4, "audio": 3, "details": 4}, ...}, with ratings from 1 to 5.
+
+The script of the release counted a failed call as 0; here it is a failure.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.prompts import FORMS
+
+# How the released score files were made (the release's evaluation script).
+RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}
+
+
+class Scores(NamedTuple):
+    """A score file.
+
+    samples: {"id", "score" and the task's columns in percent, or "failure": "judge" and "note"}.
+    notes: where the file's own averages differ from those of the samples.
+    """
+
+    samples: list[dict]
+    notes: list[str]
+
+
+def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
+    """The ratings of a caption task in a score file.
+
+    A rating that is 0, missing, out of range or no number makes its clip a failure. Raises
+    UserError for a file that is no score file or has no usable rating, and for an id that it holds
+    twice.
+    """
+    columns = FORMS[task].columns
+    if not columns:
+        rated = ", ".join(name for name, form in FORMS.items() if form.columns)
+        raise UserError(f"{path}: a score file cannot be read for {task}, only for {rated}")
+    content = _read(path)
+    rows = content.get("evaluations", content)
+    rows = rows if isinstance(rows, dict) else {}
+    clips = {key: row for key, row in rows.items() if not key.startswith("overall_")}
+    samples = [_sample(one, row, columns) for one, row in clips.items()]
+    if not any("score" in sample for sample in samples):
+        example = ", ".join(f'"{column}": 4' for column in columns)
+        raise UserError(
+            f"{path}: has no usable ratings; give {{ID: {{{example}}}, ...}} with numbers from 1 "
+            "to 5"
+        )
+    return Scores(samples, _notes(content, samples, columns))
+
+
+def _read(path: str | Path) -> dict:
+    """The JSON object in a file."""
+
+    def once(pairs: list[tuple]) -> dict:
+        found = {}
+        for key, value in pairs:
+            if key in found:
+                raise UserError(f"{path}: holds {key!r} twice; keep one of them")
+            found[key] = value
+        return found
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a score file") from None
+    except UserError:
+        raise
+    except ValueError as error:  # UnicodeDecodeError, too
+        raise UserError(f"{path}: is no JSON ({error}); give a score file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is no JSON object; give a score file, {{ID: ratings, ...}}")
+    return content
+
+
+def _sample(one: str, row: object, columns: tuple[str, ...]) -> dict:
+    """An item of `Scores.samples`."""
+    row = row if isinstance(row, dict) else {}
+    ratings = {column: row.get(f"{column}_score", row.get(column)) for column in columns}
+    bad = [f"{column} is {value!r:.40}" for column, value in ratings.items() if not _usable(value)]
+    if bad:
+        note = f"{', '.join(bad)}: not a rating from 1 to 5"
+        return {"id": one, "failure": "judge", "note": note}
+    percent = {column: value / 5 * 100 for column, value in ratings.items()}
+    return {"id": one, "score": sum(percent.values()) / len(percent)} | percent
+
+
+def _usable(rating: object) -> bool:
+    is_number = isinstance(rating, int | float) and not isinstance(rating, bool)
+    return is_number and 1 <= rating <= 5
+
+
+def _notes(content: dict, samples: list[dict], columns: tuple[str, ...]) -> list[str]:
+    """Where the file's own averages, which count failures as 0, are not those of the samples."""
+    scored = [sample for sample in samples if "score" in sample]
+    stated = {"score": content.get("overall_average_percent")}
+    for column in columns:
+        average = content.get(f"overall_{column}_average")
+        stated[column] = average / 5 * 100 if isinstance(average, int | float) else None
+    notes = []
+    for name, theirs in stated.items():
+        ours = math.fsum(sample[name] for sample in scored) / len(scored)
+        if isinstance(theirs, int | float) and abs(theirs - ours) >= 0.005:
+            notes.append(f"{name}: the score file itself says {theirs:.2f}, its clips {ours:.2f}")
+    return notes
