@@ -17,7 +17,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate import captioner as module
 from ugc_jax.generate.captioner import Caption, leave_room
 from ugc_jax.generate.engine import Generated
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.sharding import make_mesh
 
 FEW_FRAMES = dict(frames=4, min_pixels=28 * 28, max_pixels=16 * 28 * 28, question="What is it?")

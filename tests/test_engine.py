@@ -13,7 +13,7 @@ from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models import omni
 
 NAMES = ("text", "audio", "video", "video_with_sound", "several_media", "video_sound_longer")

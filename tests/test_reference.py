@@ -11,7 +11,7 @@ from ugc_jax import config as config_lib
 from ugc_jax.config import Compute
 from ugc_jax.data.positions import AUDIO, VISION
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.models import omni

@@ -7,7 +7,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32) * 3
 

@@ -14,7 +14,7 @@ from ugc_jax.config import Compute
 from ugc_jax.data.batching import BucketKey, collate
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf import mapping
 from ugc_jax.models import omni
 

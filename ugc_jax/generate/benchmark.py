@@ -22,7 +22,7 @@ from ugc_jax.data.prompt import Text, Video
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
 SECONDS_PER_GRID = 1.0  # two frames a second

@@ -26,7 +26,7 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config

@@ -8,8 +8,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from ugc_jax.errors import UserError
+
+if TYPE_CHECKING:  # the job that writes the world reads this file, too, and needs no jax
+    from ugc_jax.generate.captioner import Caption
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +151,26 @@ class Totals:
             "compiled {programs} programs; {new_tokens} tokens in {seconds} s "
             "({clips_per_second} clips/s, {tokens_per_second} tokens/s)"
         ).format(**self.record())
+
+
+def record_all(
+    stream: Iterable["Caption"],
+    total: int,
+    results: Results,
+    totals: Totals,
+    *,
+    desc: str = "captioning",
+    token_ids: bool = False,
+):
+    """Write each caption of a stream of `total` as it comes; say what is wrong with a clip."""
+    bar = tqdm(stream, total=total, unit="clip", desc=desc, disable=None)
+    for caption in bar:
+        record = caption.record(token_ids)
+        results.write(record)
+        totals.count(record)
+        if caption.error is not None:
+            logger.warning("%s", caption.error)
+        bar.set_postfix_str(f"{totals.tokens_per_second:.1f} tokens/s")
 
 
 def write_json(path: str | Path, content: dict):

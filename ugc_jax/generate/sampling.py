@@ -1,38 +1,11 @@
 """Choosing the next token: pure functions on logits, with transformers' order and formulas."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ugc_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How captions are sampled. temperature 0 is greedy."""
-
-    temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
-    top_k: int = 0  # keep the k most likely tokens; 0: all
-    top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
-    repetition_penalty: float = (
-        1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
-    )
-    max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
-    seed: int = 0  # of the sampling; a clip's own name is mixed in
-
-    def __post_init__(self):
-        for name, holds, remedy in (
-            ("temperature", self.temperature >= 0, "use 0 for greedy or a positive number"),
-            ("top_k", self.top_k >= 0, "use 0 to keep all tokens"),
-            ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
-            ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
-            ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295"),
-        ):
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)}; {remedy}")
+from ugc_jax.generate.settings import SamplingConfig
 
 
 class Mode(NamedTuple):

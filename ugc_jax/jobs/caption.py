@@ -9,23 +9,19 @@ error again. A caption is not made anew when settings change: choose another out
 """
 
 import dataclasses
-import logging
 import sys
 from typing import Literal
 
 import jax
-from tqdm import tqdm
 
 from ugc_jax.data.find import find_clips
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import Results, Totals, write_json
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.results import Results, Totals, record_all, write_json
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.settings import part
 from ugc_jax.sharding import make_mesh
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +55,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
                 config.checkpoint, dtype=config.dtype, mesh=_mesh(config), revision=config.revision
             )
             stream = captioner.stream(todo, clip, sampling, config.batch_size, config.workers)
-            bar = tqdm(stream, total=len(todo), unit="clip", desc="captioning", disable=None)
-            for caption in bar:
-                record = caption.record(config.token_ids)
-                results.write(record)
-                totals.count(record)
-                if caption.error is not None:
-                    logger.warning("%s", caption.error)
-                bar.set_postfix_str(f"{totals.tokens_per_second:.1f} tokens/s")
+            record_all(stream, len(todo), results, totals, token_ids=config.token_ids)
             totals.programs = sum(captioner.engine.programs().values())
     print(totals, file=sys.stderr)
     if config.report is not None:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from ugc_jax.data import world
 from ugc_jax.errors import UserError
+from ugc_jax.evals.metrics import attribute_f1
 from ugc_jax.rl import dialogue
 
 _WORD = re.compile(r"\w+")
@@ -132,10 +132,3 @@ def rouge_l(text: str, reference: str) -> float:
     said, expected = words(text), words(reference)
     total = len(said) + len(expected)
     return 2 * LCSseq.similarity(said, expected) / total if total else 0.0
-
-
-def attribute_f1(text: str, attributes: dict[str, str]) -> float:
-    """F1 of the world's attributes that the caption states: 2 * right / (said + all)."""
-    said = world.parse(text)
-    right = sum(said[name] == attributes[name] for name in world.VALUES)
-    return 2 * right / (sum(value is not None for value in said.values()) + len(world.VALUES))

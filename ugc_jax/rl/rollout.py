@@ -17,7 +17,7 @@ from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import NEW_TOKENS, Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
 

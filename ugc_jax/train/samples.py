@@ -12,7 +12,7 @@ from ugc_jax.data.planning import DataConfig, parse_mixture
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.sampling import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.sharding import whole_rows
 from ugc_jax.train.state import Setup, TrainState, model_params
 

@@ -1,0 +1,71 @@
+"""ugc_jax.generate.asking: every question of a clip, one model, files that are gone on with."""
+
+import json
+from typing import NamedTuple
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.generate.asking import ask
+from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.settings import AskConfig
+
+SMALL = dict(frames=4, min_pixels=784, max_pixels=12544, max_new_tokens=4, batch_size=2)
+
+
+class Asked(NamedTuple):
+    question: str
+    ids: tuple[str, ...]
+
+
+@pytest.fixture
+def captioner(tiny_captioner, monkeypatch):
+    """The compiled captioner; `.asked` lists the (question, clips) that it gets."""
+    asked, stream = [], tiny_captioner.stream
+
+    def listen(clips, clip, *args):
+        asked.append((clip.question, sorted(clips)))
+        return stream(clips, clip, *args)
+
+    monkeypatch.setattr(tiny_captioner, "stream", listen)
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+    return asked
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_question_of_its_clips_and_again(captioner, clips, tmp_path, caplog):
+    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+    questions = {
+        "tone": Asked("Which tone?", ("a", "b", "nowhere")),
+        "ocr": Asked("Which text?", ("a", "broken")),
+    }
+    folder = ask(config, questions, tmp_path / "answers")
+    a, b, broken = (str(clips / f"{name}.mp4") for name in ("a", "b", "broken"))
+    assert captioner == [("Which tone?", [a, b]), ("Which text?", [a, broken])]
+    assert sorted(row["video"] for row in lines(folder / "tone.jsonl")) == [a, b]
+    assert "1 of 3 clips are not in" in caplog.text
+    by_video = {row["video"]: row for row in lines(folder / "ocr.jsonl")}
+    assert "error" in by_video[broken]
+    assert "caption" in by_video[a]
+    # again: answers stay, the error is tried again
+    captioner.clear()
+    ask(config, questions, folder)
+    assert captioner == [("Which text?", [broken])]
+    assert len(lines(folder / "ocr.jsonl")) == 2
+
+
+def test_own_question(captioner, clips, tmp_path):
+    config = AskConfig(checkpoint="x", videos=str(clips), question="What?", **SMALL)
+    ask(config, {"tone": Asked("Which tone?", ("a",))}, tmp_path)
+    assert [question for question, _ in captioner] == ["What?"]
+
+
+def test_mistakes(clips, tmp_path):
+    with pytest.raises(UserError, match="ask.videos"):
+        ask(AskConfig(checkpoint="x"), {}, tmp_path)
+    config = AskConfig(checkpoint="x", videos=str(clips))
+    with pytest.raises(UserError, match="none of the clips"):
+        ask(config, {"tone": Asked("?", ("nowhere",))}, tmp_path)

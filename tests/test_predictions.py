@@ -1,0 +1,215 @@
+"""ugc_jax.evals.predictions: all forms of files; what is wrong with them is counted and said."""
+
+import json
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals import predictions, tasks
+from ugc_jax.evals.predictions import find, read
+
+KNOWN = {"a", "b", "c"}
+
+
+def lines(path, *rows):
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"video_id": "a", "caption": "x"}\n{"video_id": "b", "caption": "y"}\n',
+        '{"video": "clips/a.mp4", "caption": "x", "new_tokens": 3}\n'
+        '{"video": "b.mov", "caption": "y"}',
+        '{"video_id": "a", "ocr": ["z"], "predict_ocr": "x"}\n'
+        '{"video_id": "b", "ocr": [], "predict_ocr": "y"}',
+        '{"question": "?", "samples": [{"video_id": "a", "path": "video/z.mp4", "answer": "z",'
+        ' "predict": "x"}, {"path": "video/b.mp4", "answer": "z", "predict": "y"}]}',
+        '[{"video_id": "a", "answer": "z", "prediction": "x"}, {"video_id": "b", "response": "y"}]',
+        '{"a": "x", "b": "y"}',
+        '{"a.mp4": "x",\n "videos/b.mp4": "y"}',
+        '\ufeff{"video_id": "a", "caption": "x"}\r\n\r\n \n{"video_id": "b", "caption": "y"}\r\n',
+        '{"videos": ["test/a.mp4"], "caption": "x"}\n{"videos": ["test/b.mp4"], "caption": "y"}\n',
+    ],
+)
+def test_forms(tmp_path, content):
+    file = tmp_path / "file.jsonl"
+    file.write_bytes(content.encode())
+    found = read(file, KNOWN)
+    assert found.texts == {"a": "x", "b": "y"}
+    assert not found.errors
+    assert not found.faults()
+
+
+def test_one_line(tmp_path):
+    file = lines(tmp_path / "file.jsonl", {"video_id": 7, "caption": "line\u2028separator"})
+    assert read(file, {"7"}).texts == {"7": "line\u2028separator"}
+
+
+def test_released_files(shared_data):
+    released = shared_data / "ugc_videocap"
+    loaded = tasks.load(released / "qa", tasks.TASKS)
+
+    def found(task, name):
+        return read(released / "results" / name, {one.id for one in loaded[task].samples})
+
+    background = found("background", "background/omni3b_output.json")
+    assert (len(background.texts), background.faults()) == (310, [])
+    assert list(background.errors.values()) == ["predict is null"]
+    assert len(found("objects", "object/omni3b_object.json").texts) == 997
+    ocr = found("ocr", "ocr/ocr_omni3b.jsonl")
+    assert len(ocr.texts) == 826
+    assert any(text.startswith('{"ocr": ["') for text in ocr.texts.values())  # were objects
+    captions = found("final_caption", "caption/1k_sft_inference.jsonl")
+    assert len(captions.texts) == 998
+    (line,) = captions.faults()  # the one clip without ground truth
+    assert line.startswith("1k_sft_inference.jsonl:44: the task has no clip 'PI-0abb79ae")
+
+
+def test_faults_are_counted_and_the_rest_is_used(tmp_path):
+    file = lines(
+        tmp_path / "file.jsonl",
+        {"video_id": "a", "caption": "first"},
+        '{"video_id": "b", "capt',
+        {"caption": "of whom?"},
+        {"video_id": "zz", "caption": "y"},
+        {"video_id": "b", "answer": "the truth", "ocr": ["the truth"]},
+        {"video_id": "a", "caption": "second"},
+        '"text"',
+        {"video_id": "c", "caption": ""},
+        {"video_id": True, "caption": "x"},
+        '[{"video_id": "b"}]',
+    )
+    found = read(file, KNOWN)
+    assert found.texts == {"a": "second", "c": ""}
+    assert found.faults() == [
+        'file.jsonl:2: not a JSON object: {"video_id": "b", "capt',
+        "file.jsonl:3: no id (looked for video_id, video, path, videos)",
+        "file.jsonl:5: no text of b (looked for predict, predict_ocr, prediction, caption, "
+        "response)",
+        "file.jsonl:7: not a JSON object: text",
+        "file.jsonl:9: no id (looked for video_id, video, path, videos)",
+        "file.jsonl:10: not a JSON object: [{'video_id': 'b'}]",
+        "file.jsonl:4: the task has no clip 'zz'",
+        "file.jsonl:6: a again",
+    ]
+    assert [len(kind) for kind in (found.broken, found.unknown, found.duplicate)] == [6, 1, 1]
+
+
+def test_faults_in_one_json_text(tmp_path):
+    rows = [{"video_id": "a", "predict": "x"}, "text", {"video_id": "d", "predict": "y"}]
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps({"samples": rows}, indent=1))
+    found = read(file, KNOWN)
+    assert found.texts == {"a": "x"}
+    assert found.faults() == [
+        "file.json:sample 2: not a JSON object: text",
+        "file.json:sample 3: the task has no clip 'd'",
+    ]
+
+
+def test_a_text_beats_an_error_and_a_blank_one(tmp_path):
+    file = lines(
+        tmp_path / "file.jsonl",
+        {"video": "a.mp4", "caption": "good"},
+        {"video": "a.mp4", "error": "no such file"},
+        {"video": "b.mp4", "error": "moov atom\nnot found"},
+        {"video": "c.mp4", "caption": "good"},
+        {"video": "c.mp4", "caption": " "},
+        {"video": "d.mp4", "error": "x"},
+        {"video": "d.mp4", "caption": "late", "error": None},
+        {"video": "e.mp4", "predict": None, "caption": "beside null"},
+        {"video": "f.mp4", "caption": None},
+    )
+    found = read(file, set("abcdef"))
+    assert found.texts == {"a": "good", "c": "good", "d": "late", "e": "beside null"}
+    assert found.errors == {"b": "moov atom not found", "f": "caption is null"}
+    assert len(found.duplicate) == len(found.faults()) == 3
+
+
+def test_what_is_no_text_is_kept_as_json(tmp_path):
+    file = lines(
+        tmp_path / "file.jsonl",
+        {"video_id": "a", "predict_ocr": {"ocr": ["ä"]}},
+        {"video_id": "b", "predict_ocr": ["x", 1]},
+        {"video_id": "c", "predict_ocr": 5},
+    )
+    assert read(file, KNOWN).texts == {"a": '{"ocr": ["ä"]}', "b": '["x", 1]', "c": "5"}
+
+
+def test_a_field_of_ones_own(tmp_path):
+    file = lines(tmp_path / "file.jsonl", {"video_id": "a", "caption": "x", "answer": "y"})
+    assert read(file, KNOWN, field="answer").texts == {"a": "y"}
+    with pytest.raises(UserError, match=r"no text of a \(looked for text\)"):
+        read(file, KNOWN, field="text")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_encodings(tmp_path, encoding):
+    file = tmp_path / "file.jsonl"
+    file.write_text('{"video_id": "a", "caption": "猫"}\n', encoding=encoding)
+    assert read(file, KNOWN).texts == {"a": "猫"}
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path, caplog):
+    file = tmp_path / "file.jsonl"
+    file.write_bytes(b'{"video_id": "a", "caption": "x\xff"}\n{"video_id": "b", "caption": "y"}\n')
+    assert read(file, KNOWN).texts == {"a": "x�", "b": "y"}
+    assert "byte 31 is not utf-8" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it is empty"),
+        ("\n \n", "it is empty"),
+        ("[]", "it is empty"),
+        ("{}", "it is empty"),
+        ("3", "not a JSON object: 3"),
+        ("A caption.", "file.json:1: not a JSON object: A caption."),
+        ('{"video_id": "zz", "caption": "x"}', "the task has no clip 'zz'"),
+        ('{"evaluations": {"a": {"visual_score": 4}}}', "holds scores.*give it as scores=FILE"),
+        ("[" * 100_000, "not a JSON object"),
+    ],
+)
+def test_nothing_to_use(tmp_path, content, message):
+    file = tmp_path / "file.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(file, KNOWN)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert len(str(caught.value).replace(str(file), "")) < 200
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read(tmp_path, KNOWN)
+    with pytest.raises(UserError, match=r"cannot be read \(No such file"):
+        find(tmp_path / "none", tasks.TASKS)
+
+
+def test_the_files_of_a_folder(tmp_path):
+    for name in ("Voice-Source.json", "object.jsonl", "notes.json", "tone.txt", ".ocr.jsonl"):
+        (tmp_path / name).touch()
+    for name in ("background_change/any.json", "background_change/log.txt", "caption_score/a.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "tone").mkdir()
+    found = find(tmp_path, tasks.TASKS)
+    assert found.files == {
+        "voice_source": tmp_path / "Voice-Source.json",
+        "background": tmp_path / "background_change/any.json",
+        "objects": tmp_path / "object.jsonl",
+    }
+    assert found.unmatched == [tmp_path / "caption_score/a.json", tmp_path / "notes.json"]
+    assert find(tmp_path, ("tone", "objects")).files == {"objects": tmp_path / "object.jsonl"}
+
+
+def test_several_files_of_a_task(tmp_path):
+    for name in ("bgm.json", "BGM.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"several files of bgm \(BGM\.jsonl, bgm\.json\)"):
+        find(tmp_path, tasks.TASKS)
+    assert find(tmp_path, ("tone",)) == predictions.Found({}, [])

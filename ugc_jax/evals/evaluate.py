@@ -1,0 +1,280 @@
+"""Predictions against what is on record: task by task, clip by clip -> a result.
+
+qa files -> tasks --+
+prediction files ---+-> score of each clip, or why it has none -> summary -> result.json
+judge, where asked -+
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ugc_jax import __version__
+from ugc_jax.data import world
+from ugc_jax.errors import UserError
+from ugc_jax.evals import metrics, ocr, predictions, scores
+from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
+from ugc_jax.evals.ocr import Normalisation
+from ugc_jax.evals.predictions import Predictions
+from ugc_jax.evals.results import VERSION
+from ugc_jax.evals.summary import average, summarize
+from ugc_jax.evals.tasks import Sample, Task
+
+logger = logging.getLogger(__name__)
+
+NEEDS_JUDGE = "it needs a judge: judge.model=NAME, or a score file: scores=FILE"
+MOST_FAULTS = 100  # that are listed one by one
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """A result in the making."""
+
+    name: str  # of the model, for tables
+    sources: dict[str, str | None]
+    tasks: dict[str, dict] = dataclasses.field(default_factory=dict)
+    clips: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+    unscored: dict[str, str] = dataclasses.field(default_factory=dict)
+    faults: dict = dataclasses.field(
+        default_factory=lambda: {"duplicate": 0, "unknown": 0, "broken": 0, "listed": []}
+    )
+
+    @classmethod
+    def begin(
+        cls,
+        name: str | None,
+        qa: str | None,
+        predictions: str | None,
+        scores: str | None,
+        checkpoint: str | None,
+    ) -> "Evaluation":
+        """name: None takes that of the file or the checkpoint.
+
+        Raises UserError where nothing is to be scored, or what is given does not go together.
+        """
+        if not (predictions or scores or checkpoint):
+            raise UserError(
+                "nothing to score; give predictions=FILE, ask.checkpoint=DIR or scores=FILE"
+            )
+        if checkpoint and (predictions or scores):
+            raise UserError(
+                "ask.checkpoint is given with predictions or scores; give one or the other"
+            )
+        if qa is None and (predictions or checkpoint):
+            raise UserError(
+                "qa=DIR is needed: the folder of the qa files, or the manifest of a world"
+            )
+        sources = {"qa": qa, "predictions": predictions, "scores": scores, "checkpoint": checkpoint}
+        return cls(name or checkpoint or Path(predictions or scores).stem, sources)
+
+    def add(
+        self,
+        task: Task,
+        clips: list[dict],
+        protocol: dict,
+        noise: float | None = None,
+        notes: Sequence[str] = (),
+    ):
+        """Add a task whose clips are scored; the arguments are those of `summary.summarize`."""
+        self.tasks[task.name] = summarize(task, clips, protocol, noise, notes)
+        self.clips[task.name] = clips
+
+    def note_faults(self, predictions: Predictions):
+        """Add what is wrong with a file of predictions."""
+        for kind in ("duplicate", "unknown", "broken"):
+            self.faults[kind] += len(getattr(predictions, kind))
+        room = MOST_FAULTS - len(self.faults["listed"])
+        self.faults["listed"] += predictions.faults()[:room]
+
+    def result(self, judge: dict | None) -> dict:
+        """The content of result.json. judge: who judged, or None."""
+        now = datetime.datetime.now(datetime.UTC)
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "benchmark": "world" if "world" in self.tasks else "UGC-VideoCap",
+            "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "ugc_jax": __version__,
+            "sources": self.sources,
+            "judge": judge,
+            "average": average(self.tasks),
+            "tasks": self.tasks,
+            "unscored": self.unscored,
+            "faults": self.faults,
+            "clips": self.clips,
+        }
+
+
+def read_all(
+    path: str | Path, benchmark: Mapping[str, Task], field: str | None = None
+) -> dict[str, Predictions]:
+    """Task -> its predictions, of a folder with a file a task, or of the file of one task.
+
+    field: as in `predictions.read`. Raises UserError for a file where several tasks are asked for,
+    and for a folder without a file of any.
+    """
+    path = Path(path)
+    files = {name: path for name in benchmark}
+    if path.is_dir():
+        files, unmatched = predictions.find(path, list(benchmark))
+        for file in unmatched:
+            logger.warning("%s: its name is that of no task; left out", file)
+        if not files:
+            raise UserError(
+                f"{path}: holds no file of predictions; name them TASK.jsonl, such as "
+                f"{next(iter(benchmark))}.jsonl"
+            )
+    elif len(benchmark) > 1:
+        raise UserError(
+            f"{path}: is one file, and {len(benchmark)} tasks are asked for; name its task=NAME, "
+            "or give a folder with a file a task"
+        )
+    return {
+        name: predictions.read(file, {sample.id for sample in benchmark[name].samples}, field)
+        for name, file in files.items()
+    }
+
+
+def judge_all(
+    evaluation: Evaluation,
+    benchmark: Mapping[str, Task],
+    texts: Mapping[str, Predictions],
+    normalisation: Normalisation,
+    config: EvalJudgeConfig,
+) -> dict:
+    """The result of the predictions of each task.
+
+    A task without predictions, or without the judge that it needs, is told in "unscored". Raises
+    UserError where that leaves none, and for a judge that cannot be asked.
+    """
+    for name, task in benchmark.items():
+        if name not in texts:
+            evaluation.unscored[name] = "it has no predictions"
+        elif task.kind == "judged" and config.model is None:
+            evaluation.unscored[name] = NEEDS_JUDGE
+    todo = [task for name, task in benchmark.items() if name not in evaluation.unscored]
+    if not todo:
+        raise UserError(
+            "; ".join(f"task {name}: {why}" for name, why in evaluation.unscored.items())
+        )
+    judged = [task.name for task in todo if task.kind == "judged"]
+    with JudgedTasks(config, judged) if judged else contextlib.nullcontext() as judge:
+        for task in todo:
+            evaluation.note_faults(texts[task.name])
+            clips, noise = score_task(task, texts[task.name], normalisation, judge)
+            protocol = judge.protocol(task.name) if task.kind == "judged" else {}
+            if task.kind == "ocr":
+                protocol = {"normalisation": normalisation}
+            evaluation.add(task, clips, protocol, noise)
+        return evaluation.result(judge.record() if judge else None)
+
+
+def score_task(
+    task: Task, said: Predictions, normalisation: Normalisation, judge: JudgedTasks | None
+) -> tuple[list[dict], float | None]:
+    """(what became of each sample of a task, in its order; the judge's noise).
+
+    A sample is {"id", "reference", "prediction" where there is one} and "score" with the task's
+    columns or "failure": "missing" (no line), "error" (a line with an error), "empty" (no text),
+    "skipped" (the OCR normalisation has nothing to compare), "judge" (no usable answer).
+    judge: asked about captions of a judged task.
+    """
+    counts_empty = task.kind == "ocr" and normalisation == "raw"  # as the release does
+    clips, asked = [], []
+    for sample in task.samples:
+        text = said.texts.get(sample.id)
+        clip = {"id": sample.id, "reference": shown(sample.reference)}
+        if text is not None:
+            clip["prediction"] = text
+        clips.append(clip)
+        if text is None:
+            clip["failure"] = "error" if sample.id in said.errors else "missing"
+        elif not text.strip() and not counts_empty:
+            clip["failure"] = "empty"
+        elif task.kind == "judged":
+            asked.append(clip)
+        else:
+            clip |= _SCORERS[task.kind](sample, text, normalisation)
+    noise = None
+    if asked:
+        items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in asked]
+        judged, noise = judge.judge(task.name, items)
+        for clip, verdict in zip(asked, judged, strict=True):
+            clip |= verdict
+    return clips, noise
+
+
+def shown(reference: object) -> str:
+    """A sample's reference as text."""
+    if isinstance(reference, dict):
+        return ", ".join(f"{name}: {value}" for name, value in reference.items())
+    return reference if isinstance(reference, str) else "\n".join(reference)
+
+
+def _option(sample: Sample, text: str, _: Normalisation) -> dict:
+    said = metrics.choose(text, sample.options) or metrics.OTHER
+    return {
+        "score": 100.0 * (said == sample.reference),
+        "said": said,
+        "answer": sample.reference,
+    }
+
+
+def _ocr(sample: Sample, text: str, normalisation: Normalisation) -> dict:
+    scores = ocr.scores(sample.reference, text, normalisation)
+    return {"failure": "skipped"} if scores is None else scores
+
+
+def _world(sample: Sample, text: str, _: Normalisation) -> dict:
+    said = world.parse(text)
+    wrong = [name for name, value in sample.reference.items() if said[name] != value]
+    told = (f"{name}: {said[name] or 'nothing clear'}" for name in wrong)
+    note = f"wrong: {', '.join(told)}" if wrong else "all right"
+    return metrics.world_scores(text, sample.reference) | {"wrong": wrong, "note": note}
+
+
+_SCORERS: dict[str, Callable[[Sample, str, Normalisation], dict]] = {
+    "options": _option,
+    "ocr": _ocr,
+    "world": _world,
+}
+
+
+def take_scores(
+    evaluation: Evaluation,
+    path: str | Path,
+    names: Sequence[str],
+    benchmark: Mapping[str, Task],
+    texts: Mapping[str, Predictions],
+) -> dict:
+    """The result of a file of a judge's scores of one task; no judge is asked.
+
+    benchmark, texts: give the clips their references and predictions, where they are known. A
+    sample of the task that the file does not rate is a failure "missing"; a clip that it rates and
+    the task has not counts as it did in the release, and is told. Raises UserError for several
+    tasks, and as `scores.read_scores` does.
+    """
+    if len(names) > 1:
+        raise UserError(f"{path}: holds scores of one task, not of {', '.join(names)}; name one")
+    (name,) = names
+    rated, notes = scores.read_scores(path, name)
+    references, said = {}, {}
+    if name in benchmark:
+        references = {s.id: shown(s.reference) for s in benchmark[name].samples}
+    if name in texts:
+        evaluation.note_faults(texts[name])
+        said = texts[name].texts
+    ids = {clip["id"] for clip in rated}
+    missing = [{"id": one, "failure": "missing"} for one in references if one not in ids]
+    known = {"reference": references, "prediction": said}
+    clips = [
+        clip | {key: found[clip["id"]] for key, found in known.items() if clip["id"] in found}
+        for clip in [*rated, *missing]
+    ]
+    if references and (strange := len(ids - references.keys())):
+        notes = [*notes, f"{strange} rated clips are not among the task's samples; they count"]
+    evaluation.add(benchmark.get(name, Task(name, "", ())), clips, scores.RELEASED, notes=notes)
+    return evaluation.result(None)

@@ -1,0 +1,200 @@
+"""What a model said of each clip: files of predictions in any released or usual form.
+
+    JSON Lines  {"video_id", "caption"}, {"video_id", "ocr", "predict_ocr"}, {"video", "caption"},
+                {"video", "error"}
+    JSON        {"question", "samples": [{"video_id", "answer", "predict"}]}, the list of samples
+                alone, {id: text}
+
+What is wrong with a row is counted and listed, and the rest of the file is used.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.talk import one_line
+from ugc_jax.evals.tasks import clip_id, task_of
+
+logger = logging.getLogger(__name__)
+
+IDS = ("video_id", "video", "path", "videos")  # fields with a clip's id or file
+# Fields with what the model said, the first that is there. Never "answer", "ocr": the ground truth.
+FIELDS = ("predict", "predict_ocr", "prediction", "caption", "response")
+SUFFIXES = (".json", ".jsonl")
+
+
+@dataclasses.dataclass
+class Predictions:
+    """The predictions of a task, by clip, and what is wrong with their file.
+
+    texts: "" among them. errors: why a clip has none, of clips with a row that says so.
+    duplicate, unknown, broken: a line for each such row, "FILE:3: what is wrong".
+    """
+
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    duplicate: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+    def faults(self) -> list[str]:
+        """All that is wrong, the worst first."""
+        return [*self.broken, *self.unknown, *self.duplicate]
+
+
+def read(path: str | Path, known: Collection[str], field: str | None = None) -> Predictions:
+    """The predictions of a file.
+
+    known: ids of the task's clips; rows of others are `unknown`. field: that holds what the model
+    said; None: the first of FIELDS that is there. What is no text, such as a list, is kept as JSON.
+    Of several rows of a clip the last one with a text counts, a blank one only if all are.
+    Raises UserError for a file that cannot be read and for one without a single row to use.
+    """
+    path, predictions = Path(path), Predictions()
+    for place, row in _rows(path):
+        label = f"{path.name}:{place}"
+        try:
+            clip, text, error = _told(row, field)
+        except ValueError as reason:
+            predictions.broken.append(f"{label}: {reason}")
+            continue
+        if clip not in known:
+            predictions.unknown.append(f"{label}: the task has no clip {clip!r:.80}")
+            continue
+        if clip in predictions.texts or clip in predictions.errors:
+            predictions.duplicate.append(f"{label}: {clip} again")
+        if error is not None:
+            predictions.errors[clip] = error
+        elif text.strip() or clip not in predictions.texts:
+            predictions.texts[clip] = text
+    for clip in predictions.errors.keys() & predictions.texts.keys():
+        del predictions.errors[clip]
+    if not predictions.texts and not predictions.errors:
+        first = next(iter(predictions.faults()), "it is empty")
+        raise UserError(
+            f"{path}: holds no prediction of the task's clips ({first}); give another file or field"
+        )
+    return predictions
+
+
+class Found(NamedTuple):
+    """Files of predictions in a folder: by task, and those that are of no task."""
+
+    files: dict[str, Path]
+    unmatched: list[Path]
+
+
+def find(folder: str | Path, names: Sequence[str]) -> Found:
+    """The file of each of the tasks `names` that has one in a folder.
+
+    It is called like its task (any name of it that `tasks.task_of` understands), or it is the only
+    one in a folder that is. Raises UserError where several are of one task.
+    """
+    folder = Path(folder)
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); give a folder with a file a task"
+        ) from None
+    candidates: dict[str, list[Path]] = {name: [] for name in names}
+    unmatched = []
+    for entry in entries:
+        files = [entry]
+        if entry.is_dir():
+            files = sorted(entry.glob("[!.]*"))
+        files = [file for file in files if file.suffix.lower() in SUFFIXES]
+        task = task_of(entry.name if entry.is_dir() else entry.stem)
+        if task is None:
+            unmatched += files
+        elif task in candidates:
+            candidates[task] += files
+    for name, files in candidates.items():
+        if len(files) > 1:
+            listed = ", ".join(str(file.relative_to(folder)) for file in files)
+            raise UserError(f"{folder}: has several files of {name} ({listed}); leave one there")
+    return Found({name: files[0] for name, files in candidates.items() if files}, unmatched)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> Iterator[tuple[str, object]]:
+    """(place, row) of each row: the line of JSON Lines, or "sample 3" of one JSON text.
+
+    A row that is no JSON is the line as it stands.
+    """
+    text = _text(path)
+    content = _json(text)
+    if content is text:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield str(number), _json(line)
+        return
+    if isinstance(content, dict) and "evaluations" in content:
+        raise UserError(f"{path}: holds scores, not predictions; give it as scores=FILE")
+    if isinstance(content, dict) and isinstance(content.get("samples"), list):
+        content = content["samples"]
+    elif isinstance(content, dict) and _id(content) is None:
+        content = [{IDS[0]: clip, FIELDS[0]: text} for clip, text in content.items()]
+    rows = content if isinstance(content, list) else [content]  # JSON Lines of one line
+    for number, row in enumerate(rows, 1):
+        yield f"sample {number}", row
+
+
+def _json(text: str) -> object:
+    """What a text is as JSON; the text itself if it is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a JSON or JSON Lines file"
+        ) from None
+    encoding = json.detect_encoding(raw)  # a byte order mark tells UTF-16, too
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        logger.warning("%s: byte %d is not %s; such are read as �", path, error.start, encoding)
+        return raw.decode(encoding, "replace")
+
+
+def _told(row: object, field: str | None) -> tuple[str, str | None, str | None]:
+    """(clip, text, None), or (clip, None, why there is none). ValueError for a row that is none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object: {one_line(str(row))[:60]}")
+    clip = _id(row)
+    if clip is None:
+        raise ValueError(f"no id (looked for {', '.join(IDS)})")
+    fields = FIELDS if field is None else (field,)
+    present = [name for name in fields if name in row]
+    said = next((row[name] for name in present if row[name] is not None), None)
+    if said is not None:
+        return clip, said if isinstance(said, str) else json.dumps(said, ensure_ascii=False), None
+    if row.get("error") is not None:
+        return clip, None, one_line(str(row["error"]))
+    if present:
+        return clip, None, f"{present[0]} is null"
+    raise ValueError(f"no text of {clip} (looked for {', '.join(fields)})")
+
+
+def _id(row: Mapping) -> str | None:
+    """A row's clip, by its id or its file."""
+    for name in IDS:
+        value = row.get(name)
+        value = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, str) and value.strip():
+            return clip_id(value.strip())
+    return None

@@ -1,0 +1,153 @@
+"""What became of the samples of a task -> its score, and how sure it is."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from ugc_jax.data import world
+from ugc_jax.evals import metrics
+from ugc_jax.evals.intervals import interval
+from ugc_jax.evals.tasks import Task
+
+# The columns whose mean is "Avg." in the paper's table 2 (the OCR fraction counts as percent).
+AVERAGED = {
+    "voice_source": ("score",),
+    "tone": ("score",),
+    "ocr": ("score",),
+    "background": ("score",),
+    "objects": ("score",),
+    "final_caption": ("audio", "visual", "details"),
+}
+
+
+def summarize(
+    task: Task,
+    clips: Sequence[dict],
+    protocol: dict,
+    noise: float | None = None,
+    notes: Sequence[str] = (),
+) -> dict:
+    """The facts of a task in a result.
+
+    clips: one a sample: {"id", "score" and the task's columns, or "failure"}; of options also
+      "said" and "answer", of the world "wrong". Means are over the clips with a score: a failure is no zero. `floor` is
+      what the score would be if each failure were one.
+    protocol: what must be equal for two scores to compare.
+    noise: standard deviation of the score from one judging to the next; None if judged once.
+    """
+    scored = [clip for clip in clips if "score" in clip]
+    failures = Counter(clip["failure"] for clip in clips if "score" not in clip)
+    means = {name: _mean(scored, name) for name in ("score", *task.columns)}
+    intervals = {name: _interval(scored, name) for name in means}
+    facts = means | {
+        "unit": task.unit,
+        "n": len(scored),
+        "failed": sum(failures.values()),
+        "failures": dict(failures),
+        "floor": means["score"] * len(scored) / len(clips) if scored else None,
+        "interval": intervals.pop("score"),
+        "intervals": intervals,
+        "noise": noise,
+        "metric": task.metric,
+        "protocol": protocol,
+        "flags": [],
+        "notes": list(notes),
+    }
+    if task.kind == "options":
+        facts |= _classes(task, scored)
+    if task.kind == "world":
+        facts["recall"] = _attributes(scored)
+    return facts
+
+
+def average(tasks: dict[str, dict]) -> float | None:
+    """ "Avg." of the paper's table 2, percent; None unless all of its eight columns are there."""
+    values = []
+    for name, columns in AVERAGED.items():
+        task = tasks.get(name, {})
+        scale = 100 if task.get("unit") == "fraction" else 1
+        values += [None if task.get(c) is None else scale * task[c] for c in columns]
+    return None if None in values else sum(values) / len(values)
+
+
+def _values(scored: Sequence[dict], name: str) -> list[float]:
+    return [clip[name] for clip in scored if name in clip]
+
+
+def _mean(scored: Sequence[dict], name: str) -> float | None:
+    values = _values(scored, name)
+    return math.fsum(values) / len(values) if values else None
+
+
+def _interval(scored: Sequence[dict], name: str) -> list[float] | None:
+    values = _values(scored, name)
+    return list(interval(values)) if len(values) > 1 else None
+
+
+def _classes(task: Task, scored: Sequence[dict]) -> dict:
+    """What an accuracy hides: that of a guess, that of each class, what was said instead."""
+    options = task.samples[0].options
+    answers, said = ([clip[key] for clip in scored] for key in ("answer", "said"))
+    answer, share = metrics.majority([sample.reference for sample in task.samples])
+    facts = {
+        "majority": {"answer": answer, "score": share},
+        "recall": metrics.recall(answers, said, options),
+        "confusion": metrics.confusion(answers, said, options),
+        "flags": [],
+        "notes": ["labels are compared without regard to case"],
+    }
+    if share == 100:
+        facts["flags"].append(f"degenerate: every answer is {answer}; the score tells nothing")
+    if others := sum(one == metrics.OTHER for one in said):
+        facts["notes"].append(f"{others} answers name no option, or several: wrong")
+    return facts
+
+
+def _attributes(scored: Sequence[dict]) -> dict[str, float] | None:
+    """Attribute of the world -> percent of captions that state it right."""
+    if not scored:
+        return None
+    wrong = Counter(name for clip in scored for name in clip["wrong"])
+    return {name: 100 * (1 - wrong[name] / len(scored)) for name in world.VALUES}
+
+
+def table(result: dict) -> str:
+    """A result as text for a terminal."""
+    lines = [
+        f"{'':<18}{'score':>8}  {'95 % interval':<17}{'n':>6}{'failed':>8}  {'majority guess':<18}"
+    ]
+    for name, task in result["tasks"].items():
+        for column in ("score", *task["intervals"]):
+            lines.append(_line(name, task, column).rstrip())
+        lines += [f"  ! {text}" for text in _remarks(task)]
+    if result["average"] is not None:
+        lines.append(f"{'average':<18}{result['average']:>8.2f}  (of the paper's eight columns)")
+    lines += [f"{name}: not scored, {why}" for name, why in result["unscored"].items()]
+    return "\n".join(lines)
+
+
+def _line(name: str, task: dict, column: str) -> str:
+    digits = 3 if task["unit"] == "fraction" else 2
+    is_score = column == "score"
+    bounds = task["interval"] if is_score else task["intervals"][column]
+    value = "-" if task[column] is None else f"{task[column]:.{digits}f}"
+    shown = "-" if bounds is None else "{:.{d}f} to {:.{d}f}".format(*bounds, d=digits)
+    line = f"{name if is_score else f'  {column}':<18}{value:>8}  {shown:<17}"
+    if not is_score:
+        return line
+    line += f"{task['n']:>6}{task['failed']:>8}  "
+    if task.get("majority"):
+        line += "{score:.2f} ({answer})".format(**task["majority"])
+    return line
+
+
+def _remarks(task: dict) -> list[str]:
+    """What a reader has to know beside the numbers."""
+    remarks = list(task["flags"])
+    if task["failed"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in task["failures"].items())
+        floor = "" if task["floor"] is None else f"; {task['floor']:.2f} if they were zeros"
+        remarks.append(f"failed, and in no mean: {kinds}{floor}")
+    if task["noise"] is not None:
+        remarks.append(f"judge noise: standard deviation of the score {task['noise']:.2f}")
+    return remarks + task["notes"]

@@ -1,0 +1,45 @@
+"""What a user may choose about the generation of captions and answers. Needs no jax."""
+
+import dataclasses
+from typing import Literal
+
+from ugc_jax.data.presets import ClipSettings
+from ugc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How captions are sampled. temperature 0 is greedy."""
+
+    temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
+    top_k: int = 0  # keep the k most likely tokens; 0: all
+    top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
+    repetition_penalty: float = (
+        1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
+    )
+    max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
+    seed: int = 0  # of the sampling; a clip's own name is mixed in
+
+    def __post_init__(self):
+        for name, holds, remedy in (
+            ("temperature", self.temperature >= 0, "use 0 for greedy or a positive number"),
+            ("top_k", self.top_k >= 0, "use 0 to keep all tokens"),
+            ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
+            ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
+            ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295"),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)}; {remedy}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig(ClipSettings, SamplingConfig):
+    """Who is asked, and what it sees. `question` is asked instead of each task's own."""
+
+    checkpoint: str | None = None  # directory or hub id of a model to ask; none: use predictions
+    revision: str | None = None  # branch, tag or commit of a hub id
+    videos: str | None = None  # folder of the clips, named <id>.mp4 or with another suffix
+    batch_size: int = 8  # answers generated together
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
+    workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it

@@ -1,0 +1,32 @@
+"""Compare results of evaluate clip by clip: the first one with each of the others.
+
+A difference whose 95 % interval holds 0 is called noise. Scores that were made in different ways
+(another judge, temperature, prompt or normalisation) are shown and said not to compare.
+"""
+
+import dataclasses
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.compare import compare, table
+from ugc_jax.evals.results import read_result, write_result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Settings of compare."""
+
+    output: str | None = None  # also write the comparison to this file, as JSON
+
+
+CONFIG = CompareConfig
+
+
+def main(config: CompareConfig, files: list[str]) -> int:
+    """Exit status 0, or 1 when no two results have a task in common."""
+    if len(files) < 2:
+        raise UserError(f"{files[0]}: nothing to compare it with; name two results or more")
+    comparison = compare([read_result(file) for file in files])
+    print(table(comparison))
+    if config.output is not None:
+        write_result(config.output, comparison)
+    return 0 if any(other["tasks"] for other in comparison["against"]) else 1

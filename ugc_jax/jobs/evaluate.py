@@ -1,0 +1,70 @@
+"""Score captions and answers on UGC-VideoCap, or on the offline world.
+
+What is scored comes from a file of predictions, any model's (`predictions`), from a model that is
+asked every question first (`ask.checkpoint` and `ask.videos`), or from a file of a judge's scores,
+such as the released ones (`scores`). Tasks: voice_source, tone, bgm, ocr, background, objects,
+audio_caption, visual_caption, final_caption. The last five need an LLM judge (`judge.model`).
+
+Failures (no prediction, an empty one, no usable answer of the judge) are counted apart, never as
+zeros. Answers of model and judge are kept beside the output: run again, it asks only what has no
+answer yet.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Literal
+
+from ugc_jax.evals import evaluate, tasks
+from ugc_jax.evals.judged import EvalJudgeConfig
+from ugc_jax.evals.results import write_result
+from ugc_jax.evals.summary import table
+from ugc_jax.generate.settings import AskConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of evaluate."""
+
+    output: str  # JSON file for the result, which compare and report read
+    # folder of the benchmark's qa files, one of them, or the manifest of a world (test.jsonl)
+    qa: str | None = None
+    task: str = "all"  # one, several separated by commas, or all
+    # file of the task's predictions; for several tasks a folder with TASK.jsonl or TASK.json
+    predictions: str | None = None
+    field: str | None = None  # name of the predictions' text; none: the one that the release uses
+    scores: str | None = None  # file of a judge's scores of captions, instead of asking a judge
+    ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; both have been published
+    name: str | None = None  # of the model, for tables; none: that of the file or the checkpoint
+    judge: EvalJudgeConfig = EvalJudgeConfig()
+    ask: AskConfig = AskConfig()
+
+
+CONFIG = EvaluateConfig
+
+
+def main(config: EvaluateConfig, args: list[str]) -> int:
+    """Exit status 0, or 1 when nothing has a score."""
+    output, said = Path(config.output), config.predictions
+    evaluation = evaluate.Evaluation.begin(
+        config.name, config.qa, said, config.scores, config.ask.checkpoint
+    )
+    names = tasks.named("final_caption" if config.scores and config.task == "all" else config.task)
+    benchmark = {} if config.qa is None else tasks.load(config.qa, names)
+    if config.ask.checkpoint is not None:
+        from ugc_jax.generate.asking import ask  # jax, which nothing else here needs
+
+        said = ask(config.ask, benchmark, output.with_suffix(".answers"))
+    texts = {} if said is None else evaluate.read_all(said, benchmark, config.field)
+    if config.scores is not None:
+        result = evaluate.take_scores(evaluation, config.scores, names, benchmark, texts)
+    else:
+        cache = config.judge.cache or str(output.with_suffix(".judge.jsonl"))
+        judge = dataclasses.replace(config.judge, cache=cache)
+        result = evaluate.judge_all(evaluation, benchmark, texts, config.ocr_normalisation, judge)
+    write_result(output, result)
+    print(table(result))
+    logger.info("%s: the result; ugc-jax report makes a page of it", output)
+    return 0 if any(task["n"] for task in result["tasks"].values()) else 1
