@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.rollout = ConfigDict()
     config.rollout.samples = 8
-    config.rollout.max_new_tokens = 64  # twice what a caption takes
+    config.rollout.max_new_tokens = 48  # half as much again as a caption takes
 
     config.rewards = ConfigDict()
     config.rewards.functions = "attributes=1,length=0,repetition=0"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to a captioner that looks and listens: bash launch/quickstart.sh [clip.mp4 ...]
 # Makes .venv, a world of 2200 short clips with sound, records of them and a tiny random model; trains
-# the model on them by SFT and then by GRPO, and captions clips that it never saw: before, after each
-# of the two, without sound and without picture. Then it captions your clips, if you name some. Less
-# than a quarter of an hour on two cores. All results go to runs/quickstart; stopped, it goes on where
+# the model on them by SFT and then by GRPO, captions clips that it never saw (before, after each of
+# the two, without sound and without picture), scores the captions and makes a page of them. Then it
+# captions your clips, if you name some. Less than a quarter of an hour on two cores. All results go to runs/quickstart; stopped, it goes on where
 # it was; delete that folder to start afresh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
@@ -25,7 +25,7 @@ step() {
         echo "$current $((SECONDS - begun))" >>"$steps"
     fi
     begun=$SECONDS current="${2:-}"
-    if [ -n "$current" ]; then echo && echo "[$1/9] $3"; fi
+    if [ -n "$current" ]; then echo && echo "[$1/10] $3"; fi
 }
 
 # caption NAME CHECKPOINT CLIPS: to NAME.jsonl.
@@ -70,7 +70,22 @@ for ablation in mute blank; do
     caption "$ablation" "$run/grpo/model" "$run/$ablation/test"
 done
 
-step 9 yours "your clips"
+step 9 report "scores of the captions, and a page of them"
+mkdir -p "$run/results"
+results=()
+for column in before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture"; do
+    name="${column%%:*}"
+    ugc_jax evaluate --config.qa="$run/world/test.jsonl" --config.predictions="$run/$name.jsonl" \
+        --config.name="${column#*:}" --config.output="$run/results/$name.json" \
+        >"$run/results/$name.txt"
+    results+=("$run/results/$name.json")
+done
+ugc_jax compare "${results[1]}" "${results[2]}"
+# the first result is the one that the page sorts by
+ugc_jax report --config.output="$run/report.html" --config.videos="$run/world/test" \
+    -- "${results[2]}" "${results[1]}" "${results[0]}" "${results[3]}" "${results[4]}"
+
+step 10 yours "your clips"
 if [ $# -gt 0 ]; then
     ugc_jax inspect --config.checkpoint="$run/grpo/model" -- "$@"
     ugc_jax caption --config.checkpoint="$run/grpo/model" --config.output="$run/yours.jsonl" \

@@ -61,7 +61,8 @@ def main(run: Path, clips: list[str]):
         print("For real captions: --config.checkpoint=Qwen/Qwen2.5-Omni-3B")
     print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")
     print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.csv; tensorboard --logdir)")
-    print(f"figures     {run / 'summary.json'}")
+    print(f"figures     {run / 'summary.json'}, {run / 'results'}")
+    print(f"page        {run / 'report.html'}  <- open it in a browser: scores, plots, clips")
 
 
 if __name__ == "__main__":

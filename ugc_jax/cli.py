@@ -87,6 +87,24 @@ def _grpo() -> ModuleType:
     return grpo
 
 
+def _evaluate() -> ModuleType:
+    from ugc_jax.jobs import evaluate
+
+    return evaluate
+
+
+def _compare() -> ModuleType:
+    from ugc_jax.jobs import compare
+
+    return compare
+
+
+def _report() -> ModuleType:
+    from ugc_jax.jobs import report
+
+    return report
+
+
 def _plan() -> ModuleType:
     from ugc_jax.jobs import plan
 
@@ -115,6 +133,15 @@ JOBS = {
         "VIDEO...",
         _caption,
     ),
+    "evaluate": Job(
+        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed",
+        "",
+        _evaluate,
+    ),
+    "compare": Job(
+        "tell better from noise: results of evaluate, clip by clip", "RESULT...", _compare
+    ),
+    "report": Job("make one HTML page of results: tables, plots, clips", "RESULT...", _report),
     "convert": Job(
         "change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert
     ),

@@ -30,8 +30,8 @@ def summarize(
     """The facts of a task in a result.
 
     clips: one a sample: {"id", "score" and the task's columns, or "failure"}; of options also
-      "said" and "answer", of the world "wrong". Means are over the clips with a score: a failure is no zero. `floor` is
-      what the score would be if each failure were one.
+      "said" and "answer", of the world "wrong". Means are over the clips with a score: a failure is
+      no zero. `floor` is what the score would be if each failure were one.
     protocol: what must be equal for two scores to compare.
     noise: standard deviation of the score from one judging to the next; None if judged once.
     """

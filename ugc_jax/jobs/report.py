@@ -1,0 +1,49 @@
+"""Make one HTML page of results of `evaluate`: tables, plots, and a browser of clips.
+
+RESULT is a file that `ugc-jax evaluate` wrote; the others are held against the first. The
+page is a single file that needs no network. With videos=DIR it shows frames and sound of the clips,
+found by their names: a clip's id is its file's name without suffix.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.pictures import make_album
+from ugc_jax.evals.report import album_lines, make_page, worst_first, write_page
+from ugc_jax.evals.results import read_result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of report."""
+
+    output: str  # HTML file to write
+    videos: str | None = None  # folder with the clips, to show frames and sound of them
+    # most clips with pictures, the worst by the first result first; each adds about 25 kB
+    pictures: int = 200
+
+    def __post_init__(self):
+        if self.pictures < 0:
+            raise UserError(f"pictures is {self.pictures}; give 0 or more")
+
+
+CONFIG = ReportConfig
+
+
+def main(config: ReportConfig, words: list[str]) -> int:
+    """Exit status 0; files that are no results, and folders without clips, are mistakes."""
+    output = Path(config.output)
+    if output.resolve() in {Path(word).resolve() for word in words}:
+        raise UserError(f"output: {output} is one of the results; choose another file")
+    results = [read_result(word) for word in words]
+    ids, album = worst_first(results), None
+    if config.videos is not None:
+        album = make_album(config.videos, ids, config.pictures)
+        for line in album_lines(album):
+            print(line, file=sys.stderr)
+    write_page(output, make_page(results, album))
+    megabytes = output.stat().st_size / 1e6
+    print(f"{output}: {len(ids)} clips of {len(results)} results, {megabytes:.1f} MB")
+    return 0
