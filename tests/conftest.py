@@ -1,6 +1,7 @@
 """Shared fixtures. Eight CPU devices, to test sharding everywhere; rank promotion is an error."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -9,6 +10,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Many tests compile the same programs, some in processes of their own: once is enough.
+_compiled = tempfile.TemporaryDirectory(prefix="ugc_jax-compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import pytest  # noqa: E402
 

@@ -95,7 +95,7 @@ def world(name: str, wrong: Sequence[Sequence[str]]) -> dict:
     made = result(name, benchmark="world")
     facts = add(made, "world", clips, columns=("visual", "all_right"), protocol={"judge": "rules"})
     told = [name for clip in clips for name in clip["wrong"]]
-    facts["recall"] = {
+    facts["attributes"] = {
         name: 100 - 100 * told.count(name) / len(clips) for name in ("shape", "text")
     }
     return made

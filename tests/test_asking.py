@@ -1,6 +1,8 @@
 """ugc_jax.generate.asking: every question of a clip, one model, files that are gone on with."""
 
+import dataclasses
 import json
+import shutil
 from typing import NamedTuple
 
 import pytest
@@ -42,7 +44,9 @@ def test_each_question_of_its_clips_and_again(captioner, clips, tmp_path, caplog
         "tone": Asked("Which tone?", ("a", "b", "nowhere")),
         "ocr": Asked("Which text?", ("a", "broken")),
     }
-    folder = ask(config, questions, tmp_path / "answers")
+    folder = tmp_path / "answers"
+    how = ask(config, questions, folder)
+    assert (how["checkpoint"], how["questions"]["tone"]) == ("x", "Which tone?")
     a, b, broken = (str(clips / f"{name}.mp4") for name in ("a", "b", "broken"))
     assert captioner == [("Which tone?", [a, b]), ("Which text?", [a, broken])]
     assert sorted(row["video"] for row in lines(folder / "tone.jsonl")) == [a, b]
@@ -63,9 +67,36 @@ def test_own_question(captioner, clips, tmp_path):
     assert [question for question, _ in captioner] == ["What?"]
 
 
+def test_a_question_without_clips_is_left_out(captioner, clips, tmp_path):
+    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+    questions = {"tone": Asked("?", ("nowhere",)), "ocr": Asked("Which text?", ("a",))}
+    ask(config, questions, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".asked.json", "ocr.jsonl"]
+
+
+def test_answers_of_others_are_not_gone_on_with(captioner, clips, tmp_path):
+    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+    tone = {"tone": Asked("Which tone?", ("a",))}
+    ask(config, tone, tmp_path)
+    for change in ({"checkpoint": "y"}, {"frames": 6}, {"temperature": 0.5}, {"question": "?"}):
+        with pytest.raises(UserError, match=f"{next(iter(change))}|questions") as caught:
+            ask(dataclasses.replace(config, **change), tone, tmp_path)
+        assert "another output" in str(caught.value)
+    # another question is no other way of asking
+    ask(config, {"ocr": Asked("Which text?", ("a",))}, tmp_path)
+    ask(config, tone, tmp_path)
+
+
 def test_mistakes(clips, tmp_path):
-    with pytest.raises(UserError, match="ask.videos"):
-        ask(AskConfig(checkpoint="x"), {}, tmp_path)
+    for half in ({"checkpoint": "x"}, {"videos": str(clips)}):
+        with pytest.raises(UserError, match="ask.videos"):
+            AskConfig(**half)
     config = AskConfig(checkpoint="x", videos=str(clips))
     with pytest.raises(UserError, match="none of the clips"):
         ask(config, {"tone": Asked("?", ("nowhere",))}, tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        ask(dataclasses.replace(config, videos=str(clips / "x")), {}, tmp_path)
+    shutil.copytree(clips, tmp_path / "twice")
+    shutil.copy(clips / "a.mp4", tmp_path / "twice" / "below" / "a.mp4")
+    with pytest.raises(UserError, match="the same id"):
+        ask(dataclasses.replace(config, videos=str(tmp_path / "twice")), {}, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from ugc_jax import cli
 from ugc_jax.errors import UserError
-from ugc_jax.evals.compare import compare, difference, table
+from ugc_jax.evals.compare import FEWEST, compare, difference, table
 from ugc_jax.evals.results import write_result
 
 
@@ -21,6 +21,7 @@ def result(name, scores, protocol=None, task="final_caption", **columns):
     ]
     facts = {"score": 0.0, "n": 1, "failed": 0, "interval": None, "intervals": {}}
     facts |= {"unit": "percent", "protocol": protocol or {}} | dict.fromkeys(columns, 0.0)
+    facts["intervals"] = dict.fromkeys(columns)
     return {"version": 1, "name": name, "tasks": {task: facts}, "clips": {task: clips}}
 
 
@@ -42,7 +43,9 @@ class TestDifference:
         assert (fact["wins"], fact["ties"], fact["losses"]) == (1, 2, 1)
 
     def test_too_few(self):
-        assert difference([3.0])["verdict"] == "too few"
+        fact = difference([1.0] * (FEWEST - 1))
+        assert (fact["verdict"], fact["interval"], fact["difference"]) == ("too few", None, 1.0)
+        assert difference([1.0] * FEWEST)["verdict"] == "better"
         assert difference([])["difference"] is None
 
 
@@ -65,7 +68,28 @@ class TestCompare:
         assert comparison["against"][1]["missing"] == ["final_caption", "tone"]
         text = table(comparison)
         assert "does not compare: judge: x and y" in text
+        verdicts = [one["tasks"]["final_caption"] for one in comparison["against"][:1]]
+        assert verdicts[0]["score"]["verdict"] == "does not compare"
         assert "only one of the two has: final_caption, tone" in text
+
+    def test_unknown_judges_do_not_compare(self):
+        results = [result(name, [1, 2], {"judge": None, "temperature": None}) for name in "ab"]
+        facts = compare(results)["against"][0]["tasks"]["final_caption"]
+        assert facts["score"]["verdict"] == "does not compare"
+
+    def test_one_id_of_two_clips_is_no_pair(self):
+        base, other = result("a", [1, 2, 3]), result("b", [1, 2, 9])
+        for one, text in ((base, "a dog"), (other, "a cat")):
+            one["clips"]["final_caption"][2]["reference"] = text
+        facts = compare([base, other])["against"][0]["tasks"]["final_caption"]
+        assert (facts["score"]["n"], facts["strangers"]) == (2, 1)
+        assert "two different clips" in table(compare([base, other]))
+
+    def test_models_that_saw_the_clips_in_different_ways(self):
+        base, other = result("a", [1, 2]), result("b", [1, 2])
+        base["asked"], other["asked"] = ({"clip": {"frames": n}} for n in (8, 32))
+        assert compare([base, other])["against"][0]["asked"] == ["frames: 8 and 32"]
+        assert "frames: 8 and 32" in table(compare([base, other]))
 
     def test_paper_s_gain_from_rl(self, shared_data):
         from ugc_jax.evals.evaluate import Evaluation, take_scores
@@ -112,6 +136,22 @@ class TestJob:
             cli.run(["compare", str(good), str(bad)])
         with pytest.raises(UserError, match="two results"):
             cli.run(["compare", str(good)])
+
+    def test_output_that_would_be_lost(self, tmp_path):
+        path, text = tmp_path / "a.json", tmp_path / "notes.json"
+        write_result(path, result("a", [10]))
+        text.write_text("[1]")
+        for output in (path, text):
+            before = output.read_text()
+            with pytest.raises(UserError, match="choose another output"):
+                cli.run(["compare", f"--config.output={output}", str(path), str(path)])
+            assert output.read_text() == before
+
+    def test_equal_names_are_told_apart(self, tmp_path, capsys):
+        for name in "ab":
+            write_result(tmp_path / f"{name}.json", result("model", [10]))
+        assert cli.run(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+        assert "b.json) against model (" in capsys.readouterr().out
 
     def test_another_version(self, tmp_path):
         path = tmp_path / "old.json"

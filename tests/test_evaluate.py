@@ -58,7 +58,7 @@ def by_id(result, task):
 
 
 class TestFiles:
-    def test_failures_are_counted_by_kind_and_are_no_zeros(self, qa, tmp_path, capsys):
+    def test_failures_are_counted_by_kind_and_are_no_zeros(self, qa, tmp_path, capsys, caplog):
         said = write_lines(
             tmp_path / "said.jsonl",
             [
@@ -77,13 +77,16 @@ class TestFiles:
         assert (tone["score"], tone["n"], tone["failed"], tone["floor"]) == (100.0, 1, 3, 25.0)
         assert tone["failures"] == {"empty": 1, "error": 1, "missing": 1}
         assert tone["interval"] is None  # of one clip nothing can be told
-        assert tone["majority"] == {"answer": "Positive", "score": 50.0}
+        assert tone["majority"] == {"answer": "Positive", "score": 100.0}
         faults = result["faults"]
         assert (faults["duplicate"], faults["unknown"], faults["broken"]) == (1, 1, 1)
         assert any("said.jsonl:5" in line for line in faults["listed"])
         clips = by_id(result, "tone")
         assert clips["c0"]["said"] == "Positive"
         assert "score" not in clips["c1"]
+        assert "c2.mp4: cannot be read" in clips["c2"]["note"]
+        assert tone["flags"] == []  # the answers are not all the same, though one clip's are
+        assert "said.jsonl:5" in caplog.text
         shown = capsys.readouterr().out
         assert "1 empty, 1 error, 1 missing" in shown
         assert "without regard to case" in shown
@@ -118,6 +121,7 @@ class TestFiles:
             assert run(qa=qa, task="ocr", predictions=said, **settings) == 0
             task[normalisation] = read_result(out)["tasks"]["ocr"]
         assert (task["raw"]["n"], task["raw"]["score"]) == (2, 0.5)
+        assert "1 empty answers count as 0, as in the release" in task["raw"]["notes"]
         assert (task["cleaned"]["n"], task["cleaned"]["score"]) == (1, 1.0)
         assert task["cleaned"]["protocol"] == {"normalisation": "cleaned"}
 
@@ -138,7 +142,7 @@ class TestFiles:
         task = result["tasks"]["world"]
         assert task["score"] == pytest.approx(95)
         assert (task["all_right"], task["audio"], task["visual"]) == (50, 100, 90)
-        assert task["recall"]["colour"] == 50
+        assert task["attributes"]["colour"] == 50
         assert "colour" in by_id(result, "world")["1"]["note"]
         assert result["benchmark"] == "world"
 
@@ -168,7 +172,8 @@ class TestJudge:
         task = second["tasks"]["final_caption"]
         assert [task[c] for c in ("score", "visual", "audio", "details")] == [80, 100, 80, 60]
         assert (task["n"], task["failures"]) == (3, {"missing": 1})
-        assert task["protocol"] == {"judge": "m", "temperature": 0.0, "prompt": "ugc_jax"}
+        assert (task["protocol"]["judge"], task["protocol"]["temperature"]) == ("m", 0.0)
+        assert task["protocol"]["prompt"].startswith("own wording ")
 
     def test_a_clip_without_an_answer_is_no_zero(self, qa, tmp_path):
         said = write_lines(
@@ -230,7 +235,7 @@ class TestMistakes:
         [
             ({}, "nothing to score"),
             ({"predictions": "p.jsonl"}, "qa=DIR is needed"),
-            ({"predictions": "p", "ask__checkpoint": "c"}, "one or the other"),
+            ({"predictions": "p", "ask__checkpoint": "c", "ask__videos": "v"}, "one or the other"),
             ({"predictions": "p.jsonl", "qa": "QA"}, "several|tasks are asked for"),
             ({"predictions": "none.jsonl", "qa": "QA", "task": "tone"}, "none.jsonl"),
             ({"predictions": "p.jsonl", "qa": "QA", "task": "tune"}, "tune"),
@@ -246,6 +251,15 @@ class TestMistakes:
             run(output="out.json", **settings)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out.json").exists()
+
+    def test_inputs_are_not_overwritten(self, qa, tmp_path):
+        said = write_lines(tmp_path / "p.json", [{"video_id": "c0", "predict": "neutral"}])
+        other = write_lines(tmp_path / "notes.json", ["mine"])
+        for output in (said, other):
+            before = output.read_text()
+            with pytest.raises(UserError, match="choose another output"):
+                run(qa=qa, task="tone", predictions=said, output=output)
+            assert output.read_text() == before
 
     def test_judged_task_without_a_judge(self, qa, tmp_path):
         said = write_lines(tmp_path / "p.jsonl", [{"video_id": "c0", "caption": "A caption."}])

@@ -60,6 +60,7 @@ def test_a_question_and_what_it_cost(server, config):
     assert dataclasses.asdict(usage) == {
         "answered": 1, "cached": 0, "failed": 0, "requests": 1,
         "tokens_in": 100, "tokens_out": 10, "cost": pytest.approx((200 + 500) / 1e6),
+        "spent": pytest.approx((200 + 500) / 1e6),
     }  # fmt: skip
     (request,) = server.requests
     assert (request["model"], request["temperature"]) == ("fake", 0.0)
@@ -374,6 +375,7 @@ asyncio.run(run())
     ("changes", "message"),
     [
         ({"base_url": "localhost:8000"}, "base_url is 'localhost:8000'; give an address"),
+        ({"temperature": -0.5}, "temperature is -0.5; give 0 or more, or none"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"wait": -1.0}, "wait is -1.0"),
         ({"requests_per_minute": 0.0}, "requests_per_minute is 0.0"),
@@ -384,12 +386,15 @@ def test_settings_out_of_range(changes, message):
         JudgeConfig(**changes)
 
 
-def test_what_a_judge_needs(monkeypatch):
+def test_what_a_judge_needs(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="needs judge.model=NAME"):
         Judge(JudgeConfig())
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         Judge(JudgeConfig(model="gpt"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="answers cannot be kept there"):
+        Judge(JudgeConfig(model="gpt", base_url="http://x", cache=str(tmp_path / "file/x")))
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r"pip install 'ugc_jax\[judge\]'"):
         Judge(JudgeConfig(model="gpt"))

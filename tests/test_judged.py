@@ -40,7 +40,8 @@ def config(server):
 def judge(config, items=ITEMS, task="final_caption"):
     """(samples, noise, the judge's record)."""
     with JudgedTasks(config, [task]) as tasks:
-        return *tasks.judge(task, items), tasks.record()
+        samples, spread, _ = tasks.judge(task, items)
+        return samples, spread, tasks.record()
 
 
 def replaced(config, **changes):
@@ -76,17 +77,20 @@ def test_all_tasks_of_a_run_share_a_judge(server, config, caplog):
     with JudgedTasks(replaced(config, price_in=2.0, price_out=50.0), answers) as tasks:
         for task, score in (("background", 0), ("objects", 50)):
             server.answer = lambda question, task=task: answers[task]
-            samples, _ = tasks.judge(task, ITEMS)
+            samples = tasks.judge(task, ITEMS).samples
             assert [sample["score"] for sample in samples] == [score] * 6
         assert tasks.record()["usage"]["answered"] == 12
+        wording = tasks.protocol("objects").pop("prompt")
         assert tasks.protocol("objects") == {
-            "judge": "fake", "temperature": 0.0, "prompt": "ugc_jax",
+            "judge": "fake", "temperature": 0.0, "prompt": wording,
         }  # fmt: skip
-        assert tasks.judge("objects", []) == ([], None)
+        assert re.fullmatch(r"own wording \w{12}", wording)
+        assert tasks.protocol("background")["prompt"] != wording
+        assert tasks.judge("objects", []) == ([], None, 0)
     (line,) = told(caplog)
     assert line == (
         "judge fake: 12 answers and 0 from the cache, 0 failed; 12 requests, 1200 tokens in, "
-        "120 out, cost 0.01"
+        "120 out, cost 0.01, of it 0.01 in this run"
     )
 
 
@@ -143,6 +147,27 @@ def test_repeats(server, config):
     assert asked == [0, 1, 2, 3, 4] * 3  # all captions once, before any of them twice
 
 
+def test_unanswered(server, config):
+    """All questions count, whether or not the caption has another answer."""
+    left = {0: [{}], 1: [{}, {}]}
+
+    def answer(question):
+        replies = left.get(number(question))
+        return replies.pop() if replies else GOOD
+
+    server.answer = answer
+    with JudgedTasks(replaced(config, repeats=2, malformed=0), ["final_caption"]) as tasks:
+        samples, _, unanswered = tasks.judge("final_caption", ITEMS)
+    assert unanswered == 3
+    assert [sample.get("score") for sample in samples] == [80, None, 80, 80, 80, 80]
+
+
+def test_reasons_can_be_encoded(server, config):
+    server.answer = lambda question: GOOD | {"reason": "Fine \ud83d."}
+    samples, _, _ = judge(config, ITEMS[:1])
+    assert samples[0]["note"] == "Fine �."
+
+
 def test_noise():
     """The formula against what happens when captions are judged over and over."""
     rng = random.Random(0)
@@ -170,6 +195,19 @@ def test_a_second_run_is_free_and_asks_what_failed(server, config, tmp_path):
     assert [one for one in second if one["id"] != "clip3"] == [s for s in first if "score" in s]
     judge(replaced(config, repeats=2))
     assert len(server.questions) == 1 + 6  # the second askings alone
+
+
+def test_the_cost_of_cached_answers_lasts(server, config, tmp_path):
+    config = replaced(config, cache=str(tmp_path / "judge.jsonl"), price_in=1e6)
+    keys = ("answered", "cached", "tokens_in", "tokens_out", "cost", "spent")
+
+    def usage(items):
+        usage = judge(config, items)[-1]["usage"]
+        return tuple(usage[key] for key in keys)
+
+    server.script = [Reply(text="Very good.")]  # paid for, too
+    assert usage(ITEMS[:1]) == (1, 0, 200, 20, 200, 200)
+    assert usage(ITEMS[:1] * 2 + ITEMS[1:2]) == (1, 2, 300, 30, 300, 100)  # each answer once
 
 
 def test_a_server_that_is_away_is_said_once(server, config, caplog, tmp_path):

@@ -30,6 +30,7 @@ def lines(path, *rows):
         '[{"video_id": "a", "answer": "z", "prediction": "x"}, {"video_id": "b", "response": "y"}]',
         '{"a": "x", "b": "y"}',
         '{"a.mp4": "x",\n "videos/b.mp4": "y"}',
+        '{"a": {"caption": "x", "seconds": 3}, "b.mp4": {"video_id": "z", "predict": "y"}}',
         '\ufeff{"video_id": "a", "caption": "x"}\r\n\r\n \n{"video_id": "b", "caption": "y"}\r\n',
         '{"videos": ["test/a.mp4"], "caption": "x"}\n{"videos": ["test/b.mp4"], "caption": "y"}\n',
     ],
@@ -98,6 +99,45 @@ def test_faults_are_counted_and_the_rest_is_used(tmp_path):
     assert [len(kind) for kind in (found.broken, found.unknown, found.duplicate)] == [6, 1, 1]
 
 
+def test_faults_in_a_line(tmp_path):
+    file = lines(
+        tmp_path / "file.jsonl",
+        {"video_id": "a", "caption": "x"},
+        {"video_id": "zz", "caption": "x"},
+        "oops",
+        {"video_id": "a", "caption": "y"},
+        "oops",
+    )
+    assert read(file, KNOWN).summary() == (
+        "2 broken, 1 unknown, 1 duplicate rows (first: file.jsonl:3: not a JSON object: oops)"
+    )
+    lines(file, {"video_id": "a", "caption": "x"}, {"video_id": "a", "caption": "y"})
+    assert read(file, KNOWN).summary() == "1 duplicate row (first: file.jsonl:2: a again)"
+    lines(file, {"video_id": "a", "caption": "x"})
+    assert read(file, KNOWN).summary() is None
+
+
+def test_text_that_cannot_be_encoded(tmp_path):
+    rows = [
+        {"video_id": "a\ud83d", "caption": "x\ud83d 😀"},
+        {"video_id": "b", "error": "y\udc00"},
+        {"video_id": "c", "predict_ocr": ["\ud83d"]},
+    ]
+    found = read(lines(tmp_path / "file.jsonl", *rows), {"a�", "b", "c"})
+    assert (found.texts, found.errors) == ({"a�": "x� 😀", "c": '["�"]'}, {"b": "y�"})
+
+
+def test_faults_hold_no_control_characters(tmp_path):
+    escape = {"video_id": "a\x1b[2J"}
+    rows = [escape | {"caption": "x"}, escape | {"caption": "y"}, escape, "\x1b[31mred"]
+    found = read(lines(tmp_path / "file.jsonl", *rows), {"a\x1b[2J"})
+    assert found.faults()[0].startswith("file.jsonl:3: no text of a [2J (looked")
+    assert found.faults()[1:] == [
+        "file.jsonl:4: not a JSON object: [31mred",
+        "file.jsonl:2: a [2J again",
+    ]
+
+
 def test_faults_in_one_json_text(tmp_path):
     rows = [{"video_id": "a", "predict": "x"}, "text", {"video_id": "d", "predict": "y"}]
     file = tmp_path / "file.json"
@@ -144,6 +184,10 @@ def test_a_field_of_ones_own(tmp_path):
     assert read(file, KNOWN, field="answer").texts == {"a": "y"}
     with pytest.raises(UserError, match=r"no text of a \(looked for text\)"):
         read(file, KNOWN, field="text")
+    file.write_text('{"a": {"caption": "x", "answer": "y"}, "b": {"caption": "x"}, "c": "z"}')
+    found = read(file, KNOWN, field="answer")
+    assert found.texts == {"a": "y", "c": "z"}
+    assert found.broken == ["file.jsonl:sample 2: no text of b (looked for answer)"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])

@@ -93,6 +93,25 @@ def test_a_file_is_the_whole_message(file):
     assert prompts.load(str(file), ["final_caption"])["final_caption"].name != prompt.name
 
 
+def test_wordings_compare_by_what_they_say(file, tmp_path, monkeypatch):
+    def protocol(path, task="final_caption"):
+        return prompts.load(path and str(path), [task])[task].protocol
+
+    own = protocol(file)
+    assert re.fullmatch(r"file [0-9a-f]{12}", own)
+    other = tmp_path / "other name.txt"
+    other.write_text("\ufeff" + OWN, encoding="utf-8")
+    assert protocol(other) == own
+    other.write_text(OWN + " ")
+    assert protocol(other) != own
+    ours = protocol(None)
+    assert re.fullmatch(r"own wording [0-9a-f]{12}", ours)
+    assert len({protocol(None, task) for task in FORMS}) == len(FORMS)
+    monkeypatch.setattr(talk, "SYSTEM", talk.SYSTEM + " Be quick.")
+    assert protocol(None) != ours
+    assert protocol(file) == own  # it is the whole message
+
+
 def test_a_folder_holds_one_file_a_task(file):
     (file.parent / "objects.txt").write_text("{caption}{reference}")
     loaded = prompts.load(str(file.parent), ["objects", "final_caption"])

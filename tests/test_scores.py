@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.scores import read_scores
+from ugc_jax.evals.scores import RELEASED, TAKEN_FOR, read_scores
 
 
 @pytest.fixture
@@ -34,9 +34,10 @@ def ratings(visual, audio, details):
 )
 def test_released_files(shared_data, name, score, visual, audio, details):
     path = shared_data / f"ugc_videocap/results/caption_score/{name}.json"
-    samples, notes = read_scores(path)
+    samples, notes, protocol = read_scores(path)
     assert len(samples) == 999
-    assert notes == []  # the file's own averages are the same
+    assert notes == [TAKEN_FOR]  # and the file's own averages are the same
+    assert protocol == RELEASED
     wanted = {"score": score, "visual": visual, "audio": audio, "details": details}
     for column, value in wanted.items():
         assert round(statistics.fmean(sample[column] for sample in samples), 2) == value
@@ -46,7 +47,7 @@ def test_failed_calls_are_no_zeros(write):
     bad = [0, None, 6, -1, "4", True, float("nan"), [4]]
     rows = {"good": ratings(4, 3, 5)} | {str(one): ratings(4, one, 4) for one in bad}
     rows |= {"short": {"visual_score": 4}, "null": None, "list": [4, 4, 4]}
-    samples, _ = read_scores(write({"evaluations": rows}))
+    samples = read_scores(write({"evaluations": rows})).samples
     good, *others = samples
     assert good == {"id": "good", "score": 80, "visual": 80, "audio": 60, "details": 100}
     assert len(others) == len(rows) - 1
@@ -63,11 +64,31 @@ def test_averages_that_count_zeros_are_told(write):
         "overall_visual_average": 2.0,
         "overall_audio_average": 4.0,
     }
-    _, notes = read_scores(write({"evaluations": rows} | overall))
-    assert notes == [
+    assert read_scores(write({"evaluations": rows} | overall)).notes == [
+        TAKEN_FOR,
         "score: the score file itself says 40.00, its clips 80.00",
         "visual: the score file itself says 40.00, its clips 80.00",
     ]
+
+
+def test_who_judged_is_known_of_the_released_form_alone(write):
+    rows, average = {"a": ratings(4, 4, 4)}, {"overall_visual_average": 4.0}
+    assert read_scores(write({"evaluations": rows} | average)).protocol == RELEASED
+    for content in (rows, rows | average, {"evaluations": rows}):
+        _, notes, protocol = read_scores(write(content))
+        assert notes == []
+        assert protocol == {"judge": None, "temperature": None, "prompt": None}
+
+
+def test_clips_by_their_files(write):
+    names = {"clips/a.mp4": ratings(4, 4, 4), "b\ud83d": ratings(4, 4, 4)}
+    assert [sample["id"] for sample in read_scores(write(names)).samples] == ["a", "b�"]
+    with pytest.raises(UserError, match="holds the clip 'a' twice"):
+        read_scores(write(names | {"a": ratings(4, 4, 4)}))
+
+
+def test_a_byte_order_mark(write):
+    assert read_scores(write("\ufeff" + json.dumps({"a": ratings(4, 4, 4)}))).samples
 
 
 def test_plain_files_and_other_tasks(write):
@@ -84,13 +105,14 @@ def test_plain_files_and_other_tasks(write):
     ("content", "fault"),
     [
         ("{", "is no JSON"),
+        ('{"a":' * 99_999, "is no JSON"),
         ([], "is no JSON object"),
         ({}, "has no usable ratings"),
         ({"evaluations": []}, "has no usable ratings"),
         ({"a": ratings(80, 60, 70)}, "has no usable ratings; give .* numbers from 1 to 5"),
         ('{"a": {"visual": 1}, "a": {"visual": 2}}', "holds 'a' twice"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_files_that_cannot_be_used(write, content, fault):
     path = write(content)

@@ -67,3 +67,12 @@ def test_asking_again_tells_why():
     assert again[:3] == [*asked, {"role": "assistant", "content": "Great!"}]
     assert "no JSON object" in again[3]["content"]
     assert talk.again(asked, " ", "no JSON object") == asked
+
+
+def test_one_line():
+    assert talk.one_line(" a\n\tb\x1b[31m c\x9bd\ud83d") == "a b [31m c d�"
+    assert len(talk.one_line("a" * 999)) == 203
+
+
+def test_what_can_be_encoded():
+    assert talk.encodable("ä\ud83d 😀\udc00") == "ä� 😀�"

@@ -103,6 +103,15 @@ def test_answers_are_spelled_as_options(tmp_path):
     assert (task.name, task.kind) == ("bgm", "options")
 
 
+def test_options_that_letters_do_not_tell_apart(tmp_path):
+    signs = [option("a", "+", ("+", "-")), option("b", "-", ("+", "-"))]
+    (task,) = load(write(tmp_path / "tone.json", *signs), ("tone",)).values()
+    assert [sample.reference for sample in task.samples] == ["+", "-"]
+    for answer, options in (("*", ("+", "-")), ("a", ("A+", "A-")), ("?", ("+", "Yes"))):
+        with pytest.raises(UserError, match="is not an option"):
+            load(write(tmp_path / "tone.json", option("a", answer, options)), ("tone",))
+
+
 def test_of_all_tasks_those_that_are_there(tmp_path, caplog):
     write(tmp_path / "object.json", sample(answer="cup"))
     write_lines(tmp_path / "ocr.jsonl", {"video_id": "a", "ocr": []})
@@ -123,8 +132,11 @@ def test_the_file_of_one_task(tmp_path):
     assert list(load(own, ("objects",))) == ["objects"]
     with pytest.raises(UserError, match=r"mine\.json: its name does not tell its task"):
         load(own, TASKS)
-    with pytest.raises(UserError, match="is of the task objects, not of tone, bgm"):
-        load(file, ("tone", "bgm"))
+    for names in (("tone", "bgm"), ("tone", "objects", "bgm")):
+        with pytest.raises(UserError, match="is of the task objects, not of tone, bgm; correct"):
+            load(file, names)
+    with pytest.raises(UserError, match="is of the task objects, not of background; correct"):
+        load(file, ("background",))
     with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file"):
         load(tmp_path / "none.json", TASKS)
 
@@ -155,6 +167,8 @@ def test_the_manifest_of_a_world(tmp_path, caplog, names):
     ("name", "content", "message"),
     [
         ("objects", "{", "is not JSON"),
+        ("objects", "[" * 99_999, "is not JSON"),
+        ("ocr", "[" * 99_999, "line 1 is not JSON"),
         ("objects", "[]", "is not of the form"),
         ("objects", {"samples": {}}, "is not of the form"),
         ("objects", {"samples": []}, "has no samples"),
@@ -196,6 +210,7 @@ def test_the_manifest_of_a_world(tmp_path, caplog, names):
         ("world", {"attributes": {}}, "row 1: has no videos"),
         ("world", {"attributes": {}, "videos": ["a.mp4"]}, "row 1: its attributes are not shape"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_another_form(tmp_path, name, content, message):
     file = tmp_path / "file.json"

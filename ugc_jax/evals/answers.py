@@ -12,20 +12,24 @@ logger = logging.getLogger(__name__)
 class Answers:
     """Question's key -> the JSON object that answered it. With a path it outlives the process.
 
-    The file is JSON Lines and only grows, by a whole line at a time. What a killed run left
-    half-written at its end is passed over, as is any line that cannot be read.
+    The file is JSON Lines and only grows, by a whole line at a time: {"key", "answer", "tokens_in",
+    "tokens_out"}. What a killed run left half-written at its end is passed over, as is any line
+    that cannot be read.
     """
 
     def __init__(self, path: str | Path | None):
-        """path: made with its folder when the first answer comes; None keeps answers in memory.
+        """path: made at once, with its folder; None keeps answers in memory.
 
-        Raises UserError if the file cannot be read.
+        Raises UserError if the file cannot be read or written, or holds lines but no answer.
         """
         self.path = None if path is None else Path(path)
         self._known: dict[str, str] = {}  # as JSON: a tenth of the objects' memory
+        self._earlier: dict[str, tuple[int, int]] = {}  # tokens of answers of earlier processes
         self._file = None
-        if self.path is not None and self.path.exists():
-            self._read()
+        if self.path is not None:
+            if self.path.exists():
+                self._read()
+            self._file = self._open()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -35,21 +39,24 @@ class Answers:
         text = self._known.get(key)
         return None if text is None else json.loads(text)
 
-    def put(self, key: str, answer: dict):
-        """Record an answer; it is in the file when this returns. UserError if the disk refuses."""
+    def earlier(self, key: str) -> tuple[int, int]:
+        """Tokens (in, out) that the answer took in an earlier process; when asked again, zeros."""
+        return self._earlier.pop(key, (0, 0))
+
+    def put(self, key: str, answer: dict, tokens: tuple[int, int] = (0, 0)):
+        """Record an answer; it is in the file when this returns. UserError if the disk refuses.
+
+        tokens: (in, out) that it took, of all attempts.
+        """
         self._known[key] = json.dumps(answer, ensure_ascii=False)
-        if self.path is None:
+        self._earlier.pop(key, None)
+        if self._file is None:
             return
-        line = json.dumps({"key": key, "answer": answer}) + "\n"
+        row = {"key": key, "answer": answer, "tokens_in": tokens[0], "tokens_out": tokens[1]}
         try:
-            if self._file is None:
-                self._file = self._open()
-            self._file.write(line.encode())
+            self._file.write((json.dumps(row) + "\n").encode())
         except OSError as error:
-            raise UserError(
-                f"{self.path}: the judge's answers cannot be kept there ({error}); free the disk "
-                "or choose another cache"
-            ) from None
+            raise self._refused(error) from None
 
     def close(self):
         """Close the file."""
@@ -59,15 +66,22 @@ class Answers:
 
     def _open(self):
         """The file, to append to; unbuffered, so that a line is one write."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+b", buffering=0)
-        if file.tell():
-            file.seek(-1, 2)
-            if (
-                file.read(1) != b"\n"
-            ):  # end the half-written line, so that the next one stands alone
-                file.write(b"\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+b", buffering=0)
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # half-written: the next line shall stand alone
+                    file.write(b"\n")
+        except OSError as error:
+            raise self._refused(error) from None
         return file
+
+    def _refused(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path}: the judge's answers cannot be kept there ({error}); free the disk or "
+            "choose another cache"
+        )
 
     def _read(self):
         try:
@@ -80,8 +94,19 @@ class Answers:
         for line in filter(bytes.strip, lines):
             try:
                 row = json.loads(line)
-                self._known[row["key"]] = json.dumps(row["answer"], ensure_ascii=False)
-            except (ValueError, KeyError, TypeError):
+                key, answer = row["key"], row["answer"]
+                tokens = int(row.get("tokens_in", 0)), int(row.get("tokens_out", 0))
+                if not isinstance(key, str) or not isinstance(answer, dict):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
                 unreadable += 1
+            else:
+                self._known[key] = json.dumps(answer, ensure_ascii=False)
+                self._earlier[key] = tokens
+        if unreadable and not self._known:
+            raise UserError(
+                f"{self.path}: holds no answers of a judge; name another file for the cache, or "
+                "delete it"
+            )
         if unreadable:
             logger.warning("%s: %d unreadable lines passed over", self.path, unreadable)

@@ -5,31 +5,41 @@ difference of two means. Its 95 % interval is a bootstrap over the clips, which 
 noise, too: each clip was judged on its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ugc_jax.evals.intervals import interval
-from ugc_jax.evals.results import columns
+from ugc_jax.evals.results import VERSION, columns
+from ugc_jax.settings import flatten
 
 TIE = 1e-9  # differences of scores below it are rounding
+# A percentile bootstrap of fewer clips is too sure: where there is no difference, it calls 13 % of
+# sets of 5 clips better or worse, and 7 to 5 % of those of 20 and more; it should be 5 %.
+FEWEST = 20
 
 
 def compare(results: Sequence[dict]) -> dict:
     """The first result against each of the others: {"base": name, "against": [one each]}.
 
     One holds "name" and "tasks": {task: {"score" and each common column: a `difference`, "only":
-    [clips scored in the base alone, in the other alone], "protocol": [what differs, ...]}} of the
-    tasks that both have; "missing" lists those that only one has.
+    [clips scored in the base alone, in the other alone], "strangers": clips of one id and two
+    references, "protocol": [what differs, ...]}} of the tasks that both have; "missing" lists those
+    that only one has, "asked" how a model saw the clips, where two were asked in different ways.
     """
     base, *others = results
-    return {"base": base["name"], "against": [_against(base, other) for other in others]}
+    against = [_against(base, other) for other in others]
+    return {"version": VERSION, "base": base["name"], "against": against}
 
 
 def _against(base: dict, other: dict) -> dict:
     common = [task for task in base["tasks"] if task in other["tasks"]]
+    ours, theirs = (
+        flatten((result.get("asked") or {}).get("clip", {})) for result in (base, other)
+    )
     return {
         "name": other["name"],
+        "asked": _differences(ours, theirs) if ours and theirs else [],
         "tasks": {task: _task(base, other, task) for task in common},
         "missing": sorted(set(base["tasks"]) ^ set(other["tasks"])),
     }
@@ -40,30 +50,40 @@ def _task(base: dict, other: dict, task: str) -> dict:
         {clip["id"]: clip for clip in result["clips"][task] if "score" in clip}
         for result in (base, other)
     )
-    both = [name for name in ours if name in theirs]
+    common = [one for one in ours if one in theirs]
+    both = [one for one in common if _same(ours[one], theirs[one])]
+    protocol = _protocol(*(result["tasks"][task].get("protocol") or {} for result in (base, other)))
     shared = [c for c in columns(base["tasks"][task]) if c in other["tasks"][task]]
-    unit = base["tasks"][task].get("unit", "percent")
     table = {}
     for column in ("score", *shared):
         # a column may be told of some clips only
         pairs = [(ours[n], theirs[n]) for n in both if column in ours[n] and column in theirs[n]]
         table[column] = difference([b[column] - a[column] for a, b in pairs])
+        if protocol:
+            table[column]["verdict"] = "does not compare"
     return table | {
-        "unit": unit,
-        "only": [len(ours) - len(both), len(theirs) - len(both)],
-        "protocol": _protocol(base["tasks"][task], other["tasks"][task]),
+        "unit": base["tasks"][task].get("unit", "percent"),
+        "only": [len(ours) - len(common), len(theirs) - len(common)],
+        "strangers": len(common) - len(both),
+        "protocol": protocol,
     }
+
+
+def _same(clip: dict, other: dict) -> bool:
+    """Two clips of one id are the same: what is on record of them is not two things."""
+    ours, theirs = clip.get("reference"), other.get("reference")
+    return ours is None or theirs is None or ours == theirs
 
 
 def difference(values: Sequence[float]) -> dict:
     """Facts of the differences of n clips, later minus earlier.
 
-    "difference": their mean; "interval": its 95 % interval, None for fewer than 2 clips; "wins",
-    "ties", "losses": clips; "verdict": "better" or "worse" where the interval leaves out 0, else
-    "noise"; "too few" without an interval.
+    "difference": their mean; "interval": its 95 % interval; "wins", "ties", "losses": clips;
+    "verdict": "better" or "worse" where the interval leaves out 0, else "noise"; "too few" and no
+    interval for less than FEWEST clips.
     """
     values = np.asarray(values, np.float64)
-    bounds = interval(values) if len(values) > 1 else None
+    bounds = interval(values) if len(values) >= FEWEST else None
     verdict = "too few"
     if bounds is not None:
         verdict = "better" if bounds[0] > 0 else "worse" if bounds[1] < 0 else "noise"
@@ -79,9 +99,15 @@ def difference(values: Sequence[float]) -> dict:
     }
 
 
-def _protocol(base: dict, other: dict) -> list[str]:
-    """How the two scores were made in different ways; empty if they compare."""
-    ours, theirs = base.get("protocol") or {}, other.get("protocol") or {}
+def _protocol(ours: Mapping, theirs: Mapping) -> list[str]:
+    """Why two scores do not compare; empty if they do. A judge that is not known is no one's."""
+    if any(protocol.get("judge", "") is None for protocol in (ours, theirs)):
+        return ["it is not known who judged"]
+    return _differences(ours, theirs)
+
+
+def _differences(ours: Mapping, theirs: Mapping) -> list[str]:
+    """What two scores were made by, where it differs."""
     return [
         f"{name}: {ours.get(name)} and {theirs.get(name)}"
         for name in sorted(ours.keys() | theirs.keys())
@@ -98,6 +124,8 @@ def table(comparison: dict) -> str:
             f"{'':<18}{'difference':>10}  {'95 % interval':<18}"
             f"{'clips':>6}{'wins':>6}{'ties':>6}{'losses':>7}  verdict"
         )
+        if not other["tasks"]:
+            lines.append("no task that both have")
         for task, facts in other["tasks"].items():
             for column, fact in facts.items():
                 if isinstance(fact, dict):
@@ -126,6 +154,11 @@ def _remarks(other: dict) -> list[str]:
         if any(facts["only"]):
             one, two = facts["only"]
             remarks.append(f"{task}: left out are {one} and {two} clips that only one has scored")
+        if facts["strangers"]:
+            count = facts["strangers"]
+            remarks.append(f"{task}: left out are {count} ids of two different clips (references)")
+    if other["asked"]:
+        remarks.append(f"the models saw the clips in different ways: {'; '.join(other['asked'])}")
     if other["missing"]:
         remarks.append(f"tasks that only one of the two has: {', '.join(other['missing'])}")
     return remarks

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ugc_jax import __version__
@@ -25,7 +25,7 @@ from ugc_jax.evals.tasks import Sample, Task
 
 logger = logging.getLogger(__name__)
 
-NEEDS_JUDGE = "it needs a judge: judge.model=NAME, or a score file: scores=FILE"
+NEEDS_JUDGE = "it needs a judge: judge.model=NAME"
 MOST_FAULTS = 100  # that are listed one by one
 
 
@@ -35,6 +35,7 @@ class Evaluation:
 
     name: str  # of the model, for tables
     sources: dict[str, str | None]
+    asked: dict | None = None  # who was asked for the predictions, and how, if anybody was
     tasks: dict[str, dict] = dataclasses.field(default_factory=dict)
     clips: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
     unscored: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -99,6 +100,7 @@ class Evaluation:
             "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "ugc_jax": __version__,
             "sources": self.sources,
+            "asked": self.asked,
             "judge": judge,
             "average": average(self.tasks),
             "tasks": self.tasks,
@@ -132,50 +134,76 @@ def read_all(
             f"{path}: is one file, and {len(benchmark)} tasks are asked for; name its task=NAME, "
             "or give a folder with a file a task"
         )
-    return {
-        name: predictions.read(file, {sample.id for sample in benchmark[name].samples}, field)
-        for name, file in files.items()
-    }
+    texts = {}
+    for name, file in files.items():
+        texts[name] = predictions.read(file, set(benchmark[name].ids), field)
+        if (faults := texts[name].summary()) is not None:
+            logger.warning("%s: %s", file, faults)
+    return texts
 
 
-def judge_all(
+@contextlib.contextmanager
+def judge_for(
+    config: EvalJudgeConfig, tasks: Iterable[Task], output: Path
+) -> Iterator[JudgedTasks | None]:
+    """The judge of those of the tasks that need one; None if none does or no model is named.
+
+    Its answers are kept beside the output, unless the config names another file. Raises UserError
+    for a judge that cannot be asked, before anything is.
+    """
+    names = [task.name for task in tasks if task.kind == "judged"]
+    if not names or config.model is None:
+        yield None
+        return
+    cache = config.cache or str(beside(output, "judge.jsonl"))
+    with JudgedTasks(dataclasses.replace(config, cache=cache), names) as judge:
+        yield judge
+
+
+def beside(output: Path, name: str) -> Path:
+    """What belongs to a result: "result.judge.jsonl" of "result.json"."""
+    stem = output.name.removesuffix(".json")
+    return output.with_name(f"{stem}.{name}")
+
+
+def score_all(
     evaluation: Evaluation,
     benchmark: Mapping[str, Task],
     texts: Mapping[str, Predictions],
     normalisation: Normalisation,
-    config: EvalJudgeConfig,
+    judge: JudgedTasks | None,
 ) -> dict:
     """The result of the predictions of each task.
 
     A task without predictions, or without the judge that it needs, is told in "unscored". Raises
-    UserError where that leaves none, and for a judge that cannot be asked.
+    UserError where that leaves none.
     """
     for name, task in benchmark.items():
         if name not in texts:
             evaluation.unscored[name] = "it has no predictions"
-        elif task.kind == "judged" and config.model is None:
-            evaluation.unscored[name] = NEEDS_JUDGE
+        elif task.kind == "judged" and judge is None:
+            scores_help = ", or scores=FILE of a judge's scores" if task.columns else ""
+            evaluation.unscored[name] = NEEDS_JUDGE + scores_help
     todo = [task for name, task in benchmark.items() if name not in evaluation.unscored]
     if not todo:
         raise UserError(
             "; ".join(f"task {name}: {why}" for name, why in evaluation.unscored.items())
         )
-    judged = [task.name for task in todo if task.kind == "judged"]
-    with JudgedTasks(config, judged) if judged else contextlib.nullcontext() as judge:
-        for task in todo:
-            evaluation.note_faults(texts[task.name])
-            clips, noise = score_task(task, texts[task.name], normalisation, judge)
-            protocol = judge.protocol(task.name) if task.kind == "judged" else {}
-            if task.kind == "ocr":
-                protocol = {"normalisation": normalisation}
-            evaluation.add(task, clips, protocol, noise)
-        return evaluation.result(judge.record() if judge else None)
+    for task in todo:
+        said = texts[task.name]
+        evaluation.note_faults(said)
+        clips, noise, notes = score_task(task, said, normalisation, judge)
+        protocol = judge.protocol(task.name) if task.kind == "judged" else {}
+        if task.kind == "ocr":
+            protocol = {"normalisation": normalisation}
+        evaluation.add(task, clips, protocol, noise, notes)
+    return evaluation.result(judge and judge.record())
 
 
 def score_task(
     task: Task, said: Predictions, normalisation: Normalisation, judge: JudgedTasks | None
-) -> tuple[list[dict], float | None]:
-    """(what became of each sample of a task, in its order; the judge's noise).
+) -> tuple[list[dict], float | None, list[str]]:
+    """(what became of each sample of a task, in its order; the judge's noise; notes).
 
     A sample is {"id", "reference", "prediction" where there is one} and "score" with the task's
     columns or "failure": "missing" (no line), "error" (a line with an error), "empty" (no text),
@@ -190,21 +218,28 @@ def score_task(
         if text is not None:
             clip["prediction"] = text
         clips.append(clip)
-        if text is None:
-            clip["failure"] = "error" if sample.id in said.errors else "missing"
+        if sample.id in said.errors:
+            clip |= {"failure": "error", "note": said.errors[sample.id]}
+        elif text is None:
+            clip["failure"] = "missing"
         elif not text.strip() and not counts_empty:
             clip["failure"] = "empty"
         elif task.kind == "judged":
             asked.append(clip)
         else:
             clip |= _SCORERS[task.kind](sample, text, normalisation)
-    noise = None
+    noise, notes = None, []
+    empty = sum(not text.strip() for text in said.texts.values())
+    if counts_empty and empty:
+        notes.append(f"{empty} empty answers count as 0, as in the release")
     if asked:
         items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in asked]
-        judged, noise = judge.judge(task.name, items)
+        judged, noise, unanswered = judge.judge(task.name, items)
         for clip, verdict in zip(asked, judged, strict=True):
             clip |= verdict
-    return clips, noise
+        if unanswered:
+            notes.append(f"{unanswered} questions to the judge have no usable answer")
+    return clips, noise, notes
 
 
 def shown(reference: object) -> str:
@@ -260,7 +295,7 @@ def take_scores(
     if len(names) > 1:
         raise UserError(f"{path}: holds scores of one task, not of {', '.join(names)}; name one")
     (name,) = names
-    rated, notes = scores.read_scores(path, name)
+    rated, notes, protocol = scores.read_scores(path, name)
     references, said = {}, {}
     if name in benchmark:
         references = {s.id: shown(s.reference) for s in benchmark[name].samples}
@@ -276,5 +311,5 @@ def take_scores(
     ]
     if references and (strange := len(ids - references.keys())):
         notes = [*notes, f"{strange} rated clips are not among the task's samples; they count"]
-    evaluation.add(benchmark.get(name, Task(name, "", ())), clips, scores.RELEASED, notes=notes)
+    evaluation.add(benchmark.get(name, Task(name, "", ())), clips, protocol, notes=notes)
     return evaluation.result(None)

@@ -108,6 +108,8 @@ class JudgeConfig:
         require(is_url, "base_url", "give an address such as http://localhost:8000/v1")
         rate = self.requests_per_minute
         require(rate is None or rate > 0, "requests_per_minute", "give a number above 0, or none")
+        is_warm = self.temperature is None or self.temperature >= 0
+        require(is_warm, "temperature", "give 0 or more, or none")
         for field in ("concurrency", "timeout"):
             require(getattr(self, field) > 0, field, "give a number above 0")
         for field in ("retries", "malformed", "backoff", "wait", "price_in", "price_out"):
@@ -116,7 +118,12 @@ class JudgeConfig:
 
 @dataclasses.dataclass
 class Usage:
-    """What a judge has done so far."""
+    """What a judge has done so far.
+
+    The counts are of this process. tokens_in, tokens_out and cost are of all that its answers took,
+    whenever that was: of every response in this process, failed attempts too, and once of each
+    answer out of the cache what it took when it was asked (nothing where the cache does not say).
+    """
 
     answered: int = 0  # questions, by the server
     cached: int = 0  # questions, by the cache
@@ -124,7 +131,8 @@ class Usage:
     requests: int = 0  # to the server, retries included
     tokens_in: int = 0
     tokens_out: int = 0
-    cost: float = 0.0  # at the prices of the config
+    cost: float = 0.0  # at the present prices of the config
+    spent: float = 0.0  # of the cost, in this process
 
 
 @dataclasses.dataclass
@@ -141,7 +149,9 @@ class Judge:
     """Asks questions on the event loop that it is first used on. Not for use on two loops."""
 
     def __init__(self, config: JudgeConfig):
-        """Raises UserError without a model, a key that is needed, or the openai package."""
+        """Raises UserError without a model, a key that is needed, the openai package, or a cache
+        that can be kept.
+        """
         if config.model is None:
             raise UserError(
                 "an LLM judge needs judge.model=NAME, and judge.base_url=URL unless it is OpenAI's"
@@ -189,6 +199,7 @@ class Judge:
         messages, key = _messages(question), self._key(question, repeat)
         if self.knows(question, parse, repeat):
             self.usage.cached += 1
+            self._count(*self._answers.earlier(key))
             return parse(self._answers.get(key))
         if key not in self._running:
             task = asyncio.create_task(self._ask(key, messages, parse))
@@ -222,27 +233,29 @@ class Judge:
         """The judge's object, which `parse` can use, recorded under `key`."""
         async with self._slots:
             try:
-                answer = await self._usable(messages, parse)
+                answer, tokens = await self._usable(messages, parse)
             except JudgeError:
                 self.usage.failed += 1
                 raise
         self.usage.answered += 1
-        self._answers.put(key, answer)
+        self._answers.put(key, answer, tokens)
         return answer
 
-    async def _usable(self, messages: list[dict], parse: Callable) -> dict:
-        asked = messages
+    async def _usable(self, messages: list[dict], parse: Callable) -> tuple[dict, tuple[int, int]]:
+        """(the judge's object, tokens in and out of all attempts)."""
+        asked, tokens_in, tokens_out = messages, 0, 0
         for _ in range(self.config.malformed + 1):
-            text = await self._text(asked)
+            text, (more_in, more_out) = await self._text(asked)
+            tokens_in, tokens_out = tokens_in + more_in, tokens_out + more_out
             answer = talk.json_object(text)
             fault = talk.fault(answer, parse)
             if fault is None:
-                return answer
+                return answer, (tokens_in, tokens_out)
             asked = talk.again(messages, text, fault)
         raise Malformed(f"the judge answers in another form than asked for: {fault}: {text[:80]!r}")
 
-    async def _text(self, messages: list[dict]) -> str:
-        """The text of one answer ("" where there is none), after all attempts that it takes."""
+    async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
+        """`talk.told` of one response, after all attempts that it takes."""
         limits = {"temperature": self.config.temperature, "max_tokens": self.config.max_tokens}
         limits = {name: value for name, value in limits.items() if value is not None}
         trials = _Trials(patience=time.monotonic() + 60 * self.config.wait)
@@ -259,7 +272,9 @@ class Judge:
                 await asyncio.sleep(self._pause(error, trials))
             else:
                 self._note_up()
-                return self._count(response)
+                text, tokens = talk.told(response)
+                self.usage.spent += self._count(*tokens)
+                return text, tokens
 
     def _pause(self, error: Exception, trials: _Trials) -> float:
         """Seconds to wait after a failed attempt; raises what ends the question."""
@@ -310,18 +325,14 @@ class Judge:
                 await asyncio.sleep(left)
             self._next = time.monotonic() + (60 / rate if rate else 0)
 
-    def _count(self, response) -> str:
-        """Add the response to the usage; its text, "" for one without (a page of HTML, ...)."""
-        usage, config, spent = self.usage, self.config, getattr(response, "usage", None)
-        tokens_in = getattr(spent, "prompt_tokens", None) or 0
-        tokens_out = getattr(spent, "completion_tokens", None) or 0
+    def _count(self, tokens_in: int, tokens_out: int) -> float:
+        """Add tokens to the usage; what they cost."""
+        usage, config = self.usage, self.config
+        cost = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
         usage.tokens_in += tokens_in
         usage.tokens_out += tokens_out
-        usage.cost += (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
-        try:
-            return str(response.choices[0].message.content or "")
-        except (AttributeError, LookupError, TypeError):
-            return ""
+        usage.cost += cost
+        return cost
 
     def _note_down(self, reason: str):
         """The server is away. Raises Unreachable when it has been for longer than `wait`."""

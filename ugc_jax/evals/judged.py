@@ -1,7 +1,7 @@
 """The judged tasks: every caption is put to an LLM judge, as often as asked, on one event loop.
 
     with JudgedTasks(config, ["final_caption"]) as judge:
-        samples, noise = judge.judge("final_caption", items)
+        samples, noise, unanswered = judge.judge("final_caption", items)
 
 What has been answered before, by a run that was killed too, comes out of the judge's cache. A
 caption without a usable answer is a failure, never a zero, and is asked about by the next run.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import prompts
+from ugc_jax.evals import prompts, talk
 from ugc_jax.evals.judge import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.evals.prompts import FORMS
 
@@ -59,10 +59,13 @@ class Judged(NamedTuple):
     "reference", "prediction", "note": the judge's reason, or why there is no answer}.
     noise: standard deviation of the task's score from one judging of all captions to the next, in
     percent; None where no caption was judged twice.
+    unanswered: questions, `repeats` a caption, that have no usable answer; the score of a caption
+    that has others is the mean of these.
     """
 
     samples: list[dict]
     noise: float | None
+    unanswered: int
 
 
 class NotAsked(JudgeError):
@@ -91,7 +94,9 @@ class JudgedTasks:
         finally:
             self._runner.close()
         usage = self._judge.usage
-        cost = f", cost {usage.cost:.2f}" if self.config.price_in or self.config.price_out else ""
+        cost = ""
+        if self.config.price_in or self.config.price_out:
+            cost = f", cost {usage.cost:.2f}, of it {usage.spent:.2f} in this run"
         logger.info(
             "judge %s: %d answers and %d from the cache, %d failed; %d requests, %d tokens in, "
             "%d out%s",
@@ -107,18 +112,20 @@ class JudgedTasks:
         """
         items = [Item(*item) for item in items]
         outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
-        _tell_failures(task, outcomes)
+        failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
+        _tell_failures(task, failures, len(items) * self.config.repeats)
         columns = FORMS[task].columns
         samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
-        return Judged(samples, noise([[o["score"] for o in _usable(all_)] for all_ in outcomes]))
+        spread = noise([[o["score"] for o in _usable(all_)] for all_ in outcomes])
+        return Judged(samples, spread, len(failures))
 
     def protocol(self, task: str) -> dict:
         """What has to be equal for two scores of the task to compare."""
         judge, temperature = self.config.model, self.config.temperature
-        return {"judge": judge, "temperature": temperature, "prompt": self._prompts[task].name}
+        return {"judge": judge, "temperature": temperature, "prompt": self._prompts[task].protocol}
 
     def record(self) -> dict:
-        """The judge, how it was asked, and its usage so far in this process, as JSON."""
+        """The judge, how it was asked, and its usage (judge.Usage) so far, as JSON."""
         names = dict.fromkeys(prompt.name for prompt in self._prompts.values())
         return {
             "model": self.config.model,
@@ -211,7 +218,7 @@ def _parser(task: str) -> Callable[[dict], dict]:
     def parse(answer: dict) -> dict:
         scores, reason = FORMS[task].scores(answer), answer.get("reason")
         has_reason = isinstance(reason, str) and reason.strip()
-        return scores | {"note": reason.strip()} if has_reason else scores
+        return scores | {"note": talk.encodable(reason.strip())} if has_reason else scores
 
     return parse
 
@@ -231,9 +238,8 @@ def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence
     return {"id": item.id, **means, **said, **note}
 
 
-def _tell_failures(task: str, outcomes: Sequence[Sequence[dict | JudgeError]]):
+def _tell_failures(task: str, failures: Sequence[JudgeError], asked: int):
     """One line for all failures of a task, each kind of them with its first message."""
-    failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
     if not failures:
         return
     counts, first = Counter(map(type, failures)), {type(e): e for e in reversed(failures)}
@@ -241,5 +247,5 @@ def _tell_failures(task: str, outcomes: Sequence[Sequence[dict | JudgeError]]):
     logger.warning(
         "%s: %d of %d questions to the judge have no usable answer (%s); run again to ask them "
         "again",
-        task, len(failures), sum(map(len, outcomes)), kinds,
+        task, len(failures), asked, kinds,
     )  # fmt: skip

@@ -17,6 +17,11 @@ _LETTER = re.compile(
     r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? *)?\(?([a-z])(?:[.):\n]|$)",
     re.IGNORECASE,
 )
+# "I think it is B", "A is the answer"; none in "A man speaks", "I think", "B-roll", "A.I. voice"
+_LONE = re.compile(
+    r"(?<![\w.'’-])"
+    r"(?:[B-HJ-Z](?![\w'’-]|\.\w)|[AI](?=$|[.,;:!?)\n](?!\w)| +(?:is|or|and|nor)\b))"
+)
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -27,7 +32,8 @@ def choose(text: str, options: Sequence[str]) -> str | None:
 
     Understood are, in any case: the one option that the text holds as whole words, however they are
     joined; an option's letter at the beginning ("B", "(B)", "B. ..."), unless the text names other
-    options; either of them in JSON under the key "answer".
+    options; the only capital that stands alone ("I think it is B"), if the text names no option;
+    any of them in JSON under the key "answer".
     """
     for key, value in (talk.json_object(text) or {}).items():
         if key.lower() == "answer":
@@ -40,15 +46,20 @@ def choose(text: str, options: Sequence[str]) -> str | None:
     place = ord(match[1].lower()) - ord("a") if match else len(options)
     if place < len(options) and (not found or options[place] in found):
         return options[place]
-    return None
+    letters = set(_LONE.findall(text))
+    place = ord(letters.pop()) - ord("A") if len(letters) == 1 else len(options)
+    return options[place] if place < len(options) and not found else None
 
 
 def _named(text: str, options: Sequence[str]) -> set[str]:
     """Options that a text holds as whole words; none inside a longer one."""
     found = set()
+    joined = {o: r"[\W_]*".join(map(re.escape, re.findall(r"[^\W_]+", o))) for o in options}
     # longest first: "not applicable" is not "not"
     for option in sorted(options, key=len, reverse=True):
-        words = r"[\W_]*".join(map(re.escape, re.findall(r"[^\W_]+", option)))
+        words = joined[option]
+        if not words or list(joined.values()).count(words) > 1:  # "+" and "-"
+            words = re.escape(option)
         text, count = re.subn(rf"(?<![^\W_]){words}(?![^\W_])", "|", text, flags=re.IGNORECASE)
         if words and count:
             found.add(option)

@@ -41,15 +41,15 @@ def sentences(members: Members) -> list[str]:
         if "ocr" in result["tasks"]
     }
     if normalisations:
-        known = [
-            f"{row.scores['ocr']} of {row.model} is “{row.normalisation}”"
-            for row in published.ROWS
-            if row.normalisation
-        ]
         kinds = _and([f"“{kind}”" for kind in sorted(map(str, normalisations))])
+        published_as = " and ".join(
+            f"those of {_and([row.model for row in published.ROWS if row.normalisation == kind])} "
+            f"with “{kind}” ones"
+            for kind in ("raw", "cleaned")
+        )
         lines.append(
-            f"OCR is scored here with {kinds} texts. Of the published values, {_and(known)}; of "
-            "the others it is not known."
+            f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
+            "out of the released predictions."
         )
     return lines + _unlike_each_other(members)
 

@@ -3,7 +3,7 @@
     JSON Lines  {"video_id", "caption"}, {"video_id", "ocr", "predict_ocr"}, {"video", "caption"},
                 {"video", "error"}
     JSON        {"question", "samples": [{"video_id", "answer", "predict"}]}, the list of samples
-                alone, {id: text}
+                alone, {id: text}, {id: {"caption"}}
 
 What is wrong with a row is counted and listed, and the rest of the file is used.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.talk import one_line
+from ugc_jax.evals.talk import encodable, one_line
 from ugc_jax.evals.tasks import clip_id, task_of
 
 logger = logging.getLogger(__name__)
@@ -45,28 +45,37 @@ class Predictions:
         """All that is wrong, the worst first."""
         return [*self.broken, *self.unknown, *self.duplicate]
 
+    def summary(self) -> str | None:
+        """How many rows are wrong, and the first of `faults`, in a line; None if there are none."""
+        kinds = ("broken", "unknown", "duplicate")
+        counts = {kind: len(getattr(self, kind)) for kind in kinds}
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        rows = "row" if sum(counts.values()) == 1 else "rows"
+        return f"{told} {rows} (first: {self.faults()[0]})" if told else None
+
 
 def read(path: str | Path, known: Collection[str], field: str | None = None) -> Predictions:
     """The predictions of a file.
 
     known: ids of the task's clips; rows of others are `unknown`. field: that holds what the model
     said; None: the first of FIELDS that is there. What is no text, such as a list, is kept as JSON.
-    Of several rows of a clip the last one with a text counts, a blank one only if all are.
+    Halves of surrogate pairs become �. Of several rows of a clip the last one with a text counts,
+    a blank one only if all are.
     Raises UserError for a file that cannot be read and for one without a single row to use.
     """
     path, predictions = Path(path), Predictions()
-    for place, row in _rows(path):
-        label = f"{path.name}:{place}"
+    for place, row in _rows(path, field):
+        label = one_line(f"{path.name}:{place}")
         try:
             clip, text, error = _told(row, field)
         except ValueError as reason:
-            predictions.broken.append(f"{label}: {reason}")
+            predictions.broken.append(f"{label}: {one_line(str(reason))}")
             continue
         if clip not in known:
             predictions.unknown.append(f"{label}: the task has no clip {clip!r:.80}")
             continue
         if clip in predictions.texts or clip in predictions.errors:
-            predictions.duplicate.append(f"{label}: {clip} again")
+            predictions.duplicate.append(f"{label}: {one_line(clip)} again")
         if error is not None:
             predictions.errors[clip] = error
         elif text.strip() or clip not in predictions.texts:
@@ -123,7 +132,7 @@ def find(folder: str | Path, names: Sequence[str]) -> Found:
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
+def _rows(path: Path, field: str | None) -> Iterator[tuple[str, object]]:
     """(place, row) of each row: the line of JSON Lines, or "sample 3" of one JSON text.
 
     A row that is no JSON is the line as it stands.
@@ -140,10 +149,17 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
     if isinstance(content, dict) and isinstance(content.get("samples"), list):
         content = content["samples"]
     elif isinstance(content, dict) and _id(content) is None:
-        content = [{IDS[0]: clip, FIELDS[0]: text} for clip, text in content.items()]
+        content = [_row(clip, said, field) for clip, said in content.items()]
     rows = content if isinstance(content, list) else [content]  # JSON Lines of one line
     for number, row in enumerate(rows, 1):
         yield f"sample {number}", row
+
+
+def _row(clip: str, said: object, field: str | None) -> dict:
+    """The row that {id: text} or {id: {"caption": text}} stands for."""
+    if isinstance(said, dict) and (field or not {*FIELDS, "error"}.isdisjoint(said)):
+        return said | {IDS[0]: clip}
+    return {IDS[0]: clip, field or FIELDS[0]: said}
 
 
 def _json(text: str) -> object:
@@ -180,7 +196,8 @@ def _told(row: object, field: str | None) -> tuple[str, str | None, str | None]:
     present = [name for name in fields if name in row]
     said = next((row[name] for name in present if row[name] is not None), None)
     if said is not None:
-        return clip, said if isinstance(said, str) else json.dumps(said, ensure_ascii=False), None
+        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+        return clip, encodable(text), None
     if row.get("error") is not None:
         return clip, None, one_line(str(row["error"]))
     if present:
@@ -196,5 +213,5 @@ def _id(row: Mapping) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if isinstance(value, str) and value.strip():
-            return clip_id(value.strip())
+            return clip_id(encodable(value.strip()))
     return None

@@ -128,11 +128,17 @@ FORMS = {
 
 
 class Prompt(NamedTuple):
-    """How the judge is asked. name: of the wording, for the record: "ugc_jax", or a file's."""
+    """How the judge is asked. name: of the wording, for people: "ugc_jax", or a file's."""
 
     name: str
     template: str
     is_ours: bool
+
+    @property
+    def protocol(self) -> str:
+        """The wording by its number: equal for equal wordings, whatever their files are called."""
+        asked = "\n".join(message["content"] for message in self.messages(*PLACEHOLDERS))
+        return f"{'own wording' if self.is_ours else 'file'} {_number(asked)}"
 
     def messages(self, reference: str, caption: str) -> list[dict]:
         """The messages that put the question about two texts."""
@@ -166,7 +172,7 @@ def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
 def _read(path: Path) -> Prompt:
     """The wording in a file of the user's; UserError with its line if it cannot be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"judge.prompt: {path}: cannot be read ({error.strerror}); give a text file"
@@ -179,8 +185,11 @@ def _read(path: Path) -> Prompt:
     if fault := _fault(text):
         place, reason = fault
         raise UserError(f"{path}:{text.count(chr(10), 0, place) + 1}: {reason}")
-    number = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Prompt(f"{path.name} ({number})", text, False)
+    return Prompt(f"{path.name} ({_number(text)})", text, False)
+
+
+def _number(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _fault(text: str) -> tuple[int, str] | None:

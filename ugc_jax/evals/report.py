@@ -119,7 +119,7 @@ def _plots(members: Sequence[tuple[int, str, dict]], total: int):
     """{"title", "svg", "text"} of each plot. total: results in the page, which colours go by."""
     if any(result["tasks"] for *_, result in members):
         yield _scores(members, total)
-    if any(result["tasks"].get("world", {}).get("recall") for *_, result in members):
+    if any(_world_attributes(result) for *_, result in members):
         yield _attributes(members, total)
     for task in TEXTS:
         if plot := _lengths(task, members, total):
@@ -158,11 +158,16 @@ def _scores(members: Sequence, total: int) -> dict:
     return {"title": "Scores", "svg": plots.score_bars(rows, label), "text": text}
 
 
+def _world_attributes(result: dict) -> dict[str, float]:
+    """Attribute -> percent of captions that state it right; empty without the world."""
+    return result["tasks"].get("world", {}).get("attributes") or {}
+
+
 def _attributes(members: Sequence, total: int) -> dict:
-    recalls = _by_result(members, total, lambda r: r["tasks"].get("world", {}).get("recall") or {})
-    names = dict.fromkeys(name for recall in recalls for name in recall or {})
+    shares = _by_result(members, total, _world_attributes)
+    names = dict.fromkeys(name for share in shares for name in share or {})
     rows = [
-        plots.Bars(name, [(recall or {}).get(name) for recall in recalls], [None] * total, [])
+        plots.Bars(name, [(share or {}).get(name) for share in shares], [None] * total, [])
         for name in names
     ]
     svg = plots.score_bars(rows, "Share of captions that state each attribute right, in percent.")

@@ -5,27 +5,55 @@
      "unscored": {task: why}, "faults": {...}, "clips": {task: [{"id", "score", ...}, ...]}}
 
 Scores are percent, but those of the OCR task, which are fractions, as they were published.
-`summary.summarize` says what a task holds, `scoring.score_task` what a clip does.
+`summary.summarize` says what a task holds, `evaluate.score_task` what a clip does.
 """
 
 import json
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ugc_jax.errors import UserError
 
 VERSION = 1
 
-# What `summary.summarize` puts beside a task's score that is no column of it.
-FACTS = (
-    "score", "unit", "n", "failed", "failures", "floor", "interval", "intervals", "noise",
-    "metric", "protocol", "majority", "recall", "confusion", "flags", "notes",
-)  # fmt: skip
-
 
 def columns(task: dict) -> list[str]:
     """The names of the columns beside the score of a task of a result."""
-    return [name for name in task if name not in FACTS]
+    return list(task.get("intervals") or {})
+
+
+def claim(path: str | Path, inputs: Iterable[str | Path | None] = ()):
+    """Make sure, before the work, that a result can be written.
+
+    Its folder is made. Raises UserError if that cannot be, if the file is one of `inputs`, and if
+    it is there and was not written by `write_result`.
+    """
+    path = Path(path)
+    if not path.name:
+        raise UserError("output is no file; give one, such as result.json")
+    taken = {Path(one).resolve() for one in inputs if one is not None}
+    if path.resolve() in taken:
+        raise UserError(f"{path}: is read by this job and would be lost; choose another output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _probe(path)
+        if path.exists() and not _has_version(json.loads(path.read_text(encoding="utf-8-sig"))):
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); choose another output") from None
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{path}: is there and is no result; choose another output, or delete it"
+        ) from None
+
+
+def _probe(path: Path):
+    """OSError where no file can be made beside `path`."""
+    probe = path.with_name(f"{path.name}.new")
+    probe.touch()
+    probe.unlink()
 
 
 def write_result(path: str | Path, result: dict):
@@ -44,10 +72,10 @@ def write_result(path: str | Path, result: dict):
 def read_result(path: str | Path) -> dict:
     """A result of `ugc-jax evaluate`. UserError for any other file."""
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:  # UnicodeDecodeError, too
+    except (ValueError, RecursionError):  # UnicodeDecodeError, too
         result = None
     if not _is_result(result):
         raise UserError(
@@ -61,17 +89,34 @@ def read_result(path: str | Path) -> dict:
     return result
 
 
+def _has_version(content: object) -> bool:
+    """It was written by `write_result`."""
+    return isinstance(content, dict) and "version" in content
+
+
 def _is_result(result: object) -> bool:
     """It has the parts that its readers take for granted."""
-    if not isinstance(result, dict) or "version" not in result:
+    if not _has_version(result) or not isinstance(result.get("name"), str):
         return False
     tasks, clips = result.get("tasks"), result.get("clips")
-    if not isinstance(tasks, dict) or not isinstance(clips, dict):
-        return False
-    return isinstance(result.get("name"), str) and all(
-        isinstance(task, dict)
-        and {"score", "n", "failed", "interval"} <= task.keys()
-        and isinstance(clips.get(name), list)
-        and all(isinstance(clip, dict) and "id" in clip for clip in clips[name])
-        for name, task in tasks.items()
+    return (
+        isinstance(tasks, dict)
+        and isinstance(clips, dict)
+        and all(_is_task(task, clips.get(name)) for name, task in tasks.items())
     )
+
+
+def _is_task(task: object, clips: object) -> bool:
+    return (
+        isinstance(task, dict)
+        and {"score", "n", "failed", "interval", "intervals"} <= task.keys()
+        and isinstance(clips, list)
+        and all(_is_clip(clip, ["score", *columns(task)]) for clip in clips)
+    )
+
+
+def _is_clip(clip: object, names: list[str]) -> bool:
+    if not isinstance(clip, dict) or not isinstance(clip.get("id"), str):
+        return False
+    scores = [clip[name] for name in names if name in clip]
+    return all(isinstance(score, int | float) and math.isfinite(score) for score in scores)

@@ -1,7 +1,7 @@
 """Score files: a judge's ratings of captions that are on disk already, such as the released ones.
 
     {"evaluations": {ID: {"visual_score": 4, "audio_score": 3, "details_score": 4}, ...},
-     "overall_visual_average": 2.9, ...}
+     "overall_visual_average": 2.9, ...}       the released form
 or the plain {ID: {"visual": 4, "audio": 3, "details": 4}, ...}, with ratings from 1 to 5.
 
 The script of the release counted a failed call as 0; here it is a failure.
@@ -14,20 +14,28 @@ from typing import NamedTuple
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import FORMS
+from ugc_jax.evals.talk import encodable
+from ugc_jax.evals.tasks import clip_id
 
-# How the released score files were made (the release's evaluation script).
+# How the released score files were made (the release's evaluation script), and any others.
 RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}
+UNKNOWN = dict.fromkeys(RELEASED)
+TAKEN_FOR = (
+    "taken to be the published judge's (gpt-4o-2024-08-06, temperature 1), as the file has its form"
+)
 
 
 class Scores(NamedTuple):
     """A score file.
 
     samples: {"id", "score" and the task's columns in percent, or "failure": "judge" and "note"}.
-    notes: where the file's own averages differ from those of the samples.
+    notes: that it has the released form; where its own averages differ from those of the samples.
+    protocol: how it was made: RELEASED for a file of the released form, else UNKNOWN.
     """
 
     samples: list[dict]
     notes: list[str]
+    protocol: dict
 
 
 def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
@@ -44,7 +52,8 @@ def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
     content = _read(path)
     rows = content.get("evaluations", content)
     rows = rows if isinstance(rows, dict) else {}
-    clips = {key: row for key, row in rows.items() if not key.startswith("overall_")}
+    averages = {key for key in content if key.startswith("overall_")}
+    clips = _by_clip(path, {key: row for key, row in rows.items() if key not in averages})
     samples = [_sample(one, row, columns) for one, row in clips.items()]
     if not any("score" in sample for sample in samples):
         example = ", ".join(f'"{column}": 4' for column in columns)
@@ -52,7 +61,21 @@ def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
             f"{path}: has no usable ratings; give {{ID: {{{example}}}, ...}} with numbers from 1 "
             "to 5"
         )
-    return Scores(samples, _notes(content, samples, columns))
+    notes = _notes(content, samples, columns)
+    if "evaluations" in content and averages:
+        return Scores(samples, [TAKEN_FOR, *notes], RELEASED)
+    return Scores(samples, notes, UNKNOWN)
+
+
+def _by_clip(path: str | Path, rows: dict[str, object]) -> dict[str, object]:
+    """The rows by their clips' ids; they may be named by files."""
+    clips = {}
+    for key, row in rows.items():
+        one = clip_id(encodable(key))
+        if one in clips:
+            raise UserError(f"{path}: holds the clip {one!r} twice; keep one of them")
+        clips[one] = row
+    return clips
 
 
 def _read(path: str | Path) -> dict:
@@ -67,12 +90,12 @@ def _read(path: str | Path) -> dict:
         return found
 
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=once)
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a score file") from None
     except UserError:
         raise
-    except ValueError as error:  # UnicodeDecodeError, too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
         raise UserError(f"{path}: is no JSON ({error}); give a score file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: is no JSON object; give a score file, {{ID: ratings, ...}}")

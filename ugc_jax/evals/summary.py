@@ -54,9 +54,10 @@ def summarize(
         "notes": list(notes),
     }
     if task.kind == "options":
-        facts |= _classes(task, scored)
+        classes = _classes(task, scored)
+        facts |= classes | {"notes": [*notes, *classes["notes"]]}
     if task.kind == "world":
-        facts["recall"] = _attributes(scored)
+        facts["attributes"] = _attributes(scored)
     return facts
 
 
@@ -85,10 +86,11 @@ def _interval(scored: Sequence[dict], name: str) -> list[float] | None:
 
 
 def _classes(task: Task, scored: Sequence[dict]) -> dict:
-    """What an accuracy hides: that of a guess, that of each class, what was said instead."""
+    """What an accuracy hides: a guess's on the same clips, each class's, what was said instead."""
     options = task.samples[0].options
     answers, said = ([clip[key] for clip in scored] for key in ("answer", "said"))
-    answer, share = metrics.majority([sample.reference for sample in task.samples])
+    everyone = [sample.reference for sample in task.samples]
+    answer, share = metrics.majority(answers or everyone)
     facts = {
         "majority": {"answer": answer, "score": share},
         "recall": metrics.recall(answers, said, options),
@@ -96,7 +98,7 @@ def _classes(task: Task, scored: Sequence[dict]) -> dict:
         "flags": [],
         "notes": ["labels are compared without regard to case"],
     }
-    if share == 100:
+    if len(set(everyone)) == 1:
         facts["flags"].append(f"degenerate: every answer is {answer}; the score tells nothing")
     if others := sum(one == metrics.OTHER for one in said):
         facts["notes"].append(f"{others} answers name no option, or several: wrong")
@@ -119,7 +121,8 @@ def table(result: dict) -> str:
     for name, task in result["tasks"].items():
         for column in ("score", *task["intervals"]):
             lines.append(_line(name, task, column).rstrip())
-        lines += [f"  ! {text}" for text in _remarks(task)]
+        lines += [f"  ! {text}" for text in _warnings(task)]
+        lines += [f"    {text}" for text in _remarks(task)]
     if result["average"] is not None:
         lines.append(f"{'average':<18}{result['average']:>8.2f}  (of the paper's eight columns)")
     lines += [f"{name}: not scored, {why}" for name, why in result["unscored"].items()]
@@ -141,13 +144,25 @@ def _line(name: str, task: dict, column: str) -> str:
     return line
 
 
-def _remarks(task: dict) -> list[str]:
-    """What a reader has to know beside the numbers."""
-    remarks = list(task["flags"])
+def _warnings(task: dict) -> list[str]:
+    """Why the numbers may mislead."""
+    warnings = list(task["flags"])
     if task["failed"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in task["failures"].items())
-        floor = "" if task["floor"] is None else f"; {task['floor']:.2f} if they were zeros"
-        remarks.append(f"failed, and in no mean: {kinds}{floor}")
+        digits = 3 if task["unit"] == "fraction" else 2
+        floor = "" if task["floor"] is None else f"; {task['floor']:.{digits}f} if they were zeros"
+        warnings.append(f"failed, and in no mean: {kinds}{floor}")
+    return warnings
+
+
+def _remarks(task: dict) -> list[str]:
+    """What a reader has to know beside the numbers."""
+    remarks = []
+    if task["protocol"]:
+        remarks.append(", ".join(f"{name} {value}" for name, value in task["protocol"].items()))
+    if task.get("recall"):
+        shares = (f"{answer} {share:.1f}" for answer, share in task["recall"].items())
+        remarks.append(f"right of each answer: {', '.join(shares)}")
     if task["noise"] is not None:
-        remarks.append(f"judge noise: standard deviation of the score {task['noise']:.2f}")
+        remarks.append(f"judge noise: {task['noise']:.2f} (standard deviation of one judging)")
     return remarks + task["notes"]

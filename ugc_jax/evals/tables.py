@@ -238,8 +238,6 @@ def _difference(tasks: dict[str, dict], column: Column) -> Cell:
         lines.append(" to ".join(f"{bound:+.{digits}f}" for bound in facts["interval"]))
     lines.append(facts["verdict"])
     lines.append("{wins} / {ties} / {losses}".format(**facts))
-    if task["protocol"]:
-        lines.append("protocols differ")
     lines = [line.replace("-", "−") for line in lines]
     text = f"{facts['difference']:+.{digits}f}".replace("-", "−")
     weak = facts["verdict"] not in ("better", "worse")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 
 SYSTEM = (
@@ -31,6 +32,18 @@ def fenced(name: str, text: str) -> str:
     """`text` between tags that it cannot hold, since their number is made of the text itself."""
     tag = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"<{tag}>\n{text}\n</{tag}>"
+
+
+def told(response) -> tuple[str, tuple[int, int]]:
+    """(text, tokens in and out) of a response; "" for one without text (a page of HTML, ...)."""
+    usage = getattr(response, "usage", None)
+    tokens_in = getattr(usage, "prompt_tokens", None) or 0
+    tokens_out = getattr(usage, "completion_tokens", None) or 0
+    try:
+        text = str(response.choices[0].message.content or "")
+    except (AttributeError, LookupError, TypeError):
+        text = ""
+    return encodable(text), (tokens_in, tokens_out)
 
 
 def json_object(text: str) -> dict | None:
@@ -71,6 +84,11 @@ def fault(answer: dict | None, parse: Callable) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, cut to 200 characters."""
-    text = " ".join(text.split())
+    """`text` on one line, without control characters (colours, ...), cut to 200 characters."""
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", encodable(text)).split())
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def encodable(text: str) -> str:
+    """`text` with � for halves of surrogate pairs, which JSON can hold and no file or request."""
+    return re.sub("[\ud800-\udfff]", "�", text)

@@ -168,12 +168,13 @@ _NAMES = {
 def load(qa: str | Path, names: Sequence[str]) -> dict[str, Task]:
     """The tasks `names` (of FORMS), in their order.
 
-    qa: the folder with their files, or the file of one of them, which is loaded alone. A world's
-      manifest is loaded for "world" and for all TASKS.
+    qa: the folder with their files, or the file of one of them: of the only one, or of any where
+      all TASKS are asked for. A file whose name is of no task is of the only one; a world's
+      manifest, known by its rows, is loaded for "world" and for all TASKS.
     Of all TASKS those without a file are left out, and a warning tells them. The question about
     options ends with the options, in one line. Answers are given in their options' spelling:
     released ones differ in case. Raises UserError for a file that is missing, cannot be read or has
-    another form, naming the first bad sample.
+    another form, naming the first bad sample, and for a file of another task.
     """
     qa = Path(qa)
     if not qa.is_dir():
@@ -191,13 +192,17 @@ def load(qa: str | Path, names: Sequence[str]) -> dict[str, Task]:
 
 
 def _load_one(file: Path, names: Sequence[str]) -> dict[str, Task]:
-    name = "world" if _is_world(file) else task_of(file.stem)
-    if name != "world" and len(names) == 1 and names[0] != "world":
-        name = names[0]  # whatever the file is called
+    name, is_all = "world" if _is_world(file) else task_of(file.stem), set(TASKS) <= set(names)
+    if name is None and len(names) == 1:
+        name = names[0]
     if name is None:
         raise UserError(f"{file}: its name does not tell its task; give task=NAME")
-    if name not in names and not (name == "world" and set(TASKS) <= set(names)):
-        raise UserError(f"{file}: is of the task {name}, not of {', '.join(names)}; correct task")
+    others = [other for other in names if other != name]
+    if others and not is_all:
+        raise UserError(
+            f"{file}: is of the task {name}, not of {', '.join(others)}; correct task, or give the "
+            "folder of the qa files"
+        )
     return {name: _read(name, file)}
 
 
@@ -206,7 +211,7 @@ def _is_world(file: Path) -> bool:
     first = _text(file).lstrip().partition("\n")[0]
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and "attributes" in row
 
@@ -247,11 +252,19 @@ def _options(text: str) -> tuple[str, list[Sample]]:
         options, answer = row.get("options"), _string(row, "answer")
         if not _is_texts(options) or options != rows[0]["options"]:
             raise ValueError(f"sample {row['video_id']}: options are none, or not the first's")
-        spelling = {_bare(option): option for option in options}
-        if _bare(answer) not in spelling:
+        option = _as_option(answer, options)
+        if option is None:
             raise ValueError(f"sample {row['video_id']}: the answer {answer!r} is not an option")
-        samples.append(Sample(clip_id(row["video_id"]), spelling[_bare(answer)], tuple(options)))
+        samples.append(Sample(clip_id(row["video_id"]), option, tuple(options)))
     return f"{question} Options: {', '.join(samples[0].options)}.", samples
+
+
+def _as_option(answer: str, options: list[str]) -> str | None:
+    """The option that an answer spells: by letters and digits, where these tell options apart."""
+    spelling = {_bare(option): option for option in options}
+    if "" in spelling or len(spelling) < len(options):  # "+" and "-"
+        return answer if answer in options else None
+    return spelling.get(_bare(answer))
 
 
 def _ocr(text: str) -> tuple[str, list[Sample]]:
@@ -279,7 +292,7 @@ def _samples(text: str) -> tuple[str, list[dict]]:
     """Question and rows of a released JSON file."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("samples"), list):
         raise ValueError('is not of the form {"question": "...", "samples": [...]}')
@@ -303,7 +316,7 @@ def _lines(text: str) -> list[dict]:
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} is not JSON ({error})") from None
         if not isinstance(rows[-1], dict):
             raise ValueError(f"line {number} is not an object")

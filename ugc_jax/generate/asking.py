@@ -1,6 +1,7 @@
 """Several questions asked of the same clips by one model: a JSON Lines file of answers each."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,11 +11,13 @@ from ugc_jax.data.find import find_clips
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import Results, Totals, record_all
+from ugc_jax.generate.results import Results, Totals, record_all, write_json
 from ugc_jax.generate.settings import AskConfig, SamplingConfig
-from ugc_jax.settings import part
+from ugc_jax.settings import flatten, part
 
 logger = logging.getLogger(__name__)
+
+NOTE = ".asked.json"  # in the folder of answers: who was asked, and how
 
 
 class Question(Protocol):
@@ -24,25 +27,21 @@ class Question(Protocol):
     ids: Collection[str]
 
 
-def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> Path:
+def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> dict:
     """Ask each question of its clips; the answers go to folder/<name>.jsonl.
 
     A file that is there is gone on with, as by `caption`: answers stay, errors are tried again. A
-    clip that is not in `videos` gets no line. Returns `folder`. Raises UserError for a config that
-    cannot be used and for a folder without any of the clips.
+    clip that is not in `videos` gets no line, a question without any gets no file. Returns who was
+    asked and how, which the folder notes, too. Raises UserError for a config that cannot be used, a
+    folder without any of the clips, and for answers of another model or of other settings.
     """
-    if config.videos is None:
-        raise UserError("ask.videos is needed with ask.checkpoint: the folder of the clips")
     clip, sampling = resolve(part(ClipSettings, config)), part(SamplingConfig, config)
-    videos = {Path(video).stem: video for video in find_clips([config.videos])}
-    asked = {
-        name: [videos[one] for one in question.ids if one in videos]
-        for name, question in questions.items()
-    }
-    _say_missing(config, questions, asked)
+    asked = _clips(config, questions)
+    texts = {name: config.question or questions[name].question for name in asked}
+    how = _claim(folder, config, clip, sampling, texts)
     totals, captioner = Totals(), None
     for name, clips in asked.items():
-        own = dataclasses.replace(clip, question=config.question or questions[name].question)
+        own = dataclasses.replace(clip, question=texts[name])
         with Results(folder / f"{name}.jsonl", clips) as results:
             todo = results.missing(clips)
             totals.skipped += len(clips) - len(todo)
@@ -53,18 +52,65 @@ def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> P
             )
             stream = captioner.stream(todo, own, sampling, config.batch_size, config.workers)
             record_all(stream, len(todo), results, totals, desc=name)
+            totals.programs = sum(captioner.engine.programs().values())
     logger.info("answers in %s: %s", folder, totals)
-    return folder
+    return how
 
 
-def _say_missing(config: AskConfig, questions: Mapping[str, Question], asked: Mapping[str, list]):
-    if not any(asked.values()):
+def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, list[str]]:
+    """Question -> the clips that it is asked of, where there are any."""
+    if not Path(config.videos).is_dir():
+        raise UserError(f"ask.videos: {config.videos} is no folder; give the folder of the clips")
+    videos: dict[str, str] = {}
+    for video in find_clips([config.videos]):
+        other = videos.setdefault(Path(video).stem, video)
+        if other != video:
+            raise UserError(f"{video}: has the same id as {other}; leave one of them in the folder")
+    asked = {}
+    for name, question in questions.items():
+        clips = [videos[one] for one in question.ids if one in videos]
+        missing, total = len(question.ids) - len(clips), len(question.ids)
+        if missing:
+            logger.warning("%s: %d of %d clips are not in %s", name, missing, total, config.videos)
+        if clips:
+            asked[name] = clips
+    if not asked:
         raise UserError(
             f"{config.videos}: holds none of the clips asked about; give the folder of the clips, "
             "named by their ids"
         )
-    for name, question in questions.items():
-        missing = len(question.ids) - len(asked[name])
-        if missing:
-            total = len(question.ids)
-            logger.warning("%s: %d of %d clips are not in %s", name, missing, total, config.videos)
+    return asked
+
+
+def _claim(
+    folder: Path,
+    config: AskConfig,
+    clip: ClipSettings,
+    sampling: SamplingConfig,
+    texts: Mapping[str, str],
+) -> dict:
+    """Note in the folder who answers, and how. UserError if others have answered there."""
+    how = {
+        "checkpoint": config.checkpoint,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "clip": dataclasses.asdict(dataclasses.replace(clip, question=None)),
+        "sampling": dataclasses.asdict(sampling),
+        "questions": dict(texts),
+    }
+    note = folder / NOTE
+    if note.exists():
+        try:
+            before = json.loads(note.read_text(encoding="utf-8"))
+            theirs, ours = flatten(before), flatten(how)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{note}: cannot be read ({error}); delete {folder}") from None
+        for key, value in ours.items():
+            if key in theirs and theirs[key] != value:
+                raise UserError(
+                    f"{note}: the answers there have {key} {theirs[key]!r:.60}, not {value!r:.60}; "
+                    f"choose another output, or delete {folder}"
+                )
+        how["questions"] = before["questions"] | how["questions"]
+    write_json(note, how)
+    return how

@@ -35,7 +35,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AskConfig(ClipSettings, SamplingConfig):
-    """Who is asked, and what it sees. `question` is asked instead of each task's own."""
+    """A model that is asked first; `question` replaces the questions of the tasks."""
 
     checkpoint: str | None = None  # directory or hub id of a model to ask; none: use predictions
     revision: str | None = None  # branch, tag or commit of a hub id
@@ -43,3 +43,10 @@ class AskConfig(ClipSettings, SamplingConfig):
     batch_size: int = 8  # answers generated together
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
     workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint is not None and self.videos is None:
+            raise UserError("ask.checkpoint needs ask.videos: the folder of the clips")
+        if self.videos is not None and self.checkpoint is None:
+            raise UserError("ask.videos needs ask.checkpoint: the model to ask about the clips")

@@ -8,7 +8,7 @@ import dataclasses
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.compare import compare, table
-from ugc_jax.evals.results import read_result, write_result
+from ugc_jax.evals.results import claim, read_result, write_result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,14 @@ def main(config: CompareConfig, files: list[str]) -> int:
     """Exit status 0, or 1 when no two results have a task in common."""
     if len(files) < 2:
         raise UserError(f"{files[0]}: nothing to compare it with; name two results or more")
-    comparison = compare([read_result(file) for file in files])
+    if config.output is not None:
+        claim(config.output, files)
+    results = [read_result(file) for file in files]
+    names = [result["name"] for result in results]
+    for result, file in zip(results, files, strict=True):
+        if names.count(result["name"]) > 1:
+            result["name"] += f" ({file})"
+    comparison = compare(results)
     print(table(comparison))
     if config.output is not None:
         write_result(config.output, comparison)

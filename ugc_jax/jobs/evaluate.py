@@ -2,8 +2,12 @@
 
 What is scored comes from a file of predictions, any model's (`predictions`), from a model that is
 asked every question first (`ask.checkpoint` and `ask.videos`), or from a file of a judge's scores,
-such as the released ones (`scores`). Tasks: voice_source, tone, bgm, ocr, background, objects,
-audio_caption, visual_caption, final_caption. The last five need an LLM judge (`judge.model`).
+such as the released ones (`scores`). A line of predictions is {"video_id": "x", "caption": "..."},
+or what `ugc-jax caption` writes; scores are {"x": {"visual": 4, "audio": 3, "details": 4}, ...}.
+
+Tasks: voice_source, tone, bgm, ocr, background, objects, audio_caption, visual_caption and
+final_caption, of which the last five need an LLM judge (`judge.model`); world, with its manifest as
+qa.
 
 Failures (no prediction, an empty one, no usable answer of the judge) are counted apart, never as
 zeros. Answers of model and judge are kept beside the output: run again, it asks only what has no
@@ -17,7 +21,7 @@ from typing import Literal
 
 from ugc_jax.evals import evaluate, tasks
 from ugc_jax.evals.judged import EvalJudgeConfig
-from ugc_jax.evals.results import write_result
+from ugc_jax.evals.results import claim, write_result
 from ugc_jax.evals.summary import table
 from ugc_jax.generate.settings import AskConfig
 
@@ -34,7 +38,8 @@ class EvaluateConfig:
     task: str = "all"  # one, several separated by commas, or all
     # file of the task's predictions; for several tasks a folder with TASK.jsonl or TASK.json
     predictions: str | None = None
-    field: str | None = None  # name of the predictions' text; none: the one that the release uses
+    # name of the predictions' text; none: predict, predict_ocr, prediction, caption or response
+    field: str | None = None
     scores: str | None = None  # file of a judge's scores of captions, instead of asking a judge
     ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; both have been published
     name: str | None = None  # of the model, for tables; none: that of the file or the checkpoint
@@ -47,23 +52,26 @@ CONFIG = EvaluateConfig
 
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
-    output, said = Path(config.output), config.predictions
-    evaluation = evaluate.Evaluation.begin(
-        config.name, config.qa, said, config.scores, config.ask.checkpoint
-    )
-    names = tasks.named("final_caption" if config.scores and config.task == "all" else config.task)
+    output, ask, said, scores = Path(config.output), config.ask, config.predictions, config.scores
+    evaluation = evaluate.Evaluation.begin(config.name, config.qa, said, scores, ask.checkpoint)
+    claim(output, evaluation.sources.values())
+    names = tasks.named("final_caption" if scores and config.task == "all" else config.task)
     benchmark = {} if config.qa is None else tasks.load(config.qa, names)
-    if config.ask.checkpoint is not None:
-        from ugc_jax.generate.asking import ask  # jax, which nothing else here needs
-
-        said = ask(config.ask, benchmark, output.with_suffix(".answers"))
     texts = {} if said is None else evaluate.read_all(said, benchmark, config.field)
-    if config.scores is not None:
-        result = evaluate.take_scores(evaluation, config.scores, names, benchmark, texts)
+    if scores is not None:
+        result = evaluate.take_scores(evaluation, scores, names, benchmark, texts)
     else:
-        cache = config.judge.cache or str(output.with_suffix(".judge.jsonl"))
-        judge = dataclasses.replace(config.judge, cache=cache)
-        result = evaluate.judge_all(evaluation, benchmark, texts, config.ocr_normalisation, judge)
+        needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
+        with evaluate.judge_for(config.judge, needed, output) as judge:
+            if ask.checkpoint is not None:
+                from ugc_jax.generate import asking  # jax, which nothing else here needs
+
+                folder = evaluate.beside(output, "answers")
+                evaluation.asked = asking.ask(ask, benchmark, folder)
+                texts = evaluate.read_all(folder, benchmark)
+            result = evaluate.score_all(
+                evaluation, benchmark, texts, config.ocr_normalisation, judge
+            )
     write_result(output, result)
     print(table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", output)
