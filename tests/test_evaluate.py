@@ -1,6 +1,7 @@
 """ugc_jax.evals.evaluate and its job: predictions in, a result out; failures are never zeros."""
 
 import json
+import shutil
 
 import pytest
 from fake_judge import FakeJudge
@@ -9,6 +10,7 @@ from ugc_jax import cli
 from ugc_jax.data import world
 from ugc_jax.errors import UserError
 from ugc_jax.evals.results import read_result
+from ugc_jax.generate.captioner import Captioner
 
 TONES = ["Positive", "Negative", "Neutral"]
 
@@ -145,6 +147,30 @@ class TestFiles:
         assert task["attributes"]["colour"] == 50
         assert "colour" in by_id(result, "world")["1"]["note"]
         assert result["benchmark"] == "world"
+
+
+class TestAsking:
+    def test_a_model_is_asked_and_its_answers_are_scored(
+        self, qa, clips, tiny_captioner, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+        videos = tmp_path / "videos"
+        videos.mkdir()
+        shutil.copy(clips / "a.mp4", videos / "c0.mp4")
+        shutil.copy(clips / "broken.mp4", videos / "c1.mp4")
+        small = dict(frames=4, min_pixels=784, max_pixels=12544, max_new_tokens=4)
+        asked = {"ask__checkpoint": "tiny", "ask__videos": videos}
+        settings = asked | {f"ask__{key}": value for key, value in small.items()}
+        out = tmp_path / "result.json"
+        assert run(qa=qa, task="tone,ocr", output=out, **settings) == 0
+        result = read_result(out)
+        for task in ("tone", "ocr"):
+            facts = result["tasks"][task]
+            assert (facts["n"], facts["failures"]) == (1, {"error": 1, "missing": 2})
+        assert (result["name"], result["asked"]["clip"]["frames"]) == ("tiny", 4)
+        assert "Options: Positive" in result["asked"]["questions"]["tone"]
+        with pytest.raises(UserError, match="frames"):
+            run(qa=qa, task="tone", output=out, **settings | {"ask__frames": 6})
 
 
 class TestJudge:
