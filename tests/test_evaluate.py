@@ -266,6 +266,8 @@ class TestMistakes:
             ({"predictions": "none.jsonl", "qa": "QA", "task": "tone"}, "none.jsonl"),
             ({"predictions": "p.jsonl", "qa": "QA", "task": "tune"}, "tune"),
             ({"scores": "s.json", "task": "caption,tone"}, "one task"),
+            ({"scores": "s.json", "judge__model": "m"}, "one or the other"),
+            ({"scores": "s.json", "judge__prompt": "p.txt"}, "judge.prompt needs judge.model"),
             ({"ask__checkpoint": "c", "qa": "QA"}, "ask.videos"),
         ],
     )

@@ -51,8 +51,9 @@ class Evaluation:
         predictions: str | None,
         scores: str | None,
         checkpoint: str | None,
+        judge: str | None = None,
     ) -> "Evaluation":
-        """name: None takes that of the file or the checkpoint.
+        """name: None takes that of the file or the checkpoint. judge: the model that is asked.
 
         Raises UserError where nothing is to be scored, or what is given does not go together.
         """
@@ -64,6 +65,8 @@ class Evaluation:
             raise UserError(
                 "ask.checkpoint is given with predictions or scores; give one or the other"
             )
+        if scores and judge:
+            raise UserError("scores and judge.model are both given; give one or the other")
         if qa is None and (predictions or checkpoint):
             raise UserError(
                 "qa=DIR is needed: the folder of the qa files, or the manifest of a world"

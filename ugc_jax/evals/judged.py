@@ -40,6 +40,8 @@ class EvalJudgeConfig(JudgeConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.prompt is not None and self.model is None:
+            raise UserError("judge.prompt needs judge.model: the judge that is asked")
         if self.repeats < 1:
             raise UserError(f"judge: repeats is {self.repeats}; give 1 or more")
 

@@ -53,7 +53,9 @@ CONFIG = EvaluateConfig
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
     output, ask, said, scores = Path(config.output), config.ask, config.predictions, config.scores
-    evaluation = evaluate.Evaluation.begin(config.name, config.qa, said, scores, ask.checkpoint)
+    evaluation = evaluate.Evaluation.begin(
+        config.name, config.qa, said, scores, ask.checkpoint, config.judge.model
+    )
     claim(output, evaluation.sources.values())
     names = tasks.named("final_caption" if scores and config.task == "all" else config.task)
     benchmark = {} if config.qa is None else tasks.load(config.qa, names)
