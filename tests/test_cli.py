@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -161,10 +162,13 @@ def test_interrupt_inside_a_garbage_collection_callback_is_not_lost(job, monkeyp
 
     job(works)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    # a shell that starts the tests in its background has SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit, match="130"):
             main(monkeypatch, "work", "a")
     finally:
+        signal.signal(signal.SIGINT, before)
         gc.callbacks.remove(callback)
     assert capsys.readouterr().err.strip() == "ugc-jax work: interrupted"
 
