@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.judge.model = "gpt-4o-2024-08-06"
     config.judge.temperature = 0.0 if arg == "answers" else 1.0
 
-    # with ask.checkpoint=DIR and ask.videos=DIR, where the model is asked first
+    # only where a model is asked first, with ask.checkpoint=DIR and ask.videos=DIR
     config.ask = ConfigDict()
     config.ask.preset = "upstream"
     config.ask.temperature = 0.2

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a captioner that looks and listens: bash launch/quickstart.sh [clip.mp4 ...]
-# Makes .venv, a world of 2200 short clips with sound, records of them and a tiny random model; trains
-# the model on them by SFT and then by GRPO, captions clips that it never saw (before, after each of
-# the two, without sound and without picture), scores the captions and makes a page of them. Then it
-# captions your clips, if you name some. Less than a quarter of an hour on two cores. All results go to runs/quickstart; stopped, it goes on where
-# it was; delete that folder to start afresh.
+# Makes .venv, a world of 2200 short clips with sound, records of them and a tiny random model;
+# trains the model on them by SFT and then by GRPO, and captions clips that it never saw: before,
+# after each of the two, without sound and without picture. It scores the captions, makes a page of
+# them, and captions your clips, if you name some. Less than a quarter of an hour on two cores.
+# Results go to runs/quickstart; stopped, it goes on where it was; delete that folder to start anew.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 

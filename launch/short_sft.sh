@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What GRPO adds to a short SFT, seed by seed: bash launch/short_sft.sh [SEED ...]
-# Uses the world, the records and the random model of launch/quickstart.sh, which goes first. For each
-# seed (0, 1 and 2 if none is named) a model learns by SFT from the first 300 captioned clips for two
-# minutes, then by GRPO from the rewards of its own captions of all 2000 clips for six. Results go to
-# runs/short_sft; stopped, it goes on where it was.
+# Uses the world, the records and the random model of launch/quickstart.sh, which goes first. For
+# each seed (0, 1 and 2 if none is named) a model learns by SFT from the first 300 captioned clips
+# for two minutes, then by GRPO from the rewards of its own captions of all 2000 clips for six.
+# Results go to runs/short_sft; stopped, it goes on where it was.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 

@@ -88,7 +88,7 @@ class TestCompare:
     def test_models_that_saw_the_clips_in_different_ways(self):
         base, other = result("a", [1, 2]), result("b", [1, 2])
         base["asked"], other["asked"] = ({"clip": {"frames": n}} for n in (8, 32))
-        assert compare([base, other])["against"][0]["asked"] == ["frames: 8 and 32"]
+        assert compare([base, other])["against"][0]["asked"] == ["clip.frames: 8 and 32"]
         assert "frames: 8 and 32" in table(compare([base, other]))
 
     def test_paper_s_gain_from_rl(self, shared_data):

@@ -12,13 +12,41 @@ def said(*results: dict) -> str:
 
 def test_which_rows_compare():
     one, two = captions("One", [(3, 3, 3)]), captions("Two", [(3, 3, 3)])
-    assert "captions of One and Two were scored as the paper's were" in said(one, two)
+    text = said(one, two)
+    assert "Caption: One and Two were, as far as is known, scored as the paper's rows" in text
     other = captions("Other", [(3, 3, 3)], protocol=PAPER | {"judge": "mine"})
     text = said(one, two, other)
     assert "compares with that of Other (judge mine instead of gpt-4o-2024-08-06)" in text
     assert "Caption: One, Two (" not in text
     assert "Caption: One and Two (judge gpt-4o-2024-08-06" in text
     assert "and Other (judge mine, prompt released, temperature 1.0) do not compare" in text
+
+
+def test_other_judged_tasks_do_not_compare_in_silence():
+    made = result("One")
+    protocol = {"judge": "mine", "temperature": 0.0, "prompt": "own wording 12"}
+    add(made, "background", [{"id": "a", "score": 100.0}], protocol=protocol)
+    text = said(made)
+    assert "Background: no published score compares with that of One (judge mine" in text
+    unknown = result("Two")
+    add(unknown, "background", [{"id": "a", "score": 0.0}], protocol=dict.fromkeys(protocol))
+    assert "not known how Two was judged" in said(made, unknown)
+
+
+def test_how_models_were_asked():
+    one, two = captions("One", [(3, 3, 3)]), captions("Two", [(3, 3, 3)])
+    for made, frames in ((one, 8), (two, 32)):
+        made["asked"] = {"clip": {"frames": frames, "fps": None}, "sampling": {"top_k": 0}}
+    text = said(one, two)
+    assert "One (given 8 frames) and Two (given 32 frames) were" in text
+    assert "saw the clips in different ways (clip.frames: 8 and 32)" in text
+    assert dict(notes.card("One", one)["facts"])["clips as"] == "frames 8"
+
+
+def test_two_clips_of_one_id_are_told():
+    one, two = captions("One", [(3, 3, 3)]), captions("Two", [(3, 3, 3)])
+    two["clips"]["final_caption"][0]["reference"] = "another video"
+    assert "Caption: 1 ids of One and Two are two different clips" in said(one, two)
 
 
 def test_ocr_normalisation_is_named():
@@ -65,8 +93,8 @@ def test_card():
         "qa": "qa",
         "predictions": "said.jsonl",
         "judge": "mine, temperature 0, prompt ugc_jax, 3 times",
-        "questions": "5 answered by the judge, 2 cached, 1 failed, 12,345 tokens in, 67 out, "
-        "cost 1.50",
+        "questions": "5 answered by the judge, 2 cached, 1 failed, in all 12,345 tokens in, "
+        "67 out, whenever they were asked, cost 1.50",
         "no background score": "needs a judge",
     }
     assert card["faults"].endswith("1 duplicate, 2 broken")

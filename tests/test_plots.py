@@ -82,5 +82,12 @@ def test_confusion(pictures):
     assert "$No$" in shown  # no formula
 
 
+def test_lengths_fall_into_equal_bins():
+    """As many texts of each length are a flat block, also where there are more than 40 lengths."""
+    svg = plots.length_histogram([None], range(102), "Words")
+    (block,) = re.findall(r'<path d="([^"]*)"[^>]*style="fill: var\(--line\)', svg)
+    assert len(set(re.findall(r"[ML] \S+ (\S+)", block))) == 2  # its top and its foot
+
+
 def test_lengths_of_one_word():
     assert texts(plots.length_histogram([[0, 0]], [], "Words"))

@@ -9,7 +9,7 @@ import shutil
 import urllib.parse
 
 import pytest
-from fake_results import NASTY, captions, options, world
+from fake_results import NASTY, captions, options, result, world
 
 from ugc_jax.data.synthetic import write_clip
 from ugc_jax.evals import report
@@ -176,6 +176,35 @@ def test_order_and_pages(laptop):
     assert not find(laptop, ".pages button:last-child").is_enabled()
 
 
+def test_the_score_of_an_order(laptop):
+    """What clips are ordered by is their bold figure, named, and its difference is beside it."""
+    choose(laptop, "by", "details")
+    choose(laptop, "sort", "difference")
+    assert names(laptop)[0] == "clip-3"
+    scores = texts(laptop, ".clip:first-child .score")
+    assert scores == ["details 100.0", "details −80.0 20.0"]
+    parts = texts(laptop, ".clip:first-child [data-result='1'] .parts span")
+    assert parts == ["average 20.0", "visual 20.0", "audio 20.0"]
+    find(laptop, "#q").send_keys("clip-2")
+    assert texts(laptop, ".clip [data-result='0'] .score")[-1] == "details failed"
+
+
+def test_the_focus_stays_on_a_button(laptop):
+    """Pages are turned with the keyboard alone, from either end of the list."""
+    from selenium.webdriver.common.keys import Keys
+
+    def focus() -> str:
+        return laptop.switch_to.active_element.get_attribute("aria-label")
+
+    laptop.find_elements("css selector", "[aria-label='Next page']")[1].send_keys(Keys.ENTER)
+    assert focus() == "Next page"
+    laptop.switch_to.active_element.send_keys(Keys.ENTER)
+    assert find(laptop, ".pages").text.split("\n")[1] == "3 of 3"
+    assert focus() == "Pages"  # there is no next one
+    find(laptop, "[aria-label='Previous page']").send_keys(Keys.ENTER)
+    assert focus() == "Previous page"
+
+
 def test_options(laptop):
     choose(laptop, "task", "tone")
     shown = texts(laptop, "#show option")
@@ -215,6 +244,11 @@ def test_a_view_has_an_address(laptop, page):
     laptop.get(f"{page}#task=nothing&result=9&by=x&sort=y&show=z&min=a&page=-4")
     assert find(laptop, "#count").text == "25 of 25 clips"
     assert find(laptop, "#task").get_property("value") == "final_caption"
+    laptop.get("about:blank")
+    laptop.get(f"{page}#sort=toString&min=%20&max=%20&whole=0")
+    assert find(laptop, "#count").text == "25 of 25 clips"
+    assert find(laptop, "#sort").get_property("value") == "worst"
+    assert not find(laptop, "#whole").is_selected()
 
 
 def test_links_of_the_table(laptop):
@@ -226,6 +260,42 @@ def test_links_of_the_table(laptop):
     find(laptop, ".clip:nth-child(2) h3 a").click()
     assert names(laptop) == ["clip-3"]
     laptop.back()
+
+
+def test_results_without_clips(browser, tmp_path):
+    """A page of nothing says so; what the first result lacks is shown of the second."""
+    made = tmp_path / "report.html"
+    report.write_page(made, report.make_page([result("None")], None))
+    for driver in visit(browser, made.as_uri(), *LAPTOP):
+        assert texts(driver, "#list") == ["These results hold no clips."]
+        assert not find(driver, "#controls").is_displayed()
+    both = [result("None"), captions("Some", [(1, 1, 1), None])]
+    report.write_page(made, report.make_page(both, None))
+    for driver in visit(browser, made.as_uri(), *LAPTOP):
+        assert find(driver, "#count").text == "2 of 2 clips"
+        assert find(driver, "#result").get_property("value") == "1"
+
+
+def test_clips_of_one_id(browser, tmp_path):
+    """Of two worlds, say: they are shown apart, and their link leads to both."""
+    worlds = [world("One", [["shape"]]), world("Two", [[]])]
+    worlds[1]["clips"]["world"][0]["reference"] = "shape: square"
+    report.write_page(tmp_path / "report.html", report.make_page(worlds, None))
+    for driver in visit(browser, (tmp_path / "report.html").as_uri(), *LAPTOP):
+        assert names(driver) == ["000000", "000000"]
+        find(driver, ".clip h3 a").click()
+        references = texts(driver, ".clip .reference .body")
+        assert references == ["shape: circle, colour: red", "shape: square"]
+
+
+def test_names_that_every_object_has(browser, tmp_path):
+    """A clip may be called what JavaScript finds in any object."""
+    made = captions("One", [(1, 1, 1)])
+    made["clips"]["final_caption"][0]["id"] = "constructor"
+    report.write_page(tmp_path / "report.html", report.make_page([made], None))
+    for driver in visit(browser, (tmp_path / "report.html").as_uri(), *LAPTOP):
+        assert names(driver) == ["constructor"]
+        assert driver.find_elements("css selector", ".media") == []
 
 
 def test_long_texts_open(laptop):

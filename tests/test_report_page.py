@@ -70,6 +70,19 @@ def test_the_page_asks_for_nothing(one):
     assert len(ids) == len(set(ids))
 
 
+def test_two_clips_of_one_id_are_shown_apart(one):
+    two = captions("Two", RATINGS)
+    two["clips"]["final_caption"][1]["reference"] = "another video"
+    clips = page(one, two).data["tasks"][1]["clips"]
+    rows = [clip for clip in clips if clip["id"] == "clip-1"]
+    assert [row["reference"] for row in rows] == ["word word", "another video"]
+    assert [[outcome is not None for outcome in row["of"]] for row in rows] == [
+        [True, False],
+        [False, True],
+    ]
+    assert len(clips) == len(RATINGS) + 1
+
+
 def test_clips_of_all_results(one):
     two = captions("One", [(3, 3, 3), None])
     two["clips"]["final_caption"][0]["score"] = float("nan")

@@ -25,7 +25,7 @@ def compare(results: Sequence[dict]) -> dict:
     One holds "name" and "tasks": {task: {"score" and each common column: a `difference`, "only":
     [clips scored in the base alone, in the other alone], "strangers": clips of one id and two
     references, "protocol": [what differs, ...]}} of the tasks that both have; "missing" lists those
-    that only one has, "asked" how a model saw the clips, where two were asked in different ways.
+    that only one has, "asked" what differs in how the models were asked.
     """
     base, *others = results
     against = [_against(base, other) for other in others]
@@ -34,9 +34,7 @@ def compare(results: Sequence[dict]) -> dict:
 
 def _against(base: dict, other: dict) -> dict:
     common = [task for task in base["tasks"] if task in other["tasks"]]
-    ours, theirs = (
-        flatten((result.get("asked") or {}).get("clip", {})) for result in (base, other)
-    )
+    ours, theirs = (_asked(result) for result in (base, other))
     return {
         "name": other["name"],
         "asked": _differences(ours, theirs) if ours and theirs else [],
@@ -51,7 +49,7 @@ def _task(base: dict, other: dict, task: str) -> dict:
         for result in (base, other)
     )
     common = [one for one in ours if one in theirs]
-    both = [one for one in common if _same(ours[one], theirs[one])]
+    both = [one for one in common if same(ours[one], theirs[one])]
     protocol = _protocol(*(result["tasks"][task].get("protocol") or {} for result in (base, other)))
     shared = [c for c in columns(base["tasks"][task]) if c in other["tasks"][task]]
     table = {}
@@ -69,7 +67,13 @@ def _task(base: dict, other: dict, task: str) -> dict:
     }
 
 
-def _same(clip: dict, other: dict) -> bool:
+def _asked(result: dict) -> dict:
+    """How a model was asked, by dotted setting; empty where it is not known."""
+    asked = result.get("asked") or {}
+    return flatten({name: asked.get(name) or {} for name in ("clip", "sampling")})
+
+
+def same(clip: dict, other: dict) -> bool:
     """Two clips of one id are the same: what is on record of them is not two things."""
     ours, theirs = clip.get("reference"), other.get("reference")
     return ours is None or theirs is None or ours == theirs

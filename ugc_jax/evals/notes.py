@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ugc_jax.evals import published
+from ugc_jax.evals.compare import compare
 from ugc_jax.evals.results import columns
 from ugc_jax.evals.tables import Members, column_title, in_order, title
 
@@ -16,25 +17,8 @@ def sentences(members: Members) -> list[str]:
             *_unlike_each_other(members),
         ]
     lines = ["Only rows with the same judge, temperature, prompt and frames compare."]
-    equal, unlike = [], []
-    for _, name, result in members:
-        if "final_caption" not in result["tasks"]:
-            continue
-        differences = published.differences(
-            "final_caption", result["tasks"]["final_caption"].get("protocol") or {}
-        )
-        if differences:
-            unlike.append(f"{name} ({', '.join(differences)})")
-        else:
-            equal.append(name)
-    if equal:
-        lines.append(
-            f"The captions of {_and(equal)} were scored as the paper's were, by the same judge at "
-            "the same temperature with the same prompt: they compare with the paper's rows whose "
-            "models were given the same frames, and with no row of another paper."
-        )
-    if unlike:
-        lines.append(f"No published caption score compares with that of {_and(unlike)}.")
+    for task in published.PROTOCOLS:
+        lines += _against_the_paper(task, members)
     normalisations = {
         result["tasks"]["ocr"].get("protocol", {}).get("normalisation")
         for *_, result in members
@@ -54,6 +38,42 @@ def sentences(members: Members) -> list[str]:
     return lines + _unlike_each_other(members)
 
 
+def _against_the_paper(task: str, members: Members) -> list[str]:
+    """Which results of a judged task compare with the paper's rows."""
+    equal, unlike = [], []
+    for _, name, result in members:
+        if task not in result["tasks"]:
+            continue
+        facts = result["tasks"][task]
+        differences = published.differences(task, facts.get("protocol") or {})
+        if differences:
+            unlike.append(f"{name} ({', '.join(differences)})")
+        else:
+            equal.append(f"{name}{_frames(result)}")
+    lines = []
+    if equal:
+        lines.append(
+            f"{title(task)}: {_and(equal)} were, as far as is known, scored as the paper's rows "
+            "were, by the same judge at the same temperature with the same prompt. They compare "
+            "with the rows whose models were given the same frames, and with no row of another "
+            "paper."
+        )
+    if unlike:
+        lines.append(
+            f"{title(task)}: no published score compares with that of {_and(unlike)}; nor does an "
+            "average that holds it."
+        )
+    return lines
+
+
+def _frames(result: dict) -> str:
+    """What a model was given, where it was asked by us."""
+    clip = (result.get("asked") or {}).get("clip") or {}
+    counted = {"frames": "{} frames", "fps": "{:g} frames a second"}
+    told = [form.format(clip[key]) for key, form in counted.items() if clip.get(key) is not None]
+    return f" (given {told[0]})" if told else ""
+
+
 def _unlike_each_other(members: Members) -> list[str]:
     lines = []
     for task in in_order(dict.fromkeys(task for *_, result in members for task in result["tasks"])):
@@ -62,10 +82,30 @@ def _unlike_each_other(members: Members) -> list[str]:
             if task in result["tasks"]:
                 protocol = result["tasks"][task].get("protocol") or {}
                 text = ", ".join(f"{key} {value}" for key, value in sorted(protocol.items()))
+                if None in protocol.values():
+                    text = f"not known how {name} was judged"
                 by_protocol.setdefault(text or "nothing noted", []).append(name)
         if len(by_protocol) > 1:
             parts = [f"{_and(names)} ({text})" for text, names in by_protocol.items()]
             lines.append(f"{title(task)}: {_and(parts)} do not compare with each other.")
+    return lines + _different_clips(members)
+
+
+def _different_clips(members: Members) -> list[str]:
+    """Where the first result and another saw other clips, or the same in other ways."""
+    (_, first, base), *others = members
+    against = compare([base, *(result for *_, result in others)])["against"]
+    lines = []
+    for (_, name, _), facts in zip(others, against, strict=True):
+        if facts["asked"]:
+            ways = "; ".join(facts["asked"])
+            lines.append(f"{first} and {name} saw the clips in different ways ({ways}).")
+        for task, found in facts["tasks"].items():
+            if count := found["strangers"]:
+                lines.append(
+                    f"{title(task)}: {count} ids of {first} and {name} are two different clips, by "
+                    "their references; they are shown apart, and are in no difference."
+                )
     return lines
 
 
@@ -128,6 +168,11 @@ def card(name: str, result: dict) -> dict:
     facts = [("evaluated", f"{made}, ugc_jax {result.get('ugc_jax', '?')}")]
     sources = result.get("sources") or {}
     facts += [(label, str(path)) for label, path in sources.items() if path]
+    if asked := result.get("asked"):
+        facts += [
+            ("clips as", _settings(asked["clip"])),
+            ("answers as", _settings(asked["sampling"])),
+        ]
     if judge := result.get("judge"):
         facts.append(("judge", _judge(judge)))
         if usage := judge.get("usage"):
@@ -143,6 +188,10 @@ def card(name: str, result: dict) -> dict:
         "faults": f"lines of the prediction files passed over: {', '.join(told)}" if told else "",
         "listed": faults.get("listed") or [],
     }
+
+
+def _settings(settings: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
 
 
 def _judge(judge: dict) -> str:
@@ -162,6 +211,7 @@ def _usage(usage: dict) -> str:
     ]
     facts += [f"{usage['failed']} failed"] if usage.get("failed") else []
     if usage.get("tokens_in"):
-        facts.append(f"{usage['tokens_in']:,} tokens in, {usage.get('tokens_out', 0):,} out")
+        tokens = f"{usage['tokens_in']:,} tokens in, {usage.get('tokens_out', 0):,} out"
+        facts.append(f"in all {tokens}, whenever they were asked")
     facts += [f"cost {usage['cost']:.2f}"] if usage.get("cost") else []
     return ", ".join(facts)

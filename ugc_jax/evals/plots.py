@@ -74,7 +74,8 @@ def length_histogram(
 
     shown = [*filter(None, lengths), *([reference] if reference else [])]
     longest = int(max(np.percentile(values, 99) for values in shown)) + 1
-    edges = np.linspace(0, longest + 1, min(40, longest + 1) + 1)
+    width = -(-(longest + 1) // 40)  # whole words: bars of 2.5 would hold 2 and 3 by turns
+    edges = np.arange(0, longest + 1 + width, width)
 
     def histogram(values: Sequence[int]) -> np.ndarray:
         return np.histogram(np.minimum(values, longest), edges)[0]

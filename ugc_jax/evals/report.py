@@ -15,10 +15,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_low
 
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
 from ugc_jax.evals import notes, plots, tables
+from ugc_jax.evals.compare import same
 from ugc_jax.evals.intervals import RESAMPLES
 from ugc_jax.evals.pictures import Album
 from ugc_jax.evals.results import columns
@@ -65,7 +67,7 @@ def make_page(results: Sequence[dict], album: Album | None) -> str:
         data={
             "results": names,
             "colours": plots.SERIES,
-            "main": tables.main_task(results[0]),
+            "main": next(filter(None, map(tables.main_task, results)), None),
             "tasks": clip_tasks(results),
             "pictures": {} if album is None else _pictures(album),
         },
@@ -184,16 +186,12 @@ def _lengths(task: str, members: Sequence, total: int) -> dict | None:
         return None
     references = (words(result, "reference") for *_, result in members)
     reference = [] if task == "world" else max(references, key=len)
-    medians = [f"{name} {_median(lengths[n])}" for n, name, _ in members if lengths[n]]
-    medians += [f"reference {_median(reference)} (filled)"] if reference else []
+    medians = [f"{name} {median_low(lengths[n])}" for n, name, _ in members if lengths[n]]
+    medians += [f"reference {median_low(reference)} (filled)"] if reference else []
     title = f"Length of texts: {tables.title(task)}"
     svg = plots.length_histogram(lengths, reference, f"{title}, in words.")
     text = f"Median words: {', '.join(medians)}. The longest hundredth stands at the right end."
     return {"title": title, "svg": svg, "text": text}
-
-
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[len(values) // 2]
 
 
 def _confusion(number: int, name: str, task: str, facts: dict) -> dict:
@@ -228,12 +226,17 @@ def _clip_task(name: str, results: Sequence[dict]) -> dict:
     having = [number for number, result in enumerate(results) if name in result["tasks"]]
     facts = [results[number]["tasks"][name] for number in having]
     keys = list(dict.fromkeys(column for fact in facts for column in columns(fact)))
-    clips: dict[str, dict] = {}
+    clips: dict[str, list[dict]] = {}
     for number in having:
         for clip in results[number]["clips"][name]:
-            row = clips.setdefault(clip["id"], {"id": clip["id"], "of": [None] * len(results)})
+            rows = clips.setdefault(clip["id"], [])
+            # two clips of one id, such as those of two worlds, are shown apart
+            row = next((row for row in rows if same(row, clip)), None)
+            if row is None:
+                row = {"id": clip["id"], "of": [None] * len(results)}
+                rows.append(row)
             if clip.get("reference") is not None:
-                row.setdefault("reference", clip["reference"])
+                row["reference"] = clip["reference"]
             row["of"][number] = _outcome(clip, keys)
     return {
         "name": name,
@@ -242,7 +245,7 @@ def _clip_task(name: str, results: Sequence[dict]) -> dict:
         "score": tables.field_title(tables.Column(name, "score")) if keys else "score",
         "columns": [[key, tables.column_title(key)] for key in keys],
         "results": having,
-        "clips": list(clips.values()),
+        "clips": [row for rows in clips.values() for row in rows],
     }
 
 

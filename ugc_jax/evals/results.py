@@ -118,5 +118,7 @@ def _is_task(task: object, clips: object) -> bool:
 def _is_clip(clip: object, names: list[str]) -> bool:
     if not isinstance(clip, dict) or not isinstance(clip.get("id"), str):
         return False
+    if not all(isinstance(clip.get(key, ""), str) for key in ("reference", "prediction")):
+        return False
     scores = [clip[name] for name in names if name in clip]
     return all(isinstance(score, int | float) and math.isfinite(score) for score in scores)

@@ -180,12 +180,18 @@ def score_table(members: Members) -> dict:
 
 
 def _majorities(results: Sequence[dict], shown: Sequence[Column]) -> list[str] | None:
-    """The scores of always saying the most frequent answer; None without a task of options."""
+    """The scores of always saying the most frequent answer; None without a task of options.
+
+    A result tells that of the clips that it has scored: here stands that of the most clips.
+    """
     texts = []
     for column in shown:
-        having = [result["tasks"].get(column.task, {}).get("majority") for result in results]
-        found = next(filter(None, having), None)
-        texts.append(f"{found['score']:.1f}" if found and column.field == "score" else "")
+        tasks = [result["tasks"].get(column.task, {}) for result in results]
+        having = [task for task in tasks if task.get("majority")]
+        text = ""
+        if having and column.field == "score":
+            text = f"{max(having, key=lambda task: task['n'])['majority']['score']:.1f}"
+        texts.append(text)
     return texts if any(texts) else None
 
 

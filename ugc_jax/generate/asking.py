@@ -103,7 +103,8 @@ def _claim(
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
             theirs, ours = flatten(before), flatten(how)
-        except (OSError, ValueError, AttributeError) as error:
+            questions = dict(before["questions"])
+        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
             raise UserError(f"{note}: cannot be read ({error}); delete {folder}") from None
         for key, value in ours.items():
             if key in theirs and theirs[key] != value:
@@ -111,6 +112,6 @@ def _claim(
                     f"{note}: the answers there have {key} {theirs[key]!r:.60}, not {value!r:.60}; "
                     f"choose another output, or delete {folder}"
                 )
-        how["questions"] = before["questions"] | how["questions"]
+        how["questions"] = questions | how["questions"]
     write_json(note, how)
     return how

@@ -3,10 +3,12 @@
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
   const control = name => document.getElementById(name);
+  const pictures = new Map(Object.entries(data.pictures));
   const PAGE = 10; // clips
+  const main = data.tasks.find(one => one.name === data.main);
   const FRESH = {
-    task: data.main ?? '', result: 0, by: 'score', sort: 'worst', show: 'all', min: '', max: '',
-    q: '', whole: false, page: 1,
+    task: main?.name ?? '', result: main?.results[0] ?? 0, by: 'score', sort: 'worst', show: 'all',
+    min: '', max: '', q: '', whole: false, page: 1,
   };
   const WORDS = ['task', 'result', 'by', 'sort', 'show', 'min', 'max', 'q'];
   let state = { ...FRESH };
@@ -47,6 +49,7 @@
   // ---- what is chosen ---------------------------------------------------------------------------
 
   const task = () => data.tasks.find(one => one.name === state.task);
+  const figures = () => [['score', task().score], ...task().columns];
   const value = (clip, number = state.result) => clip.of[number]?.[state.by] ?? null;
   const number = text => text === '' || !Number.isFinite(Number(text)) ? null : Number(text);
 
@@ -122,7 +125,7 @@
   const shown = score => score.toFixed(task().digits);
 
   function media(clip) {
-    const picture = data.pictures[clip.id];
+    const picture = pictures.get(clip.id);
     if (!picture) return null;
     const image = (name, src, alt) => element('img', { class: name, src, alt, decoding: 'async' });
     return element('div', { class: 'media' },
@@ -137,6 +140,25 @@
     return element('p', { class: `said ${verdict[0]}` }, `${verdict[1]}: said ${outcome.said}`);
   }
 
+  /** The value that clips are ordered by, and by how much it is above the chosen result's. */
+  function figure(clip, place) {
+    const made = element('span', { class: 'score' });
+    const [low, high] = [value(clip), value(clip, place)];
+    if (state.by !== 'score') {
+      const [, title] = figures().find(([key]) => key === state.by);
+      made.append(element('span', { class: 'by' }, title), ' ');
+    }
+    if (place !== state.result && low !== null && high !== null) {
+      const text = `${high < low ? '−' : '+'}${shown(Math.abs(high - low))}`;
+      const title = `against ${data.results[state.result]}`;
+      made.append(element('span', { class: 'delta', title }, text), ' ');
+    }
+    if (high !== null) made.append(shown(high));
+    else if (clip.of[place].score !== undefined) made.append('–');
+    else made.append(element('span', { class: 'bad' }, 'failed'));
+    return made;
+  }
+
   function column(clip, place) {
     const outcome = clip.of[place];
     const who = element('span', { class: 'who' }, swatch(place), data.results[place]);
@@ -144,31 +166,23 @@
       const nothing = element('p', { class: 'parts' }, 'not evaluated');
       return element('div', { class: 'text' }, element('h4', {}, who), nothing);
     }
-    const score = element('span', { class: 'score' });
-    if (place !== state.result && value(clip) !== null && value(clip, place) !== null) {
-      const gain = value(clip, place) - value(clip);
-      const text = `${gain < 0 ? '−' : '+'}${shown(Math.abs(gain))}`;
-      const title = `against ${data.results[state.result]}`;
-      score.append(element('span', { class: 'delta', title }, text), ' ');
-    }
-    score.append(outcome.score === undefined
-      ? element('span', { class: 'bad' }, 'failed') : shown(outcome.score));
-    const parts = task().columns.filter(([key]) => outcome[key] !== undefined)
+    const parts = figures().filter(([key]) => key !== state.by && outcome[key] !== undefined)
       .map(([key, title]) => element('span', {}, `${title} ${shown(outcome[key])}`));
+    const note = outcome.note ?? null;
     return element('div', { class: 'text', 'data-result': place },
-      element('h4', {}, who, score),
+      element('h4', {}, who, figure(clip, place)),
       parts.length ? element('p', { class: 'parts' }, ...parts) : null,
       outcome.failure === undefined ? null
         : element('p', { class: 'said bad' }, `no score: ${outcome.failure}`),
       said(outcome),
       element('p', { class: 'body' }, ...marked(outcome.prediction ?? '')),
-      outcome.note === undefined ? null : element('p', { class: 'judge' }, ...marked(outcome.note)));
+      note === null ? null : element('p', { class: 'judge' }, ...marked(note)));
   }
 
   function card(clip) {
     const address = `#${new URLSearchParams({ task: state.task, q: clip.id })}`;
     const link = element('a', { href: address, title: 'Link to this clip' }, ...marked(clip.id));
-    const seconds = data.pictures[clip.id]?.seconds;
+    const seconds = pictures.get(clip.id)?.seconds;
     const box = element('article', { class: 'clip', 'aria-label': `Clip ${clip.id}` },
       element('header', {},
         element('h3', {}, link),
@@ -205,7 +219,7 @@
     if (other() !== null) orders.push(['difference', `difference to ${data.results[other()]}`]);
     options(control('task'), data.tasks.map(one => [one.name, one.title]), state.task);
     options(control('result'), names, state.result);
-    options(control('by'), [['score', task().score], ...task().columns], state.by);
+    options(control('by'), figures(), state.by);
     options(control('sort'), orders, state.sort);
     options(control('show'), [...kinds].map(([key, [text]]) => [key, text]), state.show);
     for (const name of ['min', 'max', 'q']) {
@@ -223,7 +237,7 @@
         made.disabled = to < 1 || to > last;
         made.addEventListener('click', () => {
           change({ page: to });
-          document.getElementById('count').scrollIntoView({ block: 'start' });
+          refocus(label);
         });
         return made;
       };
@@ -232,6 +246,14 @@
         element('span', { class: 'muted' }, `${state.page} of ${last}`),
         button('Next', 'Next page', state.page + 1));
     }
+  }
+
+  /** To the top of the clips, with the focus on the new button of the label if it does anything. */
+  function refocus(label) {
+    const place = document.querySelector('.pages');
+    const button = place.querySelector(`[aria-label="${label}"]:enabled`);
+    (button ?? place).focus({ preventScroll: true });
+    control('count').scrollIntoView({ block: 'start' });
   }
 
   function render() {
@@ -254,8 +276,8 @@
     if (!data.tasks.some(one => one.name === next.task)) next.task = FRESH.task;
     state = next;
     if (!task().results.includes(state.result)) state.result = task().results[0];
-    if (!task().columns.some(([key]) => key === state.by)) state.by = 'score';
-    if (!(state.sort in ORDERS) && state.sort !== 'id') state.sort = FRESH.sort;
+    if (!figures().some(([key]) => key === state.by)) state.by = 'score';
+    if (!Object.hasOwn(ORDERS, state.sort) && state.sort !== 'id') state.sort = FRESH.sort;
     if (state.sort === 'difference' && other() === null) state.sort = FRESH.sort;
     for (const bound of ['min', 'max']) if (number(state[bound]) === null) state[bound] = '';
     if (!keepsPage || !(state.page >= 1)) state.page = 1;
@@ -278,8 +300,9 @@
     if (!hash.includes('=')) return null;
     const words = new URLSearchParams(hash);
     const page = Math.trunc(Number(words.get('page') ?? 1));
-    const part = { whole: words.has('whole'), page };
+    const part = { whole: words.get('whole') === '1', page };
     for (const name of WORDS) part[name] = words.get(name) ?? FRESH[name];
+    for (const bound of ['min', 'max']) part[bound] = part[bound].trim();
     part.result = Number(part.result);
     return part;
   }
@@ -291,7 +314,7 @@
     control('clips').scrollIntoView();
   }
 
-  if (!data.tasks.length) {
+  if (!data.tasks.some(one => one.clips.length)) {
     control('list').append(element('p', { class: 'none' }, 'These results hold no clips.'));
     return;
   }
@@ -309,8 +332,6 @@
   control('controls').addEventListener('submit', event => event.preventDefault());
   window.addEventListener('hashchange', follow);
   for (const hidden of document.querySelectorAll('#controls, .pager')) hidden.hidden = false;
-  if (asked() === null) {
-    state.task = FRESH.task;
-    render();
-  } else follow();
+  if (asked() === null) render();
+  else follow();
 })();
