@@ -14,5 +14,5 @@ echo "[2/3] ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 
-echo "[3/3] pytest"
-exec "$python" -m pytest "$@"
+echo "[3/3] pytest, two files at a time"
+exec "$python" -m pytest -n 2 --dist loadfile "$@"
