@@ -100,8 +100,8 @@ class JudgedTasks:
         if self.config.price_in or self.config.price_out:
             cost = f", cost {usage.cost:.2f}, of it {usage.spent:.2f} in this run"
         logger.info(
-            "judge %s: %d answers and %d from the cache, %d failed; %d requests, %d tokens in, "
-            "%d out%s",
+            "judge %s: %d answers and %d from the cache, %d failed; %d requests; whenever asked, "
+            "they took %d tokens in, %d out%s",
             self.config.model, usage.answered, usage.cached, usage.failed, usage.requests,
             usage.tokens_in, usage.tokens_out, cost,
         )  # fmt: skip
