@@ -14,7 +14,7 @@ from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
 from ugc_jax.train.groups import Trainable
-from ugc_jax.train.state import model_params
+from ugc_jax.train.state import abstract_state, model_params
 
 FROZEN = Trainable()  # the encoders do not learn
 SMALL = dict(samples=fake.G, max_new_tokens=fake.N, seed=3)
@@ -86,6 +86,14 @@ def test_a_mesh_of_its_own_gives_the_same(mesh, whole):
     np.testing.assert_array_equal(made.tokens, whole[0].tokens)
     np.testing.assert_allclose(made.logprobs, whole[0].logprobs, atol=1e-4)
     assert media[0].sharding == sharding.rows_split(setup.mesh)
+
+
+def test_the_planned_move_of_the_weights_is_the_one_that_is_made():
+    setup = fake.make_setup((1, 8, 1), trainable=FROZEN)
+    rollout = Rollout(setup, RolloutConfig(**SMALL, data=4, fsdp=1, tensor=2))
+    prompts = sharding.abstract(PROMPTS, sharding.batch_shardings(setup.mesh, PROMPTS))
+    planned = rollout.trace(prompts)["weights"].lower().as_text()
+    assert planned == rollout._weights.lower(abstract_state(setup)).as_text()
 
 
 def mismatch(setup, state, temperature=1.0):

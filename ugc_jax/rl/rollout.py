@@ -92,7 +92,8 @@ class Rollout:
         if self.mesh != setup.mesh:
             shapes = jax.eval_shape(self._weights, abstract_state(setup))
             split = sharding.shardings(self.mesh, shapes, model_axes(setup))
-            self._weights = jax.jit(functools.partial(_cast, setup=setup), out_shardings=split)
+            move = functools.partial(_moved, setup=setup, split=split)
+            self._weights = jax.jit(move, out_shardings=split)
         here, training = (sharding.rows_split(mesh) for mesh in (self.mesh, setup.mesh))
         self._take = jax.jit(_take, static_argnames=("part", "parts"), out_shardings=here)
         self._copies = jax.jit(_copies, static_argnames="samples", out_shardings=here)
@@ -125,7 +126,9 @@ class Rollout:
 
         prompts: as in `sample`, but of jax.ShapeDtypeStructs.
         """
-        weights = jax.jit(self._weights).trace(abstract_state(self.setup))
+        # The very program of `load`: a jit within another would move the weights another way.
+        load = jax.jit(self._weights) if self.mesh == self.setup.mesh else self._weights
+        weights = load.trace(abstract_state(self.setup))
         taken = jax.eval_shape(functools.partial(_take, part=0, parts=self.config.parts), prompts)
         samples = self.config.samples
         if not self.shared:
@@ -174,9 +177,17 @@ class Rollout:
         return completions, media if self.keeps_media else None
 
 
-def _cast(state: TrainState, setup: Setup) -> dict:
-    """The weights, cast before they are moved: half as much to move and to hold meanwhile."""
-    return jax.lax.optimization_barrier(model_params(state, setup))
+def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
+    """The weights, split anew, leaf by leaf: no more than one lies there whole at a time.
+
+    Each is cast before it moves, which is half as much to move.
+    """
+    weights, tree = jax.tree.flatten(model_params(state, setup))
+    moved = []
+    for weight, there in zip(weights, jax.tree.leaves(split), strict=True):
+        weight, *moved[-1:] = jax.lax.optimization_barrier((weight, *moved[-1:]))
+        moved.append(jax.lax.with_sharding_constraint(weight, there))
+    return jax.tree.unflatten(tree, moved)
 
 
 def _take(batch: Batch, part: int, parts: int) -> Batch:
