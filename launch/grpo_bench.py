@@ -35,7 +35,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     model, mesh = load_config(checkpoint), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     setup, options = Setup(model, mesh), GrpoOptions(beta=0.0, shared_prompt=shared)
     rollout = Rollout(setup, RolloutConfig(samples=samples, max_new_tokens=new_tokens), shared)
-    update = policy_step(setup, options, samples if shared else 1)
+    update = policy_step(setup, options, samples)
     (prompt,) = examples(Workload(batch_size=1, frames=24, seconds=8.5), model)
     key = bucket_of(prompt, Buckets(), model)
     prompts = collate([prompt], key, 1, model)

@@ -11,7 +11,7 @@ from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
 from ugc_jax.data.schema import Example
 from ugc_jax.hf import mapping
-from ugc_jax.jobs.init import random_tensor
+from ugc_jax.hf.random_weights import random_tensor
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
 

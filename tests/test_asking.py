@@ -87,6 +87,21 @@ def test_answers_of_others_are_not_gone_on_with(captioner, clips, tmp_path):
     ask(config, tone, tmp_path)
 
 
+def test_a_start_that_failed_binds_nobody(captioner, clips, tmp_path, monkeypatch):
+    tone = {"tone": Asked("Which tone?", ("a",))}
+    right = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Captioner, "from_pretrained", refuse)
+        with pytest.raises(UserError, match="no such"):
+            ask(dataclasses.replace(right, checkpoint="typo"), tone, tmp_path)
+    assert ask(right, tone, tmp_path)["checkpoint"] == "x"
+    assert len(lines(tmp_path / "tone.jsonl")) == 1
+
+
+def refuse(checkpoint, **_):
+    raise UserError(f"{checkpoint}: no such directory")
+
+
 def test_mistakes(clips, tmp_path):
     for half in ({"checkpoint": "x"}, {"videos": str(clips)}):
         with pytest.raises(UserError, match="ask.videos"):

@@ -1,5 +1,6 @@
 """ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ugc_jax import Captioner
-from ugc_jax.data.batching import bucket_of
+from ugc_jax.data.batching import Buckets, bucket_of
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.presets import ClipSettings
 from ugc_jax.data.synthetic import write_clip
@@ -89,7 +90,7 @@ def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
         seconds = 0.3 + 3.7 * i / 29
         write_clip(paths[-1], seed=i, seconds=seconds, fps=10, size=size, audio=i % 3 != 0)
         example, info = load_example(paths[-1], clip, captioner.tokenizer, captioner.config)
-        keys.add(bucket_of(example, captioner.buckets, captioner.config))
+        keys.add(bucket_of(example, module.BUCKETS, captioner.config))
         shapes.add((info.grid, len(example.tokens), size, seconds))
     results = list(captioner.stream(paths, clip, SamplingConfig(max_new_tokens=4), batch_size=2))
     assert [result.error for result in results] == [None] * 30
@@ -117,8 +118,14 @@ def test_prompt_leaves_room_for_the_caption(tiny_captioner, clips):
     for new_tokens in (0, positions):
         with pytest.raises(UserError, match=f"max_new_tokens is {new_tokens}; the model has"):
             leave_room(ClipSettings(), new_tokens, config)
-    with pytest.raises(UserError, match="use 1 to 32767"):
-        tiny_captioner.stream([clips / "a.mp4"], sampling=SamplingConfig(max_new_tokens=positions))
+    with pytest.raises(UserError, match="max_new_tokens is 5000; use 1 to 4096"):
+        tiny_captioner.caption([clips / "a.mp4"], max_new_tokens=5000)
+
+
+def test_a_clip_that_no_bucket_holds_is_told_by_its_name(tiny_captioner, clips, monkeypatch):
+    monkeypatch.setattr(module, "BUCKETS", Buckets(tokens=(16,)))
+    (made,) = tiny_captioner.caption([clips / "a.mp4"])
+    assert re.match(rf"{clips}/a.mp4: prompt needs \d+ tokens, the largest .* has 16", made.error)
 
 
 def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):

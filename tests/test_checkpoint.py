@@ -310,7 +310,7 @@ def test_hub_download(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert_same(load_params("org/name", CONFIG, revision="main"), values)
+    assert_same(load_params(resolve_checkpoint("org/name", "main"), CONFIG), values)
     assert (asked["repo"], asked["revision"]) == ("org/name", "main")
     assert "*.safetensors" in asked["allow_patterns"]
     resolve_checkpoint("org/name", weights=False)

@@ -1,5 +1,6 @@
 """`ugc-jax convert`: every form into every other and back, bit for bit."""
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from fake_checkpoints import write_full
 from ugc_jax.config import tiny
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
+from ugc_jax.hf.adapter import save_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.jobs import convert, init
 from ugc_jax.jobs.convert import ConvertConfig
 from ugc_jax.jobs.init import InitConfig
+from ugc_jax.models import lora
 
 CONFIG = tiny()
 
@@ -62,6 +65,17 @@ def test_dtype(full, tmp_path, to):
     run(base, tmp_path / "wide", to=to, dtype="float32")
     assert_holds(tmp_path / "wide", values, np.float32)
     assert load_config(tmp_path / "wide") == CONFIG
+
+
+def test_an_adapter_is_merged(full, tmp_path):
+    settings = lora.LoraConfig(rank=2, alpha=3.0, targets="q_proj,down_proj")
+    adapter = lora.init(CONFIG, settings, jax.random.key(0))
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    save_adapter(adapter, CONFIG, settings, tmp_path / "adapter")
+    run(full[0], tmp_path / "model", dtype="float32", adapter=str(tmp_path / "adapter"))
+    made = load_params(tmp_path / "model", CONFIG)
+    expected = lora.merge(load_params(full[0], CONFIG, "float32"), adapter, settings)
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
 
 
 def test_overwrite(full, tmp_path):

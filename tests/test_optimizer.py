@@ -69,6 +69,31 @@ def update(config: OptimizerConfig, grads):
     return optimizer.update(grads, optimizer.init(tree()), tree())[0]
 
 
+def test_decay_is_adamws_and_of_matrices_only():
+    params = jax.tree.map(lambda leaf: 3 * leaf, tree())
+    config = OptimizerConfig(learning_rate=0.1, warmup=0, weight_decay=0.5)
+    ours = make_optimizer(config, 10)
+    theirs = optax.adamw(
+        learning_rates(config, 10),
+        weight_decay=0.5,
+        mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree),
+    )
+    unclipped = jax.tree.map(lambda leaf: leaf / 100, tree())
+    made, expected = (one.update(unclipped, one.init(params), params)[0] for one in (ours, theirs))
+    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_run_may_go_on_with_other_figures():
+    """The state has one form for every decay, rate and clipping, or none: checkpoints fit."""
+    states = [
+        make_optimizer(OptimizerConfig(**fields), 10).init(tree())
+        for fields in ({}, {"weight_decay": 0.1}, {"clip_norm": 0.0}, {"schedule": "linear"})
+    ]
+    forms = {str(jax.tree.structure(state)) for state in states}
+    assert len(forms) == 1
+
+
 def test_each_group_has_its_rate():
     config = OptimizerConfig(
         learning_rate=0.1, warmup=0, schedule="constant", vision=0.5, projector=0.0, embeddings=2.0

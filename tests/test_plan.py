@@ -15,7 +15,9 @@ from ugc_jax.config import omni_3b, tiny
 from ugc_jax.data.batching import BucketKey, collate_rows
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.errors import UserError
+from ugc_jax.jobs import init
 from ugc_jax.jobs import plan as job
+from ugc_jax.jobs.init import InitConfig
 from ugc_jax.settings import parse
 from ugc_jax.train import plan
 from ugc_jax.train.chips import Chip
@@ -44,6 +46,12 @@ def test_batch_shapes_are_those_of_a_batch():
         assert shape.sharding.shard_shape(shape.shape)[0] == 2
     with pytest.raises(UserError, match="batch_size is 6, no multiple of the 4 devices"):
         plan.batch_shapes(KEY, 6, tiny(), mesh)
+
+
+def test_a_run_is_planned_as_its_model(tmp_path):
+    init.main(InitConfig(output=str(tmp_path / "run" / "model")), [])
+    (tmp_path / "run" / "checkpoints").mkdir()
+    assert plan.model_of(str(tmp_path / "run")) == tiny()
 
 
 def test_a_plan_for_the_devices_here(monkeypatch):

@@ -77,20 +77,31 @@ class Buckets:
                 raise UserError(f"buckets.{field.name}: sizes must ascend, got {ladder}")
 
 
-def bucket_of(example: Example, buckets: Buckets, config: OmniConfig) -> BucketKey:
-    """The smallest bucket that holds an example.
+def next_positions(examples: Sequence[Example], batch_size: int) -> np.ndarray:
+    """i32[batch_size], the position of each row's first new token; 0 for empty rows."""
+    positions = np.zeros(batch_size, np.int32)
+    positions[: len(examples)] = [example.next_position for example in examples]
+    return positions
+
+
+def bucket_of(
+    example: Example, buckets: Buckets, config: OmniConfig, what: str = "prompt"
+) -> BucketKey:
+    """The smallest bucket that holds an example, which messages call `what`.
 
     Raises UserError naming the size that exceeds its ladder, and the setting to lower.
     """
     need = size_of(example, config)._asdict()
-    return BucketKey(*(_rung(name, size, getattr(buckets, name)) for name, size in need.items()))
+    return BucketKey(
+        *(_rung(name, size, getattr(buckets, name), what) for name, size in need.items())
+    )
 
 
-def _rung(name: str, size: int, ladder: tuple[int, ...]) -> int:
+def _rung(name: str, size: int, ladder: tuple[int, ...], what: str) -> int:
     place = bisect.bisect_left(ladder, size)
     if place == len(ladder):
         raise UserError(
-            f"prompt needs {size} {name}, the largest bucket has {ladder[-1]}; lower "
+            f"{what} needs {size} {name}, the largest bucket has {ladder[-1]}; lower "
             f"{_REMEDIES[name]}"
         )
     return ladder[place]

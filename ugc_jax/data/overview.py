@@ -27,7 +27,7 @@ def facts(
     """
     try:
         example, info = load_example(video, settings, tokenizer, config)
-        bucket = bucket_of(example, Buckets(), config)
+        bucket = bucket_of(example, Buckets(), config, f"{video}: prompt")
     except UserError as error:
         return {"video": video, "error": str(error)}
     seen = dataclasses.asdict(info)

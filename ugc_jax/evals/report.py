@@ -12,13 +12,10 @@ script shows as text.
 
 import datetime
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median_low
 
 from ugc_jax import __version__
-from ugc_jax.errors import UserError
 from ugc_jax.evals import notes, plots, tables
 from ugc_jax.evals.compare import same
 from ugc_jax.evals.intervals import RESAMPLES
@@ -26,18 +23,6 @@ from ugc_jax.evals.pictures import Album
 from ugc_jax.evals.results import columns
 
 TEXTS = ("audio_caption", "visual_caption", "final_caption", "world")  # lengths worth a plot
-
-
-def write_page(path: str | Path, page: str):
-    """Write the page, whole or not at all. UserError if the disk refuses."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.new")
-        new.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(new, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another output") from None
 
 
 def make_page(results: Sequence[dict], album: Album | None) -> str:

@@ -57,13 +57,18 @@ def _probe(path: Path):
 
 
 def write_result(path: str | Path, result: dict):
-    """Write a result as JSON, whole or not at all. UserError if the disk refuses."""
+    """Write a result as JSON, as `write_text` does."""
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | Path, text: str):
+    """Write a file, whole or not at all. UserError if the disk refuses."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
-        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-        new.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        new.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(new, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); choose another output") from None

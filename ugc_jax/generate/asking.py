@@ -99,7 +99,7 @@ def _claim(
         "questions": dict(texts),
     }
     note = folder / NOTE
-    if note.exists():
+    if note.exists() and any(file.stat().st_size for file in folder.glob("*.jsonl")):
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
             theirs, ours = flatten(before), flatten(how)

@@ -19,19 +19,19 @@ import numpy as np
 
 from ugc_jax import sharding
 from ugc_jax.config import Compute, OmniConfig
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
+from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group, next_positions
 from ugc_jax.data.clips import load_example
 from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
-from ugc_jax.generate.engine import Engine
+from ugc_jax.generate.engine import Engine, finish_reason
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.models import omni
 
 logger = logging.getLogger(__name__)
@@ -77,12 +77,10 @@ class _Tag:
 class Captioner:
     """A model, its tokenizer and its compiled programs: made once, used for any number of clips."""
 
-    def __init__(self, engine: Engine, tokenizer: ChatTokenizer, buckets: Buckets = BUCKETS):
-        """buckets: the shapes that programs are compiled for."""
+    def __init__(self, engine: Engine, tokenizer: ChatTokenizer):
         self.engine = engine
         self.config = engine.config
         self.tokenizer = tokenizer
-        self.buckets = buckets
 
     @classmethod
     def from_pretrained(
@@ -108,7 +106,7 @@ class Captioner:
             raise UserError(f"dtype is {dtype!r}; use auto, float32 or bfloat16")
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
-        tokenizer = ChatTokenizer(load_tokenizer(directory), config.tokens, str(directory))
+        tokenizer = load_chat_tokenizer(directory, config.tokens)
         # Unrolled layers decode faster on a CPU; stacked ones compile faster elsewhere.
         stacked = not on_cpu
         shardings = None
@@ -199,7 +197,7 @@ class Captioner:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
         try:
             pending = 4 * batch_size
-            groups = group(examples(pool), batch_size, self.buckets, self.config, pending)
+            groups = group(examples(pool), batch_size, BUCKETS, self.config, pending)
             for key, members in groups:
                 while failed:
                     yield failed.popleft()
@@ -213,7 +211,8 @@ class Captioner:
         begun = time.perf_counter()
         try:
             example, info = load_example(video, clip, self.tokenizer, self.config)
-            bucket_of(example, self.buckets, self.config)  # what fits none is this clip's error
+            # What fits none is this clip's error.
+            bucket_of(example, BUCKETS, self.config, f"{video}: prompt")
         except UserError as error:
             return Caption(video, error=str(error))
         except Exception as error:  # a long job survives a clip that nobody thought of
@@ -233,8 +232,8 @@ class Captioner:
         begun = time.perf_counter()
         tags, examples = zip(*members, strict=True)
         batch = collate(examples, key, batch_size, self.config)
-        next_position, key_ids = np.zeros(batch_size, np.int32), np.zeros(batch_size, np.uint32)
-        next_position[: len(tags)] = [example.next_position for example in examples]
+        next_position = next_positions(examples, batch_size)
+        key_ids = np.zeros(batch_size, np.uint32)
         key_ids[: len(tags)] = [_key_id(tag.video) for tag in tags]
         try:
             generated = self.engine.generate(batch, next_position, sampling, key_ids)
@@ -255,7 +254,7 @@ class Captioner:
                 token_ids=ids,
                 prompt_tokens=len(example.tokens),
                 new_tokens=len(ids),
-                finish_reason="stop" if generated.stopped[row] else "length",
+                finish_reason=finish_reason(generated.stopped[row]),
                 seconds=round(tag.seconds + share, 3),
             )
 

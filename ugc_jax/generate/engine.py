@@ -18,24 +18,11 @@ import numpy as np
 
 from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.schema import Batch
-from ugc_jax.errors import UserError
 from ugc_jax.generate import sampling
+from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models import decoder, omni
 from ugc_jax.models.layers import in_slabs, split_like
 from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
-
-NEW_TOKENS = (
-    16,
-    32,
-    64,
-    128,
-    256,
-    512,
-    1024,
-    2048,
-    4096,
-)  # sizes of the cache for generated tokens
-
 
 # For this encoder's shapes, XLA's own matrix product is a quarter faster than YNNPACK's on a CPU.
 CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -54,6 +41,11 @@ class Generated(NamedTuple):
     lengths: np.ndarray
     stopped: np.ndarray
     logprobs: np.ndarray
+
+
+def finish_reason(stopped: bool) -> str:
+    """Of a row of `Generated.stopped`: "stop", its own end, or "length", the limit."""
+    return "stop" if stopped else "length"
 
 
 class Prefilled(NamedTuple):
@@ -103,7 +95,7 @@ class Engine:
 
         next_position: i32[B], position of the first new token. key_ids: u32[R]; with `options.seed`
         they alone decide a row's random numbers. Stops when every row has stopped or
-        `options.max_new_tokens` is reached. Raises UserError when that exceeds the largest cache.
+        `options.max_new_tokens` is reached.
         """
         prefilled = self.prefill(batch)
         return self.decode(batch, prefilled, next_position, options, key_ids, samples)
@@ -204,12 +196,8 @@ class Engine:
 
 
 def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
-    """The last arguments of `_decode`, traced and static. UserError for too many new tokens."""
-    size = next((size for size in NEW_TOKENS if size >= options.max_new_tokens), None)
-    if size is None:
-        raise UserError(
-            f"max_new_tokens is {options.max_new_tokens}; at most {NEW_TOKENS[-1]} are possible"
-        )
+    """The last arguments of `_decode`, traced and static."""
+    size = next(size for size in NEW_TOKENS if size >= options.max_new_tokens)
     mode, knobs = sampling.split(options)
     limits = np.uint32(options.seed), np.int32(options.max_new_tokens), knobs
     return limits, {"mode": mode, "size": size}

@@ -6,6 +6,9 @@ from typing import Literal
 from ugc_jax.data.presets import ClipSettings
 from ugc_jax.errors import UserError
 
+# Sizes of the cache for generated tokens; a program is compiled for each that is used.
+NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -26,7 +29,11 @@ class SamplingConfig:
             ("top_k", self.top_k >= 0, "use 0 to keep all tokens"),
             ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
             ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "use 1 or more"),
+            (
+                "max_new_tokens",
+                1 <= self.max_new_tokens <= NEW_TOKENS[-1],
+                f"use 1 to {NEW_TOKENS[-1]}",
+            ),
             ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295"),
         ):
             if not holds:

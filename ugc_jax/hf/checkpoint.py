@@ -34,12 +34,11 @@ def load_params(
     dtype: str | None = None,
     stacked: bool = True,
     shardings: dict | None = None,
-    revision: str | None = None,
 ) -> dict:
     """The thinker's parameters as a nested dict of jax.Array (the tree of `mapping`).
 
     checkpoint: a directory (full or thinker-only, any name form of spec 1.1, one file or several
-      with an index; or what `convert` wrote with to="orbax"), or a hub id, with `revision`.
+      with an index; or what `convert` wrote with to="orbax"), or a hub id.
     dtype: "float32", "bfloat16", or None to keep what is stored.
     stacked: layer stacks on a leading axis, or tuples of per-layer dicts.
     shardings: the same tree with a jax.sharding.Sharding at every leaf, of which each process reads
@@ -47,7 +46,7 @@ def load_params(
     Raises UserError naming the file and the tensor for one that is missing, unknown, duplicated,
     truncated, or of a wrong shape or dtype.
     """
-    directory = resolve_checkpoint(checkpoint, revision)
+    directory = resolve_checkpoint(checkpoint)
     out_dtype = None if dtype is None else float_dtype(dtype)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -19,7 +19,7 @@ from tokenizers import (
 )  # fmt: skip
 
 from ugc_jax.config import OmniConfig, TokenIds
-from ugc_jax.data.prompt import SPELLINGS
+from ugc_jax.data.prompt import SPELLINGS, ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.hf import corpus
 from ugc_jax.hf.config import read_json
@@ -102,6 +102,11 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         ) from None
     _add_tokens(tokenizer, _added_tokens(directory), directory)
     return tokenizer
+
+
+def load_chat_tokenizer(directory: str | Path, tokens: TokenIds) -> ChatTokenizer:
+    """The same, for prompts. UserError, too, if its special ids are not `tokens`."""
+    return ChatTokenizer(load_tokenizer(directory), tokens, str(directory))
 
 
 def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:

@@ -1,14 +1,19 @@
-"""Change a checkpoint's form: full or thinker-only, its dtype, to Orbax and back."""
+"""Change a checkpoint's form: full or thinker-only, its dtype, to Orbax and back.
+
+A LoRA adapter, ours or PEFT's, may be merged into the weights on the way.
+"""
 
 import dataclasses
 import logging
 from typing import Literal
 
 from ugc_jax.errors import UserError
+from ugc_jax.hf.adapter import load_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import check_output, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.models import lora
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ class ConvertConfig:
     base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
     # of the stored weights; none keeps them as they are
     dtype: Literal["float32", "bfloat16"] | None = None
+    adapter: str | None = None  # folder of a LoRA adapter to merge into the weights
     revision: str | None = None  # branch, tag or commit of a hub id
     overwrite: bool = False  # replace a checkpoint at `output`
 
@@ -45,6 +51,8 @@ def main(config: ConvertConfig, args: list[str]) -> int:
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
     params = load_params(source, model, dtype=config.dtype)
+    if config.adapter is not None:
+        params = lora.merge(params, *load_adapter(config.adapter, model))
     if config.to == "merged":
         save_merged(params, model, config.base, config.output, config.overwrite)
     elif config.to == "orbax":

@@ -11,18 +11,14 @@ import contextlib
 import dataclasses
 import logging
 
-from ugc_jax import sharding
 from ugc_jax.data import pipeline
-from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.hf.config import load_config
-from ugc_jax.hf.tokenizer import load_tokenizer
 from ugc_jax.rl.loop import Grpo
 from ugc_jax.rl.rewards import Rewards
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop
-from ugc_jax.train.start import begin_from, join_processes, start
+from ugc_jax.train.start import begin, start
 from ugc_jax.train.state import abstract_state
 
 logger = logging.getLogger(__name__)
@@ -33,14 +29,10 @@ CONFIG = GrpoConfig
 
 def main(config: GrpoConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
-    if config.distributed:
-        join_processes()
-    base = begin_from(config.checkpoint, config.revision)
-    model = load_config(base)
-    tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     data, loop, further = config.data, config.loop, config.further
-    rows = sharding.local_rows(mesh, data.batch_size)
+    base, model, tokenizer, mesh, rows = begin(
+        config.checkpoint, config.revision, config.mesh, data.batch_size, config.distributed
+    )
     feed = (data, tokenizer, model, rows)
     prompts = pipeline.prompt_batches(*feed, loop.steps, loop.epochs, further)
     draws = f"; a step draws 1 to {1 + further} of them" if further else ""
@@ -57,6 +49,7 @@ def main(config: GrpoConfig, args: list[str]) -> int:
         state = start(base, setup, checkpoints, settings, batches, loop.seed, updates)
         state, status = Loop(work, loop, config.output, checkpoints, settings).run(state)
         if status == 0 and loop.export == "best":
+            del state  # two would lie there at a time
             state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)
     if status == 0:
         export(state, setup, config.output, base, loop.export_dtype)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import math
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +11,7 @@ from ugc_jax.config import SIZES, OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.export import TOKENIZER_FILES, copy_files, new_directory, write_thinker
+from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.hf.tensorfile import Output, array_output, float_dtype
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
 
@@ -57,22 +56,6 @@ def main(config: InitConfig, args: list[str]) -> int:
     count = sum(int(np.prod(entry.shape)) for entry in mapping.entries(model))
     logger.info("%s: %s, %s random parameters", config.output, config.size, f"{count:,}")
     return 0
-
-
-def random_tensor(entry: mapping.Entry, seed: int) -> np.ndarray:
-    """f32 values of one tensor, whatever the order of calls.
-
-    Norm weights are 1. Embeddings and biases are normal with deviation 0.02, other weights with
-    1 / sqrt(inputs), so that activations keep their size at any width. Biases are not zero, so that
-    a model which forgets one is caught.
-    """
-    *_, module, kind = entry.path
-    if kind == "weight" and len(entry.shape) == 1:
-        return np.ones(entry.shape, np.float32)
-    rng = np.random.default_rng([seed, zlib.crc32(entry.hf_name.encode())])
-    small = kind == "bias" or module in ("embed_tokens", "audio_bos_eos_token")
-    deviation = 0.02 if small else math.prod(entry.shape[1:]) ** -0.5
-    return rng.standard_normal(entry.shape, np.float32) * np.float32(deviation)
 
 
 def _with_tokenizer(model: OmniConfig, directory: Path) -> OmniConfig:

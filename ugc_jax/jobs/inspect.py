@@ -14,11 +14,10 @@ from typing import Literal
 from ugc_jax.data.find import find_clips
 from ugc_jax.data.overview import facts, table
 from ugc_jax.data.presets import ClipSettings, resolve
-from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.generate.captioner import leave_room
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.settings import part
 
 
@@ -45,7 +44,7 @@ def main(config: InspectConfig, videos: list[str]) -> int:
     look = functools.partial(
         facts,
         settings=leave_room(clip, config.max_new_tokens, model),
-        tokenizer=ChatTokenizer(load_tokenizer(directory), model.tokens, str(directory)),
+        tokenizer=load_chat_tokenizer(directory, model.tokens),
         config=model,
         max_new_tokens=config.max_new_tokens,
         dtype=config.dtype,

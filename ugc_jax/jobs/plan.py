@@ -13,15 +13,14 @@ from ugc_jax.config import OmniConfig
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.data.planning import parse_mixture
-from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.generate.results import write_json
-from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tokenizer import load_tokenizer
+from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.rl.plan import plan_grpo
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.train.plan import Clip, batch_shapes, describe, model_of, plan_step, topology_mesh
 from ugc_jax.train.settings import SftConfig
+from ugc_jax.train.start import begin_from
 from ugc_jax.train.state import Setup
 
 logger = logging.getLogger(__name__)
@@ -68,12 +67,13 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
 
 
 def _bucket(config: Planned, model: OmniConfig) -> BucketKey:
-    """The largest shape of the run's rows."""
+    """A shape that none of the run's rows exceeds in any size."""
     data, steps = config.data, (config.loop.steps, config.loop.epochs)
     if not all(Path(folder).is_dir() for folder, _ in parse_mixture(data.train)):
         logger.warning("%s is not here; planning for rows of typical clips", data.train)
         return config.clip.bucket(data, model)
-    base = resolve_checkpoint(config.checkpoint, config.revision, weights=False)
-    tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
+    base = begin_from(config.checkpoint, config.revision, weights=False)
+    tokenizer = load_chat_tokenizer(base, model.tokens)
     rows = pipeline.prompt_batches if isinstance(config, GrpoConfig) else pipeline.training
-    return max(rows(data, tokenizer, model, (), *steps).plan.buckets)
+    buckets = rows(data, tokenizer, model, (), *steps).plan.buckets
+    return BucketKey(*map(max, zip(*buckets, strict=True)))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.pictures import make_album
-from ugc_jax.evals.report import album_lines, make_page, worst_first, write_page
-from ugc_jax.evals.results import read_result
+from ugc_jax.evals.report import album_lines, make_page, worst_first
+from ugc_jax.evals.results import read_result, write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main(config: ReportConfig, words: list[str]) -> int:
         album = make_album(config.videos, ids, config.pictures)
         for line in album_lines(album):
             print(line, file=sys.stderr)
-    write_page(output, make_page(results, album))
+    write_text(output, make_page(results, album))
     megabytes = output.stat().st_size / 1e6
     print(f"{output}: {len(ids)} clips of {len(results)} results, {megabytes:.1f} MB")
     return 0

@@ -8,18 +8,13 @@ checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130
 import dataclasses
 import logging
 
-from ugc_jax import sharding
 from ugc_jax.data import pipeline
-from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.hf.config import load_config
-from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tokenizer import load_tokenizer
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop
 from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SftConfig
-from ugc_jax.train.start import join_processes, start
+from ugc_jax.train.start import begin, start
 from ugc_jax.train.state import abstract_state
 from ugc_jax.train.supervised import Supervised
 
@@ -31,14 +26,10 @@ CONFIG = SftConfig
 
 def main(config: SftConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
-    if config.distributed:
-        join_processes()
-    base = resolve_checkpoint(config.checkpoint, config.revision)
-    model = load_config(base)
-    tokenizer = ChatTokenizer(load_tokenizer(base), model.tokens, str(base))
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     data, loop, size = config.data, config.loop, config.data.batch_size
-    rows = sharding.local_rows(mesh, size)
+    base, model, tokenizer, mesh, rows = begin(
+        config.checkpoint, config.revision, config.mesh, size, config.distributed
+    )
     training = pipeline.training(data, tokenizer, model, rows, loop.steps, loop.epochs)
     logger.info("%s: %s", data.train, training.plan.describe())
     setup = config.setup(model, mesh, len(training))
@@ -50,6 +41,7 @@ def main(config: SftConfig, args: list[str]) -> int:
         work = Supervised(setup, batches, size, evaluation, sample)
         state, status = Loop(work, loop, config.output, checkpoints, settings).run(state)
         if status == 0 and loop.export == "best":
+            del state  # two would lie there at a time
             state, _ = checkpoints.restore(abstract_state(setup), checkpoints.best)
     if status == 0:
         export(state, setup, config.output, base, loop.export_dtype)

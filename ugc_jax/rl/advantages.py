@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.errors import UserError
 from ugc_jax.rl.options import GrpoOptions
 
 EPSILON = 1e-4  # beside a standard deviation that divides
@@ -80,16 +79,10 @@ def overlong_penalty(
 ) -> np.ndarray | None:
     """Penalty f32[B, G] <= 0 of completions of i32[B, G] tokens; None if there is to be none.
 
-    DAPO's equation 13, times options.overlong_penalty. Raises UserError for a window that is
-    longer than a completion may be.
+    DAPO's equation 13, times options.overlong_penalty.
     """
     if options.overlong == 0:
         return None
-    if options.overlong > max_new_tokens:
-        raise UserError(
-            f"grpo.overlong is {options.overlong}, more than max_new_tokens {max_new_tokens}; "
-            "use a shorter window"
-        )
     over = lengths - (max_new_tokens - options.overlong)
     share = np.clip(over / options.overlong, 0, 1)
     return (-options.overlong_penalty * share).astype(np.float32)

@@ -15,7 +15,13 @@ from ugc_jax.rl.objective import Scored, objective
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import PolicyBatch
 from ugc_jax.train.losses import TokenScores, token_scores
-from ugc_jax.train.state import Setup, TrainState, model_params, reference_params
+from ugc_jax.train.state import (
+    Setup,
+    TrainState,
+    abstract_state,
+    model_params,
+    reference_params,
+)
 from ugc_jax.train.steps import Metrics, added, apply, gradient, in_parts, jit_step
 
 
@@ -24,7 +30,7 @@ def policy_step(
 ) -> Callable[[TrainState, PolicyBatch], tuple[TrainState, Metrics]]:
     """The jitted update `(state, batch) -> (state, metrics)`; it uses up the state it is given.
 
-    samples: most completions of a row (1 in the plain form). temperature: of the rollout.
+    samples: completions of a prompt. temperature: of the rollout.
     Metrics are f32 scalars: loss, tokens (trained on), those of `objective`, and those of
     `train.steps.apply`. Call it under `jax.set_mesh(setup.mesh)`.
     """
@@ -63,7 +69,8 @@ def policy_gradient(
             weight=part.weight,
             sample=part.sample,
         )
-        value, sums = objective(scored, options, samples)
+        of_a_row = samples if options.shared_prompt else 1
+        value, sums = objective(scored, options, of_a_row)
         return value, {"loss": value} | sums
 
     return gradient(loss, state.params, batch, setup.accumulate, _joined)
@@ -93,7 +100,9 @@ def score_step(
 def sync_reference(setup: Setup, mix: float) -> Callable[[TrainState], TrainState]:
     """The jitted `reference <- mix * policy + (1 - mix) * reference`; it uses up the state."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    split = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=split)
     def step(state: TrainState) -> TrainState:
         def mixed(kept, now):
             both = mix * now.astype(jnp.float32) + (1 - mix) * kept.astype(jnp.float32)

@@ -38,8 +38,6 @@ class LocalConfig:
                 f"length_low {self.length_low} and length_high {self.length_high} are no band; "
                 "give 0 < length_low <= length_high"
             )
-        if self.length_unit not in ("words", "tokens"):
-            raise UserError(f"length_unit is {self.length_unit!r}; use words or tokens")
         if self.repetition_words < 1:
             raise UserError(f"repetition_words is {self.repetition_words}; give 1 or more")
         try:

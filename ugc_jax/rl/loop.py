@@ -99,8 +99,7 @@ class Grpo:
         config.check_rows(setup.mesh, self._rollout.mesh)
         self._shared = options.shared_prompt
         self._copies = 1 if self._shared else rollout.samples  # rows of a group
-        row = rollout.samples if self._shared else 1
-        self._policy_step = policy_step(setup, options, row, rollout.temperature)
+        self._policy_step = policy_step(setup, options, rollout.samples, rollout.temperature)
         self._score = score_step(setup, options, rollout.temperature)
         self._score_reference = score_step(setup, options, rollout.temperature, of_reference=True)
         self._sync = sync_reference(setup, options.reference_mix)

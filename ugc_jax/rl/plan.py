@@ -193,8 +193,7 @@ def _program(
 
 
 def _policy_step(options: GrpoOptions, config: RolloutConfig):
-    samples = config.samples if options.shared_prompt else 1
-    return lambda setup: policy_step(setup, options, samples, config.temperature)
+    return lambda setup: policy_step(setup, options, config.samples, config.temperature)
 
 
 def _score_step(options: GrpoOptions, config: RolloutConfig, of_reference: bool):

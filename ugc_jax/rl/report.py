@@ -7,14 +7,10 @@ import numpy as np
 
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import Entry
+from ugc_jax.generate.engine import finish_reason
 from ugc_jax.rl.advantages import Advantages, reward_metrics
 from ugc_jax.rl.rows import Completions
-from ugc_jax.rl.scoring import completion_texts, finish_reason
-
-_OF_UPDATES = (
-    "loss", "grad_norm", "learning_rate", "kl", "entropy", "ratio", "max_ratio", "clip_low",
-    "clip_high", "dual_clip", "tis", "token_mult_prob_error",
-)  # fmt: skip
+from ugc_jax.rl.scoring import completion_texts
 
 _OF_TOKENS = {
     "kl", "entropy", "ratio", "clip_low", "clip_high", "dual_clip", "tis", "mult_prob_error",

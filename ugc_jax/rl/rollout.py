@@ -16,7 +16,7 @@ import numpy as np
 from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.generate.engine import NEW_TOKENS, Engine
+from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
@@ -44,10 +44,6 @@ class RolloutConfig:
         for name, least in (("samples", 2), ("parts", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"rollout.{name} is {getattr(self, name)}; use {least} or more")
-        if sampling.max_new_tokens > NEW_TOKENS[-1]:
-            raise UserError(
-                f"rollout.max_new_tokens is {self.max_new_tokens}; use at most {NEW_TOKENS[-1]}"
-            )
         if sampling.temperature == 0:
             raise UserError("rollout.temperature is 0; use 1, for all samples would be the same")
 
@@ -185,6 +181,7 @@ def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
     weights, tree = jax.tree.flatten(model_params(state, setup))
     moved = []
     for weight, there in zip(weights, jax.tree.leaves(split), strict=True):
+        weight = weight.astype(setup.compute.dtype)  # also the tables, which learn as they are
         weight, *moved[-1:] = jax.lax.optimization_barrier((weight, *moved[-1:]))
         moved.append(jax.lax.with_sharding_constraint(weight, there))
     return jax.tree.unflatten(tree, moved)

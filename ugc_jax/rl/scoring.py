@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import Entry
 from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import finish_reason
 from ugc_jax.rl.rewards import Pending, Rewards, Sample
 from ugc_jax.rl.rows import Completions
 
@@ -19,11 +20,6 @@ def completion_texts(completions: Completions, tokenizer: ChatTokenizer) -> list
         [tokenizer.decode(ids[:n].tolist()).strip() for ids, n in zip(*row, strict=True)]
         for row in zip(completions.tokens, completions.lengths, strict=True)
     ]
-
-
-def finish_reason(stopped: bool) -> str:
-    """As captioning tells it."""
-    return "stop" if stopped else "length"
 
 
 class Scoring:

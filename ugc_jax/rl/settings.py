@@ -33,7 +33,7 @@ class GrpoLoopConfig(RunConfig):
 class GrpoConfig:
     """Settings of grpo."""
 
-    checkpoint: str  # directory, an sft run's output, or hub id, to begin with
+    checkpoint: str  # directory, a run's output, or hub id, to begin with
     output: str  # directory of the run, local or gs://...
     revision: str | None = None  # branch, tag or commit of a hub id
     master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn

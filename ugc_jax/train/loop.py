@@ -19,6 +19,7 @@ from etils import epath
 from tqdm import tqdm
 
 from ugc_jax.errors import UserError
+from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.meter import Meter, peak_flops
 from ugc_jax.train.metrics import MetricsWriter
@@ -66,6 +67,13 @@ class LoopConfig(RunConfig):
 
     samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
     sample_tokens: int = 256  # longest of these captions
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sample_tokens > NEW_TOKENS[-1]:
+            raise UserError(
+                f"loop.sample_tokens is {self.sample_tokens}; use at most {NEW_TOKENS[-1]}"
+            )
 
 
 class Done(NamedTuple):

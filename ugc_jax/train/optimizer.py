@@ -68,16 +68,20 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale,
         optax.clip_by_block_rms(1.0) if config.name == "adafactor" else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay, mask=_matrices)
-        if config.weight_decay
-        else optax.identity(),
+        # Without a state of their own, so that a run may go on with other figures, or with none.
+        optax.stateless(lambda updates, params: _decay(updates, params, config.weight_decay)),
         optax.stateless(lambda updates, _: _scale_groups(updates, config)),
         optax.scale_by_learning_rate(learning_rates(config, steps)),
     )
 
 
-def _matrices(tree):
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: is_matrix(path, leaf), tree)
+def _decay(updates, params, decay: float):
+    """AdamW's decay: of matrices only."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, param: leaf + decay * param if is_matrix(path, param) else leaf,
+        updates,
+        params,
+    )
 
 
 def _scale_groups(updates, config: OptimizerConfig):

@@ -19,10 +19,10 @@ from ugc_jax.data.prompt import Video
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.hf.config import load_config
-from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.sharding import MeshConfig, abstract, batch_shardings, check_batch, make_mesh
 from ugc_jax.train.chips import GIB, Chip, chip_of
 from ugc_jax.train.flops import step_flops
+from ugc_jax.train.start import begin_from
 from ugc_jax.train.state import Setup, abstract_state
 from ugc_jax.train.steps import train_step
 
@@ -124,7 +124,7 @@ def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:
     sizes = [size for size in SIZES if size in words]
     if sizes and not Path(checkpoint).is_dir():
         return SIZES[sizes[0]]()
-    return load_config(resolve_checkpoint(checkpoint, revision, weights=False))
+    return load_config(begin_from(checkpoint, revision, weights=False))
 
 
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
@@ -152,7 +152,7 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
         raise UserError(
             f"topology {name}: {reason}; name one such as v5e:4x4, v6e:2x4 or v5p:2x2x2"
         ) from None
-    return make_mesh(config.data, config.fsdp, config.tensor, devices=slice_.devices)
+    return make_mesh(**dataclasses.asdict(config), devices=slice_.devices)
 
 
 def batch_shapes(

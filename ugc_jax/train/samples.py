@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ugc_jax.data import pipeline
-from ugc_jax.data.batching import Buckets, collate, group
+from ugc_jax.data.batching import Buckets, collate, group, next_positions
 from ugc_jax.data.planning import DataConfig, parse_mixture
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
@@ -43,8 +43,7 @@ class Sampler:
         for key, members in group(tagged, batch_size, Buckets(), config):
             prompts, examples = zip(*members, strict=True)
             batch = collate(examples, key, batch_size, config)
-            position = np.zeros(batch_size, np.int32)
-            position[: len(examples)] = [example.next_position for example in examples]
+            position = next_positions(examples, batch_size)
             key_ids = np.zeros(batch_size, np.uint32)  # greedy: of no effect
             made = engine.generate(batch, position, self._options, key_ids)
             for prompt, tokens, length in zip(prompts, made.tokens, made.lengths, strict=False):

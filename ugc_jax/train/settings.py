@@ -19,7 +19,7 @@ from ugc_jax.train.state import Setup
 class SftConfig:
     """Settings of sft."""
 
-    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B, to begin with
+    checkpoint: str  # directory, a run's output, or hub id, to begin with
     output: str  # directory of the run, local or gs://...
     revision: str | None = None  # branch, tag or commit of a hub id
     master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn

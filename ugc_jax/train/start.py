@@ -1,17 +1,24 @@
 """The state that a run begins with: new from a checkpoint's weights, or where it was left."""
 
+import dataclasses
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from ugc_jax import sharding
+from ugc_jax.config import OmniConfig
+from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.models import omni
 from ugc_jax.settings import flatten
+from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.feed import Batches
 from ugc_jax.train.state import Setup, TrainState, abstract_state, create_state
@@ -36,13 +43,43 @@ def join_processes():
         ) from None
 
 
-def begin_from(checkpoint: str, revision: str | None = None) -> Path:
+class Begun(NamedTuple):
+    """What a run of sft or grpo begins with.
+
+    base: directory of the weights. rows: those of a global batch that this process has to feed.
+    """
+
+    base: Path
+    model: OmniConfig
+    tokenizer: ChatTokenizer
+    mesh: jax.sharding.Mesh
+    rows: tuple[int, ...]
+
+
+def begin(
+    checkpoint: str, revision: str | None, mesh: MeshConfig, batch_size: int, distributed: bool
+) -> Begun:
+    """Find the other processes (if `distributed`), the checkpoint, and the devices.
+
+    checkpoint, revision: as in `begin_from`. Raises UserError where one of them does not fit.
+    """
+    if distributed:
+        join_processes()
+    base = begin_from(checkpoint, revision)
+    model = load_config(base)
+    tokenizer = load_chat_tokenizer(base, model.tokens)
+    devices = sharding.make_mesh(**dataclasses.asdict(mesh))
+    return Begun(base, model, tokenizer, devices, sharding.local_rows(devices, batch_size))
+
+
+def begin_from(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
     """The directory of weights to begin with: of a checkpoint, or the model that a run exported.
 
     checkpoint: as `resolve_checkpoint` takes it, or the output of a run, whose folder `model` is
-    its result (as exact as its loop.export_dtype). Raises UserError, too, for a run without it.
+    its result (as exact as its loop.export_dtype). weights: whether they are needed, too. Raises
+    UserError, too, for a run without it.
     """
-    path = resolve_checkpoint(checkpoint, revision)
+    path = resolve_checkpoint(checkpoint, revision, weights)
     if not (path / "checkpoints").is_dir():
         return path
     if not (path / "model").is_dir():
