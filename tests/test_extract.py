@@ -124,6 +124,10 @@ class TestJob:
     def test_wrong_words(self, run, manifest, tmp_path):
         with pytest.raises(UserError, match="2 manifests are given"):
             run(tmp_path / "out", manifest, "a.jsonl")
+        with pytest.raises(UserError, match="max_failures is -1; use a share"):
+            run(tmp_path / "out", manifest, "--config.max_failures=-1")
+        with pytest.raises(UserError, match="is a file; choose another output"):
+            run(manifest, manifest)
         with pytest.raises(UserError, match="workers is 0"):
             run(tmp_path / "out", manifest, "--config.workers=0")
         with pytest.raises(UserError, match="holds something else"):

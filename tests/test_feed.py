@@ -6,8 +6,10 @@ import fake_training as fake
 import numpy as np
 import pytest
 
+from ugc_jax.errors import UserError
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train.feed import Feed
+from ugc_jax.train.loop import StepRefused
 
 
 class Batches(fake.Batches):
@@ -56,12 +58,16 @@ def test_it_reads_one_ahead_and_no_more(mesh):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
 
 
-def test_what_reading_raises_is_raised_at_its_turn(mesh):
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError("disk"), OSError), (UserError("disk"), StepRefused)]
+)
+def test_what_reading_raises_is_raised_at_its_turn(mesh, error, raised):
     batches = Batches(mesh)
-    batches.error = OSError("disk")
+    batches.error = error
     feed = Feed(batches, mesh, fake.ROWS)
     for _ in range(3):
         feed.take()
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(raised, match="disk") as caught:
         feed.take()
+    assert getattr(caught.value, "data", {"next": 3}) == {"next": 3}
     feed.close()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ugc_jax import sharding
 from ugc_jax.data import world
 from ugc_jax.data.planning import RowsConfig
 from ugc_jax.errors import UserError
@@ -56,7 +57,7 @@ def quick(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", folder)
     mesh = make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo.sharding, "make_mesh", lambda **_: mesh)
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
         yield folder
     jax.config.update("jax_compilation_cache_dir", before)
 

@@ -105,6 +105,7 @@ def test_split_over_a_mesh_like_its_weights(adapter):
         ({"targets": "q_proj,fc1"}, "no linear is called 'fc1'; use some of .*q_proj"),
         ({"targets": " ,"}, "targets is empty; use some of .*q_proj"),
         ({"rank": -1}, "rank is -1"),
+        ({"alpha": -1.0}, "alpha is -1.0; use a positive number"),
     ],
 )
 def test_refused(change, message):

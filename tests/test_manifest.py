@@ -156,6 +156,12 @@ def test_bad_line(tmp_path, line, complaint):
         ("m.csv", b"path,caption\na.mp4,x\nb.mp4,y,z\n", "m.csv:3: has another number of columns"),
         ("m.csv", b"path,caption\na.mp4\n", "m.csv:2: has another number of columns"),
         ("m.csv", b'path,caption\n"a.mp4"x,y\n', "m.csv:2: "),
+        (
+            "m.csv",
+            b"clip;caption\na.mp4;x\n",
+            "m.csv:1: the header has clip;caption; name",
+        ),
+        ("m.jsonl", b'[{"path": "a.mp4"}]', "is one JSON array; write its objects one a line"),
         ("m.csv", b"", "holds no rows"),
         ("m.jsonl", b"\n", "holds no rows"),
         ("m.jsonl", b"\xff\xfe", "not UTF-8 text"),

@@ -105,13 +105,6 @@ def test_each_group_has_its_rate():
     assert jnp.allclose(out["lm_head"]["weight"], -0.2, rtol=1e-4)
 
 
-def test_only_matrices_decay():
-    config = OptimizerConfig(learning_rate=1.0, warmup=0, schedule="constant", weight_decay=0.1)
-    out = update(config, jax.tree.map(jnp.zeros_like, tree()))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(out):
-        np.testing.assert_allclose(leaf, -0.1 if is_matrix(path, leaf) else 0.0, atol=1e-7)
-
-
 def test_a_large_gradient_is_cut_to_the_norm_before_the_moments():
     config = OptimizerConfig(clip_norm=1.0)
     optimizer = make_optimizer(config, 10)
@@ -133,3 +126,9 @@ def test_adafactor_keeps_rows_and_columns_only():
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         OptimizerConfig(**changes)
+
+
+@pytest.mark.parametrize(("field", "value"), [("b1", 1.0), ("eps", -1.0), ("weight_decay", -0.1)])
+def test_wrong_figures_are_told(field, value):
+    with pytest.raises(UserError, match=rf"^optimizer\.{field} is {value}; use "):
+        OptimizerConfig(**{field: value})

@@ -271,6 +271,20 @@ def test_dropped_examples_are_counted_and_told(tokenizer, caplog):
     )
 
 
+def test_a_corrected_caption_is_other_data(tokenizer):
+    entries = FakeSource("3-20").entries
+    before = training_set("d", entries, config(), tokenizer, CONFIG)
+    question, answer = entries[7].messages
+    moved = {"role": "user", "content": [{"type": "video", "video": "b"}, *question["content"][1:]]}
+    for messages, same in (
+        ([moved, answer], True),
+        ([question, answer | {"content": "No"}], False),
+    ):
+        changed = [*entries[:7], entries[7]._replace(messages=messages), *entries[8:]]
+        after = training_set("d", changed, config(), tokenizer, CONFIG)
+        assert (after.digest == before.digest) is same
+
+
 def test_nothing_left_is_an_error(tokenizer):
     for entries, changes, message in (
         (

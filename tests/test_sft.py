@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax import Captioner
+from ugc_jax import Captioner, sharding
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf.adapter import load_adapter
@@ -33,7 +33,7 @@ def quick(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     mesh = make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft.sharding, "make_mesh", lambda **_: mesh)
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
         yield
     jax.config.update("jax_compilation_cache_dir", before)
 
@@ -147,7 +147,8 @@ def test_the_best_is_exported(whole, settings, tmp_path, monkeypatch):
 
 def test_changes_are_told_or_refused(whole, settings, caplog):
     with caplog.at_level("INFO", logger="ugc_jax"):
-        sft.main(change(settings, whole, "optimizer", learning_rate=1e-3), [])
+        changed = dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=0.0)
+        assert sft.main(change(settings, whole, "optimizer", **changed), []) == 0
     assert "optimizer.learning_rate was 0.01 and is 0.001" in caplog.text
     for section, values, message in (
         ("trainable", {"vision": True}, r"trainable\.vision was False and is True"),

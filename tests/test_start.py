@@ -1,11 +1,14 @@
 """ugc_jax.train.start: what may differ when a run goes on. (The states: test_sft.py.)"""
 
 import contextlib
+import json
 
 import pytest
 
+from ugc_jax.config import mid, tiny
 from ugc_jax.errors import UserError
-from ugc_jax.train.start import begin_from, check_settings, join_processes
+from ugc_jax.models.lora import LoraConfig
+from ugc_jax.train.start import begin_from, check_settings, join_processes, settings_of
 
 BEFORE = {
     "master": "float32",
@@ -37,6 +40,14 @@ def test_what_a_checkpoint_does_not_fit_is_refused(key, value):
         check_settings(BEFORE, changed(key, value), "run/checkpoints/5")
     assert str(told.value).startswith(f"run/checkpoints/5: {key} was ")
     assert str(told.value).endswith("set it back, or choose another output")
+
+
+def test_another_model_is_told():
+    config = LoraConfig()  # any
+    before, now = settings_of(config, tiny()), settings_of(config, mid())
+    with pytest.raises(UserError, match=r"is of another model \(model\..* was .* give the checkp"):
+        check_settings(before, now, "run/checkpoints/5")
+    check_settings(json.loads(json.dumps(before)), before, "run/checkpoints/5")
 
 
 @pytest.mark.parametrize(

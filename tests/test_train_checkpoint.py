@@ -200,3 +200,9 @@ def test_a_full_disk_is_told_and_costs_nothing(small_disk, mesh, seen, monkeypat
         assert int(state.step) == 1
         save(checkpoints, mesh, 2)
     assert steps_in(small_disk) == {1, 2}
+
+
+def test_an_output_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "out").write_text("captions")
+    with pytest.raises(UserError, match=r"cannot be opened \(.*\); choose another output"):
+        Checkpoints(tmp_path / "out")

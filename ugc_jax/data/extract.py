@@ -106,6 +106,8 @@ class Extraction:
             self._clear()
         elif path.exists():
             self._compare(path, plan)
+        elif self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: is a file; choose another output")
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory}: holds something else; choose another output")
         for left in self.directory.glob("*.part"):  # by a run that was killed
@@ -232,10 +234,10 @@ def run_beam(shards: list[Shard], runner: str, options: str):
         raise UserError(
             "runner: apache-beam is not installed; pip install 'ugc_jax[beam]', or leave runner out"
         ) from None
-    flags = PipelineOptions(shlex.split(options), runner=runner, save_main_session=False)
     try:
+        flags = PipelineOptions(shlex.split(options), runner=runner, save_main_session=False)
         pipeline = apache_beam.Pipeline(options=flags)
-    except ValueError as error:  # no such runner, or it wants more flags
+    except ValueError as error:  # no such runner, it wants more flags, or a quote is open
         raise UserError(f"runner {runner}: {error!s:.300}; see its page in Beam's manual") from None
     with pipeline:
         tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)

@@ -94,7 +94,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
             raise ValueError(f"expected a JSON object, got {line:.60}")
         return row
 
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    text = _text(path)
+    if text.lstrip().startswith("["):
+        raise UserError(f"{path}: is one JSON array; write its objects one a line (.jsonl)")
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, lambda line=line: parse(line)
 
@@ -112,6 +115,12 @@ def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
 
     try:
         names = reader.fieldnames or []
+        if names and not {"messages", *PATH_COLUMNS} & set(names):
+            comma = "tabs" if delimiter == "\t" else "commas"
+            raise UserError(
+                f"{path}:1: the header has {', '.join(names):.100}; name a column "
+                f"{' or '.join(PATH_COLUMNS)}, and part columns by {comma}"
+            )
         for row in reader:
             yield reader.line_num, lambda row=row: parse(row)
     except csv.Error as error:

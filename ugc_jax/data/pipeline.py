@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
@@ -42,6 +43,9 @@ __all__ = [
     "BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompt_batches",
     "prompt_evaluation", "prompts", "training",
 ]  # fmt: skip
+
+
+_NO_LEAK = "ignore:resource_tracker:UserWarning"
 
 
 def training(
@@ -159,6 +163,10 @@ class Pipeline:
             return batches
         if not flags.FLAGS.is_parsed():  # Grain asks absl's flags before it starts workers
             flags.FLAGS.mark_as_parsed()
+        # What workers have read ahead at the end is taken back by Python's resource tracker, which
+        # would warn of it as of a leak. The tracker takes its filters from here when it starts.
+        if _NO_LEAK not in sys.warnoptions:
+            sys.warnoptions.append(_NO_LEAK)
         options = grain.multiprocessing.MultiprocessingOptions(
             num_workers=min(self.data.workers, len(self.plan) - step),
             per_worker_buffer_size=self.data.read_ahead,

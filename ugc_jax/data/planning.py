@@ -11,6 +11,7 @@ next step, and a run may go on with other processes or workers.
 import dataclasses
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
@@ -67,7 +68,7 @@ class ExampleSet(NamedTuple):
     """The examples of one data set that a run may use.
 
     name: in messages. numbers: i64[n], of the records. sizes: i64[n, 4], as BucketKey. digest: of
-    all their ids. draws: examples drawn from it in an epoch of the whole mixture.
+    all their ids and texts. draws: examples drawn from it in an epoch of the whole mixture.
     """
 
     name: str
@@ -175,9 +176,18 @@ def _fitting(
         raise UserError(f"{name}: no example to train on; {told}")
     if reasons:
         logger.warning("%s: %s", name, told)
-    digest = hashlib.sha256("\n".join(entry.id for entry in entries).encode()).hexdigest()
+    said = json.dumps([(entry.id, _said(entry.messages), entry.solution) for entry in entries])
+    digest = hashlib.sha256(said.encode()).hexdigest()
     numbers = np.flatnonzero(kept)
     return ExampleSet(name, numbers, sizes[kept], digest, draws=len(numbers))
+
+
+def _said(messages: Sequence[dict]) -> list:
+    """Their texts, without the names of files, which may move."""
+    return [
+        content if isinstance(content, str) else [part.get("text") for part in content]
+        for content in (message["content"] for message in messages)
+    ]
 
 
 def parse_mixture(text: str) -> list[tuple[str, float | None]]:

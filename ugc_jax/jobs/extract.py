@@ -52,6 +52,8 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
         raise UserError(
             f"workers is {workers} and shard_clips is {config.shard_clips}; use 1 or more"
         )
+    if not 0 <= config.max_failures <= 1:
+        raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
     clip = resolve(part(ClipSettings, config))
     rows = read_manifest(manifests[0], clip, config.media)
     output = epath.Path(config.output)

@@ -8,7 +8,6 @@ stop; the exit status is then 143 or 130.
 """
 
 import contextlib
-import dataclasses
 import logging
 
 from ugc_jax.data import pipeline
@@ -18,7 +17,7 @@ from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop
-from ugc_jax.train.start import begin, start
+from ugc_jax.train.start import begin, settings_of, start
 from ugc_jax.train.state import abstract_state
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def main(config: GrpoConfig, args: list[str]) -> int:
     logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
     evaluation = pipeline.prompt_evaluation(*feed, loop.eval_prompts) if data.eval else None
     setup = config.setup(model, mesh, len(prompts) // (1 + further))
-    settings, batches = dataclasses.asdict(config), iter(prompts)
+    settings, batches = settings_of(config, model), iter(prompts)
     with (
         contextlib.closing(Rewards(config.rewards)) as rewards,
         Checkpoints(config.output, loop.keep, "eval_reward", "max") as checkpoints,

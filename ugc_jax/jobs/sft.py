@@ -5,7 +5,6 @@ folder `model`, which `caption` and transformers load. Run again, it goes on fro
 checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130.
 """
 
-import dataclasses
 import logging
 
 from ugc_jax.data import pipeline
@@ -14,7 +13,7 @@ from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop
 from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SftConfig
-from ugc_jax.train.start import begin, start
+from ugc_jax.train.start import begin, settings_of, start
 from ugc_jax.train.state import abstract_state
 from ugc_jax.train.supervised import Supervised
 
@@ -35,7 +34,7 @@ def main(config: SftConfig, args: list[str]) -> int:
     setup = config.setup(model, mesh, len(training))
     evaluation = pipeline.evaluation(data, tokenizer, model, rows) if data.eval else None
     sample = make_sampler(data, loop.samples, loop.sample_tokens, setup, tokenizer)
-    settings, batches = dataclasses.asdict(config), iter(training)
+    settings, batches = settings_of(config, model), iter(training)
     with Checkpoints(config.output, loop.keep) as checkpoints:
         state = start(base, setup, checkpoints, settings, batches, loop.seed)
         work = Supervised(setup, batches, size, evaluation, sample)

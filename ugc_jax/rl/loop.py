@@ -112,7 +112,10 @@ class Grpo:
         self._feed.close()
 
     def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, Done]:
-        """Sample, score and learn. Raises StepRefused if there is nothing to learn from."""
+        """Sample, score and learn.
+
+        Raises StepRefused for prompts that cannot be read, and if there is nothing to learn from.
+        """
         clock = Clock()
         fed = meter.wait(self._feed.take)
         before, after = fed.before, fed.after
@@ -124,8 +127,8 @@ class Grpo:
                 fed = meter.wait(self._feed.take)
                 after = fed.after
                 draws.append(self._draw(fed, clock))
-        except UserError as error:  # such as a judge's key that is refused from now on
-            raise StepRefused(str(error), before) from None
+        except StepRefused as refused:  # the step begins with the first draw
+            raise StepRefused(str(refused), before) from None
         self._rollout.drop()
         failures = self._rewards.failures()
         chosen = self._choose(draws)
@@ -158,7 +161,7 @@ class Grpo:
     # ---- prompts to groups -----------------------------------------------------------------------
 
     def _draw(self, fed: Fed, clock: Clock) -> Draw:
-        """Complete and score a batch of prompts."""
+        """Complete and score a batch of prompts. StepRefused where rewards are refused for good."""
         number = fed.before["step"]
         entries = self._prompts.entries(number)
         scoring = self._scoring(entries)
@@ -168,8 +171,11 @@ class Grpo:
                 parts.append(self._rollout.sample(fed.arrays, number, part))
             scoring.begin(parts[-1].rows, parts[-1].completions)
         completions, media = self._rollout.joined(parts)
-        with clock("reward"):
-            rewards = scoring.result()
+        try:
+            with clock("reward"):
+                rewards = scoring.result()
+        except UserError as error:  # such as a judge's key that is refused from now on
+            raise StepRefused(str(error), fed.before) from None
         result = self._advantages(rewards, completions)
         return Draw(fed.rows, entries, completions, media, rewards, result)
 

@@ -51,6 +51,7 @@ class GrpoConfig:
     rewards: RewardConfig = RewardConfig()
 
     def __post_init__(self):
+        self.loop.check_export(self.data.eval)
         if self.grpo.reference_sync and self.lora.rank:
             raise UserError(
                 "grpo.reference_sync: an adapter's reference is the model without it, which stays; "

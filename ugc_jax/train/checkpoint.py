@@ -51,7 +51,7 @@ class Checkpoints:
         root = epath.Path(output)
         root = root if is_remote(root) else root.absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
-        with self._told("cannot be opened"):
+        with self._told("cannot be opened", "choose another output"):
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -175,13 +175,13 @@ class Checkpoints:
             )
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, what: str, remedy: str = _REMEDY) -> Iterator[None]:
         """Turn what a full or broken disk makes of a save into one line."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             logger.debug("%s: %s", self.folder, what, exc_info=True)
-            raise UserError(f"{self.folder}: {what} ({_reason(error)}); {_REMEDY}") from None
+            raise UserError(f"{self.folder}: {what} ({_reason(error)}); {remedy}") from None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import jax
 
 from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
+from ugc_jax.errors import UserError
+from ugc_jax.train.loop import StepRefused
 
 
 class Batches(Protocol):
@@ -46,7 +48,7 @@ class Feed:
         self._next = self._pool.submit(self._read)
 
     def take(self) -> Fed | None:
-        """The next batch, or None after the last. Raises what reading it raised."""
+        """The next batch, or None after the last. Raises StepRefused if it cannot be read."""
         fed = self._next.result()
         if fed is not None:
             self._next = self._pool.submit(self._read)
@@ -59,7 +61,12 @@ class Feed:
 
     def _read(self) -> Fed | None:
         before = self._batches.get_state()
-        rows = next(self._batches, None)
+        try:
+            rows = next(self._batches, None)
+        except UserError as error:
+            if jax.process_count() > 1:  # the others do not know, and a checkpoint needs them all
+                raise
+            raise StepRefused(str(error), before) from None
         if rows is None:
             return None
         arrays = sharding.place_batch(self._mesh, rows, self._batch_size)

@@ -60,6 +60,11 @@ class RunConfig:
             elif value <= 0:
                 raise UserError(f"loop.{field.name} is {value}; use a positive number")
 
+    def check_export(self, evaluation: str | None):
+        """UserError for a best checkpoint without data (`data.eval`) to tell it by."""
+        if self.export == "best" and evaluation is None:
+            raise UserError("loop.export=best needs data.eval; set it, or use export=last")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig(RunConfig):

@@ -38,9 +38,16 @@ class OptimizerConfig:
         for field in ("learning_rate", "weight_decay", "clip_norm", *GROUPS):
             if getattr(self, field) < 0:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 or more")
-        for field in ("warmup", "final", "b1", "b2"):
+        for field in ("warmup", "final"):
             if not 0 <= getattr(self, field) <= 1:
                 raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 to 1")
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(
+                    f"optimizer.{field} is {getattr(self, field)}; use 0 or more, below 1"
+                )
+        if self.eps <= 0:
+            raise UserError(f"optimizer.eps is {self.eps}; use a positive number")
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -32,6 +32,9 @@ class SftConfig:
     compute: Compute = Compute()
     loop: LoopConfig = LoopConfig()
 
+    def __post_init__(self):
+        self.loop.check_export(self.data.eval)
+
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
         """What the train step is made of. steps: of the whole run. UserError as `Setup`."""
         parts = (self.compute, self.trainable, self.lora, self.optimizer)

@@ -1,6 +1,7 @@
 """The state that a run begins with: new from a checkpoint's weights, or where it was left."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +91,12 @@ def begin_from(checkpoint: str, revision: str | None = None, weights: bool = Tru
     return path / "model"
 
 
+def settings_of(config, model: OmniConfig) -> dict:
+    """What is kept with every checkpoint: the run's settings, and "model", its sizes; for JSON."""
+    content = dataclasses.asdict(config) | {"model": dataclasses.asdict(model)}
+    return json.loads(json.dumps(content))
+
+
 def start(
     base: Path,
     setup: Setup,
@@ -101,7 +108,7 @@ def start(
 ) -> TrainState:
     """The latest checkpoint's state, or, without one, a new one, whose frozen part is saved.
 
-    base: directory of the weights for a new run. settings: of this run; what differs from the
+    base: directory of the weights for a new run. settings: of `settings_of`; what differs from the
     checkpoint's is told. batches: set to where the state's data stands. seed: of a new adapter.
     updates: of the optimizer in a step of the loop, by which checkpoints are numbered. Raises
     UserError if the checkpoint cannot be read, or the settings do not let it go on.
@@ -137,6 +144,11 @@ def check_settings(before: dict, now: dict, folder: str):
         if old.get(key) == new.get(key):
             continue
         change = f"{key} was {old.get(key)} and is {new.get(key)}"
+        if key.startswith("model."):
+            raise UserError(
+                f"{folder}: is of another model ({change}); give the checkpoint that the run began "
+                "with, or choose another output"
+            )
         kept = key == "grpo.beta" and bool(old.get(key)) != bool(new.get(key))  # a reference
         if key.startswith(FIXED) or kept:
             raise UserError(

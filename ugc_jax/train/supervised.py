@@ -60,7 +60,10 @@ class Supervised:
         self._feed.close()
 
     def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, Done]:
-        """Start a step. Compiling it, for a batch of new shapes, is told and not measured."""
+        """Start a step. Compiling it, for a batch of new shapes, is told and not measured.
+
+        Raises StepRefused for a batch that cannot be read.
+        """
         fed = meter.wait(self._feed.take)
         known, begun = self._train_step._cache_size(), time.perf_counter()
         state, metrics = self._train_step(state, fed.arrays)

@@ -1,0 +1,85 @@
+"""Whether data keeps up: reading records, one worker's batches, and the step that takes them.
+
+    python launch/data_bench.py --config=configs/tiny.py:runs/quickstart
+
+The settings are those of sft. In turns, in one run: one thread reads and decodes records; one
+worker process of the pipeline makes batches that nobody trains on; the step trains on one batch
+again and again. Medians of the turns.
+"""
+
+import dataclasses
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+
+from ugc_jax import sharding
+from ugc_jax.data import pipeline
+from ugc_jax.data.planning import parse_mixture
+from ugc_jax.data.records import RecordSource
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.settings import parse
+from ugc_jax.train.settings import SftConfig
+from ugc_jax.train.start import begin
+from ugc_jax.train.state import create_state
+from ugc_jax.train.steps import train_step
+
+TURNS, SECONDS = 5, 4.0  # seconds of one measurement, at least
+
+
+def rate(work: Callable[[], int]) -> float:
+    """What `work`, done again and again, does a second; it returns how much it has done."""
+    begun, done = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - begun) < SECONDS:
+        done += work()
+    return done / seconds
+
+
+def main():
+    config, _ = parse(SftConfig, sys.argv[1:])
+    data = dataclasses.replace(config.data, workers=1)
+    base, model, tokenizer, mesh, rows = begin(
+        config.checkpoint, config.revision, config.mesh, data.batch_size, distributed=False
+    )
+    source = RecordSource(parse_mixture(data.train)[0][0])
+    size = sum(file.stat().length for file in source.directory.glob("*.array_record*"))
+    numbers = random.Random(0)
+
+    feed = iter(pipeline.training(data, tokenizer, model, rows, epochs=1000))
+    setup = config.setup(model, mesh, 1000)
+    batch = sharding.place_batch(mesh, next(feed), data.batch_size)
+    step, state = train_step(setup), create_state(load_params(base, model), setup)
+
+    def read() -> int:
+        source[numbers.randrange(len(source))]
+        return 1
+
+    def make() -> int:
+        return int(next(feed).segment_ids.max(axis=1).sum())
+
+    def train() -> int:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return int(metrics["examples"])  # waits for the step
+
+    with jax.set_mesh(mesh):
+        train()  # compiles
+        works = {"records": read, "batches": make, "step": train}
+        rates = {name: [] for name in works}
+        for _ in range(TURNS):
+            for name, work in works.items():
+                rates[name].append(rate(work))
+    feed.close()
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    print(f"{len(source)} records of {size / len(source) / 1e3:.1f} kB")
+    print(f"one thread reads and decodes  {medians['records']:.1f} records/s")
+    print(f"one worker makes batches of   {medians['batches']:.1f} examples/s")
+    print(f"the step trains on            {medians['step']:.1f} examples/s")
+    print(f"worker / step: {medians['batches'] / medians['step']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
