@@ -20,6 +20,7 @@ from ugc_jax import sharding
 from ugc_jax.data import pipeline
 from ugc_jax.data.planning import parse_mixture
 from ugc_jax.data.records import RecordSource
+from ugc_jax.errors import UserError
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.settings import parse
 from ugc_jax.train.settings import SftConfig
@@ -75,11 +76,14 @@ def main():
     feed.close()
     medians = {name: statistics.median(found) for name, found in rates.items()}
     print(f"{len(source)} records of {size / len(source) / 1e3:.1f} kB")
-    print(f"one thread reads and decodes  {medians['records']:.1f} records/s")
-    print(f"one worker makes batches of   {medians['batches']:.1f} examples/s")
-    print(f"the step trains on            {medians['step']:.1f} examples/s")
+    print(f"one thread reads and decodes  {medians['records']:.3g} records/s")
+    print(f"one worker makes batches of   {medians['batches']:.3g} examples/s")
+    print(f"the step trains on            {medians['step']:.3g} examples/s")
     print(f"worker / step: {medians['batches'] / medians['step']:.1f}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"data_bench.py: {error}")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -136,3 +137,27 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
     done = run(*words(tmp_path, "v5e:3x5"), *checkpoint, *small)
     assert done.returncode == 2
     assert "topology v5e:3x5" in done.stderr
+
+
+@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        ("sft_3b.py", "v5e:4x4"),
+        ("sft_3b.py:lora", "v5e:2x4"),
+        ("grpo_3b.py", "v5e:4x4"),
+        ("grpo_3b.py:lora", "v5e:4x4"),
+    ],
+)
+def test_what_the_readme_says_fits(config, topology):
+    """One to three minutes each."""
+    settings = [f"--config=configs/{config}", f"--config.topology={topology}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ugc_jax.cli", "plan", *settings],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "attention splash" in done.stdout
+    assert "fits" in done.stdout
+    assert "DOES NOT FIT" not in done.stdout
