@@ -68,7 +68,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     quick, folder = given.quickstart.resolve(), given.output.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        sys.exit(f"{folder}: is there already; delete it, or choose another --output")
     folder.mkdir(parents=True)
     moments = random.Random(given.seed)
 

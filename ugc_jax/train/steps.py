@@ -121,7 +121,7 @@ def apply(
 ) -> tuple[TrainState, Metrics]:
     """Update the parameters by the optimizer, or nothing where loss or gradient is not finite.
 
-    moves: bool[], False for a step that counts and changes nothing else.
+    moves: bool[], False for a step that counts and changes nothing else, not even the schedule.
     Metrics: grad_norm (before clipping), learning_rate, and finite: 0.0 from then on.
     """
     norm = optax.global_norm(grads)
