@@ -114,3 +114,6 @@ def test_tensors_of_another_model(saved):
     rename(saved, lambda name: "")
     with pytest.raises(UserError, match="holds no tensors"):
         load_adapter(saved, CONFIG)
+    (saved / ADAPTER_CONFIG).unlink()
+    with pytest.raises(UserError, match="no such file; give an adapter's folder"):
+        load_adapter(saved, CONFIG)

@@ -69,6 +69,8 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
     Raises UserError for an adapter of another kind or model, naming the field or the tensor.
     """
     path = Path(directory) / ADAPTER_CONFIG
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give an adapter's folder, as a LoRA run's adapter/")
     content, _ = read_json(path)
     for name, plain in _PLAIN.items():
         value = content.get(name, plain)
