@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.b2 = 0.99
 
     config.loop = ConfigDict()
-    config.loop.epochs = 6.5
+    config.loop.epochs = 9.0
     config.loop.log_every = 100
     config.loop.save_every = 400
     config.loop.sample_tokens = 64

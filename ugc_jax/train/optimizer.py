@@ -84,6 +84,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def _decay(updates, params, decay: float):
     """AdamW's decay: of matrices only."""
+    if decay == 0:
+        return updates
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf, param: leaf + decay * param if is_matrix(path, param) else leaf,
         updates,
