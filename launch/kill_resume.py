@@ -78,7 +78,7 @@ def main():
     seconds = time.monotonic() - begun
     print(f"{given.steps} steps without disturbance: {seconds:.0f} s", flush=True)
 
-    killed, ends, kept = folder / "killed", 0, []
+    killed, ends, kept = folder / "killed", 0, 0  # kept: the latest checkpoint
     bar = tqdm(total=given.kills, desc="kills", unit="kill")
     while True:
         process = start(quick, killed, given.steps)
@@ -89,9 +89,9 @@ def main():
                 process.kill()
                 process.wait()
                 bar.update()
-                if kept and latest(killed) < kept[-1]:
-                    sys.exit(f"{killed}: checkpoint {kept[-1]} is lost")
-                kept.append(latest(killed))
+                before, kept = kept, latest(killed)
+                if kept < before:
+                    sys.exit(f"{killed}: checkpoint {before} is lost")
                 continue
         if finish(process, killed) != whole:
             sys.exit(f"{killed}: differs from {folder / 'whole'}")
@@ -99,7 +99,7 @@ def main():
         if bar.n == given.kills:
             break
         shutil.rmtree(killed)  # it came to its end before its time: again from the beginning
-        kept.clear()
+        kept = 0
     bar.close()
     print(f"{given.kills} kills, {ends} runs to the end, each equal to the undisturbed one")
 

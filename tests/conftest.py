@@ -48,6 +48,15 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tokenizer(tiny_checkpoint):
+    """The ChatTokenizer of the tiny checkpoint."""
+    from ugc_jax.config import tiny
+    from ugc_jax.hf.tokenizer import load_chat_tokenizer
+
+    return load_chat_tokenizer(tiny_checkpoint, tiny().tokens)
+
+
+@pytest.fixture(scope="session")
 def tiny_captioner(tiny_checkpoint):
     """One Captioner of the tiny checkpoint for all tests, so that each bucket is compiled once."""
     from ugc_jax import Captioner

@@ -18,14 +18,13 @@ import numpy as np
 import optax
 from fake_records import FakeSource
 from jax.experimental import multihost_utils
-from tokenizers import Tokenizer
 
 from ugc_jax import sharding
 from ugc_jax.config import tiny
 from ugc_jax.data import pipeline
 from ugc_jax.data.planning import RowsConfig
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.hf.tokenizer import build_tokenizer
+from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
 from ugc_jax.rl import loop, rollout
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
@@ -121,8 +120,7 @@ def patch(set_attribute):
 
 def make_tokenizer(folder) -> ChatTokenizer:
     build_tokenizer(MODEL, Path(folder))
-    backend = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    return ChatTokenizer(backend, MODEL.tokens)
+    return load_chat_tokenizer(folder, MODEL.tokens)
 
 
 class Pending:

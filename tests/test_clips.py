@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
 
 from ugc_jax.config import tiny
 from ugc_jax.data import clips
@@ -16,10 +15,8 @@ from ugc_jax.data.clips import build_example, load_example, load_medium
 from ugc_jax.data.media import probe, read_clip
 from ugc_jax.data.positions import AUDIO, TEXT, VISION
 from ugc_jax.data.presets import ClipSettings, resolve
-from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import build_tokenizer
 
 CONFIG = tiny()
 IDS = CONFIG.tokens
@@ -69,13 +66,6 @@ def files(tmp_path_factory):
         "still": folder / "still.png",
         "tone": write_sound(folder / "tone.wav", 3.0),
     }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    build_tokenizer(CONFIG, folder)
-    return ChatTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), IDS)
 
 
 def counts(example):

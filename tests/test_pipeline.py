@@ -5,7 +5,6 @@ Most tests read made-up records (fake_records); `test_real_records` reads extrac
 
 import dataclasses
 import itertools
-import logging
 import os
 import pickle
 import re
@@ -19,7 +18,6 @@ import jax
 import numpy as np
 import pytest
 from fake_records import FakeSource
-from tokenizers import Tokenizer
 
 from ugc_jax.config import tiny
 from ugc_jax.data import pipeline
@@ -34,22 +32,13 @@ from ugc_jax.data.pipeline import (
     training,
 )
 from ugc_jax.data.planning import RowsConfig, prompt_set, training_set
-from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import build_tokenizer
 from ugc_jax.jobs import extract
 from ugc_jax.jobs.extract import ExtractConfig
 
 CONFIG = tiny()
 ALL = range(4)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    build_tokenizer(CONFIG, folder)
-    return ChatTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), CONFIG.tokens)
 
 
 @pytest.fixture(autouse=True)
@@ -251,51 +240,6 @@ def running(pid: int) -> bool:
 
 
 # ---- what is used --------------------------------------------------------------------------------
-
-
-def test_dropped_examples_are_counted_and_told(tokenizer, caplog):
-    entries = FakeSource("1-40").entries
-    entries[3] = entries[3]._replace(messages=entries[3].messages[:1])
-    sizes = training_set("d", entries, config(), tokenizer, CONFIG).sizes
-    limits = dict(tokens=int(np.median(sizes[:, 0])), chunks=1)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "ugc_jax"):
-        kept = training_set("d", entries, config(**limits), tokenizer, CONFIG)
-    assert (kept.sizes[:, 0] <= limits["tokens"]).all()
-    assert (kept.sizes[:, 3] <= 1).all()
-    assert 3 not in kept.numbers
-    (line,) = caplog.messages
-    assert line.startswith(f"d: {40 - len(kept.numbers)} of 40 examples are dropped: 1 without an ")
-    assert re.search(
-        rf"{(sizes[:, 0] > limits['tokens']).sum()} over data.tokens=\d+ \(up to", line
-    )
-
-
-def test_a_corrected_caption_is_other_data(tokenizer):
-    entries = FakeSource("3-20").entries
-    before = training_set("d", entries, config(), tokenizer, CONFIG)
-    question, answer = entries[7].messages
-    moved = {"role": "user", "content": [{"type": "video", "video": "b"}, *question["content"][1:]]}
-    for messages, same in (
-        ([moved, answer], True),
-        ([question, answer | {"content": "No"}], False),
-    ):
-        changed = [*entries[:7], entries[7]._replace(messages=messages), *entries[8:]]
-        after = training_set("d", changed, config(), tokenizer, CONFIG)
-        assert (after.digest == before.digest) is same
-
-
-def test_nothing_left_is_an_error(tokenizer):
-    for entries, changes, message in (
-        (
-            FakeSource("1-4").entries,
-            {"tokens": 5},
-            r"d: no example .* 4 over data.tokens=5 \(up to \d+\)$",
-        ),
-        ([], {}, "d: it is empty"),
-    ):
-        with pytest.raises(UserError, match=message):
-            training_set("d", entries, config(**changes), tokenizer, CONFIG)
 
 
 def test_evaluation_is_one_unshuffled_pass(tokenizer):

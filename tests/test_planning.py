@@ -1,10 +1,14 @@
 """Plans: what is dropped, order, mixture, shapes, limits, and that longer runs begin alike."""
 
+import logging
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
+from fake_records import FakeSource
 
+from ugc_jax.config import tiny
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.data.planning import (
     WINDOW,
@@ -12,9 +16,12 @@ from ugc_jax.data.planning import (
     ExampleSet,
     make_plan,
     parse_mixture,
+    training_set,
     weighted,
 )
 from ugc_jax.errors import UserError
+
+CONFIG = tiny()
 
 
 def config(**changes):
@@ -34,6 +41,51 @@ def rows_of(plan):
 
 def drawn(plan):
     return [item for row in rows_of(plan) for item in row]
+
+
+def test_dropped_examples_are_counted_and_told(tokenizer, caplog):
+    entries = FakeSource("1-40").entries
+    entries[3] = entries[3]._replace(messages=entries[3].messages[:1])
+    sizes = training_set("d", entries, config(tokens=600), tokenizer, CONFIG).sizes
+    limits = dict(tokens=int(np.median(sizes[:, 0])), chunks=1)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ugc_jax"):
+        kept = training_set("d", entries, config(**limits), tokenizer, CONFIG)
+    assert (kept.sizes[:, 0] <= limits["tokens"]).all()
+    assert (kept.sizes[:, 3] <= 1).all()
+    assert 3 not in kept.numbers
+    (line,) = caplog.messages
+    assert line.startswith(f"d: {40 - len(kept.numbers)} of 40 examples are dropped: 1 without an ")
+    assert re.search(
+        rf"{(sizes[:, 0] > limits['tokens']).sum()} over data.tokens=\d+ \(up to", line
+    )
+
+
+def test_a_corrected_caption_is_other_data(tokenizer):
+    entries = FakeSource("3-20").entries
+    before = training_set("d", entries, config(tokens=600), tokenizer, CONFIG)
+    question, answer = entries[7].messages
+    moved = {"role": "user", "content": [{"type": "video", "video": "b"}, *question["content"][1:]]}
+    for messages, same in (
+        ([moved, answer], True),
+        ([question, answer | {"content": "No"}], False),
+    ):
+        changed = [*entries[:7], entries[7]._replace(messages=messages), *entries[8:]]
+        after = training_set("d", changed, config(tokens=600), tokenizer, CONFIG)
+        assert (after.digest == before.digest) is same
+
+
+def test_nothing_left_is_an_error(tokenizer):
+    for entries, changes, message in (
+        (
+            FakeSource("1-4").entries,
+            {"tokens": 5},
+            r"d: no example .* 4 over data.tokens=5 \(up to \d+\)$",
+        ),
+        ([], {}, "d: it is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            training_set("d", entries, config(**changes), tokenizer, CONFIG)
 
 
 MODES = pytest.mark.parametrize("packing", [True, False])

@@ -17,7 +17,7 @@ from ugc_jax.data.prompt import (
     text_counts,
 )
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import build_tokenizer
+from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
 
 MEDIA = {"image": Image((1, 4, 4)), "audio": Audio(100), "video": Video((2, 4, 4), 1.0)}
 CASES = {
@@ -107,7 +107,7 @@ def checkpoint(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(checkpoint):
     folder, config = checkpoint
-    return ChatTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), config.tokens)
+    return load_chat_tokenizer(folder, config.tokens)
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,7 @@ def test_ids_equal_the_tokenizers_own_template(
 def test_published_ids(shared_data):
     """Spec 5.1's check, without transformers."""
     config = configs.omni_3b()
-    tokenizer = ChatTokenizer(
-        Tokenizer.from_file(str(shared_data / "tokenizer" / "tokenizer.json")), config.tokens
-    )
+    tokenizer = load_chat_tokenizer(shared_data / "tokenizer", config.tokens)
     ids = with_placeholders(pieces(CASES["video"], [MEDIA["video"]], tokenizer), config.tokens)
     expected = "151644 8948 198 2610 525 264 10950 17847 13 151645 198 151644 872 198 151652 "
     expected += "151656 151653 13048"

@@ -7,30 +7,19 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
 
 from ugc_jax.config import tiny
 from ugc_jax.data.clips import build_example, load_example
 from ugc_jax.data.extract import Extraction, extract_row, extract_shard
 from ugc_jax.data.manifest import Row, read_manifest
 from ugc_jax.data.presets import ClipSettings, resolve
-from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import Entry, Facts, RecordSource, Storage, decode, shard_name
 from ugc_jax.data.synthetic import write_clip
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import build_tokenizer
 
 CONFIG = tiny()
 CLIP = resolve(ClipSettings(frames=5, min_pixels=4 * 784, max_pixels=12 * 784, question="What?"))
 EXACT = Storage("png", mel="float32")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    build_tokenizer(CONFIG, folder)
-    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return ChatTokenizer(backend, CONFIG.tokens)
 
 
 @pytest.fixture(scope="module")

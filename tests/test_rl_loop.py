@@ -42,11 +42,6 @@ def mesh():
     return make_mesh(2, 2, 1, jax.devices()[:4])
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return fake.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture
 def train(mesh, tokenizer):
     """A run in a folder; `mesh`, `rewards` and `wrap` as in fake_rl.train, the rest as settings."""

@@ -13,11 +13,6 @@ from ugc_jax.rl.scoring import Scoring, completion_texts
 B, G, N = 6, 2, 4
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return fake.make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
 @pytest.fixture
 def completions(tokenizer):
     """Words of which a row and a sample can be told."""
