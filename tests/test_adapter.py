@@ -10,9 +10,13 @@ import pytest
 
 from ugc_jax.config import tiny
 from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
 from ugc_jax.hf.adapter import WEIGHTS, load_adapter, save_adapter
+from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.export import ADAPTER_CONFIG
 from ugc_jax.hf.tensorfile import TensorFile, array_output, write_tensors
+from ugc_jax.jobs import init
+from ugc_jax.jobs.init import InitConfig
 from ugc_jax.models import lora
 
 CONFIG = tiny()
@@ -54,6 +58,25 @@ def test_names_of_peft(saved):
     assert all(re.fullmatch(content["target_modules"], name) for name in wrapped)
     for other in ("model.audio_tower.layers.0.self_attn.q_proj", "audio_tower.layers.0.fc1"):
         assert not re.fullmatch(content["target_modules"], other)
+
+
+def test_peft_merges_it_into_the_same_weights(saved, adapter, tmp_path):
+    peft = pytest.importorskip("peft")
+    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    init.main(InitConfig(output=str(tmp_path / "base")), [])
+    base = thinker.from_pretrained(tmp_path / "base", dtype="float32")
+    merged = peft.PeftModel.from_pretrained(base, saved).merge_and_unload().state_dict()
+    theirs = {mapping.canonical_name(name): value.numpy() for name, value in merged.items()}
+    params = load_params(tmp_path / "base", CONFIG)
+    ours = lora.merge(params, adapter, SETTINGS)
+    changed, differences = 0, []
+    for entry in mapping.entries(CONFIG):
+        before, after = (mapping.read_tensor(tree, entry) for tree in (params, ours))
+        changed += not np.array_equal(before, after)
+        differences.append(np.abs(theirs[entry.hf_name] - after).max())
+    print(f"largest difference from peft {peft.__version__}: {np.max(differences):.1e}")
+    assert changed == 2 * CONFIG.text.num_hidden_layers
+    assert np.max(differences) < 1e-6
 
 
 def test_bfloat16_and_overwriting(saved, adapter):

@@ -52,6 +52,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Size of an attention head."""
         return self.hidden_size // self.num_heads
 
     @property

@@ -132,6 +132,7 @@ class Totals:
 
     @property
     def tokens_per_second(self) -> float:
+        """New tokens over `seconds`."""
         return self.new_tokens / self.seconds
 
     def record(self) -> dict:

@@ -46,6 +46,8 @@ class Conv(nn.Module):
 
 
 class AudioAttention(nn.Module):
+    """[C, S, D] -> [C, S, D]: attention inside each chunk. valid_CS: i32, 0 padding."""
+
     heads: int
 
     @nn.compact
@@ -62,6 +64,8 @@ class AudioAttention(nn.Module):
 
 
 class AudioLayer(nn.Module):
+    """[C, S, D] -> [C, S, D]: attention and MLP, normalised before. valid_CS: as AudioAttention."""
+
     config: AudioConfig
 
     @nn.compact

@@ -64,6 +64,8 @@ class DecoderAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and MLP, normalised before; arguments and result as DecoderAttention."""
+
     config: TextConfig
 
     @nn.compact

@@ -38,6 +38,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied by."""
         return self.alpha / self.rank
 
     @property

@@ -89,6 +89,8 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
+    """[F, S, D] -> [F, S, D]: attention and MLP, normalised before. As VisionAttention."""
+
     config: VisionConfig
 
     @nn.compact
@@ -100,6 +102,8 @@ class VisionBlock(nn.Module):
 
 
 class MergerMLP(nn.Module):
+    """[F, C, E] -> [F, C, out]: the joined patches of each cell, E numbers, become a token."""
+
     config: VisionConfig
 
     @nn.compact

@@ -54,6 +54,7 @@ class GrpoPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether no program's peak is more than a chip has."""
         return all(program.peak <= self.chip.hbm for program in self.programs)
 
     def figures(self) -> dict:

@@ -49,6 +49,7 @@ class RolloutConfig:
 
     @property
     def sampling(self) -> SamplingConfig:
+        """The same for the engine. UserError as it checks them."""
         return SamplingConfig(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -182,6 +183,7 @@ def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
     moved = []
     for weight, there in zip(weights, jax.tree.leaves(split), strict=True):
         weight = weight.astype(setup.compute.dtype)  # also the tables, which learn as they are
+        # Not before the last has moved.
         weight, *moved[-1:] = jax.lax.optimization_barrier((weight, *moved[-1:]))
         moved.append(jax.lax.with_sharding_constraint(weight, there))
     return jax.tree.unflatten(tree, moved)

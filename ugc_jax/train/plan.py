@@ -95,6 +95,7 @@ class StepPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether the peak is no more than a chip has."""
         return self.peak <= self.chip.hbm
 
     def figures(self) -> dict:
