@@ -6,6 +6,7 @@ trains, or goes on, with PAUSE seconds a batch; with the last two, as one of two
 """
 
 import dataclasses
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,13 @@ from ugc_jax.train.losses import LossSums
 from ugc_jax.train.state import TrainState
 
 ROWS, TOKENS, WIDTH = 8, 4, 16
+
+
+def free_port() -> int:
+    """For processes of one test to meet at."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
 
 
 @dataclasses.dataclass(frozen=True)

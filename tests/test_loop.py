@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -140,15 +139,9 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, mesh, whole):
     assert losses(tmp_path) == losses(whole[0])
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
-
-
 def test_two_processes_equal_one(tmp_path, mesh, whole):
     """Two processes of four devices; SIGTERM to one of them stops both, then they go on."""
-    port = free_port()
+    port = fake.free_port()
     both = [start(tmp_path, 6, 0.5, port, number, devices=4) for number in range(2)]
     while not (tmp_path / "metrics.jsonl").exists() or not losses(tmp_path):
         assert all(process.poll() is None for process in both), both[0].communicate()[1]
@@ -156,7 +149,7 @@ def test_two_processes_equal_one(tmp_path, mesh, whole):
     both[1].terminate()
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [143, 143], errors
-    port = free_port()
+    port = fake.free_port()
     both = [start(tmp_path, 6, 0, port, number, devices=4) for number in range(2)]
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors

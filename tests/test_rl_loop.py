@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -291,9 +290,7 @@ def test_resumed_equals_uninterrupted(tmp_path, train, whole, monkeypatch, after
 def test_two_processes_equal_one(tmp_path, train):
     """Each has half of the completions scored; what they write is the same as one alone does."""
     one = train(tmp_path / "one", rewards := fake.Coarse(), steps=2, **fake.HARD)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = fake_training.free_port()
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from fake_training import free_port
 
 from ugc_jax import Captioner, sharding
 from ugc_jax.data.planning import DataConfig
@@ -124,6 +128,40 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, settings, tmp_path, mon
     before, after = weights(whole / "model"), weights(tmp_path / "model")
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def job(settings, output, process=0, processes=1, port=0):
+    """The job as a program: with eight devices, or as one of two processes of a SLURM step."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"
+    }
+    words = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "data.batch_size=4", "data.workers=0"]
+    words += ["data.tokens=512", "optimizer.learning_rate=1e-2", "loop.steps=4"]
+    words += ["loop.log_every=1", "loop.samples=1", "loop.sample_tokens=8"]
+    words += [f"checkpoint={settings.checkpoint}", f"output={output}"]
+    words += [f"data.train={settings.data.train}", f"data.eval={settings.data.eval}"]
+    if processes > 1:
+        words.append("distributed=true")
+        environment |= {
+            "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": str(processes), "SLURM_PROCID": str(process),
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_LOCAL_DEVICE_IDS": "0,1,2,3",
+        }  # fmt: skip
+    program = [sys.executable, "-m", "ugc_jax.cli", "sft", *(f"--config.{word}" for word in words)]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_equal_one(settings, tmp_path):
+    """The real model on a mesh of 2 x 2 x 2, with evaluation and samples."""
+    port = free_port()
+    both = [job(settings, tmp_path / "two", number, 2, port) for number in range(2)]
+    for process in (*both, job(settings, tmp_path / "one")):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    two, one = (np.array(metrics(tmp_path / name), float) for name in ("two", "one"))
+    losses = np.abs(two[:, [1, 5]] / one[:, [1, 5]] - 1)  # of steps, and of the evaluation
+    print(f"largest relative difference of a loss: {np.nanmax(losses):.1e}")
+    np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 def test_the_exported_model_captions_as_the_sample_says(whole, clips):
