@@ -6,7 +6,7 @@ ugc-jax caption --config=configs/world.py:caption --config.checkpoint=DIR world/
 
 from ml_collections import ConfigDict
 
-from ugc_jax.data.world import QUESTION
+from ugc_jax.toy.world import QUESTION
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

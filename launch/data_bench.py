@@ -26,7 +26,7 @@ from ugc_jax.settings import parse
 from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.start import begin
 from ugc_jax.train.state import create_state
-from ugc_jax.train.steps import train_step
+from ugc_jax.train.step import train_step
 
 TURNS, SECONDS = 5, 4.0  # seconds of one measurement, at least
 

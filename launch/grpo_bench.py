@@ -23,10 +23,10 @@ from ugc_jax.generate.benchmark import Workload, examples
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.rl.advantages import token_weights
-from ugc_jax.rl.grpo import policy_step
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
+from ugc_jax.rl.update import policy_step
 from ugc_jax.train.state import Setup, create_state
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.rl.local_rewards import attribute_f1, distinct_runs
+from ugc_jax.rl.rewards.local import attribute_f1, distinct_runs
 
 
 def lines(path: Path) -> list[dict]:

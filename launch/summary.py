@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from ugc_jax.data import world
-from ugc_jax.rl.local_rewards import attribute_f1
+from ugc_jax.rl.rewards.local import attribute_f1
+from ugc_jax.toy import world
 
 # File of captions -> heading of its column.
 COLUMNS = {

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import layout
@@ -12,6 +11,7 @@ from ugc_jax.data.prompt import Audio, Image, Text, Video
 from ugc_jax.data.schema import Example
 from ugc_jax.hf import mapping
 from ugc_jax.hf.random_weights import random_tensor
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
 

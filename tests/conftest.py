@@ -50,8 +50,8 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tiny_checkpoint):
     """The ChatTokenizer of the tiny checkpoint."""
-    from ugc_jax.config import tiny
     from ugc_jax.hf.tokenizer import load_chat_tokenizer
+    from ugc_jax.models.qwen2_5_omni.config import tiny
 
     return load_chat_tokenizer(tiny_checkpoint, tiny().tokens)
 
@@ -67,7 +67,7 @@ def tiny_captioner(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     """A folder of short clips of one shape: two with sound, one below, one silent, one broken."""
-    from ugc_jax.data.synthetic import write_clip
+    from ugc_jax.toy.synthetic import write_clip
 
     folder = tmp_path_factory.mktemp("clips")
     (folder / "below").mkdir()

@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 
-from ugc_jax.config import tiny
-from ugc_jax.data.clips import Loaded
+from ugc_jax.data.example import Loaded
 from ugc_jax.data.features import patchify
 from ugc_jax.data.prompt import Video
 from ugc_jax.data.records import Entry
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
 WORDS = ["red", "blue", "circle", "beep", "low", "then", "left", "grows", "music"]

@@ -20,12 +20,13 @@ from fake_records import FakeSource
 from jax.experimental import multihost_utils
 
 from ugc_jax import sharding
-from ugc_jax.config import tiny
 from ugc_jax.data import pipeline
 from ugc_jax.data.planning import RowsConfig
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
-from ugc_jax.rl import loop, rollout
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.rl import rollout
+from ugc_jax.rl import step as loop
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.rows import Completions

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax import config as config_lib
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, collate
-from ugc_jax.models import omni
+from ugc_jax.models.qwen2_5_omni import config as config_lib
+from ugc_jax.models.qwen2_5_omni import thinker as omni
 from ugc_jax.rl.advantages import token_weights
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots

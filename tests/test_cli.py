@@ -179,7 +179,7 @@ def test_log_lines_are_short_and_on_stderr(capsys):
     try:
         cli.set_up_logging()
         cli.set_up_logging()
-        logging.getLogger("ugc_jax.data.media").warning("clip.mp4: no sound in the file")
+        logging.getLogger("ugc_jax.media.clip").warning("clip.mp4: no sound in the file")
         out, err = capsys.readouterr()
     finally:
         logger.handlers[:], logger.level, logger.propagate = before

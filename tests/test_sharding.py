@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ugc_jax import config as config_lib
 from ugc_jax import sharding
-from ugc_jax.config import Compute
 from ugc_jax.data.batching import BucketKey, collate
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf import mapping
-from ugc_jax.models import omni
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.qwen2_5_omni import config as config_lib
+from ugc_jax.models.qwen2_5_omni import thinker as omni
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2), (1, 2, 4), (2, 1, 4)]
 LENGTHS = (

@@ -13,12 +13,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.features import audio_tokens, chunk_mel, frame_windows
 from ugc_jax.data.positions import AUDIO, VISION, medium_tokens, sound_frames
 from ugc_jax.data.prompt import Audio, Medium
 from ugc_jax.data.schema import Batch, Example
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 Tag = TypeVar("Tag")
 

@@ -24,14 +24,14 @@ from etils import epath
 
 from ugc_jax import __version__
 from ugc_jax.data import records
-from ugc_jax.data.clips import Taken, read_within, sound_notes, take
+from ugc_jax.data.example import Taken, read_within, sound_notes, take
 from ugc_jax.data.manifest import Row
-from ugc_jax.data.media import probe
-from ugc_jax.data.presets import ClipSettings
 from ugc_jax.data.prompt import media_kinds
 from ugc_jax.data.records import GEOMETRY, Facts, Storage, shard_name, write_text
 from ugc_jax.data.workers import work
 from ugc_jax.errors import UserError
+from ugc_jax.media.clip import probe
+from ugc_jax.media.presets import ClipSettings
 
 REPORTS, FAILURES = "shards", "failures.jsonl"
 

@@ -10,9 +10,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from ugc_jax.config import AudioConfig, VisionConfig
 from ugc_jax.data.schema import VisionInput
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import AudioConfig, VisionConfig
 
 MAX_ASPECT_RATIO = 200
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ugc_jax.data.find import find_clips
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.prompt import KINDS, ROLES
 from ugc_jax.errors import UserError
+from ugc_jax.media.find import find_clips
+from ugc_jax.media.presets import ClipSettings, resolve
 
 PATH_COLUMNS = ("path", "video")
 PLACEHOLDER = re.compile(f"<({'|'.join(KINDS)})>")

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import Buckets, bucket_of
-from ugc_jax.data.clips import load_example
-from ugc_jax.data.presets import ClipSettings
+from ugc_jax.data.example import load_example
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -20,9 +20,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import collate_rows
-from ugc_jax.data.clips import build_example
+from ugc_jax.data.example import build_example
 from ugc_jax.data.planning import (
     DataConfig,
     ExampleSet,
@@ -38,6 +37,7 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import Entry, RecordSource
 from ugc_jax.data.schema import Batch, Example
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 __all__ = [
     "BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompt_batches",

@@ -18,11 +18,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import BucketKey, Buckets, size_of_media
 from ugc_jax.data.packing import pack
 from ugc_jax.data.prompt import ChatTokenizer, text_counts
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.features import audio_tokens, vision_rows
 from ugc_jax.data.prompt import Audio, Image, Medium, Piece, Text, Video
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 TEXT, VISION, AUDIO = 0, 1, 2  # values of `source`
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import tokenizers
 
-from ugc_jax.config import TokenIds
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import TokenIds
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")

@@ -22,11 +22,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from ugc_jax.config import omni_3b
-from ugc_jax.data.clips import Loaded, Taken, prepare, size_of
+from ugc_jax.data.example import Loaded, Taken, prepare, size_of
 from ugc_jax.data.features import MEL_BINS
 from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import omni_3b
 
 NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
 INDEX, EXTRACTION, SHARDS = "index.jsonl", "extraction.json", "shards.json"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ugc_jax import __version__
-from ugc_jax.data import world
 from ugc_jax.errors import UserError
 from ugc_jax.evals import metrics, ocr, predictions, scores
 from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
@@ -22,6 +21,7 @@ from ugc_jax.evals.predictions import Predictions
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
 from ugc_jax.evals.tasks import Sample, Task
+from ugc_jax.toy import world
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import prompts, talk
-from ugc_jax.evals.judge import Judge, JudgeConfig, JudgeError, Unreachable
+from ugc_jax.evals import prompts
 from ugc_jax.evals.prompts import FORMS
+from ugc_jax.judge import messages as talk
+from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ugc_jax.data import world
-from ugc_jax.evals import talk
+from ugc_jax.judge import messages as talk
+from ugc_jax.toy import world
 
 OTHER = "other"  # an answer that is none of the options, or several
 

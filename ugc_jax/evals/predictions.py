@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.talk import encodable, one_line
 from ugc_jax.evals.tasks import clip_id, task_of
+from ugc_jax.judge.messages import encodable, one_line
 
 logger = logging.getLogger(__name__)
 

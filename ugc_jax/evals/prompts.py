@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import talk
+from ugc_jax.judge import messages as talk
 
 PLACEHOLDERS = ("{reference}", "{caption}")
 

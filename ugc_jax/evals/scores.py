@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import FORMS
-from ugc_jax.evals.talk import encodable
 from ugc_jax.evals.tasks import clip_id
+from ugc_jax.judge.messages import encodable
 
 # How the released score files were made (the release's evaluation script), and any others.
 RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}

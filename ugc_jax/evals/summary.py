@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ugc_jax.data import world
 from ugc_jax.evals import metrics
 from ugc_jax.evals.intervals import interval
 from ugc_jax.evals.tasks import Task
+from ugc_jax.toy import world
 
 # The columns whose mean is "Avg." in the paper's table 2 (the OCR fraction counts as percent).
 AVERAGED = {

@@ -16,10 +16,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from ugc_jax.data import world
-from ugc_jax.data.find import VIDEO_SUFFIXES
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts
+from ugc_jax.media.find import VIDEO_SUFFIXES
+from ugc_jax.toy import world
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ugc_jax.data.find import find_clips
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.results import Results, Totals, record_all, write_json
 from ugc_jax.generate.settings import AskConfig, SamplingConfig
+from ugc_jax.media.find import find_clips
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.settings import flatten, part
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.features import SAMPLE_RATE, log_mel, patchify
 from ugc_jax.data.positions import layout
@@ -23,6 +22,7 @@ from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
 SECONDS_PER_GRID = 1.0  # two frames a second

@@ -18,10 +18,8 @@ import jax
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group, next_positions
-from ugc_jax.data.clips import load_example
-from ugc_jax.data.presets import ClipSettings, resolve
+from ugc_jax.data.example import load_example
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
@@ -32,7 +30,10 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
-from ugc_jax.models import omni
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 logger = logging.getLogger(__name__)
 

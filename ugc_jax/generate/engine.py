@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.schema import Batch
 from ugc_jax.generate import sampling
 from ugc_jax.generate.settings import NEW_TOKENS
-from ugc_jax.models import decoder, omni
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.layers import in_slabs, split_like
+from ugc_jax.models.qwen2_5_omni import decoder
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
 
 # For this encoder's shapes, XLA's own matrix product is a quarter faster than YNNPACK's on a CPU.

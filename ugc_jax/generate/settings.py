@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ugc_jax.data.presets import ClipSettings
 from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings
 
 # Sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.config import read_json
@@ -18,6 +17,7 @@ from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory
 from ugc_jax.hf.tensorfile import FLOATS, TensorFile, array_output, write_tensors
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 WEIGHTS = "adapter_model.safetensors"
 _WRAPPED = "base_model.model."  # peft's name of the model that it wraps

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.config import read_json
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ugc_jax.config import AudioConfig, OmniConfig, TextConfig, TokenIds, VisionConfig
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import (
+    AudioConfig,
+    OmniConfig,
+    TextConfig,
+    TokenIds,
+    VisionConfig,
+)
 
 FULL_MODEL_TYPE = "qwen2_5_omni"
 THINKER_MODEL_TYPE = "qwen2_5_omni_thinker"

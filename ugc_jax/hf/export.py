@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
@@ -26,6 +25,7 @@ from ugc_jax.hf.tensorfile import (
     float_dtype,
     write_tensors,
 )
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ugc_jax.config import AudioConfig, OmniConfig, TextConfig, VisionConfig
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import AudioConfig, OmniConfig, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
 Path = tuple[str | int, ...]

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 FOLDER = "params"
 

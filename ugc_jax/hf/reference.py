@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.config import PIXEL_MEAN, PIXEL_STD, OmniConfig
 from ugc_jax.data.positions import VISION
 from ugc_jax.data.schema import Example, VisionInput
+from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, OmniConfig
 
 
 def load_reference(checkpoint: str | Path, dtype: str = "float32"):

@@ -18,11 +18,11 @@ from tokenizers import (
     trainers,
 )  # fmt: skip
 
-from ugc_jax.config import OmniConfig, TokenIds
 from ugc_jax.data.prompt import SPELLINGS, ChatTokenizer
 from ugc_jax.errors import UserError
-from ugc_jax.hf import corpus
 from ugc_jax.hf.config import read_json
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig, TokenIds
+from ugc_jax.toy import corpus
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",

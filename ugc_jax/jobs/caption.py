@@ -14,12 +14,12 @@ from typing import Literal
 
 import jax
 
-from ugc_jax.data.find import find_clips
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.results import Results, Totals, record_all, write_json
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.media.find import find_clips
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.settings import part
 from ugc_jax.sharding import make_mesh
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
 from ugc_jax.data.manifest import read_manifest
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.data.records import Storage
 from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.settings import part
 
 logger = logging.getLogger(__name__)

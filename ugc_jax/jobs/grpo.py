@@ -11,9 +11,9 @@ import contextlib
 import logging
 
 from ugc_jax.data import pipeline
-from ugc_jax.rl.loop import Grpo
-from ugc_jax.rl.rewards import Rewards
+from ugc_jax.rl.rewards.runner import Rewards
 from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.rl.step import Grpo
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop

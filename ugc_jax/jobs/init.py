@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from ugc_jax.config import SIZES, OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.export import TOKENIZER_FILES, copy_files, new_directory, write_thinker
 from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.hf.tensorfile import Output, array_output, float_dtype
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
+from ugc_jax.models.qwen2_5_omni.config import SIZES, OmniConfig
 
 logger = logging.getLogger(__name__)
 

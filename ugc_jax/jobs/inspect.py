@@ -11,13 +11,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from ugc_jax.data.find import find_clips
 from ugc_jax.data.overview import facts, table
-from ugc_jax.data.presets import ClipSettings, resolve
 from ugc_jax.generate.captioner import leave_room
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
+from ugc_jax.media.find import find_clips
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.settings import part
 
 

@@ -9,16 +9,16 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.data.planning import parse_mixture
 from ugc_jax.generate.results import write_json
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
-from ugc_jax.rl.plan import plan_grpo
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.plan.grpo import plan_grpo
+from ugc_jax.plan.sft import Clip, batch_shapes, describe, model_of, plan_step, topology_mesh
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.settings import GrpoConfig
-from ugc_jax.train.plan import Clip, batch_shapes, describe, model_of, plan_step, topology_mesh
 from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.start import begin_from
 from ugc_jax.train.state import Setup

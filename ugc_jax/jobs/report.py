@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.pictures import make_album
-from ugc_jax.evals.report import album_lines, make_page, worst_first
 from ugc_jax.evals.results import read_result, write_text
+from ugc_jax.report.page import album_lines, make_page, worst_first
+from ugc_jax.report.pictures import make_album
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

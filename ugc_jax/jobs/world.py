@@ -15,12 +15,12 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
-from ugc_jax.data import world
 from ugc_jax.data.records import write_text
 from ugc_jax.errors import UserError
 from ugc_jax.generate.results import write_json
 from ugc_jax.hf.config import read_json
 from ugc_jax.settings import part
+from ugc_jax.toy import world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

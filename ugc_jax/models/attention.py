@@ -21,7 +21,7 @@ _NEEDS = {"xla": None, "splash": "tpu", "cudnn": "gpu"}
 def causal_attention(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, implementation: str, shared_prompt: bool = False
 ) -> jax.Array:
-    """`attention(..., causal=True)` by the implementation of `config.Compute.attention`.
+    """`attention(..., causal=True)` by the implementation of `compute.Compute.attention`.
 
     The kernels never hold the [T, T] scores; under a mesh each device runs one on its own rows and
     heads. Raises UserError where the mesh (or, without one, the default device) cannot run it.

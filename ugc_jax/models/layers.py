@@ -144,7 +144,7 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
       for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
     per_layer: what each layer gets beside its input, `split_like` the params. remat: see
-      `config.Compute`.
+      `compute.Compute`.
     Returns (x, outs stacked on the layer axis).
     """
 

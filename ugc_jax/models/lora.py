@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.errors import UserError
-from ugc_jax.models import decoder
 from ugc_jax.models.layers import split_like
+from ugc_jax.models.qwen2_5_omni import decoder
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 LEAVES = ("lora_a", "lora_b")
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.batching import Buckets
 from ugc_jax.data.schema import Batch
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 
 class Completions(NamedTuple):

@@ -5,12 +5,13 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.planning import RowsConfig
 from ugc_jax.errors import UserError
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
-from ugc_jax.rl.rewards import RewardConfig
+from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.sharding import MeshConfig, whole_rows
 from ugc_jax.train.groups import Trainable

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.schema import Batch
-from ugc_jax.models import omni
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import constrain
 
 CHUNK = 256  # most tokens of a row whose logits exist at a time: 256 * 151936 * 4 = 156 MB

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import jax
 
-from ugc_jax.train.chips import chip_of
+from ugc_jax.plan.chips import chip_of
 
 T = TypeVar("T")
 

@@ -5,9 +5,10 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.data.planning import DataConfig
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.loop import LoopConfig

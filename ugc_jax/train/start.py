@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 
 from ugc_jax import sharding
-from ugc_jax.config import OmniConfig
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
@@ -17,7 +16,8 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
-from ugc_jax.models import omni
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import flatten
 from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.checkpoint import Checkpoints

@@ -16,11 +16,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from ugc_jax import sharding
-from ugc_jax.config import Compute, OmniConfig
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
-from ugc_jax.models import lora, omni
+from ugc_jax.models import lora
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.train.groups import Trainable
 from ugc_jax.train.optimizer import OptimizerConfig, make_optimizer
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from ugc_jax import sharding
 from ugc_jax.data.schema import Batch
+from ugc_jax.plan.flops import step_flops
 from ugc_jax.train.feed import Batches, Fed, Feed
-from ugc_jax.train.flops import step_flops
 from ugc_jax.train.loop import Done
 from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import COLUMNS
 from ugc_jax.train.state import Setup, TrainState
-from ugc_jax.train.steps import eval_step, train_step
+from ugc_jax.train.step import eval_step, train_step
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,331 @@
+"""The extract job: what it writes, what it says, and that a rerun goes on."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+
+import pytest
+from etils import epath
+
+from ugc_jax import cli
+from ugc_jax.data import extract
+from ugc_jax.data.extract import Extraction, extract_shard, run_beam, run_local
+from ugc_jax.data.features import audio_tokens
+from ugc_jax.data.manifest import read_manifest
+from ugc_jax.data.records import RecordSource, Storage
+from ugc_jax.data.workers import Event
+from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.toy.synthetic import write_clip
+
+CLIP = ClipSettings(frames=2, min_pixels=784, max_pixels=4 * 784)
+WORDS = ["--config.frames=2", "--config.min_pixels=784", "--config.max_pixels=3136"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Seven rows over four clips; one file is missing and one is cut off."""
+    folder = tmp_path_factory.mktemp("media")
+    names = ["0", "1", "2", "3", "missing", "cut", "0"]
+    for seed in range(4):
+        write_clip(folder / f"{seed}.mp4", seconds=0.5, fps=8, size=(64, 64), seed=seed)
+    (folder / "cut.mp4").write_bytes((folder / "1.mp4").read_bytes()[:900])
+    path = folder / "train.jsonl"
+    with path.open("w") as file:
+        for number, name in enumerate(names):
+            turns = [
+                {"role": "user", "content": "<video>What?"},
+                {"role": "assistant", "content": f"Caption {number}."},
+            ]
+            row = {"videos": [f"{name}.mp4"], "messages": turns, "attributes": {"n": number}}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run(output, manifest, *settings)` -> exit status."""
+    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    return lambda output, path, *words: cli.run(
+        ["extract", f"--config.output={output}", *WORDS, *words, str(path)]
+    )
+
+
+def prepared(output, manifest, shard_clips=2):
+    clip = resolve(CLIP)
+    return Extraction(
+        epath.Path(output), read_manifest(manifest, clip), clip, Storage(), shard_clips
+    )
+
+
+def in_this_process(shards):
+    return [reason for shard in shards for _, reason in extract_shard(shard) if reason]
+
+
+def stamps(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("clips-*")}
+
+
+class TestJob:
+    def test_all_there_is_to_say(self, run, manifest, tmp_path, capsys, caplog):
+        words = ["--config.shard_clips=2", "--config.workers=2", "--config.max_failures=0.3"]
+        out = tmp_path / "out"
+        assert run(out, manifest, *words) == 0
+        assert "5 records" in (told := capsys.readouterr().err)
+        assert "2 clips failed, 0 kept" in told
+        entries = RecordSource(out).entries
+        assert [entry.extra["attributes"]["n"] for entry in entries] == [0, 1, 2, 3, 6]
+        assert [entry.id for entry in entries] == [f"train.jsonl:{n}" for n in (1, 2, 3, 4, 7)]
+        assert entries[4].messages[2]["content"] == "Caption 6."
+        failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+        assert [failure["id"] for failure in failures] == ["train.jsonl:5", "train.jsonl:6"]
+        assert failures[0]["error"].startswith(f"{manifest.parent / 'missing.mp4'}: no such file")
+        assert failures[1]["media"] == [str(manifest.parent / "cut.mp4")]
+        assert {line.message for line in caplog.records} == {f["error"] for f in failures}
+        assert sorted(file.name for file in out.iterdir()) == [
+            *(f"clips-train.array_record-0000{number}-of-00004" for number in range(4)),
+            "dataset_info.json", "extraction.json", "failures.jsonl", "features.json",
+            "index.jsonl", "shards", "shards.json",
+        ]  # fmt: skip
+
+        before = stamps(out)
+        assert run(out, manifest, *words) == 0  # again: nothing to do
+        assert "7 kept" in capsys.readouterr().err
+        assert stamps(out) == before
+
+        assert run(out, manifest, *words[:2], "--config.max_failures=0.2") == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "2 of 7 clips failed, more than max_failures 0.2 allows" in last
+        assert len(RecordSource(out)) == 5
+
+    @pytest.mark.parametrize(
+        ("words", "complaint"),
+        [
+            (["--config.frames=4"], "other settings (frames was 2 and is now 4); choose another"),
+            (["--config.quality=90"], "quality was 95 and is now 90"),
+            (["--config.shard_clips=3"], "shard_clips was 2 and is now 3"),
+            (["--config.question=Who?"], "question was"),
+        ],
+    )
+    def test_other_settings_are_refused(self, run, manifest, tmp_path, words, complaint):
+        prepared(tmp_path, manifest).begin()
+        words = ["--config.shard_clips=2", *words]
+        with pytest.raises(UserError) as error:
+            run(tmp_path, manifest, *words)
+        assert str(error.value).startswith(f"{tmp_path}: ")
+        assert complaint in str(error.value)
+
+    def test_wrong_words(self, run, manifest, tmp_path):
+        with pytest.raises(UserError, match="2 manifests are given"):
+            run(tmp_path / "out", manifest, "a.jsonl")
+        with pytest.raises(UserError, match="max_failures is -1; use a share"):
+            run(tmp_path / "out", manifest, "--config.max_failures=-1")
+        with pytest.raises(UserError, match="is a file; choose another output"):
+            run(manifest, manifest)
+        with pytest.raises(UserError, match="workers is 0"):
+            run(tmp_path / "out", manifest, "--config.workers=0")
+        with pytest.raises(UserError, match="holds something else"):
+            run(manifest.parent, manifest)
+
+
+class TestRestart:
+    def test_another_manifest_is_refused_and_overwrite_removes_only_records(
+        self, manifest, tmp_path
+    ):
+        extraction = prepared(tmp_path, manifest)
+        in_this_process(extraction.begin())
+        extraction.finish()
+        (tmp_path / "notes.txt").write_text("mine")
+        other = manifest.with_name("other.jsonl")
+        other.write_text(manifest.read_text().replace("What?", "Who?"))
+        with pytest.raises(UserError, match="the manifest has changed since"):
+            prepared(tmp_path, other).begin()
+        assert len(RecordSource(tmp_path)) == 5
+        changed = prepared(tmp_path, other, shard_clips=7)
+        in_this_process(changed.begin(overwrite=True))
+        changed.finish()
+        assert RecordSource(tmp_path).entries[0].messages[1]["content"][1]["text"] == "Who?"
+        assert len(stamps(tmp_path)) == 1
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_only_harmed_and_unfinished_shards_are_made_again(self, manifest, tmp_path):
+        extraction = prepared(tmp_path, manifest)
+        shards = extraction.begin()
+        in_this_process(shards[:3])
+        (tmp_path / "clips-train.array_record-00003-of-00004.abc.part").write_bytes(b"half")
+        before = stamps(tmp_path)
+        with pytest.raises(UserError, match="no complete extraction"):
+            RecordSource(tmp_path)
+        names = sorted(before)
+        first = tmp_path / names[0]
+        first.write_bytes(first.read_bytes()[:-5])
+        todo = prepared(tmp_path, manifest).begin()
+        assert [shard.number for shard in todo] == [0, 3]
+        in_this_process(todo)
+        extraction.finish()
+        after = stamps(tmp_path)
+        assert len(after) == 4
+        assert [after[name] == before[name] for name in names[1:3]] == [True, True]
+        assert len(RecordSource(tmp_path)) == 5
+
+    def test_retry_takes_up_shards_with_failures(self, manifest, tmp_path):
+        extraction = prepared(tmp_path, manifest)
+        in_this_process(extraction.begin())
+        extraction.finish()
+        assert [shard.number for shard in extraction.begin(retry=True)] == [2, 3]
+        assert not (tmp_path / "shards.json").exists()
+
+    def test_kill_at_any_moment_then_go_on(self, manifest, tmp_path):
+        out = tmp_path / "out"
+        words = [*WORDS, "--config.shard_clips=1", "--config.workers=1", "--config.max_failures=1"]
+        command = [sys.executable, "-m", "ugc_jax.cli", "extract", *words, str(manifest)]
+        process = subprocess.Popen([*command, f"--config.output={out}"], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while not list(out.glob("shards/*.json")):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(0.5)  # its worker notices at its next clip
+        before = stamps(out)
+        finished = {path.name for path in out.glob("shards/*.json")}
+        extraction = prepared(out, manifest, shard_clips=1)
+        todo = extraction.begin()
+        assert len(todo) == 7 - len(finished)
+        in_this_process(todo)
+        extraction.finish()
+        after = stamps(out)
+        kept = [name for name in before if f"{name[-14:]}.json" in finished]
+        assert kept
+        assert all(after[name] == before[name] for name in kept)
+        assert len(RecordSource(out)) == 5
+        assert not list(out.glob("*.part"))
+
+
+class TestMisfortune:
+    def test_not_one_clip_can_be_read(self, run, tmp_path):
+        (tmp_path / "m.csv").write_text("path,caption\na.mp4,A\nb.mp4,B\n")
+        assert run(tmp_path / "out", tmp_path / "m.csv", "--config.shard_clips=1") == 1
+        assert len(RecordSource(tmp_path / "out")) == 0
+
+    def test_an_unreadable_plan_and_an_impossible_folder(self, manifest, tmp_path):
+        prepared(tmp_path / "out", manifest).begin()
+        (tmp_path / "out/extraction.json").write_text("{")
+        with pytest.raises(UserError, match="json: unreadable; overwrite=true"):
+            prepared(tmp_path / "out", manifest).begin()
+        assert len(prepared(tmp_path / "out", manifest).begin(overwrite=True)) == 4
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="file/out: cannot be made"):
+            prepared(tmp_path / "file/out", manifest).begin()
+
+    def test_a_clip_that_kills_its_process_fails_alone(self, manifest, tmp_path, monkeypatch):
+        def work(function, tasks: deque, workers):
+            while tasks:
+                task = tasks.popleft()
+                for value in function(*task):
+                    yield Event(task, value)
+                    if value == ("train.jsonl:2", None) and not task[1]:
+                        yield Event(task, died=-9)
+                        break
+                else:
+                    yield Event(task, done=True)
+
+        monkeypatch.setattr(extract, "work", work)
+        extraction = prepared(tmp_path, manifest)
+        results = list(run_local(extraction.begin(), workers=1))
+        assert len(results) == 7
+        assert "train.jsonl:2: the process that read it died (status -9)" in results
+        assert extraction.finish()[:2] == (4, 3)
+
+    def test_a_process_that_dies_elsewhere_stops_the_job(self, manifest, tmp_path, monkeypatch):
+        def work(function, tasks, workers):
+            yield Event(tasks.popleft(), died=-9)
+
+        monkeypatch.setattr(extract, "work", work)
+        with pytest.raises(UserError, match="its process died .* run again to go on"):
+            list(run_local(prepared(tmp_path, manifest).begin(), workers=1))
+
+    def test_an_unforeseen_error_is_one_clips(self, manifest, tmp_path, monkeypatch):
+        def probe(path):
+            raise ZeroDivisionError("oh")
+
+        monkeypatch.setattr(extract, "probe", probe)
+        shards = prepared(tmp_path, manifest).begin()
+        assert in_this_process(shards[1:2]) == [
+            f"train.jsonl:{n}: unexpected ZeroDivisionError: oh" for n in (2, 3)
+        ]
+
+    def test_a_kind_that_the_manifest_did_not_say(self, tmp_path):
+        (tmp_path / "clips").mkdir()
+        write_clip(tmp_path / "clips/a.mp4", seconds=0.5, fps=8, size=(64, 64))
+        os.rename(tmp_path / "clips/a.mp4", tmp_path / "clips/a.png")
+        (tmp_path / "m.jsonl").write_text('{"path": "clips/a.png"}\n')
+        shards = prepared(tmp_path / "out", tmp_path / "m.jsonl").begin()
+        (reason,) = in_this_process(shards)
+        assert "is of kind video, and the manifest calls it image" in reason
+
+    def test_full_disk(self, manifest, tmp_path):
+        extraction = prepared(tmp_path, manifest, shard_clips=7)
+        (shard,) = extraction.begin()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            with pytest.raises(UserError) as error:
+                in_this_process([shard])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "cannot be written" in str(error.value)
+        assert "run again to go on" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not stamps(tmp_path)
+        assert [todo.number for todo in extraction.begin()] == [0]
+
+
+def test_the_token_budget_shrinks_a_clip_and_the_index_says_so(manifest, tmp_path):
+    clip = resolve(ClipSettings(frames=4, max_tokens=24, min_pixels=784))
+    rows = read_manifest(manifest, clip)[:1]
+    extraction = Extraction(epath.Path(tmp_path), rows, clip, Storage(), 1)
+    assert in_this_process(extraction.begin()) == []
+    extraction.finish()
+    line = json.loads((tmp_path / "index.jsonl").read_text())
+    assert "the budget has" in line["media"][0]["notes"][0]
+    (medium,) = RecordSource(tmp_path).entries[0].media
+    assert math.prod(medium.grid) // 4 + audio_tokens(medium.audio_frames) + 4 <= 24
+
+
+def test_beam_makes_the_same_folder(manifest, tmp_path):
+    pytest.importorskip("apache_beam")
+    local, fleet = prepared(tmp_path / "a", manifest), prepared(tmp_path / "b", manifest)
+    in_this_process(local.begin())
+    run_beam(fleet.begin(), "DirectRunner", "--direct_num_workers=1")
+    assert local.finish() == fleet.finish()
+    for name in ("index.jsonl", "failures.jsonl", "shards.json"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+    for name in stamps(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert len(RecordSource(tmp_path / "b")) == 5
+    with pytest.raises(UserError, match="runner WarpRunner: "):
+        run_beam(local.shards(), "WarpRunner", "")
+
+
+def test_without_beam_a_runner_is_refused(manifest, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"pip install 'ugc_jax\[beam\]'"):
+        run_beam(prepared(tmp_path, manifest).begin(), "DirectRunner", "")
+
+
+def test_workers_start_no_jax():
+    code = (
+        "import sys; from ugc_jax.data import extract, workers, records;"
+        "assert not {'jax', 'torch', 'tensorflow', 'grain'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,233 @@
+"""Records give what their files give, tell of damage in one line, and are what TFDS reads."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ugc_jax.data.example import build_example, load_example
+from ugc_jax.data.extract import Extraction, extract_row, extract_shard
+from ugc_jax.data.manifest import Row, read_manifest
+from ugc_jax.data.records import Entry, Facts, RecordSource, Storage, decode, shard_name
+from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.toy.synthetic import write_clip
+
+CONFIG = tiny()
+CLIP = resolve(ClipSettings(frames=5, min_pixels=4 * 784, max_pixels=12 * 784, question="What?"))
+EXACT = Storage("png", mel="float32")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A folder with two clips with sound, a silent one, and a still image."""
+    folder = tmp_path_factory.mktemp("media")
+    for seed, name in enumerate(("a", "b", "silent")):
+        audio = name != "silent"
+        write_clip(
+            folder / f"{name}.mp4", seconds=1.5, fps=10, size=(128, 96), seed=seed, audio=audio
+        )
+    Image.fromarray(np.arange(90 * 120 * 3, dtype=np.uint8).reshape(90, 120, 3)).save(
+        folder / "still.png"
+    )
+    return folder
+
+
+def extract(rows, folder, storage, shard_clips=2):
+    extraction = Extraction(folder, rows, CLIP, storage, shard_clips)
+    for shard in extraction.begin():
+        for _ in extract_shard(shard):
+            pass
+    return extraction.finish()
+
+
+@pytest.fixture(scope="module")
+def folder(media, tmp_path_factory):
+    """An exact extraction: three clips of a folder in two shards."""
+    from etils import epath
+
+    folder = epath.Path(tmp_path_factory.mktemp("records") / "exact")
+    extract(read_manifest(media, CLIP), folder, EXACT)
+    return folder
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def assert_equal(first, second):
+    np.testing.assert_equal(first._asdict(), second._asdict())
+
+
+def test_a_record_and_its_file_give_the_same_example(media, folder, tokenizer):
+    source = RecordSource(folder)
+    assert len(source) == 3
+    for index, name in enumerate(("a", "b", "silent")):
+        wanted, _ = load_example(media / f"{name}.mp4", CLIP, tokenizer, CONFIG)
+        entry, loaded = source[index]
+        assert_equal(build_example(entry.messages, loaded, tokenizer, CONFIG), wanted)
+        assert [medium.piece for medium in loaded] == list(entry.media)
+        assert entry.id == str(media / f"{name}.mp4")
+    assert source.entries[2].media[0].audio_frames is None
+
+
+@pytest.mark.parametrize(("quality", "error"), [(95, 1.5), (60, 3.0)])
+def test_what_jpeg_and_half_precision_cost(media, quality, error):
+    (row, *_) = read_manifest(media, CLIP)
+    found = {}
+    for storage in (EXACT, Storage(quality=quality)):
+        line, record = extract_row(row, CLIP, storage)
+        facts = [Facts(**fact) for fact in line["media"]]
+        found[storage.format] = decode(record, facts, storage.mel)[0], len(record)
+    (exact, exact_bytes), (lossy, lossy_bytes) = found["png"], found["jpeg"]
+    difference = np.abs(exact.frames.astype(float) - lossy.frames)
+    print(f"quality {quality}: pixels differ by {difference.mean():.2f} of 255 on average")
+    assert 0 < difference.mean() < error
+    assert np.abs(exact.mel - lossy.mel).max() <= 2**-11 * np.abs(exact.mel).max()
+    assert lossy.mel.dtype == np.float32
+    assert lossy_bytes < exact_bytes
+
+
+def test_several_media_in_one_record(media, tmp_path, tokenizer):
+    names = ["still.png", "b.mp4", "silent.mp4"]
+    parts = [{"type": kind} for kind in ("image", "video", "video")]
+    user = {"role": "user", "content": [*parts, {"type": "text", "text": "Which?"}]}
+    row = Row("r", [user], [str(media / name) for name in names], "b", {"tag": [1]})
+    extract([row], tmp_path / "out", EXACT)
+    entry, loaded = RecordSource(tmp_path / "out")[0]
+    assert entry[:4] == ("r", [user], "b", {"tag": [1]})
+    for medium, name in zip(loaded, names, strict=True):
+        wanted, _ = load_example(media / name, CLIP, tokenizer, CONFIG)
+        np.testing.assert_equal(medium.vision._asdict(), wanted.vision[0]._asdict())
+        np.testing.assert_equal(medium.mel, wanted.mels[0] if wanted.mels else None)
+
+
+def test_facts_are_kept(media, folder):
+    line = json.loads((folder / "index.jsonl").read_text().split("\n")[0])
+    (fact,) = line["media"]
+    assert (fact["frames"], fact["fps"], fact["has_sound"]) == (4, 10.0, True)
+    assert fact["instants"] == [0.0, 0.5, 0.9, 1.4]  # a video's frames come in pairs
+    assert (fact["height"] % 28, fact["width"] % 28) == (0, 0)
+    plan = json.loads((folder / "extraction.json").read_text())
+    assert ClipSettings(**plan["clip"]) == CLIP
+    assert Storage(**plan["storage"]) == EXACT
+    assert {"ugc_jax", "av", "numpy", "pillow"} <= set(plan["versions"])
+
+
+def test_a_source_travels_to_other_processes(folder):
+    source = RecordSource(folder)
+    source[0]  # opens a file, which cannot be pickled
+    again = pickle.loads(pickle.dumps(source))
+    assert again.entries == source.entries
+    np.testing.assert_equal(again[1][1][0].mel, source[1][1][0].mel)
+
+
+def test_tfds_reads_the_folder(folder):
+    import tensorflow_datasets as tfds
+
+    data = tfds.builder_from_directory(str(folder)).as_data_source("train")
+    assert len(data) == 3
+    source = RecordSource(folder)
+    for index, example in enumerate(data):
+        entry, loaded = source[index]
+        assert example["id"].decode() == entry.id
+        assert json.loads(example["messages"]) == entry.messages
+        assert len(example["frames"]) == 4
+        np.testing.assert_equal(example["mel"], loaded[0].mel if index < 2 else np.zeros((0, 128)))
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(folder, copy):
+    """Of a record, by ArrayRecord's hashes or ours; elsewhere in the file it may do no harm."""
+    wanted = RecordSource(folder)
+    name = copy / shard_name(1, 2)
+    whole = name.read_bytes()
+    errors = []
+    for place in np.linspace(0, len(whole) - 1, 60).astype(int):
+        broken = bytearray(whole)
+        broken[place] ^= 4
+        name.write_bytes(broken)
+        source = RecordSource(copy)
+        for index in (1, 2):
+            try:
+                np.testing.assert_equal(source[index], wanted[index])
+            except UserError as error:
+                errors.append(str(error))
+        source[0]  # the other shard is as good as ever
+    assert len(errors) > 10
+    for error in errors:
+        assert error.startswith(f"{name}: record ")
+        assert " is damaged; delete this file and run ugc-jax extract again" in error
+        assert "\n" not in error
+
+
+def truncated(folder):
+    name = folder / shard_name(0, 2)
+    name.write_bytes(name.read_bytes()[:-1])
+    return name
+
+
+def missing(folder):
+    (folder / shard_name(1, 2)).unlink()
+    return folder / shard_name(1, 2)
+
+
+def no_index(folder):
+    (folder / "index.jsonl").unlink()
+    return folder / "index.jsonl"
+
+
+def flipped_index(folder):
+    text = (folder / "index.jsonl").read_text()
+    (folder / "index.jsonl").write_text(text.replace("What?", "When?", 1))
+    return folder / "index.jsonl"
+
+
+def unfinished(folder):
+    (folder / "shards.json").unlink()
+    return folder / "shards.json"
+
+
+def garbage(folder):
+    (folder / "extraction.json").write_text('{"storage": ')
+    return folder / "extraction.json"
+
+
+@pytest.mark.parametrize("harm", [truncated, missing, no_index, flipped_index, unfinished, garbage])
+def test_harm_is_told_at_opening(copy, harm):
+    name = harm(copy)
+    with pytest.raises(UserError) as error:
+        RecordSource(copy)
+    assert str(error.value).startswith(f"{name}: ")
+    assert "run ugc-jax extract" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_quality_that_does_not_exist():
+    with pytest.raises(UserError, match="quality is 0; use 1 to 100"):
+        Storage(quality=0)
+
+
+USER = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "Re"}, {"text": "d."}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "solution", "prompt", "answer"),
+    [
+        ([USER, ANSWER], "B", [USER], "Red."),
+        ([USER], "B", [USER], "B"),
+        ([USER], None, [USER], None),
+        ([USER, ANSWER, USER, ANSWER], None, [USER, ANSWER, USER], "Red."),
+        ([USER, ANSWER, USER], "B", [USER, ANSWER, USER], "B"),
+    ],
+)
+def test_prompt_and_answer(messages, solution, prompt, answer):
+    entry = Entry("a", messages, solution, {}, ())
+    assert entry.prompt == prompt
+    assert entry.answer == answer
+    assert entry.question == "What?"

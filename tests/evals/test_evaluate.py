@@ -1,0 +1,295 @@
+"""ugc_jax.evals.evaluate and its job: predictions in, a result out; failures are never zeros."""
+
+import json
+import shutil
+
+import pytest
+from fake_judge import FakeJudge
+
+from ugc_jax import cli
+from ugc_jax.errors import UserError
+from ugc_jax.evals.results import read_result
+from ugc_jax.generate.captioner import Captioner
+from ugc_jax.toy import world
+
+TONES = ["Positive", "Negative", "Neutral"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+
+
+@pytest.fixture
+def qa(tmp_path):
+    """A benchmark of four clips with three tasks."""
+    folder = tmp_path / "qa"
+    folder.mkdir()
+    answers = ["Positive", "neutral", "Positive", "negative"]
+
+    def write(name, question, texts, **more):
+        rows = [
+            {"video_id": f"c{i}", "path": f"video/c{i}.mp4", "answer": text} | more
+            for i, text in enumerate(texts)
+        ]
+        content = {"question": question, "valid_count": len(rows), "samples": rows}
+        (folder / name).write_text(json.dumps(content))
+
+    write("tone.json", "Which tone?", answers, options=TONES)
+    write("final_caption_qa.json", "Describe.", [f"reference {i}" for i in range(4)])
+    texts = [["Hello", "world"], ["one"], ["two three"], ["four"]]
+    lines = (json.dumps({"video_id": f"c{i}", "ocr": text}) for i, text in enumerate(texts))
+    (folder / "ocr.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(**settings):
+    return cli.run(
+        ["evaluate", *(f"--config.{k.replace('__', '.')}={v}" for k, v in settings.items())]
+    )
+
+
+def write_lines(path, rows):
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def by_id(result, task):
+    return {clip["id"]: clip for clip in result["clips"][task]}
+
+
+class TestFiles:
+    def test_failures_are_counted_by_kind_and_are_no_zeros(self, qa, tmp_path, capsys, caplog):
+        said = write_lines(
+            tmp_path / "said.jsonl",
+            [
+                {"video_id": "c0", "predict": "The tone is POSITIVE."},
+                {"video_id": "c1", "predict": ""},
+                {"video": "clips/c2.mp4", "error": "c2.mp4: cannot be read"},
+                {"video_id": "c9", "predict": "Neutral"},
+                '{"video_id": "c3", "pre',
+                {"video_id": "c0", "predict": "positive"},
+            ],
+        )
+        out = tmp_path / "out" / "result.json"
+        assert run(qa=qa, task="tone", predictions=said, output=out) == 0
+        result = read_result(out)
+        tone = result["tasks"]["tone"]
+        assert (tone["score"], tone["n"], tone["failed"], tone["floor"]) == (100.0, 1, 3, 25.0)
+        assert tone["failures"] == {"empty": 1, "error": 1, "missing": 1}
+        assert tone["interval"] is None  # of one clip nothing can be told
+        assert tone["majority"] == {"answer": "Positive", "score": 100.0}
+        faults = result["faults"]
+        assert (faults["duplicate"], faults["unknown"], faults["broken"]) == (1, 1, 1)
+        assert any("said.jsonl:5" in line for line in faults["listed"])
+        clips = by_id(result, "tone")
+        assert clips["c0"]["said"] == "Positive"
+        assert "score" not in clips["c1"]
+        assert "c2.mp4: cannot be read" in clips["c2"]["note"]
+        assert tone["flags"] == []  # the answers are not all the same, though one clip's are
+        assert "said.jsonl:5" in caplog.text
+        shown = capsys.readouterr().out
+        assert "1 empty, 1 error, 1 missing" in shown
+        assert "without regard to case" in shown
+
+    def test_all_tasks_of_a_folder_and_what_cannot_be_scored_is_told(self, qa, tmp_path, caplog):
+        folder = tmp_path / "said"
+        folder.mkdir()
+        write_lines(folder / "tone.jsonl", [{"video_id": "c1", "predict": "neutral"}])
+        write_lines(folder / "caption.jsonl", [{"video_id": "c1", "caption": "A caption."}])
+        write_lines(folder / "notes.jsonl", [{"a": 1}])
+        out = tmp_path / "result.json"
+        assert run(qa=qa, predictions=folder, output=out) == 0
+        result = read_result(out)
+        assert list(result["tasks"]) == ["tone"]
+        assert "judge" in result["unscored"]["final_caption"]
+        assert "no predictions" in result["unscored"]["ocr"]
+        assert "notes.jsonl" in caplog.text
+        assert result["average"] is None
+
+    def test_ocr_counts_an_empty_text_as_the_release_does(self, qa, tmp_path):
+        said = write_lines(
+            tmp_path / "said.jsonl",
+            [
+                {"video_id": "c0", "predict_ocr": {"ocr": ["Hello world"]}},
+                {"video_id": "c1", "predict_ocr": ""},
+            ],
+        )
+        task = {}
+        for normalisation in ("raw", "cleaned"):
+            out = tmp_path / f"{normalisation}.json"
+            settings = dict(ocr_normalisation=normalisation, output=out)
+            assert run(qa=qa, task="ocr", predictions=said, **settings) == 0
+            task[normalisation] = read_result(out)["tasks"]["ocr"]
+        assert (task["raw"]["n"], task["raw"]["score"]) == (2, 0.5)
+        assert "1 empty answers count as 0, as in the release" in task["raw"]["notes"]
+        assert (task["cleaned"]["n"], task["cleaned"]["score"]) == (1, 1.0)
+        assert task["cleaned"]["protocol"] == {"normalisation": "cleaned"}
+
+    def test_world(self, tmp_path):
+        attributes = {name: values[0] for name, values in world.VALUES.items()}
+        rows = [
+            {"videos": [f"test/{i}.mp4"], "messages": [], "attributes": attributes}
+            for i in range(2)
+        ]
+        manifest = write_lines(tmp_path / "test.jsonl", rows)
+        right = world.write_caption(attributes, 0)
+        wrong = world.write_caption(attributes | {"colour": world.VALUES["colour"][1]}, 0)
+        said = [{"video": "x/0.mp4", "caption": right}, {"video": "x/1.mp4", "caption": wrong}]
+        predictions = write_lines(tmp_path / "said.jsonl", said)
+        out = tmp_path / "result.json"
+        assert run(qa=manifest, predictions=predictions, output=out) == 0
+        result = read_result(out)
+        task = result["tasks"]["world"]
+        assert task["score"] == pytest.approx(95)
+        assert (task["all_right"], task["audio"], task["visual"]) == (50, 100, 90)
+        assert task["attributes"]["colour"] == 50
+        assert "colour" in by_id(result, "world")["1"]["note"]
+        assert result["benchmark"] == "world"
+
+
+class TestAsking:
+    def test_a_model_is_asked_and_its_answers_are_scored(
+        self, qa, clips, tiny_captioner, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+        videos = tmp_path / "videos"
+        videos.mkdir()
+        shutil.copy(clips / "a.mp4", videos / "c0.mp4")
+        shutil.copy(clips / "broken.mp4", videos / "c1.mp4")
+        small = dict(frames=4, min_pixels=784, max_pixels=12544, max_new_tokens=4)
+        asked = {"ask__checkpoint": "tiny", "ask__videos": videos}
+        settings = asked | {f"ask__{key}": value for key, value in small.items()}
+        out = tmp_path / "result.json"
+        assert run(qa=qa, task="tone,ocr", output=out, **settings) == 0
+        result = read_result(out)
+        for task in ("tone", "ocr"):
+            facts = result["tasks"][task]
+            assert (facts["n"], facts["failures"]) == (1, {"error": 1, "missing": 2})
+        assert (result["name"], result["asked"]["clip"]["frames"]) == ("tiny", 4)
+        assert "Options: Positive" in result["asked"]["questions"]["tone"]
+        with pytest.raises(UserError, match="frames"):
+            run(qa=qa, task="tone", output=out, **settings | {"ask__frames": 6})
+
+
+class TestJudge:
+    def settings(self, server, **more):
+        return {"judge__base_url": server.url, "judge__model": "m", "judge__backoff": 0.01} | more
+
+    def test_second_run_asks_nothing(self, qa, tmp_path):
+        said = write_lines(
+            tmp_path / "said.jsonl",
+            [{"video_id": f"c{i}", "caption": f"caption {i}"} for i in range(3)],
+        )
+        server = FakeJudge(lambda question: {"visual": 5, "audio": 4, "details": 3})
+        out = tmp_path / "result.json"
+        settings = self.settings(server, qa=qa, task="caption", predictions=said, output=out)
+        try:
+            assert run(**settings) == 0
+            first, asked = read_result(out), len(server.requests)
+            assert run(**settings) == 0
+        finally:
+            server.stop()
+        assert asked == len(server.requests) == 3
+        second = read_result(out)
+        assert first["tasks"] == second["tasks"]
+        assert second["judge"]["usage"]["cached"] == 3
+        task = second["tasks"]["final_caption"]
+        assert [task[c] for c in ("score", "visual", "audio", "details")] == [80, 100, 80, 60]
+        assert (task["n"], task["failures"]) == (3, {"missing": 1})
+        assert (task["protocol"]["judge"], task["protocol"]["temperature"]) == ("m", 0.0)
+        assert task["protocol"]["prompt"].startswith("own wording ")
+
+    def test_a_clip_without_an_answer_is_no_zero(self, qa, tmp_path):
+        said = write_lines(
+            tmp_path / "said.jsonl",
+            [{"video_id": f"c{i}", "caption": f"caption {i}"} for i in range(2)],
+        )
+
+        def answer(question):
+            return "no idea" if "caption 1" in question else dict(visual=5, audio=5, details=5)
+
+        server = FakeJudge(answer)
+        out = tmp_path / "result.json"
+        settings = self.settings(server, qa=qa, task="caption", predictions=said, output=out)
+        try:
+            assert run(**settings) == 0
+        finally:
+            server.stop()
+        task = read_result(out)["tasks"]["final_caption"]
+        assert (task["score"], task["n"]) == (100, 1)
+        assert task["failures"] == {"judge": 1, "missing": 2}
+
+
+class TestScores:
+    def test_with_references_and_captions(self, qa, tmp_path):
+        ratings = {f"c{i}": {"visual": 5, "audio": 4, "details": 3} for i in (0, 1, 7)}
+        scores = tmp_path / "scores.json"
+        scores.write_text(json.dumps(ratings))
+        said = write_lines(tmp_path / "said.jsonl", [{"video_id": "c0", "caption": "A caption."}])
+        out = tmp_path / "result.json"
+        assert run(scores=scores, qa=qa, predictions=said, output=out) == 0
+        result = read_result(out)
+        task = result["tasks"]["final_caption"]
+        assert (task["score"], task["n"], task["failed"]) == (80, 3, 2)
+        assert any("1 rated" in note for note in task["notes"])
+        clip = by_id(result, "final_caption")["c0"]
+        assert (clip["reference"], clip["prediction"]) == ("reference 0", "A caption.")
+
+    def test_published_figures(self, shared_data, tmp_path):
+        released = shared_data / "ugc_videocap"
+        figures = {
+            "omni_baseline": (52.18, 55.7, 48.2, 52.6),
+            "1k_sft": (58.96, 58.4, 61.4, 57.1),
+            "UGC_Videocaptioner": (60.01, 59.4, 62.4, 58.3),
+        }
+        for name, (score, *columns) in figures.items():
+            out = tmp_path / f"{name}.json"
+            path = released / f"results/caption_score/{name}_4o.json"
+            assert run(scores=path, output=out) == 0
+            task = read_result(out)["tasks"]["final_caption"]
+            assert task["score"] == pytest.approx(score, abs=0.005)
+            said = [task[column] for column in ("visual", "audio", "details")]
+            assert said == pytest.approx(columns, abs=0.05)
+            assert task["interval"][0] < score < task["interval"][1]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({}, "nothing to score"),
+            ({"predictions": "p.jsonl"}, "qa=DIR is needed"),
+            ({"predictions": "p", "ask__checkpoint": "c", "ask__videos": "v"}, "one or the other"),
+            ({"predictions": "p.jsonl", "qa": "QA"}, "several|tasks are asked for"),
+            ({"predictions": "none.jsonl", "qa": "QA", "task": "tone"}, "none.jsonl"),
+            ({"predictions": "p.jsonl", "qa": "QA", "task": "tune"}, "tune"),
+            ({"scores": "s.json", "task": "caption,tone"}, "one task"),
+            ({"scores": "s.json", "judge__model": "m"}, "one or the other"),
+            ({"scores": "s.json", "judge__prompt": "p.txt"}, "judge.prompt needs judge.model"),
+            ({"ask__checkpoint": "c", "qa": "QA"}, "ask.videos"),
+        ],
+    )
+    def test_one_line(self, qa, tmp_path, monkeypatch, settings, said):
+        monkeypatch.chdir(tmp_path)
+        write_lines(tmp_path / "p.jsonl", [{"video_id": "c0", "predict": "neutral"}])
+        settings = {key: qa if value == "QA" else value for key, value in settings.items()}
+        with pytest.raises(UserError, match=said) as caught:
+            run(output="out.json", **settings)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out.json").exists()
+
+    def test_inputs_are_not_overwritten(self, qa, tmp_path):
+        said = write_lines(tmp_path / "p.json", [{"video_id": "c0", "predict": "neutral"}])
+        other = write_lines(tmp_path / "notes.json", ["mine"])
+        for output in (said, other):
+            before = output.read_text()
+            with pytest.raises(UserError, match="choose another output"):
+                run(qa=qa, task="tone", predictions=said, output=output)
+            assert output.read_text() == before
+
+    def test_judged_task_without_a_judge(self, qa, tmp_path):
+        said = write_lines(tmp_path / "p.jsonl", [{"video_id": "c0", "caption": "A caption."}])
+        with pytest.raises(UserError, match="judge.model"):
+            run(qa=qa, task="caption", predictions=said, output=tmp_path / "out.json")

@@ -1,0 +1,231 @@
+"""ugc_jax.evals.tasks: names as people write them, files as released, faults in words."""
+
+import json
+import logging
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals import prompts, tasks
+from ugc_jax.evals.tasks import TASKS, Sample, load, named
+from ugc_jax.toy import world
+
+
+def sample(clip="a", answer="Yes", **columns):
+    return {"video_id": clip, "path": f"video/{clip}.mp4", "answer": answer, **columns}
+
+
+def option(clip="a", answer="Yes", options=("Yes", "No")):
+    return sample(clip, answer, options=list(options))
+
+
+def write(path, *samples, **columns):
+    content = {"question": "Well? ", "valid_count": len(samples), "samples": samples, **columns}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", TASKS),
+        ("ALL", TASKS),
+        ("ocr", ("ocr",)),
+        ("BGM,tone", ("bgm", "tone")),
+        (" Voice-Source , ocr,voice_source,", ("voice_source", "ocr")),
+        ("object", ("objects",)),
+        ("back_ground_change_new", ("background",)),
+        ("background change", ("background",)),
+        ("caption", ("final_caption",)),
+        ("final_caption_qa,Visual-Caption-QA", ("final_caption", "visual_caption")),
+        ("world", ("world",)),
+    ],
+)
+def test_names(text, expected):
+    assert named(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", " , ", "tones", "ocr,colour"])
+def test_names_of_no_task(text):
+    with pytest.raises(UserError, match="final_caption.*or all"):
+        named(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("PI-00.mp4", "PI-00"),
+        ("clips/v1.2.MP4", "v1.2"),
+        ("C:\\clips\\a.webm", "a"),
+        ("v1.2", "v1.2"),
+        ("clips/ä b", "ä b"),
+    ],
+)
+def test_ids(path, expected):
+    assert tasks.clip_id(path) == expected
+
+
+def test_released_files(shared_data):
+    loaded = load(shared_data / "ugc_videocap/qa", TASKS)
+    counts = {name: len(task.samples) for name, task in loaded.items()}
+    assert list(counts) == list(TASKS)
+    assert list(counts.values()) == [669, 999, 999, 826, 311, 997, 999, 999, 999]
+    assert counts == {name: tasks.FORMS[name].count for name in TASKS}
+    assert {sample.reference for sample in loaded["tone"].samples} == {
+        "Positive", "Neutral", "Negative",
+    }  # fmt: skip
+    assert loaded["tone"].question.endswith("options. Options: Positive, Negative, Neutral.")
+    assert '{"ocr": [' in loaded["ocr"].question
+    assert all(isinstance(sample.reference, list) for sample in loaded["ocr"].samples)
+    assert loaded["final_caption"].columns == ("visual", "audio", "details")
+    assert loaded["final_caption"].question.startswith("You are given a short video")
+    assert {task.unit for name, task in loaded.items() if name != "ocr"} == {"percent"}
+    assert loaded["ocr"].unit == "fraction"
+
+
+def test_judged_tasks_have_questions_for_the_judge():
+    judged = {name for name, form in tasks.FORMS.items() if form.kind == "judged"}
+    assert judged == set(prompts.FORMS)
+    for name in judged:
+        assert tasks.FORMS[name].columns == prompts.FORMS[name].columns
+
+
+def test_answers_are_spelled_as_options(tmp_path):
+    file = write(tmp_path / "BGM.json", option(answer="yes"), option("b", "NO "))
+    (task,) = load(file, ("bgm",)).values()
+    assert task.samples == (Sample("a", "Yes", ("Yes", "No")), Sample("b", "No", ("Yes", "No")))
+    assert task.question == "Well? Options: Yes, No."
+    assert (task.name, task.kind) == ("bgm", "options")
+
+
+def test_options_that_letters_do_not_tell_apart(tmp_path):
+    signs = [option("a", "+", ("+", "-")), option("b", "-", ("+", "-"))]
+    (task,) = load(write(tmp_path / "tone.json", *signs), ("tone",)).values()
+    assert [sample.reference for sample in task.samples] == ["+", "-"]
+    for answer, options in (("*", ("+", "-")), ("a", ("A+", "A-")), ("?", ("+", "Yes"))):
+        with pytest.raises(UserError, match="is not an option"):
+            load(write(tmp_path / "tone.json", option("a", answer, options)), ("tone",))
+
+
+def test_of_all_tasks_those_that_are_there(tmp_path, caplog):
+    write(tmp_path / "object.json", sample(answer="cup"))
+    write_lines(tmp_path / "ocr.jsonl", {"video_id": "a", "ocr": []})
+    assert list(load(tmp_path, named("all"))) == ["ocr", "objects"]
+    assert "has no files of voice_source, tone, bgm, background" in caplog.text
+    assert list(load(tmp_path, ("objects",))) == ["objects"]
+    with pytest.raises(UserError, match=r"has no tone\.json; give the folder"):
+        load(tmp_path, ("objects", "tone"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no voice_source\.json, tone\.json"):
+        load(tmp_path / "empty", TASKS)
+
+
+def test_the_file_of_one_task(tmp_path):
+    file = write(tmp_path / "object.json", sample(answer="cup"))
+    assert list(load(file, TASKS)) == ["objects"]
+    own = write(tmp_path / "mine.json", sample(answer="cup"))
+    assert list(load(own, ("objects",))) == ["objects"]
+    with pytest.raises(UserError, match=r"mine\.json: its name does not tell its task"):
+        load(own, TASKS)
+    for names in (("tone", "bgm"), ("tone", "objects", "bgm")):
+        with pytest.raises(UserError, match="is of the task objects, not of tone, bgm; correct"):
+            load(file, names)
+    with pytest.raises(UserError, match="is of the task objects, not of background; correct"):
+        load(file, ("background",))
+    with pytest.raises(UserError, match=r"none\.json: cannot be read \(No such file"):
+        load(tmp_path / "none.json", TASKS)
+
+
+def test_a_part_of_the_samples_is_told(tmp_path, caplog):
+    load(write(tmp_path / "tone.json", option()), ("tone",))
+    assert "tone.json: 1 samples, not the released 999" in caplog.text
+
+
+@pytest.mark.parametrize("names", [("world",), TASKS])
+def test_the_manifest_of_a_world(tmp_path, caplog, names):
+    attributes = {name: values[0] for name, values in world.VALUES.items()}
+    rows = [
+        {"videos": [f"test/{n:06}.mp4"], "messages": [], "attributes": attributes} for n in range(2)
+    ]
+    manifest = write_lines(tmp_path / "any name.jsonl", *rows)
+    with caplog.at_level(logging.WARNING):
+        (task,) = load(manifest, names).values()
+    assert (task.name, task.kind, task.question) == ("world", "world", world.QUESTION)
+    assert task.samples[1] == Sample("000001", attributes)
+    assert task.columns == ("visual", "audio", "text", "cross", "all_right")
+    assert not caplog.text
+    with pytest.raises(UserError, match="is of the task world, not of tone"):
+        load(manifest, ("tone",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("objects", "{", "is not JSON"),
+        ("objects", "[" * 99_999, "is not JSON"),
+        ("ocr", "[" * 99_999, "line 1 is not JSON"),
+        ("objects", "[]", "is not of the form"),
+        ("objects", {"samples": {}}, "is not of the form"),
+        ("objects", {"samples": []}, "has no samples"),
+        ("objects", {"samples": [3]}, "sample 1: is not an object"),
+        (
+            "objects",
+            {"question": "?", "samples": [{"answer": "cup"}]},
+            "sample 1: video_id is None",
+        ),
+        ("objects", {"question": "?", "samples": [{"video_id": "a"}]}, "sample a: answer is None"),
+        ("objects", {"question": "?", "samples": [sample(answer=" ")]}, "sample a: answer is ' '"),
+        ("objects", {"samples": [sample()]}, "the file: question is None"),
+        (
+            "objects",
+            {"question": "?", "samples": [sample(), sample()]},
+            "sample a: its id is there",
+        ),
+        (
+            "objects",
+            {"question": "?", "valid_count": 3, "samples": [sample()]},
+            "valid_count is 3, but it has 1 samples",
+        ),
+        ("tone", {"question": "?", "samples": [sample()]}, "sample a: options are none"),
+        (
+            "tone",
+            {"question": "?", "samples": [option(), option("b", options=("No", "Yes"))]},
+            "sample b: options are none, or not the first's",
+        ),
+        (
+            "tone",
+            {"question": "?", "samples": [option(answer="Maybe")]},
+            "sample a: the answer 'Maybe' is not an option",
+        ),
+        ("ocr", "", "has no samples"),
+        ("ocr", '{"video_id": "a", "ocr": []}\n\n{"vid', "line 3 is not JSON"),
+        ("ocr", "[]", "line 1 is not an object"),
+        ("ocr", {"ocr": []}, "video_id is None"),
+        ("ocr", {"video_id": "a", "ocr": "text"}, "sample a: ocr is not a list of texts"),
+        ("world", {"attributes": {}}, "row 1: has no videos"),
+        ("world", {"attributes": {}, "videos": ["a.mp4"]}, "row 1: its attributes are not shape"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_another_form(tmp_path, name, content, message):
+    file = tmp_path / "file.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        load(file, (name,))
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text(tmp_path):
+    file = tmp_path / "tone.json"
+    file.write_bytes(b"\xff\xfe\x00")
+    for place in (file, tmp_path):
+        with pytest.raises(
+            UserError, match=r"tone\.json: is not UTF-8 text; give a qa file as rel"
+        ):
+            load(place, ("tone",))

@@ -1,0 +1,53 @@
+"""ugc_jax.generate.benchmark: the workload, the comparison of two sides, and its summary."""
+
+import numpy as np
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.generate.benchmark import Run, Workload, compare, examples, ours, summary
+from ugc_jax.models.qwen2_5_omni.config import tiny
+
+WORK = Workload(batch_size=2, frames=2, height=56, width=84, seconds=1.5, new_tokens=4)
+
+
+def test_examples_are_different_clips_of_one_size():
+    first, second = examples(WORK, tiny())
+    assert first.vision[0].grid == second.vision[0].grid == (1, 4, 6)
+    assert len(first.tokens) == len(second.tokens)
+    assert not np.array_equal(first.vision[0].patches, second.vision[0].patches)
+    assert len(first.mels[0]) == 150
+
+
+@pytest.mark.parametrize("name", ["batch_size", "frames", "height", "seconds", "new_tokens"])
+def test_sizes_must_be_positive(name):
+    with pytest.raises(UserError, match=f"{name} is 0"):
+        Workload(**{name: 0})
+
+
+def test_ours_times_both_phases(tiny_captioner):
+    run = ours(tiny_captioner.engine, examples(WORK, tiny_captioner.config), WORK.new_tokens)()
+    assert run.tokens.shape == (2, 4)
+    assert run.prefill > 0
+    assert run.decode > 0
+
+
+def test_compare_takes_medians_without_the_first_round():
+    def side(token, *seconds):
+        rounds = iter(seconds)
+
+        def run():
+            second = next(rounds)
+            return Run(second, 2 * second, np.array([[1, 2], [3, token]]))
+
+        return run
+
+    sides = {"jax": side(4, 100.0, 1.0, 3.0, 2.0), "torch": side(5, 100.0, 4.0, 4.0, 9.0)}
+    report = compare(sides, repeats=3)
+    assert report["jax"] == {"prefill_seconds": 2, "decode_seconds": 4, "total_seconds": 6}
+    assert report["torch_over_jax"] == dict.fromkeys(report["jax"], 2)
+    assert report["token_agreement"] == 0.75
+    assert summary(report, WORK).splitlines() == [
+        "  jax    prefill 2.000 s   decode 4.000 s (2 tokens/s)",
+        "  torch  prefill 4.000 s   decode 8.000 s (1 tokens/s)",
+        "  torch / jax: prefill 2.00, decode 2.00, together 2.00; equal tokens 75.0%",
+    ]

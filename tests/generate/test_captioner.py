@@ -1,0 +1,233 @@
+"""ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
+
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax import Captioner
+from ugc_jax.data.batching import Buckets, bucket_of
+from ugc_jax.data.example import load_example
+from ugc_jax.errors import UserError
+from ugc_jax.generate import captioner as module
+from ugc_jax.generate.captioner import Caption, leave_room
+from ugc_jax.generate.engine import Generated
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.sharding import make_mesh
+from ugc_jax.toy.synthetic import write_clip
+
+FEW_FRAMES = dict(frames=4, min_pixels=28 * 28, max_pixels=16 * 28 * 28, question="What is it?")
+SMALL = FEW_FRAMES | dict(max_new_tokens=8)
+
+
+def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, caplog):
+    caplog.set_level("INFO", logger="ugc_jax")
+    names = ["broken.mp4", "a.mp4", "missing.mp4", "silent.mp4", "a.mp4"]
+    results = tiny_captioner.caption([clips / name for name in names], batch_size=2, **SMALL)
+    assert [result.video for result in results] == [str(clips / name) for name in names]
+    for index in (0, 2):
+        assert results[index].caption is None
+        assert names[index] in results[index].error
+        assert "\n" not in results[index].error
+        assert results[index].record(token_ids=True) == {
+            "video": results[index].video,
+            "error": results[index].error,
+        }
+    for index in (1, 3, 4):
+        assert results[index].error is None
+        assert results[index].finish_reason in ("stop", "length")
+        assert 1 <= results[index].new_tokens == len(results[index].token_ids) <= 8
+        assert (
+            results[index].caption
+            == tiny_captioner.tokenizer.decode(results[index].token_ids).strip()
+        )
+    assert results[1] == results[4]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{clips / 'silent.mp4'}: no sound in the file"
+    ]
+    assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
+
+
+@pytest.mark.parametrize(
+    "sampling", [dict(), dict(temperature=1.0, top_p=0.9, seed=3)], ids=["greedy", "sampled"]
+)
+def test_caption_does_not_depend_on_its_batch(tiny_captioner, clips, sampling):
+    names = ["a.mp4", "b.mp4", "below/c.mp4"]
+    options = SMALL | sampling
+    together = tiny_captioner.caption([clips / name for name in names], batch_size=2, **options)
+    alone = [
+        tiny_captioner.caption([clips / name], batch_size=1, **options)[0]
+        for name in reversed(names)
+    ]
+    assert [caption.token_ids for caption in together] == [
+        caption.token_ids for caption in reversed(alone)
+    ]
+    assert len({caption.token_ids for caption in together}) > 1
+
+
+def test_seed_decides_samples(tiny_captioner, clips):
+    options = SMALL | dict(temperature=1.0, top_p=0.9)
+    first, again, other = (
+        tiny_captioner.caption(clips / "a.mp4", **options, seed=seed)[0].token_ids
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
+    """30 clips of 30 shapes and lengths, with and without sound, through one captioner."""
+    captioner = Captioner.from_pretrained(tiny_checkpoint)
+    clip = ClipSettings(question="What is it?", fps=2, min_pixels=28 * 28, max_pixels=16 * 28 * 28)
+    paths, keys, shapes = [], set(), set()
+    for i in range(30):
+        paths.append(tmp_path / f"{i}.mp4")
+        size = (64 + 8 * (i % 7), 64 + 8 * (i % 11))
+        seconds = 0.3 + 3.7 * i / 29
+        write_clip(paths[-1], seed=i, seconds=seconds, fps=10, size=size, audio=i % 3 != 0)
+        example, info = load_example(paths[-1], clip, captioner.tokenizer, captioner.config)
+        keys.add(bucket_of(example, module.BUCKETS, captioner.config))
+        shapes.add((info.grid, len(example.tokens), size, seconds))
+    results = list(captioner.stream(paths, clip, SamplingConfig(max_new_tokens=4), batch_size=2))
+    assert [result.error for result in results] == [None] * 30
+    assert len(shapes) == 30
+    programs = captioner.engine.programs()
+    assert programs == {
+        "vision": len({(key.grids, key.windows) for key in keys}),
+        "audio": len({key.chunks for key in keys}),
+        "embed": len({(key.tokens, key.grids * key.windows, key.chunks) for key in keys}),
+        "prefill": len({key.tokens for key in keys}),
+        "decode": len({key.tokens for key in keys}),
+    }
+    assert max(programs.values()) <= 12
+    # Thirty more of the same shapes compile nothing.
+    again = captioner.stream(paths, clip, SamplingConfig(max_new_tokens=3, seed=7), batch_size=2)
+    assert len(list(again)) == 30
+    assert captioner.engine.programs() == programs
+
+
+def test_prompt_leaves_room_for_the_caption(tiny_captioner, clips):
+    config = tiny_captioner.config
+    positions = config.text.max_position_embeddings
+    assert leave_room(ClipSettings(), 100, config).max_tokens == positions - 100
+    assert leave_room(ClipSettings(max_tokens=50), 100, config).max_tokens == 50
+    for new_tokens in (0, positions):
+        with pytest.raises(UserError, match=f"max_new_tokens is {new_tokens}; the model has"):
+            leave_room(ClipSettings(), new_tokens, config)
+    with pytest.raises(UserError, match="max_new_tokens is 5000; use 1 to 4096"):
+        tiny_captioner.caption([clips / "a.mp4"], max_new_tokens=5000)
+
+
+def test_a_clip_that_no_bucket_holds_is_told_by_its_name(tiny_captioner, clips, monkeypatch):
+    monkeypatch.setattr(module, "BUCKETS", Buckets(tokens=(16,)))
+    (made,) = tiny_captioner.caption([clips / "a.mp4"])
+    assert re.match(rf"{clips}/a.mp4: prompt needs \d+ tokens, the largest .* has 16", made.error)
+
+
+def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):
+    eos, pad = tiny_captioner.config.tokens.eos_token_id, tiny_captioner.config.tokens.pad_token_id
+
+    def generate(batch, next_position, sampling, key_ids):
+        tokens = np.array([[65, eos, pad], [65, 66, 67]], np.int32)
+        lengths, stopped = np.array([2, 3], np.int32), np.array([True, False])
+        return Generated(tokens, lengths, stopped, np.zeros(tokens.shape, np.float32))
+
+    monkeypatch.setattr(tiny_captioner.engine, "generate", generate)
+    a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)
+    assert (a.token_ids, a.new_tokens, a.finish_reason) == ((65, eos), 2, "stop")
+    assert (b.token_ids, b.new_tokens, b.finish_reason) == ((65, 66, 67), 3, "length")
+    assert a.caption == tiny_captioner.tokenizer.decode([65]).strip()
+
+
+def test_a_batch_that_exceeds_the_memory_is_its_clips_error(tiny_captioner, clips, monkeypatch):
+    def generate(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(tiny_captioner.engine, "generate", generate)
+    (result,) = tiny_captioner.caption([clips / "a.mp4"], **SMALL)
+    assert "exceed the device's memory; lower batch_size" in result.error
+
+
+def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, monkeypatch):
+    read = module.load_example
+
+    def load(video, *rest):
+        if video.endswith("a.mp4"):
+            raise ZeroDivisionError("division by zero")
+        return read(video, *rest)
+
+    monkeypatch.setattr(module, "load_example", load)
+    a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)
+    assert a.error == f"{clips / 'a.mp4'}: unexpected ZeroDivisionError: division by zero"
+    assert b.error is None
+
+
+def test_wrong_options_are_told(tiny_captioner, tiny_checkpoint):
+    with pytest.raises(TypeError, match="no option 'max_tokns'; options are preset, fps"):
+        tiny_captioner.caption(["a.mp4"], max_tokns=3)
+    with pytest.raises(UserError, match="preset"):
+        tiny_captioner.caption(["a.mp4"], preset="no such preset")
+    with pytest.raises(UserError, match="temperature is -1"):
+        tiny_captioner.caption(["a.mp4"], temperature=-1)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        tiny_captioner.stream(["a.mp4"], batch_size=0)
+    with pytest.raises(UserError, match="dtype is 'half'"):
+        Captioner.from_pretrained(tiny_checkpoint, dtype="half")
+    with pytest.raises(UserError, match="no/such/folder: no such directory"):
+        Captioner.from_pretrained("no/such/folder")
+
+
+def test_no_clips(tiny_captioner):
+    assert tiny_captioner.caption([]) == []
+
+
+def test_record():
+    caption = Caption("a.mp4", "A cat.", (1, 2), 10, 2, "stop", 0.5)
+    record = dict(
+        video="a.mp4",
+        caption="A cat.",
+        prompt_tokens=10,
+        new_tokens=2,
+        finish_reason="stop",
+        seconds=0.5,
+    )
+    assert caption.record() == record
+    assert list(caption.record(token_ids=True)) == [
+        "video", "caption", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds",
+    ]  # fmt: skip
+
+
+def test_reading_ahead_is_bounded_and_in_order():
+    begun, lock = 0, threading.Lock()
+
+    def task(index):
+        nonlocal begun
+        with lock:
+            begun += 1
+        time.sleep(0.002 * (index % 3))
+        return index
+
+    with ThreadPoolExecutor(4) as pool:
+        for used, result in enumerate(
+            module._ahead(pool, ((lambda i=i: task(i)) for i in range(30)), limit=6)
+        ):
+            assert result == used
+            assert begun <= used + 6
+    assert begun == 30
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(2, 2), (3, 1)])
+def test_several_devices_give_the_same_captions(
+    tiny_captioner, tiny_checkpoint, clips, data, tensor
+):
+    mesh = make_mesh(data, 1, tensor, jax.devices()[: data * tensor])
+    names = [clips / "a.mp4", clips / "b.mp4"]
+    one, several = (
+        captioner.caption(names, batch_size=2, **SMALL)
+        for captioner in (tiny_captioner, Captioner.from_pretrained(tiny_checkpoint, mesh=mesh))
+    )
+    assert [caption.token_ids for caption in one] == [caption.token_ids for caption in several]

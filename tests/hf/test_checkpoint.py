@@ -1,0 +1,317 @@
+"""Import: every form of checkpoint gives the stored bits; every broken one says what is wrong."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_checkpoints import tensors, write_full, write_tensors, write_thinker
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping, tensorfile
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.models.qwen2_5_omni.config import tiny
+
+CONFIG = tiny()
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def assert_same(params, values, dtype=None, prefix=""):
+    """Every tensor of `params` is bitwise the one of `values`."""
+    for entry in mapping.entries(CONFIG):
+        expected = values[prefix + entry.hf_name]
+        expected = expected.astype(dtype or expected.dtype)
+        actual = mapping.read_tensor(params, entry)
+        assert actual.dtype == expected.dtype, entry.hf_name
+        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("stored", [np.float32, BF16])
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_thinker_only(tmp_path, stored, dtype, stacked):
+    values = tensors(CONFIG, stored, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    params = load_params(tmp_path, CONFIG, dtype, stacked)
+    assert_same(params, values, dtype and jnp.dtype(dtype))
+    expected = mapping.abstract_params(CONFIG, dtype or stored, stacked)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
+
+
+def test_full_in_shards_reports_what_it_leaves(tmp_path, caplog):
+    values = write_full(tmp_path, CONFIG)
+    with caplog.at_level(logging.INFO, "ugc_jax"):
+        params = load_params(tmp_path, CONFIG)
+    assert_same(params, values, prefix="thinker.")
+    assert "4 tensors outside the thinker" in caplog.text
+
+
+def test_module_tree_names_of_transformers_5(tmp_path):
+    values = tensors(CONFIG, np.float32, prefix="")
+    renamed = {}
+    for name, value in values.items():
+        name = (
+            name.replace("model.", "model.language_model.", 1)
+            if name.startswith("model.")
+            else name
+        )
+        renamed[f"model.{name}" if name.startswith(("visual.", "audio_tower.")) else name] = value
+    write_thinker(tmp_path, CONFIG, renamed, files=2)
+    assert_same(load_params(tmp_path, CONFIG), values)
+
+
+def test_shardings(tmp_path):
+    """Arrays land sharded as asked, with the same values."""
+    values = tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
+
+    def spec(leaf):
+        divisible = [size % 2 == 0 for size in leaf.shape]
+        if len(divisible) < 2 or not all(divisible[-2:]):
+            return P()
+        return P(*[None] * (len(divisible) - 2), "tensor", "fsdp")
+
+    shardings = jax.tree.map(
+        lambda leaf: NamedSharding(mesh, spec(leaf)),
+        mapping.abstract_params(CONFIG, jnp.float32, stacked=True),
+    )
+    params = load_params(tmp_path, CONFIG, shardings=shardings)
+    assert jax.tree.map(lambda x: x.sharding, params) == shardings
+    assert_same(params, values)
+    weight = params["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    assert {shard.data.shape for shard in weight.addressable_shards} == {(2, 88, 32)}
+
+
+def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
+    """With a stack split over layers, a device that holds layer 1 never asks for layer 0."""
+    write_thinker(tmp_path, CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    asked = []
+    read = tensorfile.TensorFile.read_into
+
+    def record(self, out, name, index=()):
+        asked.append((name, out.nbytes))
+        return read(self, out, name, index)
+
+    monkeypatch.setattr(tensorfile.TensorFile, "read_into", record)
+    mesh = jax.make_mesh((8,), ("x",))
+    name = "model.embed_tokens.weight"
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
+    shardings["model"]["embed_tokens"]["weight"] = NamedSharding(mesh, P("x"))
+    load_params(tmp_path, CONFIG, shardings=shardings)
+    size = CONFIG.text.vocab_size * CONFIG.text.hidden_size * 4
+    assert [nbytes for asked_name, nbytes in asked if asked_name == name] == [size // 8] * 8
+    assert (
+        len(asked) == len(mapping.entries(CONFIG)) + 7
+    )  # a replicated array is read once, not eight times
+
+
+def test_loaded_arrays_take_over_the_host_buffer(tmp_path):
+    """On a CPU no second copy is made, so memory stays near the size of the parameters."""
+    buffer = tensorfile.empty_aligned((3, 5), BF16)
+    assert buffer.ctypes.data % 64 == 0
+    assert jax.device_put(buffer).unsafe_buffer_pointer() == buffer.ctypes.data
+
+
+def test_donation_of_replicas_is_safe(tmp_path):
+    """Replicas on a CPU share one host buffer; a donated update must write into it only once."""
+    values = tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    mesh = jax.make_mesh((8,), ("x",))
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
+    params = load_params(tmp_path, CONFIG, shardings=shardings)
+    twice = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)(params)
+    assert_same(twice, {name: 2 * value for name, value in values.items()})
+
+
+def test_blocks_of_a_large_tensor(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorfile, "BLOCK_BYTES", 1000)
+    values = tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    assert_same(load_params(tmp_path, CONFIG), values)
+
+
+# ---- broken checkpoints: one line each, naming file and tensor -----------------------------------
+
+NAME = "visual.blocks.1.attn.k.weight"
+
+
+def broken(tmp_path, change, files=1):
+    values = tensors(CONFIG, np.float32, prefix="")
+    values = change(values) or values
+    write_thinker(tmp_path, CONFIG, values, files)
+    return tmp_path
+
+
+def message(folder, dtype=None) -> str:
+    with pytest.raises(UserError) as error:
+        load_params(folder, CONFIG, dtype)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_missing_tensor(tmp_path):
+    text = message(broken(tmp_path, lambda values: values.pop(NAME) is None))
+    assert f"model.safetensors: tensor {NAME} is missing;" in text
+
+
+def test_missing_tensors_are_counted(tmp_path):
+    def change(values):
+        return {
+            name: value for name, value in values.items() if not name.startswith("visual.blocks.1.")
+        }
+
+    assert "visual.blocks.1.norm1.weight is missing (and 15 more)" in message(
+        broken(tmp_path, change, files=2)
+    )
+
+
+def test_wrong_shape(tmp_path):
+    text = message(broken(tmp_path, lambda values: values | {NAME: np.zeros((64, 32), np.float32)}))
+    assert f"tensor {NAME} has shape [64, 32], but config.json asks for [64, 64]" in text
+
+
+def test_unknown_tensor(tmp_path):
+    text = message(
+        broken(
+            tmp_path, lambda values: values | {"visual.surprise.weight": np.zeros(3, np.float32)}
+        )
+    )
+    assert "model.safetensors: unknown tensor visual.surprise.weight" in text
+
+
+def test_duplicated_tensor(tmp_path):
+    text = message(broken(tmp_path, lambda values: values | {f"thinker.{NAME}": values[NAME]}))
+    assert f"tensor thinker.{NAME} is duplicated" in text or f"tensor {NAME} is duplicated" in text
+
+
+def test_name_twice_in_a_header(tmp_path):
+    one = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = f'{{"a": {json.dumps(one)}, "a": {json.dumps(one)}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "tensor a is duplicated" in message(tmp_path)
+
+
+def test_integer_tensor(tmp_path):
+    text = message(broken(tmp_path, lambda values: values | {NAME: np.zeros((64, 64), np.int32)}))
+    assert f"tensor {NAME} has dtype I32" in text
+
+
+def test_layers_of_two_dtypes(tmp_path):
+    folder = broken(tmp_path, lambda values: values | {NAME: values[NAME].astype(BF16)})
+    assert f"tensor {NAME} has dtype BF16" in message(folder)
+    assert load_params(folder, CONFIG, "float32")["lm_head"]["weight"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1000])
+def test_truncated_file(tmp_path, keep):
+    path = broken(tmp_path, lambda values: None) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path}: truncated" in message(tmp_path)
+
+
+def test_not_a_safetensors_file(tmp_path):
+    path = broken(tmp_path, lambda values: None) / "model.safetensors"
+    path.write_bytes((40).to_bytes(8, "little") + b"version https://git-lfs.github.com/spec/")
+    assert f"{path}: not a safetensors file" in message(tmp_path)
+
+
+def test_tensor_that_does_not_fill_its_bytes(tmp_path):
+    header = b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}'
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(4)
+    )
+    assert "tensor a: F32[3] does not fill its 4 bytes" in message(tmp_path)
+
+
+def test_index_names_an_absent_file(tmp_path):
+    folder = broken(tmp_path, lambda values: None, files=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "names model-00002-of-00003.safetensors, which is absent" in message(folder)
+
+
+def test_index_contradicts_a_file(tmp_path):
+    folder = broken(tmp_path, lambda values: None, files=2)
+    write_tensors(folder, {})
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+    assert "model-00002-of-00002.safetensors does not hold the tensor" in message(folder)
+
+
+def test_index_without_a_map(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert "weight_map is missing" in message(tmp_path)
+
+
+def test_no_tensors(tmp_path):
+    assert "holds neither model.safetensors nor model.safetensors.index.json" in message(tmp_path)
+
+
+def test_unknown_dtype(tmp_path):
+    assert "dtype must be 'float32' or 'bfloat16', got 'float16'" in message(tmp_path, "float16")
+
+
+# ---- where a checkpoint is -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "text"),
+    [
+        ("no/such/dir", "no such directory"),
+        ("", "checkpoint is empty"),
+        (__file__, "is a file"),
+        ("/absent", "no such directory"),
+    ],
+)
+def test_no_checkpoint(checkpoint, text):
+    with pytest.raises(UserError, match=text):
+        resolve_checkpoint(checkpoint)
+
+
+def test_hub_without_network(monkeypatch):
+    import huggingface_hub
+
+    def fail(*args, **kwargs):
+        raise ConnectionError("cannot connect to host\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UserError) as error:
+        load_params("Qwen/Qwen2.5-Omni-3B", CONFIG)
+    text = str(error.value)
+    assert text.startswith(
+        "Qwen/Qwen2.5-Omni-3B: no such directory, "
+        "and its download from the hub failed (cannot connect"
+    )
+    assert "\n" not in text
+
+
+def test_hub_download(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    values = tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    asked = {}
+
+    def download(repo, **kwargs):
+        asked.update(kwargs, repo=repo)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same(load_params(resolve_checkpoint("org/name", "main"), CONFIG), values)
+    assert (asked["repo"], asked["revision"]) == ("org/name", "main")
+    assert "*.safetensors" in asked["allow_patterns"]
+    resolve_checkpoint("org/name", weights=False)
+    assert asked["allow_patterns"] == ["*.json", "*.jinja", "*.txt"]

@@ -1,0 +1,102 @@
+"""`ugc-jax convert`: every form into every other and back, bit for bit."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_checkpoints import write_full
+
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
+from ugc_jax.hf.adapter import save_adapter
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
+from ugc_jax.jobs import convert, init
+from ugc_jax.jobs.convert import ConvertConfig
+from ugc_jax.jobs.init import InitConfig
+from ugc_jax.models import lora
+from ugc_jax.models.qwen2_5_omni.config import tiny
+
+CONFIG = tiny()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(directory, tensors) of a full checkpoint in bfloat16."""
+    folder = tmp_path_factory.mktemp("full") / "base"
+    return folder, write_full(folder, CONFIG)
+
+
+def run(checkpoint, output, **fields) -> None:
+    assert (
+        convert.main(ConvertConfig(checkpoint=str(checkpoint), output=str(output), **fields), [])
+        == 0
+    )
+
+
+def assert_holds(folder, values, dtype=ml_dtypes.bfloat16):
+    params = load_params(folder, CONFIG)
+    for entry in mapping.entries(CONFIG):
+        expected = values["thinker." + entry.hf_name].astype(dtype)
+        actual = mapping.read_tensor(params, entry)
+        assert actual.dtype == expected.dtype
+        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+
+
+def test_chain_of_all_forms(full, tmp_path):
+    base, values = full
+    run(base, tmp_path / "orbax", to="orbax")
+    run(tmp_path / "orbax", tmp_path / "thinker", to="thinker")
+    run(tmp_path / "thinker", tmp_path / "merged", to="merged", base=str(base))
+    for name in ("orbax", "thinker", "merged"):
+        assert_holds(tmp_path / name, values)
+        assert load_config(tmp_path / name) == CONFIG
+        assert (tmp_path / name / "tokenizer_config.json").exists()
+    for path in base.rglob("*"):
+        if path.is_file() and ".safetensors" not in path.name:
+            assert (
+                tmp_path / "merged" / path.relative_to(base)
+            ).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("to", ["thinker", "orbax"])
+def test_dtype(full, tmp_path, to):
+    base, values = full
+    run(base, tmp_path / "wide", to=to, dtype="float32")
+    assert_holds(tmp_path / "wide", values, np.float32)
+    assert load_config(tmp_path / "wide") == CONFIG
+
+
+def test_an_adapter_is_merged(full, tmp_path):
+    settings = lora.LoraConfig(rank=2, alpha=3.0, targets="q_proj,down_proj")
+    adapter = lora.init(CONFIG, settings, jax.random.key(0))
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    save_adapter(adapter, CONFIG, settings, tmp_path / "adapter")
+    run(full[0], tmp_path / "model", dtype="float32", adapter=str(tmp_path / "adapter"))
+    made = load_params(tmp_path / "model", CONFIG)
+    expected = lora.merge(load_params(full[0], CONFIG, "float32"), adapter, settings)
+    jax.tree.map(np.testing.assert_array_equal, made, expected)
+
+
+def test_overwrite(full, tmp_path):
+    init.main(InitConfig(output=str(tmp_path / "out")), [])
+    with pytest.raises(UserError, match="is not empty"):
+        run(full[0], tmp_path / "out")
+    run(full[0], tmp_path / "out", overwrite=True)
+    assert_holds(tmp_path / "out", full[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"to": "merged"}, "to=merged needs base"),
+        ({"to": "merged", "base": "x", "dtype": "float32"}, "to=merged keeps the dtypes of base"),
+        ({"to": "thinker", "base": "x"}, "base is for to=merged, not for to=thinker"),
+        ({"checkpoint": "no/such/place"}, "no such directory"),
+        ({"output": ""}, "output is empty"),
+    ],
+)
+def test_refusals(full, tmp_path, fields, text):
+    with pytest.raises(UserError, match=text):
+        run(**{"checkpoint": full[0], "output": tmp_path / "out"} | fields)
+    assert not list(tmp_path.iterdir())

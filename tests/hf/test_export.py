@@ -1,0 +1,301 @@
+"""Export: HF -> JAX -> HF keeps every bit, thinker only and merged, and transformers loads it."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from fake_checkpoints import tensors, write_full, write_thinker
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
+from ugc_jax.hf.export import new_directory, save_merged, save_orbax, save_thinker
+from ugc_jax.hf.tensorfile import TensorFile
+from ugc_jax.models.qwen2_5_omni.config import mid, tiny
+
+CONFIG = tiny()
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def stored(folder: Path) -> dict[str, tuple[str, tuple, bytes]]:
+    """{name: (dtype, shape, bytes)} of every tensor of a directory."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        for name, header in TensorFile(path).headers.items():
+            assert name not in found
+            found[name] = (
+                header.code,
+                header.shape,
+                content[header.start : header.start + header.nbytes],
+            )
+    return found
+
+
+def without_prefix(tensors: dict) -> dict:
+    return {
+        name.removeprefix("thinker."): value
+        for name, value in tensors.items()
+        if mapping.canonical_name(name) is not None
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_thinker_round_trip_is_bitwise(tmp_path, dtype, stacked):
+    write_full(tmp_path / "full", CONFIG, dtype)
+    params = load_params(tmp_path / "full", CONFIG, stacked=stacked)
+    save_thinker(params, CONFIG, tmp_path / "out", tmp_path / "full", max_shard_bytes=1e6)
+    assert stored(tmp_path / "out") == without_prefix(stored(tmp_path / "full"))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {entry.hf_name for entry in mapping.entries(CONFIG)}
+    assert index["metadata"]["total_size"] == sum(
+        len(data) for *_, data in stored(tmp_path / "out").values()
+    )
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        assert path.stat().st_size < 1.1e6
+    again = load_params(tmp_path / "out", CONFIG, stacked=stacked)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.all(a == b)), params, again)
+    )
+
+
+def test_thinker_keeps_the_sources_files(tmp_path):
+    write_full(tmp_path / "full", CONFIG)
+    save_thinker(
+        load_params(tmp_path / "full", CONFIG),
+        CONFIG,
+        tmp_path / "out",
+        tmp_path / "full",
+        dtype="float32",
+    )
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+    }
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    ids = {"bos_token_id": 2001, "eos_token_id": 2002, "pad_token_id": 2000}
+    assert generation == ids | {"thinker_max_new_tokens": 1024}
+    assert content["user_token_id"] == 872  # a field that only the source has
+    assert content["dtype"] == "float32"
+    assert {code for code, *_ in stored(tmp_path / "out").values()} == {"F32"}
+    assert load_config(tmp_path / "out") == CONFIG
+
+
+def test_sharded_parameters_are_put_together(tmp_path):
+    write_thinker(tmp_path / "in", CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    mesh = jax.make_mesh((2, 4), ("layer", "column"))
+
+    def spec(leaf):
+        return P(
+            "layer", *[None] * (len(leaf.shape) - 2), "column" if leaf.shape[-1] % 4 == 0 else None
+        )
+
+    shardings = mapping.build_tree(
+        (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stack else P()))
+        for leaf in mapping.leaves(CONFIG)
+    )
+    params = load_params(tmp_path / "in", CONFIG, shardings=shardings)
+    save_thinker(params, CONFIG, tmp_path / "out")
+    assert stored(tmp_path / "out") == stored(tmp_path / "in")
+
+
+def test_transformers_loads_the_thinker(tmp_path):
+    torch = pytest.importorskip("torch")
+    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    write_full(tmp_path / "full", CONFIG)
+    save_thinker(
+        load_params(tmp_path / "full", CONFIG),
+        CONFIG,
+        tmp_path / "out",
+        tmp_path / "full",
+        max_shard_bytes=1e6,
+    )
+    model, report = thinker.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    assert model.dtype == torch.bfloat16
+    assert model.generation_config.eos_token_id == CONFIG.tokens.eos_token_id
+    expected = stored(tmp_path / "out")
+    for name, value in model.state_dict().items():
+        assert (
+            value.view(torch.int16).numpy().tobytes() == expected[mapping.canonical_name(name)][2]
+        ), name
+
+
+# ---- merged --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_merge_of_unchanged_parameters_is_the_source(tmp_path, files):
+    write_full(tmp_path / "full", CONFIG, files=files)
+    save_merged(
+        load_params(tmp_path / "full", CONFIG, "float32"),
+        CONFIG,
+        tmp_path / "full",
+        tmp_path / "out",
+    )
+    assert stored(tmp_path / "out") == stored(tmp_path / "full")
+    source = {path.relative_to(tmp_path / "full") for path in (tmp_path / "full").rglob("*")}
+    assert {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*")} == source
+    for name in ("config.json", "spk_dict.pt", "assets/picture.bin", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
+    if files > 1:
+        indexes = [
+            json.loads((tmp_path / x / "model.safetensors.index.json").read_text())
+            for x in ("full", "out")
+        ]
+        assert indexes[0] == indexes[1]
+
+
+def test_merge_changes_the_thinker_only(tmp_path):
+    write_full(tmp_path / "full", CONFIG)
+    params = jax.tree.map(lambda x: x + 1, load_params(tmp_path / "full", CONFIG, "float32"))
+    save_merged(params, CONFIG, tmp_path / "full", tmp_path / "out")
+    before, after = stored(tmp_path / "full"), stored(tmp_path / "out")
+    assert list(before) == list(after)
+    for name, (code, shape, data) in before.items():
+        assert after[name][:2] == (code, shape)
+        if mapping.canonical_name(name) is None:
+            assert after[name][2] == data, name
+        else:
+            expected = np.frombuffer(data, BF16).astype(np.float32) + 1
+            assert after[name][2] == expected.astype(BF16).tobytes(), name
+
+
+def test_transformers_loads_the_thinker_of_a_merged_checkpoint(tmp_path):
+    pytest.importorskip("torch")
+    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    write_full(tmp_path / "full", CONFIG)
+    save_merged(load_params(tmp_path / "full", CONFIG), CONFIG, tmp_path / "full", tmp_path / "out")
+    model, report = thinker.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    model.save_pretrained(tmp_path / "saved")  # with the prefix `thinker.`, spec 1.1
+    names = {mapping.canonical_name(name) for name in stored(tmp_path / "saved")}
+    assert names == {entry.hf_name for entry in mapping.entries(CONFIG)}
+
+
+def test_merge_into_the_wrong_base(tmp_path):
+    write_thinker(tmp_path / "thinker", CONFIG, tensors(CONFIG, np.float32))
+    params = load_params(tmp_path / "thinker", CONFIG)
+    with pytest.raises(UserError, match="holds no talker"):
+        save_merged(params, CONFIG, tmp_path / "thinker", tmp_path / "out")
+    with pytest.raises(UserError, match="describes another thinker"):
+        save_merged(params, mid(), tmp_path / "thinker", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Orbax ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_orbax_round_trip(tmp_path, stacked, dtype):
+    values = tensors(CONFIG, BF16, prefix="")
+    write_thinker(tmp_path / "in", CONFIG, values)
+    save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store", tmp_path / "in")
+    assert load_config(tmp_path / "store") == CONFIG
+    params = load_params(tmp_path / "store", CONFIG, dtype, stacked)
+    assert isinstance(params["visual"]["blocks"], dict if stacked else tuple)
+    for entry in mapping.entries(CONFIG):
+        expected = values[entry.hf_name].astype(dtype or BF16)
+        actual = mapping.read_tensor(params, entry)
+        assert actual.dtype == expected.dtype
+        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+
+
+def test_orbax_loads_sharded(tmp_path):
+    values = tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path / "in", CONFIG, values)
+    save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
+    mesh = jax.make_mesh((8,), ("x",))
+    shardings = jax.tree.map(
+        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+    )
+    shardings["lm_head"]["weight"] = NamedSharding(mesh, P("x"))
+    params = load_params(tmp_path / "store", CONFIG, shardings=shardings)
+    assert params["lm_head"]["weight"].sharding == shardings["lm_head"]["weight"]
+    assert np.array_equal(params["lm_head"]["weight"], values["lm_head.weight"])
+
+
+def test_orbax_of_another_model(tmp_path):
+    write_thinker(tmp_path / "in", CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
+    with pytest.raises(UserError, match=r"array model.embed_tokens.weight has shape \[2048, 64\]"):
+        load_params(tmp_path / "store", mid())
+
+
+# ---- all or nothing ------------------------------------------------------------------------------
+
+
+def test_refuses_what_is_there(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with new_directory(folder, overwrite=False) as partial:  # an empty directory is taken
+        (partial / "config.json").write_text("old")
+    with (
+        pytest.raises(UserError, match="is not empty; name another output, or set overwrite"),
+        new_directory(folder, False),
+    ):
+        pass
+    with new_directory(folder, overwrite=True) as partial:
+        (partial / "config.json").write_text("new")
+    assert (folder / "config.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrites_checkpoints_only(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(UserError, match="holds other things than a checkpoint"),
+        new_directory(tmp_path, True),
+    ):
+        pass
+    with pytest.raises(UserError, match="is a file"), new_directory(tmp_path / "thesis.txt", True):
+        pass
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def _fail_halfway(folder, error):
+    with new_directory(folder, overwrite=True) as partial:
+        (partial / "config.json").write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("stop"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
+def test_a_failure_leaves_the_old_directory(tmp_path, error):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    seen = (
+        UserError if isinstance(error, OSError) else type(error)
+    )  # the disk's refusal becomes a line
+    with pytest.raises(seen, match="No space left" if isinstance(error, OSError) else None):
+        _fail_halfway(folder, error)
+    assert (folder / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_checkpoint_may_be_overwritten_by_itself(tmp_path):
+    """The source's files are mapped until the new ones are complete."""
+    write_full(tmp_path / "full", CONFIG)
+    before = stored(tmp_path / "full")
+    params = load_params(tmp_path / "full", CONFIG)
+    save_merged(params, CONFIG, tmp_path / "full", tmp_path / "full", overwrite=True)
+    assert stored(tmp_path / "full") == before

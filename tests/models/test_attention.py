@@ -1,0 +1,200 @@
+"""Attention against a plain statement of it; the kernels against the XLA implementation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.hf import mapping
+from ugc_jax.models import attention, layers
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.qwen2_5_omni import decoder
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures("highest_precision")
+
+RNG = np.random.default_rng(0)
+KERNELS = {
+    "splash": functools.partial(attention.splash_attention, interpret=True),
+    "cudnn": functools.partial(attention.cudnn_attention, implementation="xla"),
+}
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def plain_attention(q, k, v, mask):
+    """q[T, N, H], k, v[S, K, H], mask[T, S] -> [T, N, H], one head and one query at a time."""
+    out = np.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for n in range(q.shape[1]):
+        scores = q[:, n] @ k[:, n // group].T / np.sqrt(q.shape[-1])
+        scores = np.where(mask, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, n] = weights / weights.sum(-1, keepdims=True) @ v[:, n // group]
+    return out
+
+
+def shared_rows(B, T):
+    """Segment ids of rows with a prompt, three completions of random lengths and padding."""
+    ends = np.sort(RNG.choice(np.arange(1, T), (B, 4), replace=False))
+    segments = 1 + (np.arange(T)[None, None] >= ends[..., None]).sum(1)
+    return np.where(segments == 5, 0, segments).astype(np.int32)
+
+
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_attention_to_a_shared_prompt(block):
+    """Each completion attends as if it alone came after the prompt."""
+    q, k, v = normal(2, 24, 6, 8), normal(2, 24, 2, 8), normal(2, 24, 2, 8)
+    segments = shared_rows(2, 24)
+    ours = attention.attention(q, k, v, segments, causal=True, shared_prompt=True, block=block)
+    for b in range(2):
+        for segment in range(1, 5):
+            alone = (segments[b] == 1) | (segments[b] == segment)
+            inputs = (x[b][alone] for x in (q, k, v))
+            expected = plain_attention(*inputs, np.tri(alone.sum(), dtype=bool))
+            np.testing.assert_allclose(ours[b][alone], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_attention_inside_segments(causal, block):
+    q, k, v = normal(2, 24, 6, 8), normal(2, 24, 2, 8), normal(2, 24, 2, 8)
+    segments = np.sort(RNG.integers(0, 4, (2, 24)))[:, ::-1]
+    ours = attention.attention(q, k, v, segments, causal=causal, block=block)
+    for b in range(2):
+        mask = segments[b][:, None] == segments[b][None]
+        if causal:
+            mask &= np.tri(24, dtype=bool)
+        np.testing.assert_allclose(ours[b], plain_attention(q[b], k[b], v[b], mask), atol=2e-6)
+
+
+def test_attention_keeps_large_scores_finite():
+    q = normal(1, 4, 1, 8) * 1e4
+    segments = np.zeros((1, 4), np.int32)
+    out = attention.attention(q, q, normal(1, 4, 1, 8), segments, causal=True)
+    assert np.isfinite(out).all()
+
+
+def test_cached_attention_is_one_softmax_over_prompt_and_own_keys():
+    """Three samples of one prompt: each as if it had a copy of the prompt's keys."""
+    q, k, v = normal(3, 4, 8), normal(5, 2, 8), normal(5, 2, 8)
+    own_k, own_v = normal(3, 4, 2, 8), normal(3, 4, 2, 8)
+    exists = np.array([True, False, True, True, False])
+    filled = np.array([True, True, True, False])
+    own = [
+        (own_k[:, :3].transpose(2, 0, 3, 1)[None], own_v[:, :3].transpose(2, 0, 1, 3)[None], None),
+        (
+            own_k[:, 3:].transpose(2, 0, 3, 1)[None],
+            own_v[:, 3:].transpose(2, 0, 1, 3)[None],
+            filled[3:],
+        ),
+    ]
+    prompt = k.transpose(1, 2, 0)[None], v.transpose(1, 0, 2)[None], exists[None]
+    ours = attention.cached_attention(q, prompt, own)
+    for g in range(3):
+        keys, values = np.concatenate([k, own_k[g]]), np.concatenate([v, own_v[g]])
+        mask = np.concatenate([exists, filled])[None]
+        theirs = plain_attention(q[g : g + 1], keys, values, mask)
+        np.testing.assert_allclose(ours[g : g + 1], theirs, atol=2e-6)
+
+
+def packed_rows(B, T):
+    """Segment ids of rows with three examples of random lengths and padding at the end."""
+    ends = np.sort(RNG.integers(1, T, (B, 3)))
+    segments = 1 + (np.arange(T)[None, None] >= ends[..., None]).sum(1)
+    return np.where(segments == 4, 0, segments).astype(np.int32)
+
+
+def value_and_gradients(function, arrays, weights):
+    """(result, gradients of a weighted sum of it) of a function of q, k and v."""
+
+    def scalar(*arrays):
+        out = function(*arrays)
+        return jnp.sum(out * weights), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))(*arrays)
+    return out, gradients
+
+
+def check_kernel(kernel, B, T, N, K, H, shared_prompt=False):
+    arrays = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
+    weights = normal(B, T, N, H)
+    segments = shared_rows(B, T) if shared_prompt else packed_rows(B, T)
+    plain = functools.partial(attention.attention, causal=True, shared_prompt=shared_prompt)
+    kernel = functools.partial(kernel, shared_prompt=shared_prompt)
+    expected = value_and_gradients(lambda *x: plain(*x, segments), arrays, weights)
+    ours = value_and_gradients(lambda *x: kernel(*x, segments), arrays, weights)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, expected
+    )
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("T", [100, 384])
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_kernel_is_xla_attention_with_its_gradients(name, T, shared_prompt):
+    check_kernel(KERNELS[name], B=2, T=T, N=4, K=2, H=16, shared_prompt=shared_prompt)
+
+
+def test_splash_attention_skips_what_a_completion_does_not_see():
+    """Blocks of 128: prompt, two completions. What is masked but computed would be 0 * nan."""
+    segments = np.repeat([[1, 2, 3]], 128, axis=1).astype(np.int32)
+    q, k, v = normal(1, 384, 2, 16), normal(1, 384, 1, 16), normal(1, 384, 1, 16)
+    v[:, 128:256] = np.nan
+    out = KERNELS["splash"](q, k, v, segments, shared_prompt=True)
+    assert np.isfinite(out[:, :128]).all()
+    assert np.isfinite(out[:, 256:]).all()
+
+
+def test_splash_attention_with_the_heads_of_the_3b():
+    check_kernel(KERNELS["splash"], B=1, T=128, N=16, K=2, H=128)
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4), (1, 1, 8)])
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_kernel_under_a_mesh(mesh, shared_prompt):
+    """Batch and heads split; 2 key/value heads on 4 devices are repeated, 4 heads on 8 whole."""
+
+    def sharded(*arrays, shared_prompt):
+        kernel = functools.partial(KERNELS["splash"], shared_prompt=shared_prompt)
+        return attention.sharded_heads(kernel, *arrays)
+
+    with jax.set_mesh(make_mesh(*mesh)):
+        check_kernel(sharded, 8 // mesh[2], T=128, N=4, K=2, H=16, shared_prompt=shared_prompt)
+
+
+@pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("full", 4), ("dots", 3)])
+def test_dots_keeps_what_the_kernel_computed(remat, kernels):
+    """A backward pass has two kernels; the forward one runs again only where all is recomputed."""
+    x, segments = jnp.zeros((1, 128, 2, 16)), np.ones((1, 128), np.int32)
+
+    def loss(weights):
+        def layer(w, x, _):
+            return attention.splash_attention(x @ w, x, x, segments), None
+
+        return layers.run_layers(layer, weights, x, remat=remat)[0].sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((3, 16, 16)))
+    for_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert for_tpu.count("@tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+@pytest.mark.parametrize("mesh", [None, (8, 1, 1)])
+def test_a_kernel_where_it_cannot_run(name, mesh):
+    config = tiny().text
+    params = mapping.abstract_params(tiny(), "float32")["model"]
+    forward = functools.partial(decoder.forward, config=config, compute=Compute(attention=name))
+    x, places = jnp.zeros((8, 128, config.hidden_size)), jnp.zeros((8, 3, 128), jnp.int32)
+    segments = jnp.ones((8, 128), jnp.int32)
+    with (
+        jax.set_mesh(make_mesh(*mesh)) if mesh else jax.default_device(None),
+        pytest.raises(UserError, match=f"attention={name} needs a .PU, .* use attention=xla"),
+    ):
+        jax.eval_shape(forward, params, x_BTD=x, positions_B3T=places, segments_BT=segments)

@@ -1,0 +1,163 @@
+"""The plan: its shapes and its sums; with the TPU compiler installed, a real one."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax import sharding
+from ugc_jax.data.batching import BucketKey, collate_rows
+from ugc_jax.data.planning import DataConfig
+from ugc_jax.errors import UserError
+from ugc_jax.jobs import init
+from ugc_jax.jobs import plan as job
+from ugc_jax.jobs.init import InitConfig
+from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
+from ugc_jax.plan import sft as plan
+from ugc_jax.plan.chips import Chip
+from ugc_jax.settings import parse
+from ugc_jax.train.state import Setup
+
+KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
+has_compiler = importlib.util.find_spec("libtpu") is not None
+
+
+def test_a_row_of_typical_clips():
+    """32 frames of 30 x 16 patches are 1920 tokens, 24 s of sound 600; 1.36 of them in a row."""
+    key = plan.Clip().bucket(DataConfig(train="-", tokens=4096), omni_3b())
+    assert key == BucketKey(tokens=4096, grids=24, windows=8, chunks=24)
+    single = plan.Clip().bucket(DataConfig(train="-", tokens=4096, packing=False), omni_3b())
+    assert single == BucketKey(tokens=3072, grids=16, windows=8, chunks=12)
+    with pytest.raises(UserError, match="takes 3024 tokens, and a row has data.tokens=2048"):
+        plan.Clip().bucket(DataConfig(train="-", tokens=2048), omni_3b())
+
+
+def test_batch_shapes_are_those_of_a_batch():
+    mesh = sharding.make_mesh(2, 2, 2)
+    shapes = plan.batch_shapes(KEY, 8, tiny(), mesh)
+    batch = collate_rows([], KEY, 8, tiny())
+    for shape, array in zip(shapes, batch, strict=True):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding.shard_shape(shape.shape)[0] == 2
+    with pytest.raises(UserError, match="batch_size is 6, no multiple of the 4 devices"):
+        plan.batch_shapes(KEY, 6, tiny(), mesh)
+
+
+def test_a_run_is_planned_as_its_model(tmp_path):
+    init.main(InitConfig(output=str(tmp_path / "run" / "model")), [])
+    (tmp_path / "run" / "checkpoints").mkdir()
+    assert plan.model_of(str(tmp_path / "run")) == tiny()
+
+
+def test_a_plan_for_the_devices_here(monkeypatch):
+    mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
+    setup, batch = Setup(tiny(), mesh), plan.batch_shapes(KEY, 4, tiny(), mesh)
+    with pytest.raises(UserError, match="the memory of cpu is not known"):
+        plan.plan_step(setup, batch)
+    monkeypatch.setattr(plan, "chip_of", lambda kind: Chip("test", 1e12, hbm=1 << 30))
+    found = plan.plan_step(setup, batch)
+    assert found.fits
+    assert "of 1.00 GiB: fits" in found.table()
+    smaller = found._replace(chip=Chip("test", 1e12, hbm=found.peak - 1))
+    assert not smaller.fits
+    assert "DOES NOT FIT" in smaller.table()
+    # Weights that learn in float32 with two moments, the frozen rest in float32, over two chips.
+    weights = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).params))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).frozen))
+    media = sum(np.prod(x.shape) * x.dtype.itemsize for x in batch)
+    expected = (3 * weights + frozen) * 4 / 2 + media / 2
+    assert abs(found.arguments - expected) < 0.03 * expected
+    assert found.peak >= found.arguments
+    assert found.executed_flops == found.model_flops > 0
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
+            "Exceeded hbm capacity by 4.75G.",
+            20.5 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (1.56T) exceeds available HBM (15.75G).",
+            1.56 * 2**40,
+        ),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_the_compiler_says_when_it_is_too_much(message, expected):
+    assert plan.wanted_bytes(message) == pytest.approx(expected)
+
+
+def words(folder, topology="v5e:2x2"):
+    return [
+        "--config.checkpoint=Qwen/Qwen2.5-Omni-3B",
+        f"--config.output={folder}/run",
+        "--config.data.train=not/extracted",
+        f"--config.topology={topology}",
+    ]
+
+
+@pytest.mark.skipif(has_compiler, reason="the TPU compiler is installed")
+def test_without_the_compiler(tmp_path):
+    config, _ = parse(job.CONFIG, words(tmp_path))
+    with pytest.raises(UserError, match=r"needs the TPU compiler.* pip install \"jax\[tpu\]"):
+        job.main(config, [])
+
+
+# In a process of its own: the compiler's library sets up the whole process for TPUs.
+@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+def test_with_the_compiler(tiny_checkpoint, tmp_path):
+    small = ["--config.data.tokens=512", "--config.data.batch_size=4"]
+    small += ["--config.clip.frames=4", "--config.clip.height=112", "--config.clip.width=112"]
+    small += ["--config.clip.seconds=4", "--config.clip.text=40"]
+    kernel = ["--config.compute.attention=splash", "--config.compute.dtype=bfloat16"]
+    checkpoint = [f"--config.checkpoint={tiny_checkpoint}", f"--config.report={tmp_path}/r.json"]
+
+    def run(*more):
+        command = [sys.executable, "-m", "ugc_jax.cli", "plan"]
+        return subprocess.run([*command, *more], capture_output=True, text=True, env=os.environ)
+
+    done = run(*words(tmp_path), *checkpoint, *small, *kernel)
+    assert done.returncode == 0, done.stderr
+    assert "4 chips v5e" in done.stdout
+    assert ": fits" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["fits"]
+    assert report["arguments"] < report["peak"] < 1 << 30
+    assert report["row"]["tokens"] == 512
+    done = run(*words(tmp_path, "v5e:3x5"), *checkpoint, *small)
+    assert done.returncode == 2
+    assert "topology v5e:3x5" in done.stderr
+
+
+@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        ("sft_3b.py", "v5e:4x4"),
+        ("sft_3b.py:lora", "v5e:2x4"),
+        ("grpo_3b.py", "v5e:4x4"),
+        ("grpo_3b.py:lora", "v5e:4x4"),
+    ],
+)
+def test_what_the_readme_says_fits(config, topology):
+    """One to three minutes each."""
+    settings = [f"--config=configs/{config}", f"--config.topology={topology}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ugc_jax.cli", "plan", *settings],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert "attention splash" in done.stdout
+    assert "fits" in done.stdout
+    assert "DOES NOT FIT" not in done.stdout

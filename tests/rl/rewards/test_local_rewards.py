@@ -1,0 +1,126 @@
+"""ugc_jax.rl.rewards.local: each reward on cases that are worked out by hand."""
+
+import json
+
+import pytest
+
+from ugc_jax.errors import UserError
+from ugc_jax.rl.rewards import local as local_rewards
+from ugc_jax.rl.rewards.local import LocalConfig, attribute_f1, distinct_runs, length_band, rouge_l
+from ugc_jax.toy import world
+
+
+def reward(name, completion, reference=None, metadata=None, **parameters):
+    function = local_rewards.functions(LocalConfig(**parameters))[name]
+    return function("What is it?", completion, reference, metadata or {})
+
+
+@pytest.mark.parametrize(
+    ("count", "score"),
+    [(0, 0), (5, 0.5), (10, 1), (15, 1), (20, 1), (30, 0.5), (40, 0), (100, 0)],
+)
+def test_length_band(count, score):
+    assert length_band(count, 10, 20) == pytest.approx(score)
+    words = " ".join(["word"] * count)
+    band = dict(length_low=10, length_high=20)
+    assert reward("length", words, **band) == pytest.approx(score)
+    tokens = {"completion_tokens": count}
+    assert reward("length", "", metadata=tokens, length_unit="tokens", **band) == pytest.approx(
+        score
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("A cat sat on the mat.", 1),
+        ("a b a b a b", 2 / 5),  # ab ba ab ba ab
+        ("a B, A b", 2 / 3),
+        ("cat", 1),
+        ("...", 0),
+        ("", 0),
+    ],
+)
+def test_repetition(text, score):
+    assert distinct_runs(text, 2) == pytest.approx(score)
+    assert reward("repetition", text, repetition_words=2) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "score"),
+    [
+        ("A cat. A dog!", "stop", 1),
+        ("He says “no.” ", "stop", 1),
+        ("猫がいる。", "stop", 1),
+        ("A cat. A dog", "stop", 0),
+        ("A cat.", "length", 0),
+        ("", "stop", 0),
+    ],
+)
+def test_format_by_default(text, reason, score):
+    assert reward("format", text, metadata={"finish_reason": reason}) == score
+
+
+def test_format_by_pattern():
+    pattern = r"<seen>.+</seen>\s*<heard>.+</heard>"
+    assert reward("format", "<seen>a\nb</seen>\n<heard>c</heard>", format_pattern=pattern) == 1
+    assert reward("format", "Well: <seen>a</seen><heard>c</heard>", format_pattern=pattern) == 0
+
+
+def test_rouge():
+    assert rouge_l("The cat sat.", "the cat sat") == 1
+    assert rouge_l("the cat", "the dog barks") == pytest.approx(2 * 1 / 5)
+    assert rouge_l("", "the dog") == rouge_l("", "") == 0
+    assert reward("rouge", "the cat", "the dog barks") == pytest.approx(0.4)
+
+
+def test_rouge_equals_the_packages(shared_data):
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    lines = (shared_data / "ugc_videocap/train/grpo_1k.jsonl").read_text("utf-8").splitlines()
+    captions = [json.loads(line)["solution"] for line in lines[:40]]
+    captions = [text for text in captions if text.isascii() and "_" not in text]
+    assert len(captions) > 10
+    for text, reference in zip(captions, captions[1:], strict=False):
+        expected = scorer.score(reference, text)["rougeL"].fmeasure
+        assert rouge_l(text, reference) == pytest.approx(expected, rel=1e-12)
+
+
+def test_attributes():
+    attributes = {name: values[0] for name, values in world.VALUES.items()}
+    caption = world.write_caption(attributes, 0)
+    assert attribute_f1(caption, attributes) == 1
+    assert attribute_f1("Nothing to see.", attributes) == 0
+    wrong = attributes | {"colour": world.VALUES["colour"][1]}
+    assert attribute_f1(caption, wrong) == pytest.approx(0.9)
+    # one said and right, of ten
+    assert attribute_f1(f"A {attributes['shape']}.", attributes) == pytest.approx(2 / 11)
+    assert reward("attributes", caption, metadata={"attributes": attributes}) == 1
+
+
+def test_dialogue():
+    reference = 'A man says, "Hello there." A girl answers, "Go away!"'
+    assert reward("dialogue", reference, reference) == 1
+    assert reward("dialogue", 'A man says, "Hello there."', reference) == pytest.approx(2 / 3)
+    lines = {"dialogue": [{"speaker": "the man", "text": "Hello there"}]}
+    assert reward("dialogue", 'A man says, "Hello there."', None, lines) == 1
+    assert reward("dialogue", "Nobody speaks.", None, {"dialogue": []}) == 1
+
+
+@pytest.mark.parametrize("name", ["rouge", "attributes", "dialogue"])
+def test_what_cannot_be_told_is_no_zero(name):
+    with pytest.raises(ValueError, match="the row has no"):
+        reward(name, "A cat.")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"length_low": 0}, "are no band"),
+        ({"length_low": 50, "length_high": 40}, "are no band"),
+        ({"repetition_words": 0}, "give 1 or more"),
+        ({"format_pattern": "("}, "is no regular expression"),
+    ],
+)
+def test_parameters_out_of_range(parameters, message):
+    with pytest.raises(UserError, match=message):
+        LocalConfig(**parameters)

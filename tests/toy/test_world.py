@@ -1,0 +1,325 @@
+"""The world: captions say all, the clips show and play all, the splits share no combination."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ugc_jax.errors import UserError
+from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer
+from ugc_jax.jobs.world import WorldConfig, main
+from ugc_jax.media import clip as media
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.toy import synthetic, world
+
+RATE = 16_000
+# What the words mean, told a second time: steps in (row, column), hertz, beats a second.
+STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+PITCHES = {"low": 200, "middle": 700, "high": 2500}
+RHYTHMS = {"slow": 2.5, "fast": 8}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """[(scene, attributes, caption)] by split."""
+    counts = {"train": 1000, "test": 300}
+    return {
+        split: [world.make_clip(split, number) for number in range(count)]
+        for split, count in counts.items()
+    }
+
+
+# ---- captions ------------------------------------------------------------------------------------
+
+
+def test_captions_state_every_attribute_and_no_other(clips):
+    for _, attributes, caption in itertools.chain.from_iterable(clips.values()):
+        assert world.parse(caption) == attributes
+        for name, values in world.VALUES.items():
+            other = values[values.index(attributes[name]) - 1]
+            checked = world.check(caption, attributes | {name: other})
+            assert [key for key, right in checked.items() if not right] == [name]
+
+
+def test_every_phrasing_is_used_and_can_be_parsed(clips):
+    _, attributes, _ = clips["test"][0]
+    for phrasing in range(len(world.PHRASINGS)):
+        for text, change in itertools.product(("MOON", "none"), ("stays", "teal")):
+            wanted = attributes | {"text": text, "change": change}
+            caption = world.write_caption(wanted, phrasing)
+            assert world.parse(caption) == wanted
+    starts = {caption.split()[0] for *_, caption in clips["train"]}
+    assert starts == {"A", "The", "Over", "Slow", "Fast"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("", {}),
+        ("!! circles redder slower beep moon<|im_end|>", {}),
+        ("A purple circle moves sideways. The word MOOO is shown.", {"shape": "circle"}),
+        ("A red circle and a red square.", {"colour": "red"}),
+        ("No word is shown. The text reads MOON.", {}),
+        ("There is no text.", {"text": "none"}),
+        ("FISH FISH slow slow", {"text": "FISH", "rhythm": "slow"}),
+        ("The background is grey and turns teal and stays.", {"background": "grey"}),
+        ("Slow noise, then a circle, then beeps.", {"rhythm": "slow", "shape": "circle"}),
+    ],
+)
+def test_parse_takes_only_what_is_said_once(caption, said):
+    assert world.parse(caption) == dict.fromkeys(world.VALUES) | said
+
+
+def test_the_tiny_tokenizer_has_every_word_as_one_token(tmp_path, clips):
+    build_tokenizer(tiny(), tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    longest = 0
+    for caption in [world.QUESTION, *(caption for *_, caption in clips["train"] + clips["test"])]:
+        ids = tokenizer.encode(caption).ids
+        assert [tokenizer.decode([i]) for i in ids] == re.findall(r" ?\w+|[.,]", caption)
+        longest = max(longest, len(ids))
+    assert longest <= 32
+
+
+# ---- combinations --------------------------------------------------------------------------------
+
+
+def test_training_never_has_what_the_test_holds(clips):
+    for names, held in world.HELD_OUT.items():
+        seen = {
+            split: {tuple(attributes[name] for name in names) for _, attributes, _ in rows}
+            for split, rows in clips.items()
+        }
+        if "text" in names:
+            free = {("none", background) for background in synthetic.BACKGROUNDS}
+            assert seen == {"train": seen["train"] - held | free, "test": held | free}
+        else:
+            assert seen["test"] == held
+        table = set(itertools.product(*(world.VALUES[name] for name in names)))
+        assert seen["train"] == table - held
+
+
+def test_values_are_equally_frequent(clips):
+    for split, rows in clips.items():
+        for name in world.VALUES.keys() - {"change"}:
+            counts = collections.Counter(attributes[name] for _, attributes, _ in rows)
+            assert counts.keys() == set(world.VALUES[name]), (split, name)
+            assert max(counts.values()) - min(counts.values()) <= 8, (split, name)
+    changes = collections.Counter(attributes["change"] for _, attributes, _ in clips["train"])
+    assert max(changes.values()) / 1000 < 0.3  # "stays" is one of four
+
+
+def test_neither_picture_nor_sound_alone_tells_which_is_first(clips):
+    rows = clips["train"]
+    for begins in (lambda scene: scene.shapes[0].appears, lambda scene: scene.sound.begins):
+        votes = collections.defaultdict(collections.Counter)
+        for scene, attributes, _ in rows:
+            votes[round(begins(scene) / 0.05)][attributes["first"]] += 1
+        right = sum(max(counts.values()) for counts in votes.values()) / len(rows)
+        assert 0.6 < right < 0.75  # 2/3, and a little more for votes that are counted in hindsight
+    for scene, attributes, _ in rows:
+        early = scene.shapes[0].appears < scene.sound.begins
+        assert attributes["first"] == ("shape" if early else "sound")
+        assert abs(scene.shapes[0].appears - scene.sound.begins) > 0.16
+
+
+def test_clips_follow_from_split_number_and_seed():
+    assert world.make_clip("train", 7, seed=1) == world.make_clip("train", 7, seed=1)
+    different = [("train", 7, 1), ("train", 7, 2), ("train", 8, 1), ("test", 7, 1)]
+    assert len({repr(world.make_clip(*which)) for which in different}) == 4
+
+
+# ---- clips ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """[(frames as the model samples them, waveform, attributes)] of clips read back from mp4."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "test").mkdir()
+    settings = world.WorldSettings()
+    rows = [world.write_example("test", number, settings, folder) for number in range(48)]
+    return [(*_read(folder / row["videos"][0]), row["attributes"]) for row in rows]
+
+
+def _read(path):
+    settings = ClipSettings(fps=2.0, min_pixels=112 * 112)
+    clip = media.read_clip(media.probe(path), settings)
+    assert clip.frames.shape == (4, 112, 112, 3)
+    assert clip.sample_fps == 2
+    assert 1.95 < len(clip.waveform) / RATE <= 2  # one chunk of the audio encoder
+    return clip.frames.astype(float), clip.waveform
+
+
+def _closest(colour, palette) -> str:
+    return min(palette, key=lambda name: np.abs(np.array(palette[name]) - colour).sum())
+
+
+def _inside(picture, mark) -> tuple[np.ndarray, str]:
+    """The pixels of a shape within its outline, i64[n, 2], and its colour: the largest patch."""
+    patches = []
+    for name, colour in synthetic.COLOURS.items():
+        labels, _ = ndimage.label(mark & (np.abs(picture - colour).sum(axis=-1) < 90))
+        largest = np.bincount(labels.ravel())[1:].argmax() + 1 if labels.any() else -1
+        patches.append((np.argwhere(labels == largest), name))
+    return max(patches, key=lambda patch: len(patch[0]))
+
+
+def test_pictures_show_what_the_attributes_say(files):
+    font = synthetic._font(28)
+    for frames, _, attributes in files:
+        upper = frames[:, :84]
+        grounds = [np.median(frame.reshape(-1, 3), axis=0) for frame in upper]
+        names = [_closest(ground, synthetic.BACKGROUNDS) for ground in grounds]
+        change = "stays" if names[0] == names[-1] else names[-1]
+        assert (names[0], change) == (attributes["background"], attributes["change"])
+        marks = np.abs(upper - np.array(grounds)[:, None, None]).sum(axis=-1) > 80
+        assert not marks[0].any()
+        shown = [mark for mark in marks if mark.any()]
+        places = [np.argwhere(mark).mean(axis=0) for mark in (shown[0], shown[-1])]
+        step = STEPS[attributes["motion"]]
+        assert (places[1] - places[0]) @ step > 10
+        assert abs((places[1] - places[0]) @ step[::-1]) < 4
+        plough = np.argwhere(marks[-1]) @ step
+        mark = marks[-1] & (np.indices((84, 112)).transpose(1, 2, 0) @ step < plough.max() - 13)
+        inside, colour = _inside(upper[-1], mark)
+        fill = len(inside) / np.prod(np.ptp(inside, axis=0) + 1)
+        form = "square" if fill > 0.9 else "circle" if fill > 0.65 else "triangle"
+        assert (form, colour) == (attributes["shape"], attributes["colour"])
+        band = frames[0, 84:].mean(axis=-1)
+        if attributes["text"] == "none":
+            assert np.ptp(band) < 20
+        else:
+            ink = np.count_nonzero((band < 128).any(axis=0))  # columns with ink
+            assert (band > 200).any()
+            assert ink > 0.6 * font.getlength(attributes["text"]) > 30
+
+
+def test_sounds_play_what_the_attributes_say(files):
+    for _, wave, attributes in files:
+        loud = np.sqrt(np.convolve(wave**2, np.full(480, 1 / 480), "same"))[:: RATE // 100]
+        begin = int(np.argmax(loud > 0.05))  # hundredths of a second
+        loud, wave = loud[begin:], wave[begin * RATE // 100 :]
+        power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) ** 2
+        power /= power.sum()
+        middle = np.searchsorted(np.cumsum(power), 0.5) * RATE / len(wave)
+        pitch = min(PITCHES, key=lambda name: abs(np.log(PITCHES[name] / middle)))
+        breadth = np.exp(-power @ np.log(power + 1e-12)) * RATE / len(wave) / middle
+        kind = "music" if np.mean(loud < 0.05) < 0.15 else "noise" if breadth > 0.25 else "beeps"
+        time = np.arange(len(loud)) / 100
+        beats = {
+            name: np.abs((loud - loud.mean()) @ np.exp(-2j * np.pi * per_second * time))
+            for name, per_second in RHYTHMS.items()
+        }
+        rhythm = max(beats, key=beats.get)
+        heard = dict(sound=kind, pitch=pitch, rhythm=rhythm)
+        assert heard == {name: attributes[name] for name in heard}
+
+
+def test_which_is_first_can_be_seen_and_heard(files):
+    for frames, wave, attributes in files:
+        upper = frames[:, :84].reshape(4, -1, 3)
+        seen = 1 if np.ptp(upper[1], axis=0).max() > 60 else 2  # the first frame with the shape
+        heard = np.argmax(np.abs(wave) > 0.1) / RATE
+        shape_first = heard > 0.58 if seen == 1 else heard > 1.2
+        assert attributes["first"] == ("shape" if shape_first else "sound")
+
+
+def test_muted_and_blanked_clips_are_the_same_but_for_that(tmp_path):
+    rows, read = [], {}
+    for kind in ("whole", "mute", "blank"):
+        settings = world.WorldSettings(mute=kind == "mute", blank=kind == "blank")
+        (tmp_path / kind / "test").mkdir(parents=True)
+        rows.append(world.write_example("test", 3, settings, tmp_path / kind))
+        read[kind] = _read(tmp_path / kind / rows[-1]["videos"][0])
+    assert rows[0] == rows[1] == rows[2]
+    np.testing.assert_array_equal(read["mute"][0], read["whole"][0])
+    np.testing.assert_array_equal(read["blank"][1], read["whole"][1])
+    assert not read["mute"][1].any()
+    assert len(read["mute"][1]) == len(read["whole"][1])
+    assert np.ptp(read["blank"][0]) < 10
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def test_scores_of_right_wrong_and_constant_captions(clips):
+    attributes = [row for _, row, _ in clips["test"]]
+    captions = [caption for *_, caption in clips["test"]]
+    assert set(world.score(captions, attributes).values()) == {1.0}
+    assert set(world.score([""] * 300, attributes).values()) == {0.0}
+    constant, chance = world.score(captions[:1] * 300, attributes), world.chance(attributes)
+    for name in world.VALUES:
+        assert 0 < constant[name] <= chance[name]
+    assert chance["visual"] < 0.3
+    assert chance["audio"] < 0.4
+    assert chance["text"] < 0.1
+    assert chance["cross"] <= 0.51
+    half = world.score(captions[:150] + [""] * 150, attributes)
+    assert half["visual"] == half["shape"] == half["all"] == 0.5
+
+
+def test_table_lists_groups_and_attributes(clips):
+    attributes = [row for _, row, _ in clips["test"]]
+    captions = [caption for *_, caption in clips["test"]]
+    text = world.table(
+        {"after": world.score(captions, attributes), "chance": world.chance(attributes)}
+    )
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[0] == ["after", "chance"]
+    assert [row[0] for row in rows[1:6]] == ["visual", "shape", "colour", "motion", "background"]
+    assert rows[-1] == ["all", "right", "100.0%"]
+    assert all(row[1] == "100.0%" for row in rows[1:-1])
+
+
+# ---- the job -------------------------------------------------------------------------------------
+
+
+def test_job_writes_manifests_and_keeps_clips(tmp_path):
+    folder = tmp_path / "world"
+    config = WorldConfig(output=str(folder), train=5, test=2, workers=2)
+    assert main(config, []) == 0
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [row["videos"] for row in rows] == [[f"train/{n:06d}.mp4"] for n in range(5)]
+    assert [row["attributes"] for row in rows] == [
+        world.make_clip("train", number)[1] for number in range(5)
+    ]
+    question, answer = rows[0]["messages"]
+    assert question == {"role": "user", "content": f"<video>{world.QUESTION}"}
+    assert world.check(answer["content"], rows[0]["attributes"])["text"]
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(files) == 5 + 2 + 3
+    (folder / "test" / "000001.mp4").unlink()
+    kept = (folder / "train" / "000000.mp4").stat().st_mtime_ns
+    assert main(config, []) == 0
+    assert {path: path.read_bytes() for path in files} == files
+    assert (folder / "train" / "000000.mp4").stat().st_mtime_ns == kept
+    with pytest.raises(UserError, match=r"world.json: .* seed 0, not 1; choose another output"):
+        main(dataclasses.replace(config, seed=1), [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(seed=-1), "seed is -1; use 0 or more"),
+        (dict(seconds=0.5), "seconds is 0.5; use 1 or more"),
+        (dict(size=99), "size is 99; use an even number"),
+        (dict(train=-1), "train is -1; use 0 or more"),
+        (dict(workers=0), "workers is 0; use 1 or more"),
+    ],
+)
+def test_settings_that_give_no_clips_are_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        main(WorldConfig(output=str(tmp_path / "world"), **change), [])
+    assert not (tmp_path / "world").exists()
+
+
+def test_clip_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"test/000000.mp4: cannot be written"):
+        world.write_example("test", 0, world.WorldSettings(), tmp_path / "absent")

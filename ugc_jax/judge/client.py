@@ -1,0 +1,395 @@
+"""A client of an LLM judge: any server that speaks OpenAI's chat-completions protocol.
+
+    question -> Judge.ask -> (cache, a place among the concurrent, its turn in the rate) -> server
+             -> text -> talk.json_object -> parse -> what the caller makes of it, or JudgeError
+
+What can go wrong, and what is done about it:
+    cannot be reached, 502, 503, 504   waited for, `wait` minutes from the outage's beginning
+    breaks off, but answers others     asked again, `retries` times
+    429                                obeyed: all questions pause as long as the server says
+    time-out, other 5xx                asked again, `retries` times
+    not the JSON object asked for      asked again with the reason, `malformed` times
+    a wrong key, model or an empty account: UserError; everything else: JudgeError at once
+"""
+
+import asyncio
+import dataclasses
+import email.utils
+import enum
+import hashlib
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ugc_jax.errors import UserError
+from ugc_jax.judge import messages as talk
+from ugc_jax.judge.answers import Answers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LONGEST_PAUSE = 30.0  # seconds between two attempts, where the server asks for no longer one
+
+
+class _Trouble(enum.Enum):
+    """What a failed attempt means; the policy is at the top of this file."""
+
+    MISTAKE = enum.auto()  # of the config
+    REFUSED = enum.auto()
+    AWAY = enum.auto()
+    BUSY = enum.auto()
+    FAULT = enum.auto()
+
+
+_STATUS = {
+    **dict.fromkeys((401, 403, 404), _Trouble.MISTAKE),
+    429: _Trouble.BUSY,
+    **dict.fromkeys((502, 503, 504), _Trouble.AWAY),  # a proxy before a server that is not there
+    **dict.fromkeys((408, 409), _Trouble.FAULT),
+}
+
+
+class JudgeError(Exception):
+    """A question that got no usable answer; the message is one line."""
+
+
+class Unreachable(JudgeError):
+    """The server was away for longer than it is waited for."""
+
+
+class Overloaded(JudgeError):
+    """Nothing came but errors, time-outs or "too many requests"."""
+
+
+class Refused(JudgeError):
+    """The server will not answer this question, however often it is asked."""
+
+
+class Malformed(JudgeError):
+    """The judge answered, but not what it was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """An LLM judge on an OpenAI-compatible server."""
+
+    model: str | None = None  # the judge's name on its server, e.g. gpt-4o-2024-08-06
+    base_url: str | None = None  # the server, e.g. http://localhost:8000/v1; none: api.openai.com
+    # environment variable with the key; a server of your own needs none
+    key: str = "OPENAI_API_KEY"
+    temperature: float | None = 0.0  # none: the server's own
+    max_tokens: int | None = None  # of an answer; none: as many as the server allows
+    concurrency: int = 16  # questions asked at a time
+    requests_per_minute: float | None = None  # at most, evenly spaced; none: no limit
+    timeout: float = 60.0  # seconds that an answer may take
+    retries: int = 5  # times that a question is asked again after a time-out or a server's error
+    malformed: int = 2  # times that it is asked again after an answer of another form
+    backoff: float = 1.0  # seconds before the first retry; doubles each time, up to 30
+    # minutes that a server which cannot be reached, or has no room (429), is waited for
+    wait: float = 10.0
+    # JSON Lines file of all answers: a second run asks nothing again; it tells judges apart by
+    # model and temperature, not by base_url
+    cache: str | None = None
+    price_in: float = 0.0  # per million tokens of questions, for the count of the cost
+    price_out: float = 0.0  # per million tokens of answers
+
+    def __post_init__(self):
+        def require(holds: bool, field: str, remedy: str):
+            if not holds:
+                raise UserError(f"judge: {field} is {getattr(self, field)!r}; {remedy}")
+
+        url = self.base_url
+        is_url = url is None or url.startswith(("http://", "https://"))
+        require(is_url, "base_url", "give an address such as http://localhost:8000/v1")
+        rate = self.requests_per_minute
+        require(rate is None or rate > 0, "requests_per_minute", "give a number above 0, or none")
+        is_warm = self.temperature is None or self.temperature >= 0
+        require(is_warm, "temperature", "give 0 or more, or none")
+        for field in ("concurrency", "timeout"):
+            require(getattr(self, field) > 0, field, "give a number above 0")
+        for field in ("retries", "malformed", "backoff", "wait", "price_in", "price_out"):
+            require(getattr(self, field) >= 0, field, "give 0 or more")
+
+
+@dataclasses.dataclass
+class Usage:
+    """What a judge has done so far.
+
+    The counts are of this process. tokens_in, tokens_out and cost are of all that its answers took,
+    whenever that was: of every response in this process, failed attempts too, and once of each
+    answer out of the cache what it took when it was asked (nothing where the cache does not say).
+    """
+
+    answered: int = 0  # questions, by the server
+    cached: int = 0  # questions, by the cache
+    failed: int = 0  # questions
+    requests: int = 0  # to the server, retries included
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0  # at the present prices of the config
+    spent: float = 0.0  # of the cost, in this process
+
+
+@dataclasses.dataclass
+class _Trials:
+    """Of one question. patience: until when it is asked again after 429s (time.monotonic)."""
+
+    patience: float
+    made: int = 0
+    faults: int = 0
+    broken: int = 0  # times that it was the first to find the server away
+
+
+class Judge:
+    """Asks questions on the event loop that it is first used on. Not for use on two loops."""
+
+    def __init__(self, config: JudgeConfig):
+        """Raises UserError without a model, a key that is needed, the openai package, or a cache
+        that can be kept.
+        """
+        if config.model is None:
+            raise UserError(
+                "an LLM judge needs judge.model=NAME, and judge.base_url=URL unless it is OpenAI's"
+            )
+        try:
+            import openai
+        except ImportError:
+            raise UserError(
+                "an LLM judge needs the openai package; pip install 'ugc_jax[judge]'"
+            ) from None
+        key = os.environ.get(config.key)
+        if key is None and config.base_url is None:
+            raise UserError(
+                f"the environment variable {config.key} with the judge's key is not set; "
+                "set it, or give judge.base_url of a server that needs none"
+            )
+        self.config, self.usage = config, Usage()
+        self._openai = openai
+        self._client = openai.AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=key or "none",
+            max_retries=0,  # retries are ours: they obey `wait`, and share pauses
+            timeout=openai.Timeout(config.timeout, connect=min(10.0, config.timeout)),
+        )
+        self._answers = Answers(config.cache)
+        self._running: dict[str, asyncio.Task] = {}  # by key: equal questions are asked once
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._gate = asyncio.Lock()
+        self._next = 0.0  # when the next request may be made (time.monotonic)
+        self._where = config.base_url or "at OpenAI"
+        self._down_since: float | None = None  # when the server was first found to be away
+        self._is_told = False  # that it is
+
+    async def ask(
+        self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
+    ) -> T:
+        """What `parse` makes of the JSON object with which the judge answers.
+
+        question: the user's text, asked under talk.SYSTEM, or whole messages.
+        parse: raises ValueError, TypeError or LookupError for an object that it cannot use; must
+          be the same for the same question.
+        repeat: number of this asking, to ask a question several times.
+        Raises JudgeError where there is no usable answer, UserError for a mistake of the config.
+        """
+        messages, key = _messages(question), self._key(question, repeat)
+        if self.knows(question, parse, repeat):
+            self.usage.cached += 1
+            self._count(*self._answers.earlier(key))
+            return parse(self._answers.get(key))
+        if key not in self._running:
+            task = asyncio.create_task(self._ask(key, messages, parse))
+            task.add_done_callback(lambda _: self._running.pop(key))
+            self._running[key] = task
+        # one who stops waiting does not stop it for the others
+        return parse(await asyncio.shield(self._running[key]))
+
+    def knows(
+        self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
+    ) -> bool:
+        """`ask` would answer at once, out of the cache."""
+        answer = self._answers.get(self._key(question, repeat))
+        return answer is not None and talk.fault(answer, parse) is None
+
+    async def close(self):
+        """Give up what is still being asked; close connections and cache."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.close()
+        self._answers.close()
+
+    def _key(self, question: str | Sequence[dict], repeat: int) -> str:
+        """Of the judge's name, not of its address: a server comes back on another port."""
+        said = [self.config.model, self.config.temperature, _messages(question), repeat]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    async def _ask(self, key: str, messages: list[dict], parse: Callable) -> dict:
+        """The judge's object, which `parse` can use, recorded under `key`."""
+        async with self._slots:
+            try:
+                answer, tokens = await self._usable(messages, parse)
+            except JudgeError:
+                self.usage.failed += 1
+                raise
+        self.usage.answered += 1
+        self._answers.put(key, answer, tokens)
+        return answer
+
+    async def _usable(self, messages: list[dict], parse: Callable) -> tuple[dict, tuple[int, int]]:
+        """(the judge's object, tokens in and out of all attempts)."""
+        asked, tokens_in, tokens_out = messages, 0, 0
+        for _ in range(self.config.malformed + 1):
+            text, (more_in, more_out) = await self._text(asked)
+            tokens_in, tokens_out = tokens_in + more_in, tokens_out + more_out
+            answer = talk.json_object(text)
+            fault = talk.fault(answer, parse)
+            if fault is None:
+                return answer, (tokens_in, tokens_out)
+            asked = talk.again(messages, text, fault)
+        raise Malformed(f"the judge answers in another form than asked for: {fault}: {text[:80]!r}")
+
+    async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
+        """`talk.told` of one response, after all attempts that it takes."""
+        limits = {"temperature": self.config.temperature, "max_tokens": self.config.max_tokens}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        trials = _Trials(patience=time.monotonic() + 60 * self.config.wait)
+        while True:
+            await self._turn()
+            self.usage.requests += 1
+            try:
+                async with asyncio.timeout(self.config.timeout):
+                    response = await self._client.chat.completions.create(
+                        model=self.config.model, messages=messages, **limits
+                    )
+            # ValueError: a body that is cut off in the middle of its JSON
+            except (self._openai.APIError, TimeoutError, ValueError) as error:
+                await asyncio.sleep(self._pause(error, trials))
+            else:
+                self._note_up()
+                text, tokens = talk.told(response)
+                self.usage.spent += self._count(*tokens)
+                return text, tokens
+
+    def _pause(self, error: Exception, trials: _Trials) -> float:
+        """Seconds to wait after a failed attempt; raises what ends the question."""
+        config = self.config
+        trouble, reason = _diagnose(error, self._openai)
+        pause = min(config.backoff * 2 ** min(trials.made, 20), LONGEST_PAUSE)
+        pause *= random.uniform(0.5, 1)
+        if isinstance(error, self._openai.APIStatusError):
+            pause = _retry_after(error.response.headers) or pause
+            if trouble is not _Trouble.AWAY:
+                self._note_up()
+        trials.made += 1
+        match trouble:
+            case _Trouble.MISTAKE:
+                raise UserError(
+                    f"judge {config.model}: {reason}; correct judge.model, judge.base_url or the "
+                    f"key in {config.key}"
+                ) from None
+            case _Trouble.REFUSED:
+                raise Refused(reason) from None
+            case _Trouble.AWAY:
+                # a question on which the server breaks off again and again, though it serves others
+                trials.broken += self._down_since is None
+                if trials.broken > config.retries + 1:
+                    raise Overloaded(
+                        f"{trials.broken} attempts failed, the last: {reason}"
+                    ) from None
+                self._note_down(reason)
+                return min(pause, LONGEST_PAUSE)
+            case _Trouble.BUSY:
+                if time.monotonic() + pause > trials.patience:
+                    raise Overloaded(f"no room for {config.wait:g} min: {reason}") from None
+                self._next = max(self._next, time.monotonic() + pause)  # for all questions
+                return 0.0
+            case _Trouble.FAULT:
+                trials.faults += 1
+                if trials.faults > config.retries:
+                    raise Overloaded(
+                        f"{trials.faults} attempts failed, the last: {reason}"
+                    ) from None
+                return min(pause, 60 * config.wait)
+
+    async def _turn(self):
+        """Wait for the place of one request in the rate, and for the end of a pause."""
+        rate = self.config.requests_per_minute
+        async with self._gate:
+            while (left := self._next - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            self._next = time.monotonic() + (60 / rate if rate else 0)
+
+    def _count(self, tokens_in: int, tokens_out: int) -> float:
+        """Add tokens to the usage; what they cost."""
+        usage, config = self.usage, self.config
+        cost = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
+        usage.tokens_in += tokens_in
+        usage.tokens_out += tokens_out
+        usage.cost += cost
+        return cost
+
+    def _note_down(self, reason: str):
+        """The server is away. Raises Unreachable when it has been for longer than `wait`."""
+        now = time.monotonic()
+        if self._down_since is None:
+            self._down_since = now
+        # a single broken connection is no outage
+        away = now - self._down_since
+        if not self._is_told and away >= 0.4 * self.config.backoff:
+            self._is_told = True
+            logger.warning(
+                "judge %s cannot be reached (%s); waiting for it, up to %g minutes",
+                self._where, reason, self.config.wait,
+            )  # fmt: skip
+        if away > 60 * self.config.wait:
+            raise Unreachable(
+                f"{self._where} cannot be reached for {self.config.wait:g} min: {reason}"
+            ) from None
+
+    def _note_up(self):
+        if self._is_told:
+            away = time.monotonic() - self._down_since
+            logger.info("judge %s answers again after %.0f s", self._where, away)
+        self._down_since, self._is_told = None, False
+
+
+def _messages(question: str | Sequence[dict]) -> list[dict]:
+    return talk.messages(question) if isinstance(question, str) else list(question)
+
+
+def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
+    """What a failed attempt means, and why it failed, in a line. openai: the package."""
+    if isinstance(error, openai.APIStatusError):
+        status, reason = error.status_code, talk.one_line(f"HTTP {error.status_code}: {error}")
+        if error.code == "insufficient_quota":  # a 429 that no waiting ends
+            return _Trouble.MISTAKE, reason
+        other = _Trouble.FAULT if status >= 500 else _Trouble.REFUSED
+        return _STATUS.get(status, other), reason
+    is_late = isinstance(error, TimeoutError | openai.APITimeoutError)
+    # a machine that is off does not even answer the attempt to connect
+    if is_late and "ConnectTimeout" not in type(error.__cause__).__name__:
+        return _Trouble.FAULT, "no answer within the time limit"
+    reason = talk.one_line(str(error.__cause__ or error))
+    is_away = isinstance(error, openai.APIConnectionError)
+    return _Trouble.AWAY if is_away else _Trouble.FAULT, reason
+
+
+def _retry_after(headers) -> float | None:
+    """Seconds that the server asks to be left alone for (RFC 9110, 10.2.3); None if it does not."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,192 @@
+"""The vision encoder (spec 2.1), on patches in window order (data/schema.py).
+
+Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full
+attention one of F grids. Letters: F temporal grids (frame pairs), W windows a grid, K patches a
+window (64), S = W * K patches a grid, P values a patch.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ugc_jax.models.attention import attention
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    Weight,
+    declared,
+    gelu,
+    in_slabs,
+    per_channel,
+    rotate,
+    rotation,
+    run_layers,
+    split_heads,
+    split_like,
+)
+from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
+from ugc_jax.sharding import constrain
+
+EPS = 1e-6  # whatever the config says: the reference hard-codes it in this tower
+ROPE_THETA = 10000.0
+
+
+class PatchEmbed(nn.Module):
+    """u8[F, S, P] -> [F, S, D]: pixels normalised in float32, then embedded.
+
+    The reference's convolution has stride = kernel, so it is one matrix product.
+    """
+
+    config: VisionConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, patches_FSP):
+        c = self.config
+        shape = (c.hidden_size, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
+        weight = Weight(shape, ("embed", None, None, None, None), name="proj")()
+        mean, std = (
+            np.repeat(np.float32(value), c.patch_dim // c.in_channels)
+            for value in (PIXEL_MEAN, PIXEL_STD)
+        )
+        x = patches_FSP.astype(jnp.float32)
+        x = x * per_channel(jnp.asarray(1 / (255 * std)), x) - per_channel(
+            jnp.asarray(mean / std), x
+        )
+        return jnp.einsum(
+            "fsp,dp->fsd",
+            x.astype(self.dtype),
+            weight.reshape(c.hidden_size, -1).astype(self.dtype),
+        )
+
+
+class VisionAttention(nn.Module):
+    """Attention inside windows of `window_patches`, or inside whole grids where `full` is true.
+
+    turn: `layers.rotation` of the patches' places. valid_FS: i32, 0 padding.
+    """
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x_FSD, turn, valid_FS, full):
+        c = self.config
+        F, S, D = x_FSD.shape
+        q, k, v = (
+            split_heads(Linear(D, ("heads", "embed"), name=name)(x_FSD), c.num_heads)
+            for name in "qkv"
+        )
+        q, k = rotate(q, turn), rotate(k, turn)
+
+        def inside(span: int):
+            pieces = (x.reshape(F * S // span, span, *x.shape[2:]) for x in (q, k, v, valid_FS))
+            return attention(*pieces).reshape(F, S, D)
+
+        out = jax.lax.cond(full, lambda: inside(S), lambda: inside(c.window_patches))
+        return Linear(D, ("embed", "heads"), name="proj")(out)
+
+
+class VisionBlock(nn.Module):
+    """[F, S, D] -> [F, S, D]: attention and MLP, normalised before. As VisionAttention."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x_FSD, turn, valid_FS, full):
+        normed = RMSNorm(EPS, name="norm1")(x_FSD)
+        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, turn, valid_FS, full)
+        normed = RMSNorm(EPS, name="norm2")(x_FSD)
+        return x_FSD + SwiGLU(self.config.intermediate_size, bias=True, name="mlp")(normed)
+
+
+class MergerMLP(nn.Module):
+    """[F, C, E] -> [F, C, out]: the joined patches of each cell, E numbers, become a token."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x_FCE):
+        hidden = gelu(Linear(x_FCE.shape[-1], ("mlp", "embed"), name="0")(x_FCE))
+        return Linear(self.config.out_hidden_size, ("embed", "mlp"), name="2")(hidden)
+
+
+class PatchMerger(nn.Module):
+    """[F, S, D] -> [F, S / 4, out]: the patches of a cell (neighbours in S) become one token."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x_FSD):
+        F, S, D = x_FSD.shape
+        cell = self.config.spatial_merge_size**2
+        x_FCE = RMSNorm(EPS, name="ln_q")(x_FSD).reshape(F, S // cell, cell * D)
+        return MergerMLP(self.config, name="mlp")(x_FCE)
+
+
+def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_FWK2) -> jax.Array:
+    """Patches and their places -> [F, W * K / 4, out_hidden_size].
+
+    patches_FWKP: u8. coords_FWK2: i32, (row, column) of each, -1 padding. Rows of padding cells are
+    finite and mean nothing. params: the `visual` part of the parameter tree.
+    """
+    F, W, K, P = patches_FWKP.shape
+    if F == 0:
+        return jnp.zeros(
+            (0, W * K // config.spatial_merge_size**2, config.out_hidden_size), compute.dtype
+        )
+    full_L = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
+
+    def tower(patches_FSP, coords_FS2):
+        valid_FS = (coords_FS2[..., 0] >= 0).astype(jnp.int32)
+        turn = rotation(rotary_angles(coords_FS2, config.head_dim))
+
+        def block(layer_params, x, full):
+            return VisionBlock(config).apply(
+                {"params": layer_params}, x, turn, valid_FS, full
+            ), None
+
+        x = PatchEmbed(config, compute.dtype).apply({"params": params["patch_embed"]}, patches_FSP)
+        x = constrain(x, ("batch", None, None))
+        full = split_like(params["blocks"], full_L)
+        x, _ = run_layers(block, params["blocks"], x, full, remat=compute.remat)
+        return PatchMerger(config).apply({"params": params["merger"]}, x)
+
+    arrays = patches_FWKP.reshape(F, W * K, P), coords_FWK2.reshape(F, W * K, 2)
+    return in_slabs(tower, arrays, W * K, compute.slab)
+
+
+def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
+    """Angles f32[F, S, head_dim / 2]: half of them turn with the row, half with the column."""
+    inverse = ROPE_THETA ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
+    angles = (
+        coords_FS2.astype(jnp.float32)[..., None]
+        * jnp.asarray(inverse, jnp.float32)[None, None, None]
+    )
+    return angles.reshape(*coords_FS2.shape[:2], head_dim // 2)
+
+
+def declare(config: VisionConfig) -> dict:
+    """Boxes (see `layers.declared`) of the parameters, those of one block under "blocks"."""
+    grid = (1, config.window_patches)
+
+    def x():
+        return jnp.zeros((*grid, config.hidden_size))
+
+    def block():
+        return (
+            x(),
+            rotation(jnp.zeros((*grid, config.head_dim // 2))),
+            jnp.zeros(grid, jnp.int32),
+            True,
+        )
+
+    return {
+        "patch_embed": declared(
+            PatchEmbed(config, "float32"), lambda: (jnp.zeros((*grid, config.patch_dim)),)
+        ),
+        "blocks": declared(VisionBlock(config), block),
+        "merger": declared(PatchMerger(config), lambda: (x(),)),
+    }

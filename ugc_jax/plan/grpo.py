@@ -1,0 +1,222 @@
+"""Whether GRPO fits: every program of a step is compiled for TPUs that need not be there.
+
+Each is counted with what lies on the chip besides: while completions are sampled, the training
+state stays where it is.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ugc_jax.data.schema import Batch
+from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.plan.chips import GIB, Chip
+from ugc_jax.plan.flops import countable, step_flops, traced_flops
+from ugc_jax.plan.sft import Memory, chip_in, compiled_memory, shard_bytes
+from ugc_jax.rl.options import GrpoOptions
+from ugc_jax.rl.rollout import Rollout, RolloutConfig
+from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
+from ugc_jax.rl.update import policy_step, score_step
+from ugc_jax.sharding import abstract, batch_shardings
+from ugc_jax.train.state import Setup, TrainState, abstract_state, model_params
+
+
+class Program(NamedTuple):
+    """What one program of a GRPO step takes.
+
+    held: bytes of one chip that lie there besides its arguments while it runs. memory: its own.
+    runs: how often a step runs it. flops: what these runs take of all chips together; executed:
+    with what the backward pass computes again.
+    """
+
+    name: str
+    held: int
+    memory: Memory
+    runs: int
+    flops: float
+    executed: float
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of one chip that are taken while it runs."""
+        return self.held + self.memory.peak
+
+
+class GrpoPlan(NamedTuple):
+    """All programs of a step, in their order."""
+
+    chip: Chip
+    chips: int
+    programs: tuple[Program, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether no program's peak is more than a chip has."""
+        return all(program.peak <= self.chip.hbm for program in self.programs)
+
+    def figures(self) -> dict:
+        """The plan for JSON."""
+        programs = [
+            {**program._asdict(), "memory": program.memory._asdict(), "peak": program.peak}
+            for program in self.programs
+        ]
+        chip = self.chip._asdict()
+        return {**self._asdict(), "chip": chip, "programs": programs, "fits": self.fits}
+
+    def table(self) -> str:
+        """The plan for people, a program a line."""
+
+        def line(name, *figures):
+            return f"  {name:<11}" + "".join(f"{figure:>13}" for figure in figures)
+
+        def gib(count):
+            return "unknown" if count is None else f"{count / GIB:.2f}"
+
+        rows = [
+            f"{self.chips} chips {self.chip.name}; GiB that each needs of its "
+            f"{self.chip.hbm / GIB:.2f}, TFLOP of all in a step",
+            line("", "held besides", "arguments", "temporaries", "peak", "TFLOP", "runs"),
+        ]
+        for program in self.programs:
+            memory, work = program.memory, f"{program.flops / 1e12:,.1f}"
+            sizes = program.held, memory.arguments, memory.temporaries, program.peak
+            verdict = "" if program.peak <= self.chip.hbm else "  DOES NOT FIT"
+            rows.append(line(program.name, *map(gib, sizes), work, program.runs) + verdict)
+        needed, executed = (
+            sum(getattr(program, name) for program in self.programs) / 1e12
+            for name in ("flops", "executed")
+        )
+        verdict = "it fits" if self.fits else "it DOES NOT FIT"
+        rows.append(
+            f"in all {needed:,.1f} TFLOP a step, {executed:,.1f} with what is computed again; "
+            f"{verdict}"
+        )
+        return "\n".join(rows)
+
+
+def plan_grpo(
+    setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch
+) -> GrpoPlan:
+    """Compile the programs of a step for the devices of `setup.mesh`.
+
+    prompts: of `train.plan.batch_shapes`. All completions are taken to be of max_new_tokens.
+    Raises UserError if the devices are of no chip in the table, and as `Rollout`.
+    """
+    chip = chip_in(setup.mesh)
+    batch = policy_shapes(setup, options, config, prompts)
+    programs = (
+        *_sampling(setup, options, config, prompts),
+        *_learning(setup, options, config, prompts, batch),
+    )
+    return GrpoPlan(chip, setup.mesh.size, programs)
+
+
+def policy_shapes(
+    setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch
+) -> PolicyBatch:
+    """The largest PolicyBatch of these prompts, of jax.ShapeDtypeStructs on the training mesh."""
+    rollout = Rollout(setup, config, options.shared_prompt)
+    G, N = config.samples, config.max_new_tokens
+    empty = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape[1:]), leaf.dtype), prompts)
+    none = np.zeros((1, G), np.float32)
+    tokens = np.zeros((1, G, N), np.int32)
+    completions = Completions(tokens, none.astype(np.int32), none > 0, tokens.astype(np.float32))
+    most = slots(np.full((1, G), N), N, options.shared_prompt)
+    one = policy_rows(  # of one prompt
+        empty, completions, none, none, most, setup.model, options.shared_prompt,
+        keep_media=not rollout.keeps_media,
+    )  # fmt: skip
+    if rollout.keeps_media:
+        encode = functools.partial(omni.media_rows, config=setup.model, compute=setup.compute)
+        params = jax.eval_shape(functools.partial(model_params, setup=setup), abstract_state(setup))
+        media = jax.eval_shape(lambda params, batch: encode(params, batch=batch), params, empty)
+        one = one._replace(media=media)
+    if options.updates > 1:
+        one = one._replace(old=one.rollout)
+    if options.beta:
+        one = one._replace(reference=one.rollout)
+    return _rows(one, len(prompts.tokens) * len(one.tokens), setup.mesh)
+
+
+def _sampling(setup, options, config, prompts) -> Iterator[Program]:
+    """What `Rollout` runs."""
+    rollout = Rollout(setup, config, options.shared_prompt)
+    counted = Rollout(countable(setup), config, options.shared_prompt).trace(prompts)
+    there = shard_bytes((prompts, abstract_state(setup)))
+    outputs = {}
+    for name, traced in rollout.trace(prompts).items():
+        runs = 1 if name == "weights" else config.parts
+        flops = traced_flops(counted[name], setup.model) * runs
+        if name == "decode":  # its loop counts once; the first token is of the prompt's logits
+            flops *= config.max_new_tokens - 1
+            there -= outputs["embed"]
+        with jax.set_mesh(rollout.mesh):
+            program = _program(name, traced, there, runs, flops, executed=flops)
+        yield program
+        # The weights, the encoders' rows and the cache stay.
+        outputs[name] = program.memory.outputs or 0
+        if name == "weights" and rollout.mesh == setup.mesh:
+            outputs[name] -= _passed_on(traced, abstract_state(setup))
+        there += outputs[name]
+
+
+def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
+    """What is run once the rollout has dropped its weights."""
+    update = _minibatch(batch, options, setup.mesh)
+    programs = [("update", _policy_step(options, config), update, options.updates)]
+    if options.beta > 0:
+        programs.insert(0, ("reference", _score_step(options, config, True), batch, 1))
+    if options.updates > 1:
+        programs.insert(0, ("old", _score_step(options, config, False), batch, 1))
+    state = abstract_state(setup)
+    for name, make_step, rows, runs in programs:
+        there = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)
+        flops, executed = (
+            step_flops(setup, rows, remat, make_step) * runs for remat in (False, True)
+        )
+        step = make_step(setup)
+        with jax.set_mesh(setup.mesh):
+            program = _program(name, step.trace(state, rows), there, runs, flops, executed)
+        yield program
+
+
+def _program(
+    name: str, traced: jax.stages.Traced, there: int, runs: int, flops: float, executed: float
+) -> Program:
+    """Compile it. there: bytes on a chip before it runs; its arguments are among them."""
+    memory = compiled_memory(traced)
+    # One that does not fit even alone does not tell its arguments.
+    held = 0 if memory.arguments is None else there - memory.arguments
+    return Program(name, held, memory, runs, flops, executed)
+
+
+def _policy_step(options: GrpoOptions, config: RolloutConfig):
+    return lambda setup: policy_step(setup, options, config.samples, config.temperature)
+
+
+def _score_step(options: GrpoOptions, config: RolloutConfig, of_reference: bool):
+    return lambda setup: score_step(setup, options, config.temperature, of_reference)
+
+
+def _passed_on(weights: jax.stages.Traced, state: TrainState) -> int:
+    """Bytes of the state's leaves that are weights as they are: a rollout takes no copy of them."""
+    jaxpr = weights.jaxpr.jaxpr
+    leaves = zip(jaxpr.invars, jax.tree.leaves(state), strict=True)
+    return shard_bytes([leaf for variable, leaf in leaves if variable in jaxpr.outvars])
+
+
+def _minibatch(batch: PolicyBatch, options: GrpoOptions, mesh: jax.sharding.Mesh) -> PolicyBatch:
+    """The rows of one update."""
+    parts = options.minibatches
+    return batch if parts == 1 else _rows(batch, batch.tokens.shape[0] // parts, mesh)
+
+
+def _rows(batch: PolicyBatch, rows: int, mesh: jax.sharding.Mesh) -> PolicyBatch:
+    """The shapes of a batch with so many rows, on the mesh."""
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), batch
+    )
+    return abstract(shapes, batch_shardings(mesh, shapes))

@@ -1,0 +1,217 @@
+"""What a page says in words: what compares, how tasks were scored, where results come from."""
+
+from collections.abc import Sequence
+
+from ugc_jax.evals.compare import compare
+from ugc_jax.evals.results import columns
+from ugc_jax.report import published
+from ugc_jax.report.tables import Members, column_title, in_order, title
+
+
+def sentences(members: Members) -> list[str]:
+    """Which rows of the table compare with each other and with the published ones."""
+    if all("world" in result["tasks"] for *_, result in members):
+        return [
+            "What these captions say is checked word for word, without a model as judge: rows of "
+            "the same clips compare.",
+            *_unlike_each_other(members),
+        ]
+    lines = ["Only rows with the same judge, temperature, prompt and frames compare."]
+    for task in published.PROTOCOLS:
+        lines += _against_the_paper(task, members)
+    normalisations = {
+        result["tasks"]["ocr"].get("protocol", {}).get("normalisation")
+        for *_, result in members
+        if "ocr" in result["tasks"]
+    }
+    if normalisations:
+        kinds = _and([f"“{kind}”" for kind in sorted(map(str, normalisations))])
+        published_as = " and ".join(
+            f"those of {_and([row.model for row in published.ROWS if row.normalisation == kind])} "
+            f"with “{kind}” ones"
+            for kind in ("raw", "cleaned")
+        )
+        lines.append(
+            f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
+            "out of the released predictions."
+        )
+    return lines + _unlike_each_other(members)
+
+
+def _against_the_paper(task: str, members: Members) -> list[str]:
+    """Which results of a judged task compare with the paper's rows."""
+    equal, unlike = [], []
+    for _, name, result in members:
+        if task not in result["tasks"]:
+            continue
+        facts = result["tasks"][task]
+        differences = published.differences(task, facts.get("protocol") or {})
+        if differences:
+            unlike.append(f"{name} ({', '.join(differences)})")
+        else:
+            equal.append(f"{name}{_frames(result)}")
+    lines = []
+    if equal:
+        lines.append(
+            f"{title(task)}: {_and(equal)} were, as far as is known, scored as the paper's rows "
+            "were, by the same judge at the same temperature with the same prompt. They compare "
+            "with the rows whose models were given the same frames, and with no row of another "
+            "paper."
+        )
+    if unlike:
+        lines.append(
+            f"{title(task)}: no published score compares with that of {_and(unlike)}; nor does an "
+            "average that holds it."
+        )
+    return lines
+
+
+def _frames(result: dict) -> str:
+    """What a model was given, where it was asked by us."""
+    clip = (result.get("asked") or {}).get("clip") or {}
+    counted = {"frames": "{} frames", "fps": "{:g} frames a second"}
+    told = [form.format(clip[key]) for key, form in counted.items() if clip.get(key) is not None]
+    return f" (given {told[0]})" if told else ""
+
+
+def _unlike_each_other(members: Members) -> list[str]:
+    lines = []
+    for task in in_order(dict.fromkeys(task for *_, result in members for task in result["tasks"])):
+        by_protocol: dict[str, list[str]] = {}
+        for _, name, result in members:
+            if task in result["tasks"]:
+                protocol = result["tasks"][task].get("protocol") or {}
+                text = ", ".join(f"{key} {value}" for key, value in sorted(protocol.items()))
+                if None in protocol.values():
+                    text = f"not known how {name} was judged"
+                by_protocol.setdefault(text or "nothing noted", []).append(name)
+        if len(by_protocol) > 1:
+            parts = [f"{_and(names)} ({text})" for text, names in by_protocol.items()]
+            lines.append(f"{title(task)}: {_and(parts)} do not compare with each other.")
+    return lines + _different_clips(members)
+
+
+def _different_clips(members: Members) -> list[str]:
+    """Where the first result and another saw other clips, or the same in other ways."""
+    (_, first, base), *others = members
+    against = compare([base, *(result for *_, result in others)])["against"]
+    lines = []
+    for (_, name, _), facts in zip(others, against, strict=True):
+        if facts["asked"]:
+            ways = "; ".join(facts["asked"])
+            lines.append(f"{first} and {name} saw the clips in different ways ({ways}).")
+        for task, found in facts["tasks"].items():
+            if count := found["strangers"]:
+                lines.append(
+                    f"{title(task)}: {count} ids of {first} and {name} are two different clips, by "
+                    "their references; they are shown apart, and are in no difference."
+                )
+    return lines
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def task_notes(members: Members) -> list[dict]:
+    """Task by task what its score is, and of each result n, failures, noise and notes: {"title",
+    "summary", "flags", "metric", "rows": [(number, name, facts)]}."""
+    notes = []
+    for task in in_order(dict.fromkeys(task for *_, result in members for task in result["tasks"])):
+        having = [member for member in members if task in member[2]["tasks"]]
+        rows = [(number, name, _facts(result["tasks"][task])) for number, name, result in having]
+        failed = sum(facts["failed"] for *_, facts in rows)
+        summary = f"{', '.join(str(facts['n']) for *_, facts in rows)} clips scored"
+        note = {
+            "title": title(task),
+            "summary": f"{summary}, {failed} failed" if failed else summary,
+            "flags": list(dict.fromkeys(flag for *_, facts in rows for flag in facts["flags"])),
+            "metric": having[0][2]["tasks"][task].get("metric", ""),
+            "rows": rows,
+        }
+        notes.append(note)
+    return notes
+
+
+def _facts(task: dict) -> dict:
+    """n, failures, protocol, lines to read and lines to be warned by, of a task of a result."""
+    reasons = ", ".join(f"{count} {kind}" for kind, count in (task.get("failures") or {}).items())
+    digits = 3 if task.get("unit") == "fraction" else 2
+    lines = list(task.get("notes") or [])
+    if task["failed"] and task.get("floor") is not None:
+        lines.append(f"the score would be {task['floor']:.{digits}f} if failures were zeros")
+    if task.get("noise") is not None:
+        lines.append(f"judge noise: standard deviation of the score {task['noise']:.{digits}f}")
+    others = {name: task[name] for name in columns(task) if task[name] is not None}
+    if digits == 3 and others:
+        lines.append(", ".join(f"{column_title(n)} {value:.3f}" for n, value in others.items()))
+    warnings = list(task.get("flags") or [])
+    majority = task.get("majority")
+    if majority and task["score"] is not None and task["score"] < majority["score"]:
+        warnings.append(
+            f"below {majority['score']:.1f}, the score of always saying {majority['answer']}"
+        )
+    return {
+        "n": task["n"],
+        "failed": task["failed"],
+        "reasons": reasons,
+        "protocol": ", ".join(f"{k} {v}" for k, v in (task.get("protocol") or {}).items()),
+        "lines": lines,
+        "flags": task.get("flags") or [],
+        "warnings": warnings,
+    }
+
+
+def card(name: str, result: dict) -> dict:
+    """Where a result comes from: {"name", "facts": [(label, text)], "faults", "listed"}."""
+    made = str(result.get("created", "")).replace("T", " ").replace("Z", " UTC")
+    facts = [("evaluated", f"{made}, ugc_jax {result.get('ugc_jax', '?')}")]
+    sources = result.get("sources") or {}
+    facts += [(label, str(path)) for label, path in sources.items() if path]
+    if asked := result.get("asked"):
+        facts += [
+            ("clips as", _settings(asked["clip"])),
+            ("answers as", _settings(asked["sampling"])),
+        ]
+    if judge := result.get("judge"):
+        facts.append(("judge", _judge(judge)))
+        if usage := judge.get("usage"):
+            facts.append(("questions", _usage(usage)))
+    unscored = result.get("unscored") or {}
+    facts += [(f"no {title(task).lower()} score", why) for task, why in unscored.items()]
+    faults = result.get("faults") or {}
+    kinds = {kind: faults.get(kind, 0) for kind in ("duplicate", "unknown", "broken")}
+    told = [f"{count} {kind}" for kind, count in kinds.items() if count]
+    return {
+        "name": name,
+        "facts": facts,
+        "faults": f"lines of the prediction files passed over: {', '.join(told)}" if told else "",
+        "listed": faults.get("listed") or [],
+    }
+
+
+def _settings(settings: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+
+
+def _judge(judge: dict) -> str:
+    facts = [str(judge.get("model"))]
+    if judge.get("temperature") is not None:
+        facts.append(f"temperature {judge['temperature']:g}")
+    facts.append(f"prompt {judge.get('prompt')}")
+    if (judge.get("repeats") or 1) > 1:
+        facts.append(f"{judge['repeats']} times")
+    return ", ".join(facts)
+
+
+def _usage(usage: dict) -> str:
+    facts = [
+        f"{usage.get('answered', 0)} answered by the judge",
+        f"{usage.get('cached', 0)} cached",
+    ]
+    facts += [f"{usage['failed']} failed"] if usage.get("failed") else []
+    if usage.get("tokens_in"):
+        tokens = f"{usage['tokens_in']:,} tokens in, {usage.get('tokens_out', 0):,} out"
+        facts.append(f"in all {tokens}, whenever they were asked")
+    facts += [f"cost {usage['cost']:.2f}"] if usage.get("cost") else []
+    return ", ".join(facts)

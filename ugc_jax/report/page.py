@@ -1,0 +1,268 @@
+"""Results -> one self-contained HTML page: tables, plots, and a browser of clips.
+
+    results --+-- tables.py, notes.py: numbers and words --+
+              +-- plots.py: inline SVG --------------------+-> templates/report.html -> page
+              +-- clips of each task ----------------------+
+    album (pictures.py) -----------------------------------+
+
+The page loads nothing: styles, script, pictures and data stand in it, and its content-security
+policy forbids the rest. Texts of models get into it through jinja's escaping, or as JSON that the
+script shows as text.
+"""
+
+import datetime
+import math
+from collections.abc import Sequence
+from statistics import median_low
+
+from ugc_jax import __version__
+from ugc_jax.evals.compare import same
+from ugc_jax.evals.intervals import RESAMPLES
+from ugc_jax.evals.results import columns
+from ugc_jax.report import notes, plots, tables
+from ugc_jax.report.pictures import Album
+
+TEXTS = ("audio_caption", "visual_caption", "final_caption", "world")  # lengths worth a plot
+
+
+def make_page(results: Sequence[dict], album: Album | None) -> str:
+    """The page of results of `ugc-jax evaluate`; the others are held against the first."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ugc_jax.evals"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    names = unique_names(results)
+    benchmarks = dict.fromkeys(tables.benchmark(result) for result in results)
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template("report.html").render(
+        names=names,
+        made=made,
+        version=__version__,
+        cards=[notes.card(*pair) for pair in zip(names, results, strict=True)],
+        groups=[_group(name, names, results) for name in benchmarks],
+        colours=plots.SERIES,
+        resamples=RESAMPLES,
+        album=None if album is None else album_lines(album),
+        data={
+            "results": names,
+            "colours": plots.SERIES,
+            "main": next(filter(None, map(tables.main_task, results)), None),
+            "tasks": clip_tasks(results),
+            "pictures": {} if album is None else _pictures(album),
+        },
+    )
+
+
+def unique_names(results: Sequence[dict]) -> list[str]:
+    """The results' names; one that comes again gets a number."""
+    names: list[str] = []
+    for result in results:
+        name, number = result["name"], 1
+        while name in names:
+            number += 1
+            name = f"{result['name']} ({number})"
+        names.append(name)
+    return names
+
+
+def worst_first(results: Sequence[dict]) -> list[str]:
+    """Ids of all clips: the first result's from its worst on (in its caption task, or its first
+    one), then those that it has no score of."""
+    task = tables.main_task(results[0])
+    clips = results[0]["clips"].get(task, [])
+    scored = sorted((clip for clip in clips if "score" in clip), key=lambda clip: clip["score"])
+    every = (clip for result in results for task in result["clips"].values() for clip in task)
+    return list(dict.fromkeys(clip["id"] for clip in (*scored, *every)))
+
+
+# ---- tables and plots ----------------------------------------------------------------------------
+
+
+def _group(name: str, names: Sequence[str], results: Sequence[dict]) -> dict:
+    """What the page shows of one benchmark's results."""
+    members = [
+        (number, names[number], result)
+        for number, result in enumerate(results)
+        if tables.benchmark(result) == name
+    ]
+    return {
+        "name": name,
+        "members": [(number, label) for number, label, _ in members],
+        "table": tables.score_table(members),
+        "differences": tables.difference_table(members) if len(members) > 1 else None,
+        "sentences": notes.sentences(members),
+        "tasks": notes.task_notes(members),
+        "plots": list(_plots(members, len(results))),
+    }
+
+
+def _plots(members: Sequence[tuple[int, str, dict]], total: int):
+    """{"title", "svg", "text"} of each plot. total: results in the page, which colours go by."""
+    if any(result["tasks"] for *_, result in members):
+        yield _scores(members, total)
+    if any(_world_attributes(result) for *_, result in members):
+        yield _attributes(members, total)
+    for task in TEXTS:
+        if plot := _lengths(task, members, total):
+            yield plot
+    for number, name, result in members:
+        for task, facts in result["tasks"].items():
+            if facts.get("confusion"):
+                yield _confusion(number, name, task, facts)
+
+
+def _by_result(members: Sequence, total: int, value) -> list:
+    """value(result) at the place of each result of this benchmark, None at the others'."""
+    row = [None] * total
+    for number, _, result in members:
+        row[number] = value(result)
+    return row
+
+
+def _scores(members: Sequence, total: int) -> dict:
+    rows = []
+    shown = tables.score_columns([result for *_, result in members])
+    for column, name in zip(shown, tables.labels(shown), strict=True):
+        figures = _by_result(members, total, lambda r, c=column: tables.percent(r, c))
+        rows.append(
+            plots.Bars(
+                name,
+                [figure and figure[0] for figure in figures],
+                [figure and figure[1] for figure in figures],
+                tables.published_values(column),
+            )
+        )
+    text = "Lines are 95 % intervals."
+    if any(row.published for row in rows):
+        text += " Circles are the published rows of the table."
+    label = f"Scores of {', '.join(name for _, name, _ in members)}; the table has the numbers."
+    return {"title": "Scores", "svg": plots.score_bars(rows, label), "text": text}
+
+
+def _world_attributes(result: dict) -> dict[str, float]:
+    """Attribute -> percent of captions that state it right; empty without the world."""
+    return result["tasks"].get("world", {}).get("attributes") or {}
+
+
+def _attributes(members: Sequence, total: int) -> dict:
+    shares = _by_result(members, total, _world_attributes)
+    names = dict.fromkeys(name for share in shares for name in share or {})
+    rows = [
+        plots.Bars(name, [(share or {}).get(name) for share in shares], [None] * total, [])
+        for name in names
+    ]
+    svg = plots.score_bars(rows, "Share of captions that state each attribute right, in percent.")
+    text = "Percent of the captions that state it right."
+    return {"title": "Attributes of the world", "svg": svg, "text": text}
+
+
+def _lengths(task: str, members: Sequence, total: int) -> dict | None:
+    def words(result: dict, key: str) -> list[int]:
+        return [len(clip[key].split()) for clip in result["clips"].get(task, []) if key in clip]
+
+    lengths = _by_result(members, total, lambda result: words(result, "prediction"))
+    if not any(lengths):
+        return None
+    references = (words(result, "reference") for *_, result in members)
+    reference = [] if task == "world" else max(references, key=len)
+    medians = [f"{name} {median_low(lengths[n])}" for n, name, _ in members if lengths[n]]
+    medians += [f"reference {median_low(reference)} (filled)"] if reference else []
+    title = f"Length of texts: {tables.title(task)}"
+    svg = plots.length_histogram(lengths, reference, f"{title}, in words.")
+    text = f"Median words: {', '.join(medians)}. The longest hundredth stands at the right end."
+    return {"title": title, "svg": svg, "text": text}
+
+
+def _confusion(number: int, name: str, task: str, facts: dict) -> dict:
+    table = facts["confusion"]
+    title = f"{tables.title(task)}: {name}"
+    label = f"{title}. Answers in rows, what was said in columns."
+    recall = {one: share for one, share in (facts.get("recall") or {}).items() if share is not None}
+    shares = ", ".join(f"{answer} {share:.1f} %" for answer, share in recall.items())
+    return {
+        "title": title,
+        "number": number,
+        "svg": plots.confusion(table["answers"], table["said"], table["counts"], label),
+        "text": f"Right of each answer: {shares}.",
+    }
+
+
+# ---- clips ---------------------------------------------------------------------------------------
+
+
+def clip_tasks(results: Sequence[dict]) -> list[dict]:
+    """The clips of each task, with what each result made of them, as the page's script reads it.
+
+    A task: {"name", "title", "digits", "score": its title, "columns": [[key, title]], "results":
+    numbers, "clips"}. A clip: {"id", "reference", "of": [one a result of the page, None where it
+    has nothing]}.
+    """
+    names = dict.fromkeys(task for result in results for task in result["tasks"])
+    return [_clip_task(name, results) for name in tables.in_order(names)]
+
+
+def _clip_task(name: str, results: Sequence[dict]) -> dict:
+    having = [number for number, result in enumerate(results) if name in result["tasks"]]
+    facts = [results[number]["tasks"][name] for number in having]
+    keys = list(dict.fromkeys(column for fact in facts for column in columns(fact)))
+    clips: dict[str, list[dict]] = {}
+    for number in having:
+        for clip in results[number]["clips"][name]:
+            rows = clips.setdefault(clip["id"], [])
+            # two clips of one id, such as those of two worlds, are shown apart
+            row = next((row for row in rows if same(row, clip)), None)
+            if row is None:
+                row = {"id": clip["id"], "of": [None] * len(results)}
+                rows.append(row)
+            if clip.get("reference") is not None:
+                row["reference"] = clip["reference"]
+            row["of"][number] = _outcome(clip, keys)
+    return {
+        "name": name,
+        "title": tables.title(name),
+        "digits": 3 if facts[0].get("unit") == "fraction" else 1,
+        "score": tables.field_title(tables.Column(name, "score")) if keys else "score",
+        "columns": [[key, tables.column_title(key)] for key in keys],
+        "results": having,
+        "clips": [row for rows in clips.values() for row in rows],
+    }
+
+
+def _outcome(clip: dict, keys: Sequence[str]) -> dict:
+    """What became of a clip, without what the page does not show."""
+    kept = ("prediction", "failure", "said", "answer", "note", "wrong")
+    numbers = {key: _number(clip.get(key)) for key in ("score", *keys)}
+    return {key: value for key, value in numbers.items() if value is not None} | {
+        key: clip[key] for key in kept if clip.get(key) is not None
+    }
+
+
+def _number(value: object) -> float | None:
+    """Rounded, as JSON can hold it."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return round(value, 4) if is_number else None
+
+
+def _pictures(album: Album) -> dict[str, dict]:
+    return {
+        name: {"frames": picture.frames, "mel": picture.mel, "seconds": round(picture.seconds, 1)}
+        for name, picture in album.pictures.items()
+    }
+
+
+def album_lines(album: Album) -> list[str]:
+    """Of how many clips the page has pictures, and of which it has none."""
+    lines = [f"{len(album.pictures)} clips have pictures"]
+    if album.left_out:
+        lines[0] += f"; {len(album.left_out)} more were left out (pictures=N asks for more)"
+    if album.missing:
+        lines.append(f"{len(album.missing)} have no file in the folder, {album.missing[0]} first")
+    if album.unreadable:
+        lines.append(f"{len(album.unreadable)} cannot be read: {'; '.join(album.unreadable[:10])}")
+    return lines

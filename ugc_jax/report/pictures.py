@@ -1,0 +1,141 @@
+"""Small pictures of clips for a page: a strip of frames and the sound's mel, as data URIs."""
+
+import base64
+import io
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ugc_jax.data import features
+from ugc_jax.errors import UserError
+from ugc_jax.evals.tasks import clip_id
+from ugc_jax.media import streams
+from ugc_jax.media.clip import probe
+from ugc_jax.media.find import find_clips
+from ugc_jax.media.framing import Source
+
+logger = logging.getLogger(__name__)
+
+FRAMES = 6  # in a strip, at the middles of as many equal parts of the clip
+SIDE = 120  # pixels of a frame's longer side
+GAP = 2  # pixels between frames
+MEL_SIZE = (320, 56)  # pixels: (time, pitch)
+TONES = 24  # of the mel's colours; fewer make smaller files
+LONGEST = 300.0  # seconds of sound that are shown
+SILENCE = 1e-4  # no sample is above it: a track that holds nothing to hear
+
+
+class Picture(NamedTuple):
+    """frames: data URI of a JPEG, None without picture. mel: of a PNG, None without sound."""
+
+    frames: str | None
+    mel: str | None
+    seconds: float
+
+
+class Album(NamedTuple):
+    """Pictures by clip id; ids that have no file; lines of clips that cannot be read; ids left out
+    because only so many were asked for."""
+
+    pictures: dict[str, Picture]
+    missing: list[str]
+    unreadable: list[str]
+    left_out: list[str]
+
+
+def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
+    """Pictures of the clips called `ids` in the folder `videos` and below, of the first `limit`.
+
+    A clip's id is the name of its file without suffix. Raises UserError if `videos` is no folder,
+    holds no videos, or if two files there have one wanted id.
+    """
+    if not Path(videos).is_dir():
+        raise UserError(f"videos: {videos} is no folder; name the one that holds the clips")
+    files: dict[str, str] = {}
+    wanted = set(ids)
+    for path in find_clips([videos]):
+        name = clip_id(path)
+        if name in wanted and files.setdefault(name, path) != path:
+            raise UserError(
+                f"videos: {files[name]} and {path} have one id, {name}; name a folder below"
+            )
+    found = [name for name in ids if name in files]
+    missing = [name for name in ids if name not in files]
+    pictures, unreadable = {}, []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        drawn = pool.map(_try, [files[name] for name in found[:limit]])
+        bar = tqdm(drawn, total=len(found[:limit]), unit="clip", desc="pictures", disable=None)
+        for name, picture in zip(found, bar, strict=False):
+            if isinstance(picture, Picture):
+                pictures[name] = picture
+            else:
+                unreadable.append(picture)
+                logger.warning("%s", picture)
+    return Album(pictures, missing, unreadable, found[limit:])
+
+
+def draw(path: str | Path) -> Picture:
+    """The pictures of one clip. UserError naming the file if it cannot be read."""
+    source = probe(path)
+    frames = None if source.kind == "audio" else _uri("jpeg", _strip(source), quality=68)
+    mel = _mel(source)
+    seconds = max(source.seconds, source.audio_seconds)
+    return Picture(frames, None if mel is None else _uri("png", mel, optimize=True), seconds)
+
+
+def _try(path: str) -> Picture | str:
+    try:
+        return draw(path)
+    except UserError as error:
+        return str(error)
+
+
+def _strip(source: Source) -> Image.Image:
+    """Frames side by side."""
+    shrink = min(1.0, SIDE / max(source.width, source.height))
+    width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
+    places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
+    frames = streams.read_frames(
+        source, places, (height, width), lambda frame: features.resize(frame, height, width)
+    )
+    strip = Image.new("RGB", (FRAMES * (width + GAP) - GAP, height), (128, 128, 128))
+    for number, frame in enumerate(frames):
+        strip.paste(Image.fromarray(frame), (number * (width + GAP), 0))
+    return strip
+
+
+def _mel(source: Source) -> Image.Image | None:
+    """Time goes to the right and pitch up; None without a sound to hear."""
+    if not source.has_audio:
+        return None
+    waveform = streams.read_sound(source, 0.0, None, LONGEST)
+    if waveform is None or np.abs(waveform).max() < SILENCE:
+        return None
+    mel = features.log_mel(waveform).T[::-1]
+    low, high = mel.min(), mel.max()
+    tones = ((mel - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    small = np.asarray(Image.fromarray(tones).resize(MEL_SIZE, Image.Resampling.BOX))
+    picture = Image.fromarray((small * (TONES / 256)).astype(np.uint8))
+    picture.putpalette(_palette())
+    return picture
+
+
+def _palette() -> bytes:
+    """RGB bytes of TONES colours, dark to light."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["magma"](np.linspace(0, 1, TONES), bytes=True)
+    return colours[:, :3].tobytes()
+
+
+def _uri(kind: str, picture: Image.Image, **options) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,250 @@
+"""The tables of a page of results: which columns there are, and what stands in their cells."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ugc_jax.evals.compare import compare
+from ugc_jax.evals.results import columns
+from ugc_jax.report import published
+
+Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) of one benchmark
+
+TITLES = {
+    "voice_source": "Voice source",
+    "tone": "Tone",
+    "bgm": "BGM",
+    "ocr": "OCR",
+    "background": "Background",
+    "objects": "Objects",
+    "audio_caption": "Audio caption",
+    "visual_caption": "Visual caption",
+    "final_caption": "Caption",
+    "world": "World",
+}
+# The order of a task's columns where it is not the result's own; "score" is last in the others.
+_ORDER = {
+    "final_caption": ("audio", "visual", "details", "score"),
+    "world": ("score", "visual", "audio", "text", "cross", "all_right"),
+}
+
+
+class Column(NamedTuple):
+    """A column of the table: the score of a task or a column beside it."""
+
+    task: str
+    field: str
+
+    @property
+    def key(self) -> str:
+        """Its name among the published scores."""
+        return self.task if self.field == "score" else f"{self.task}.{self.field}"
+
+
+class Cell(NamedTuple):
+    """href: the clips behind the score. lines: small, below it. failed: how many clips did.
+
+    weak: it may be nothing.
+    """
+
+    text: str
+    href: str = ""
+    lines: tuple[str, ...] = ()
+    failed: int = 0
+    weak: bool = False
+
+
+def title(task: str) -> str:
+    """A task's name for people."""
+    return TITLES.get(task, task.replace("_", " "))
+
+
+def column_title(name: str) -> str:
+    """A column's name for people."""
+    return (
+        name.replace("_", " ")
+        .replace("rouge l", "ROUGE-L")
+        .replace("rouge ", "ROUGE-")
+        .replace("bleu ", "BLEU-")
+    )
+
+
+def in_order(tasks: Sequence[str]) -> list[str]:
+    """Tasks in the table's order, unknown ones last."""
+    known = list(TITLES)
+    return sorted(tasks, key=lambda task: known.index(task) if task in known else len(known))
+
+
+def benchmark(result: dict) -> str:
+    """What a result is of, as a heading."""
+    name = str(result.get("benchmark") or "UGC-VideoCap")
+    return "The synthetic world" if name == "world" else name
+
+
+def field_title(column: Column) -> str:
+    """A column's name below its task's."""
+    if column.field != "score":
+        return column_title(column.field)
+    return {"world": "F1"}.get(column.task, "average")
+
+
+def main_task(result: dict) -> str | None:
+    """The task to look at first: the caption, or else the result's last one in the table."""
+    names = in_order(result["tasks"])
+    return "final_caption" if "final_caption" in names else names[-1] if names else None
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def score_columns(results: Sequence[dict]) -> list[Column]:
+    """The columns that at least one result has. Those of OCR's single measures are left out."""
+    found = []
+    for task in in_order(dict.fromkeys(task for result in results for task in result["tasks"])):
+        having = [result["tasks"][task] for result in results if task in result["tasks"]]
+        names = list(dict.fromkeys(name for facts in having for name in columns(facts)))
+        names = [] if task == "ocr" else names
+        first = [name for name in _ORDER.get(task, ()) if name in names or name == "score"]
+        rest = [name for name in names if name not in first]
+        order = [*rest, *first] if "score" in first else [*rest, "score"]
+        found += [Column(task, name) for name in order]
+    return found
+
+
+def labels(shown: Sequence[Column]) -> list[str]:
+    """Names of columns where they stand without the table's heading."""
+    fields = Counter(column.task for column in shown)
+    names = []
+    for column in shown:
+        parts = [title(column.task)] if len(fields) > 1 or fields[column.task] == 1 else []
+        if fields[column.task] > 1:
+            parts.append(field_title(column))
+        names.append(": ".join(parts) + (" × 100" if column.task == "ocr" else ""))
+    return names
+
+
+def percent(result: dict, column: Column) -> tuple[float | None, list[float] | None]:
+    """(score, its interval) of a column on 0..100; None where the result lacks them."""
+    facts = result["tasks"].get(column.task, {})
+    score, bounds = _figure(facts, column.field)
+    scale = 100 if facts.get("unit") == "fraction" else 1
+    return (
+        None if score is None else scale * score,
+        None if bounds is None else [scale * bound for bound in bounds],
+    )
+
+
+def published_values(column: Column) -> list[float]:
+    """The published scores of a column, on 0..100."""
+    scale = 100 if column.task == "ocr" else 1
+    rows = published.ROWS
+    return [scale * float(row.scores[column.key]) for row in rows if column.key in row.scores]
+
+
+def _figure(facts: dict, field: str) -> tuple[float | None, list[float] | None]:
+    bounds = facts.get("interval") if field == "score" else facts.get("intervals", {}).get(field)
+    return facts.get(field), bounds
+
+
+def score_table(members: Members) -> dict:
+    """{"groups": [(title, columns)], "fields", "rows", "majority", "published", "average"}.
+
+    rows: (number, name, cells). majority: texts of the row of guesses, or None. published:
+    (heading, [(row, texts)]). average: there is that column.
+    """
+    results = [result for *_, result in members]
+    shown = score_columns(results)
+    has_average = any(result.get("average") is not None for result in results)
+    groups = Counter(column.task for column in shown)
+    rows = []
+    for number, name, result in members:
+        cells = [_cell(number, result, column) for column in shown]
+        if has_average:
+            average = result.get("average")
+            cells.append(Cell("–" if average is None else f"{average:.2f}"))
+        rows.append((number, name, cells))
+    keys = [column.key for column in shown] + ["average"] * has_average
+    printed = [(row, [row.scores.get(key, "–") for key in keys]) for row in published.ROWS]
+    printed = [(row, texts) for row, texts in printed if set(texts) != {"–"}]
+    return {
+        "groups": [(title(task), count) for task, count in groups.items()],
+        "fields": [field_title(column) if groups[column.task] > 1 else "" for column in shown],
+        "rows": rows,
+        "majority": _majorities(results, shown),
+        "published": [
+            (heading, [pair for pair in printed if (pair[0].source == published.PAPER) == is_paper])
+            for heading, is_paper in zip(published.HEADINGS, (True, False), strict=True)
+        ],
+        "average": has_average,
+    }
+
+
+def _majorities(results: Sequence[dict], shown: Sequence[Column]) -> list[str] | None:
+    """The scores of always saying the most frequent answer; None without a task of options.
+
+    A result tells that of the clips that it has scored: here stands that of the most clips.
+    """
+    texts = []
+    for column in shown:
+        tasks = [result["tasks"].get(column.task, {}) for result in results]
+        having = [task for task in tasks if task.get("majority")]
+        text = ""
+        if having and column.field == "score":
+            text = f"{max(having, key=lambda task: task['n'])['majority']['score']:.1f}"
+        texts.append(text)
+    return texts if any(texts) else None
+
+
+def _cell(number: int, result: dict, column: Column) -> Cell:
+    facts = result["tasks"].get(column.task)
+    if facts is None:
+        return Cell("–", lines=("not scored",) * (column.task in (result.get("unscored") or {})))
+    score, bounds = _figure(facts, column.field)
+    is_score = column.field == "score"
+    fraction = facts.get("unit") == "fraction"
+    digits = 3 if fraction else 2 if is_score and columns(facts) else 1
+    lines = []
+    if bounds is not None:
+        lines.append("{:.{d}f}–{:.{d}f}".format(*bounds, d=3 if fraction else 1))
+    if is_score:
+        lines.append(f"n {facts['n']}")
+        lines += [flag.partition(":")[0] for flag in facts.get("flags") or []]
+    address = f"#task={column.task}&result={number}"
+    return Cell(
+        text="–" if score is None else f"{score:.{digits}f}",
+        href=address if is_score else f"{address}&by={column.field}",
+        lines=tuple(lines),
+        failed=facts["failed"] if is_score else 0,
+    )
+
+
+def difference_table(members: Members) -> list[tuple[int, str, list[Cell]]] | None:
+    """Rows of the other results against the first, clip by clip, under the columns of the scores.
+
+    None if there is nothing to compare.
+    """
+    (_, _, first), *others = members
+    shown = score_columns([result for *_, result in members])
+    found = compare([first, *(result for *_, result in others)])["against"]
+    rows = [
+        (number, name, [_difference(facts["tasks"], column) for column in shown])
+        for (number, name, _), facts in zip(others, found, strict=True)
+    ]
+    return rows if any(cell.text != "–" for *_, cells in rows for cell in cells) else None
+
+
+def _difference(tasks: dict[str, dict], column: Column) -> Cell:
+    task = tasks.get(column.task, {})
+    facts = task.get(column.field)
+    if facts is None or facts["difference"] is None:
+        return Cell("–")
+    digits = 3 if task["unit"] == "fraction" else 2
+    lines = []
+    if facts["interval"] is not None:
+        lines.append(" to ".join(f"{bound:+.{digits}f}" for bound in facts["interval"]))
+    lines.append(facts["verdict"])
+    lines.append("{wins} / {ties} / {losses}".format(**facts))
+    lines = [line.replace("-", "−") for line in lines]
+    text = f"{facts['difference']:+.{digits}f}".replace("-", "−")
+    weak = facts["verdict"] not in ("better", "worse")
+    return Cell(text, lines=tuple(lines), weak=weak)

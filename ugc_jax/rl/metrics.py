@@ -1,0 +1,150 @@
+"""What a GRPO run tells: the figures of a step and of an evaluation, the tables of completions."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.data.records import Entry
+from ugc_jax.generate.engine import finish_reason
+from ugc_jax.rl.advantages import Advantages, reward_metrics
+from ugc_jax.rl.rewards.scoring import completion_texts
+from ugc_jax.rl.rows import Completions
+
+_OF_TOKENS = {
+    "kl", "entropy", "ratio", "clip_low", "clip_high", "dual_clip", "tis", "mult_prob_error",
+}  # fmt: skip
+
+
+def columns(names: Sequence[str]) -> tuple[str, ...]:
+    """All figures that a run with these reward functions reports, the most telling first.
+
+    reward, reward_std: of the weighted sum; rewards/NAME/...: of a function (failed: the share of
+    completions that it gave none). completion_tokens: mean length; truncated: share that
+    max_new_tokens cut off; zero_std_groups: share of groups whose rewards are equal; left_out:
+    share of completions that lack a reward; draws: batches of prompts drawn; replaced: share of
+    groups that dynamic sampling replaced. tokens_per_second: of the rows trained on, by the time of
+    the whole step; generated_tokens_per_second: by the time of the rollout. The others are those of
+    rl/objective.py, means over the tokens.
+    """
+    of_functions = [
+        f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std", "failed")
+    ]
+    return (
+        "reward", "reward_std", "completion_tokens", "truncated", "zero_std_groups", "kl",
+        "entropy", "grad_norm", "rollout_seconds", "reward_seconds", "update_seconds",
+        *of_functions,
+        "loss", "learning_rate", "ratio", "max_ratio", "clip_low", "clip_high", "dual_clip", "tis",
+        "token_mult_prob_error", "completion_tokens_min", "completion_tokens_max", "left_out",
+        "draws", "replaced", "generated_tokens_per_second", "tokens_per_second", "data_wait",
+        "memory_gb",
+        "eval_reward", *(f"eval_rewards/{name}" for name in names), "eval_left_out",
+        "eval_completion_tokens", "eval_truncated",
+    )  # fmt: skip
+
+
+def of_updates(metrics: Sequence[dict]) -> dict[str, float]:
+    """The metrics of a step's updates as one: means, but for a maximum, a minimum and a rate.
+
+    What is a mean over tokens is one over those of all updates, and not known (None) without any.
+    """
+    tokens = np.array([one["tokens"] for one in metrics])
+    joined = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
+    for name in joined.keys() & _OF_TOKENS:
+        values = np.array([one[name] for one in metrics])
+        joined[name] = float(values @ tokens / tokens.sum()) if tokens.any() else None
+    joined["max_ratio"] = max(float(one["max_ratio"]) for one in metrics)
+    joined["finite"] = min(float(one["finite"]) for one in metrics)
+    joined["learning_rate"] = float(metrics[-1]["learning_rate"])
+    joined["token_mult_prob_error"] = joined.pop("mult_prob_error")
+    return joined
+
+
+def of_draws(
+    completions: Completions, rewards: np.ndarray, result: Advantages, names: Sequence[str]
+) -> dict[str, float | None]:
+    """Figures of all that was sampled in a step, of [B, G] completions; empty rows not counted."""
+    real = completions.lengths.any(axis=1)
+    lengths, stopped = completions.lengths[real], completions.stopped[real]
+    result = Advantages(*(leaf[real] for leaf in result))
+    return reward_metrics(rewards[real], result, names) | {
+        "completion_tokens": float(lengths.mean()),
+        "completion_tokens_min": float(lengths.min()),
+        "completion_tokens_max": float(lengths.max()),
+        "truncated": float(1 - stopped.mean()),
+        **{
+            f"rewards/{name}/failed": float(np.isnan(rewards[real][..., i]).mean())
+            for i, name in enumerate(names)
+        },
+    }
+
+
+def of_evaluation(
+    lengths: np.ndarray,
+    stopped: np.ndarray,
+    rewards: np.ndarray,
+    weights: np.ndarray,
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Figures of n evaluated completions, whose rewards are f32[n, R]; what is not known, is not.
+
+    A completion that lacks a reward is in no mean.
+    """
+    total = weighted_sum(rewards, weights)
+    figures = {
+        "eval_reward": _mean(total),
+        **{f"eval_rewards/{name}": _mean(rewards[:, i]) for i, name in enumerate(names)},
+        "eval_left_out": float(np.isnan(total).mean()),
+        "eval_completion_tokens": float(lengths.mean()),
+        "eval_truncated": float(1 - stopped.mean()),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def weighted_sum(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """f32[...] of rewards f32[..., R]; a function of weight 0 is only looked at."""
+    return rewards[..., weights != 0] @ weights[weights != 0]
+
+
+def completion_rows(
+    entries: Sequence[Entry | None],
+    completions: Completions,
+    rewards: np.ndarray,
+    result: Advantages,
+    names: Sequence[str],
+    tokenizer: ChatTokenizer,
+) -> list[dict]:
+    """A row for each completion of a step's groups."""
+    texts = completion_texts(completions, tokenizer)
+    return [
+        {
+            "clip": entry.id,
+            "sample": g,
+            "prompt": entry.question,
+            "completion": texts[row][g],
+            **reward_row(rewards[row, g], names),
+            "reward": _number(result.reward[row, g]),
+            "advantage": _number(result.values[row, g]),
+            "tokens": int(completions.lengths[row, g]),
+            "finish_reason": finish_reason(completions.stopped[row, g]),
+        }
+        for row, entry in enumerate(entries)
+        if entry is not None
+        for g in range(completions.lengths.shape[1])
+    ]
+
+
+def reward_row(rewards: np.ndarray, names: Sequence[str]) -> dict[str, float | None]:
+    """The columns of one completion's rewards, f32[R]."""
+    return {f"rewards/{name}": _number(rewards[i]) for i, name in enumerate(names)}
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it: None for NaN."""
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None

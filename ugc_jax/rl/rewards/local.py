@@ -1,0 +1,132 @@
+"""Rewards that are computed in place: pure functions of a caption, its reference and its metadata.
+
+All lie in 0..1, more is better. One that cannot be told (no reference, no attributes) raises
+ValueError: a failure, never a zero.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from ugc_jax.errors import UserError
+from ugc_jax.evals.metrics import attribute_f1
+from ugc_jax.rl.rewards import dialogue
+
+_WORD = re.compile(r"\w+")
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalConfig:
+    """Parameters of the shipped rewards."""
+
+    # length: 1 from length_low to length_high, linear to 0 at no and at twice length_high
+    length_low: int = 130
+    length_high: int = 400  # 133 to 400 words are the lengths of the released training captions
+    length_unit: Literal["words", "tokens"] = "words"  # what length counts
+    repetition_words: int = (
+        4  # repetition: length of the runs of words that should be all different
+    )
+    # format: regular expression that the whole caption has to match; none: the model has ended it,
+    # with the end of a sentence
+    format_pattern: str | None = None
+
+    def __post_init__(self):
+        if not 0 < self.length_low <= self.length_high:
+            raise UserError(
+                f"length_low {self.length_low} and length_high {self.length_high} are no band; "
+                "give 0 < length_low <= length_high"
+            )
+        if self.repetition_words < 1:
+            raise UserError(f"repetition_words is {self.repetition_words}; give 1 or more")
+        try:
+            re.compile(self.format_pattern or "")
+        except re.error as error:
+            raise UserError(
+                f"format_pattern {self.format_pattern!r} is no regular expression ({error})"
+            ) from None
+
+
+def functions(config: LocalConfig) -> dict[str, Callable]:
+    """The shipped local rewards by name, in the form that `rewards.Rewards` calls."""
+
+    def length(prompt, completion, reference, metadata):
+        in_words = config.length_unit == "words"
+        count = len(completion.split()) if in_words else metadata["completion_tokens"]
+        return length_band(count, config.length_low, config.length_high)
+
+    def repetition(prompt, completion, reference, metadata):
+        return distinct_runs(completion, config.repetition_words)
+
+    def form(prompt, completion, reference, metadata):
+        if config.format_pattern is not None:
+            return float(bool(re.fullmatch(config.format_pattern, completion, re.DOTALL)))
+        return float(metadata["finish_reason"] == "stop" and is_complete(completion))
+
+    def rouge(prompt, completion, reference, metadata):
+        return rouge_l(completion, required(reference))
+
+    def attributes(prompt, completion, reference, metadata):
+        if "attributes" not in metadata:
+            raise ValueError("the row has no attributes (only rows of the world have)")
+        return attribute_f1(completion, metadata["attributes"])
+
+    def spoken(prompt, completion, reference, metadata):
+        lines = metadata.get("dialogue")
+        if lines is None:
+            lines = dialogue.quoted(required(reference))
+        return dialogue.f1(dialogue.quoted(completion), dialogue.listed(lines))
+
+    return {
+        "length": length,
+        "repetition": repetition,
+        "format": form,
+        "rouge": rouge,
+        "attributes": attributes,
+        "dialogue": spoken,
+    }
+
+
+def required(reference: str | None) -> str:
+    """`reference`; ValueError if there is none."""
+    if not reference:
+        raise ValueError("the row has no reference (neither an answer nor a solution)")
+    return reference
+
+
+def words(text: str) -> list[str]:
+    """Its words in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def length_band(count: int, low: int, high: int) -> float:
+    """1 from `low` to `high`; below linear to 0 at 0, above to 0 at 2 * high (AVoCaDO's R_L)."""
+    return min(1.0, count / low, max(0.0, 2 - count / high))
+
+
+def distinct_runs(text: str, length: int) -> float:
+    """Different runs of `length` words over all such runs: 1 without repetition.
+
+    A text that is too short for two runs has none to repeat: 1; an empty one earns nothing: 0.
+    """
+    said = words(text)
+    runs = [tuple(said[i : i + length]) for i in range(len(said) - length + 1)]
+    return len(set(runs)) / len(runs) if runs else float(bool(said))
+
+
+def is_complete(text: str) -> bool:
+    """It ends as a sentence does."""
+    return bool(_SENTENCE_END.search(text.rstrip()))
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """ROUGE-L F1: the longest common subsequence of words over the mean length of the two.
+
+    Equals the rouge-score package (no stemming) for English, whose words are those of a-z and 0-9.
+    """
+    from rapidfuzz.distance import LCSseq
+
+    said, expected = words(text), words(reference)
+    total = len(said) + len(expected)
+    return 2 * LCSseq.similarity(said, expected) / total if total else 0.0

@@ -1,0 +1,400 @@
+"""A small world of clips whose captions can be checked word for word.
+
+    split, number -> make_clip -> Scene (drawn and played by synthetic.py), attributes, caption
+    caption -> parse -> attributes -> check, score
+
+Everything that a caption says is seen or heard in its clip and stands nowhere else. Each value of
+an attribute is about as frequent in training as the others are. Training never has the combinations
+of `HELD_OUT`; a test clip has one of each kind (of those with text only if it has text).
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ugc_jax.data.features import SAMPLE_RATE
+from ugc_jax.errors import UserError
+from ugc_jax.toy import synthetic
+from ugc_jax.toy.synthetic import BACKGROUNDS, COLOURS, FORMS, Scene
+
+SPLITS = ("train", "test")
+QUESTION = "Describe the video and its sound."
+NO_TEXT = "none"
+STAYS = "stays"
+WORDS = (
+    "MOON", "FISH", "TREE", "JUMP", "GOLD", "WAVE", "BIRD", "LAKE", "KING", "ROCK", "SNOW", "PLAY",
+)  # fmt: skip
+SOUNDS = {"beeps": synthetic.Beeps, "music": synthetic.Music, "noise": synthetic.Noise}
+PITCHES = {"low": 200.0, "middle": 700.0, "high": 2500.0}  # hertz
+RHYTHMS = {"slow": 2.5, "fast": 25 / 3}  # a second: 10 and 3 tokens of sound long
+MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+# When shape and sound begin, in lengths of the clip. Ranges are at least 0.17 s of 2 s apart, and
+# frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
+SHAPE_BEGINS = {"early": (0.15, 0.25), "late": (0.475, 0.55)}
+SOUND_BEGINS = {"early": (0.0, 0.05), "middle": (0.34, 0.39), "late": (0.65, 0.7)}
+# Which is first -> when shape and sound begin. One of them alone tells it in two of three clips.
+ORDERS = {
+    "shape": (("early", "middle"), ("early", "middle"), ("late", "late")),
+    "sound": (("late", "middle"), ("late", "middle"), ("early", "early")),
+}
+TILES = 8  # of 14 pixels: a patch of the vision encoder is a tile
+ROOM = (5, 3)  # tiles that a shape of 3 tiles can be moved by, (x, y), above the text
+TURN = (0.4, 0.55)  # when the background changes, in lengths of the clip
+
+VALUES = {
+    "shape": FORMS,
+    "colour": tuple(COLOURS),
+    "motion": tuple(MOTIONS),
+    "background": tuple(BACKGROUNDS),
+    "change": (STAYS, *BACKGROUNDS),
+    "sound": tuple(SOUNDS),
+    "pitch": tuple(PITCHES),
+    "rhythm": tuple(RHYTHMS),
+    "text": (*WORDS, NO_TEXT),
+    "first": ("shape", "sound"),
+}
+GROUPS = {
+    "visual": ("shape", "colour", "motion", "background", "change"),
+    "audio": ("sound", "pitch", "rhythm"),
+    "text": ("text",),
+    "cross": ("first",),
+}
+
+
+# ---- combinations --------------------------------------------------------------------------------
+
+# Names of attributes -> their combinations of the test split: even cuts through the tables, where
+# each value has an equal share, and thin ones: in training, what a caption said so far hardly tells
+# what follows, so that it has to be seen or heard.
+HELD_OUT = {
+    ("shape", "colour", "motion"): {
+        (shape, VALUES["colour"][-(2 * i + 3 * j) % len(COLOURS)], motion)
+        for i, shape in enumerate(FORMS)
+        for j, motion in enumerate(MOTIONS)
+    },
+    ("text", "background"): {
+        (word, VALUES["background"][i % len(BACKGROUNDS)]) for i, word in enumerate(WORDS)
+    },
+    ("sound", "pitch", "rhythm", "first"): {
+        (sound, VALUES["pitch"][(i + j) % len(PITCHES)], rhythm, VALUES["first"][(i + j) % 2])
+        for i, sound in enumerate(SOUNDS)
+        for j, rhythm in enumerate(RHYTHMS)
+    },
+}
+
+
+@functools.cache
+def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
+    """Names -> the combinations that clips are dealt, each as often as it is listed."""
+
+    def allowed(*names: str) -> list[tuple]:
+        table = itertools.product(*(VALUES[name] for name in names))
+        return [row for row in table if (row in HELD_OUT[names]) == (split == "test")]
+
+    words = [row for row in allowed("text", "background") if row[0] != NO_TEXT]
+    none = [(NO_TEXT, background) for background in BACKGROUNDS]  # never held out
+    heard = allowed("sound", "pitch", "rhythm", "first")
+    return {
+        ("shape", "colour", "motion"): allowed("shape", "colour", "motion"),
+        # no text as often as each word
+        ("text", "background"): words * len(none) + none * (len(words) // len(WORDS)),
+        ("sound", "pitch", "rhythm", "first", "shape begins", "sound begins"): [
+            (*row, *begins) for row in heard for begins in ORDERS[row[-1]]
+        ],
+        ("later",): [(background,) for background in BACKGROUNDS],  # the background at the end
+        ("phrasing",): [(number,) for number in range(len(PHRASINGS))],
+    }
+
+
+def _deal(split: str, number: int, seed: int) -> dict:
+    """Names -> what clip `number` is dealt. A deck is dealt to its end, then shuffled anew."""
+    hand = {}
+    for place, (names, deck) in enumerate(_decks(split).items()):
+        game, card = divmod(number, len(deck))
+        order = _random(split, seed, place, game).permutation(len(deck))
+        hand |= zip(names, deck[order[card]], strict=True)
+    return hand
+
+
+def _random(split: str, seed: int, *what: int) -> np.random.Generator:
+    return np.random.default_rng((seed, SPLITS.index(split), *what))
+
+
+# ---- clips ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSettings:
+    """How clips are drawn and played."""
+
+    seed: int = 0  # of everything: equal settings give equal files
+    seconds: float = 2.0  # length of a clip
+    fps: float = 8.0  # frames per second
+    size: int = 112  # pixels of each side, an even number
+    mute: bool = False  # the same clips with a sound track that is silent
+    blank: bool = False  # the same clips with a picture that is all grey
+
+    def __post_init__(self):
+        """UserError for a setting that gives no clip."""
+        least = {"seed": 0, "seconds": 1, "fps": 1, "size": 28}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name} is {getattr(self, name)}; use {bound} or more")
+        if self.size % 2:
+            raise UserError(f"size is {self.size}; use an even number")
+
+
+def make_clip(
+    split: str, number: int, seed: int = 0, seconds: float = 2.0
+) -> tuple[Scene, dict[str, str], str]:
+    """Clip `number` of a split: its scene, its attributes (of VALUES) and its caption.
+
+    They depend on nothing but the arguments. seconds: how long the clip is going to be.
+    """
+    hand = _deal(split, number, seed)
+    hand["change"] = STAYS if hand["later"] == hand["background"] else hand["later"]
+    attributes = {name: hand[name] for name in VALUES}
+    scene = _scene(hand, _random(split, seed, len(_decks(split)), number), seconds)
+    return scene, attributes, write_caption(attributes, hand["phrasing"])
+
+
+def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
+    """A scene of what was dealt; the rest (place, size, exact times and pitch) at random."""
+    appears = random.uniform(*SHAPE_BEGINS[hand["shape begins"]]) * seconds
+    # It goes along one axis, from the edge behind it until its plough is at the edge before it.
+    towards, room = np.array(MOTIONS[hand["motion"]]), np.array(ROOM)
+    start = np.where(towards, towards < 0, random.integers(0, room + 1) / room)
+    velocity = towards * (1 - 1 / room) / (seconds - appears)
+    shape = synthetic.Shape(
+        form=hand["shape"],
+        colour=hand["colour"],
+        size=3 / TILES,
+        start=tuple(start.tolist()),
+        velocity=tuple(velocity.tolist()),
+        appears=appears,
+        plough=tuple(towards.tolist()),
+    )
+    sound = SOUNDS[hand["sound"]](
+        pitch=PITCHES[hand["pitch"]] * random.uniform(0.94, 1.06),
+        per_second=RHYTHMS[hand["rhythm"]],
+        hiss=0.005,
+        tick=0.3,
+        begins=round(random.uniform(*SOUND_BEGINS[hand["sound begins"]]) * seconds * 25) / 25,
+    )
+    changes = hand["change"] != STAYS
+    return Scene(
+        background=hand["background"],
+        shapes=(shape,),
+        sound=sound,
+        seed=int(random.integers(2**31)),
+        turns=(hand["change"], random.uniform(*TURN) * seconds) if changes else None,
+        band=True,
+        text="" if hand["text"] == NO_TEXT else hand["text"],
+        tiles=TILES,
+    )
+
+
+def write_example(split: str, number: int, settings: WorldSettings, folder: Path) -> dict:
+    """Write clip `number` of a split below `folder`, unless it is there; returns its manifest row.
+
+    The row, {"videos": ["train/000000.mp4"], "messages": [question, caption], "attributes": {...}},
+    names the clip as seen from `folder`. Raises UserError if the clip cannot be written.
+    """
+    scene, attributes, caption = make_clip(split, number, settings.seed, settings.seconds)
+    if settings.mute:
+        scene = dataclasses.replace(scene, sound=None)
+    if settings.blank:
+        scene = Scene("grey", (), scene.sound, scene.seed)
+    name = f"{split}/{number:06d}.mp4"
+    path = folder / name
+    if not path.exists():
+        unfinished = path.with_suffix(".part.mp4")
+        try:
+            synthetic.write_clip(
+                unfinished,
+                seconds=settings.seconds,
+                fps=settings.fps,
+                size=(settings.size, settings.size),
+                audio=sound_seconds(settings.seconds),
+                scene=scene,
+                rate=SAMPLE_RATE,
+                preset="ultrafast",
+            )
+            unfinished.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); make room or choose another output"
+            ) from None
+    messages = [
+        {"role": "user", "content": f"<video>{QUESTION}"},
+        {"role": "assistant", "content": caption},
+    ]
+    return {"videos": [name], "messages": messages, "attributes": attributes}
+
+
+def sound_seconds(seconds: float) -> float:
+    """The longest sound in `seconds` that fills whole blocks, as a coder pads the last one."""
+    block = synthetic.AAC_BLOCK / SAMPLE_RATE
+    return int(seconds / block) * block
+
+
+# ---- captions ------------------------------------------------------------------------------------
+
+# Each: the caption, its {text} if there is text, its {text} if there is none.
+# {thing}: red circle. {noise}: slow high beeps. {Pair}: both, in their order.
+# {heard}, {seen}: before or after.
+PHRASINGS = (
+    (
+        "A {thing} moves {motion} over a {background} background that {change}. {text} {Noise} can "
+        "be heard {heard} the {shape} appears.",
+        "The word {word} is shown.",
+        "No word is shown.",
+    ),
+    (
+        "The background is {background} and {change}. A {thing} moves {motion} and appears {seen} "
+        "the {noise}. {text}",
+        "The text reads {word}.",
+        "There is no text.",
+    ),
+    (
+        "{Pair}. The {shape} moves {motion} over a {background} background that {change}. {text}",
+        "The word on the screen is {word}.",
+        "No word is on the screen.",
+    ),
+    (
+        "Over a {background} background that {change}, a {thing} moves {motion}. {text} The sound "
+        "is {noise}, heard {heard} the {shape} appears.",
+        "One can read {word}.",
+        "One can read nothing.",
+    ),
+)
+
+
+def write_caption(attributes: dict[str, str], phrasing: int) -> str:
+    """The caption that states all attributes, in one of the PHRASINGS."""
+    order, text, no_text = PHRASINGS[phrasing]
+    thing = "{colour} {shape}".format(**attributes)
+    noise = "{rhythm} {pitch} {sound}".format(**attributes)
+    change, word = attributes["change"], attributes["text"]
+    if attributes["first"] == "shape":
+        heard, seen, pair = "after", "before", f"a {thing}, then {noise}"
+    else:
+        heard, seen, pair = "before", "after", f"{noise}, then a {thing}"
+    return order.format(
+        thing=thing,
+        noise=noise,
+        Noise=noise.capitalize(),
+        Pair=pair.capitalize(),
+        shape=attributes["shape"],
+        motion=attributes["motion"],
+        background=attributes["background"],
+        change=change if change == STAYS else f"turns {change}",
+        text=no_text if word == NO_TEXT else text.format(word=word),
+        heard=heard,
+        seen=seen,
+    )
+
+
+def sentences() -> list[str]:
+    """The question, and captions that hold every word of the world, for a tokenizer to learn."""
+    lines = [QUESTION]
+    for number in range(max(map(len, VALUES.values()))):
+        row = {name: values[number % len(values)] for name, values in VALUES.items()}
+        for first, phrasing in itertools.product(VALUES["first"], range(len(PHRASINGS))):
+            lines.append(write_caption(row | {"first": first}, phrasing))
+    return lines
+
+
+def _any(name: str) -> str:
+    return "|".join(VALUES[name])
+
+
+# Attribute -> pattern -> the value that it tells; None: the value is the pattern's group.
+_PATTERNS: dict[str, dict[str, str | None]] = {
+    "shape": {rf"\b({_any('shape')})\b": None},
+    "colour": {rf"\b({_any('colour')})\b": None},
+    "motion": {rf"\bmoves ({_any('motion')})\b": None},
+    "background": {
+        rf"\b({_any('background')}) background\b": None,
+        rf"\bbackground is ({_any('background')})\b": None,
+    },
+    "change": {r"\bstays\b": STAYS, rf"\bturns ({_any('background')})\b": None},
+    "sound": {rf"\b({_any('sound')})\b": None},
+    "pitch": {rf"\b({_any('pitch')})\b": None},
+    "rhythm": {rf"\b({_any('rhythm')})\b": None},
+    "text": {
+        r"\b([A-Z]{2,})\b": None,
+        r"\b([Nn]o (word|text)|read nothing)\b": NO_TEXT,
+    },
+    "first": {
+        r"\bheard after\b": "shape",
+        r"\bheard before\b": "sound",
+        r"\bappears before\b": "shape",
+        r"\bappears after\b": "sound",
+        rf"\b({_any('shape')}), then\b": "shape",
+        rf"\b({_any('sound')}), then\b": "sound",
+    },
+}
+
+
+def parse(caption: str) -> dict[str, str | None]:
+    """What a caption says of each attribute, in any phrasing.
+
+    None where it says nothing, no known value, or two different things.
+    """
+    lower = caption.lower()
+    found = {}
+    for name, patterns in _PATTERNS.items():
+        said = {
+            value or match[1]
+            for pattern, value in patterns.items()
+            for match in re.finditer(pattern, caption if name == "text" else lower)
+        }
+        value = said.pop() if len(said) == 1 else None
+        found[name] = value if value in VALUES[name] else None
+    return found
+
+
+def check(caption: str, attributes: dict[str, str]) -> dict[str, bool]:
+    """Attribute -> the caption states it, and states it right."""
+    said = parse(caption)
+    return {name: said[name] == attributes[name] for name in VALUES}
+
+
+def score(captions: Sequence[str], attributes: Sequence[dict[str, str]]) -> dict[str, float]:
+    """Shares of right answers: by attribute, by group (mean of its attributes), and "all" right."""
+    checks = [check(*pair) for pair in zip(captions, attributes, strict=True)]
+    shares = {name: np.mean([row[name] for row in checks]) for name in VALUES}
+    return _with_groups(shares) | {"all": float(np.mean([all(row.values()) for row in checks]))}
+
+
+def chance(attributes: Sequence[dict[str, str]]) -> dict[str, float]:
+    """Scores of the best constant answer: the share of each attribute's most frequent value."""
+    counts = {name: Counter(row[name] for row in attributes) for name in VALUES}
+    return _with_groups({name: max(c.values()) / len(attributes) for name, c in counts.items()})
+
+
+def _with_groups(shares: dict[str, float]) -> dict[str, float]:
+    shares = {name: float(share) for name, share in shares.items()}
+    return shares | {
+        group: sum(shares[name] for name in names) / len(names) for group, names in GROUPS.items()
+    }
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Heading -> scores, as text in columns: each group, its attributes below it, and all."""
+    rows = []
+    for group, names in GROUPS.items():
+        rows += [(group, group), *((f"  {name}", name) for name in names if name != group)]
+    rows.append(("all right", "all"))
+    lines = ["".join([" " * 14, *(f"{heading:>12}" for heading in columns)])]
+    for label, name in rows:
+        cells = (f"{scores[name]:.1%}" if name in scores else "" for scores in columns.values())
+        lines.append("".join([f"{label:<14}", *(f"{cell:>12}" for cell in cells)]).rstrip())
+    return "\n".join(lines)
