@@ -1,0 +1,115 @@
+"""Small files: the one place that reads text, JSON and JSON Lines, and writes them atomically.
+
+A path is local or any that etils knows (gs://...), if it is given as an `epath.Path`. What a disk or
+a file's content refuses becomes a UserError of one line: "PATH: what is wrong (reason); remedy".
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ugc_jax.errors import UserError
+
+FULL_DISK = "free the disk, then run again to go on"
+
+
+class Line(NamedTuple):
+    """One line of a JSON Lines file that is not blank.
+
+    number: from 1. text: as it stands, without its end. value: what it holds; None if it is not
+    JSON, and then `error` says why. whole: false for a last line without an end, which a killed
+    writer may have left half-written.
+    """
+
+    number: int
+    text: str
+    value: Any
+    error: str | None
+    whole: bool
+
+
+def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
+    """The text of a file, without a byte order mark, line ends as they are.
+
+    remedy: ends the message, as "name a .jsonl manifest". errors: as of bytes.decode.
+    Raises UserError if it is absent, unreadable or not text.
+    """
+    try:
+        return _local(path).read_bytes().decode(encoding, errors)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot be read (not UTF-8 text); {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+
+
+def read_json(path, remedy: str, kind: type | tuple[type, ...] = dict) -> Any:
+    """The content of a JSON file, which is a `kind` (dict: a JSON object; object: anything).
+
+    Raises UserError as `read_text`, and if the file is not JSON or holds something else.
+    """
+    text = read_text(path, remedy)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from None
+    if not isinstance(content, kind):
+        wanted = "a JSON object" if kind is dict else f"JSON of {kind}"
+        raise UserError(f"{path}: expected {wanted}, got {type(content).__name__}; {remedy}")
+    return content
+
+
+def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[Line]:
+    """The lines of a JSON Lines file, each parsed on its own. Raises UserError as `read_text`."""
+    return parse_lines(read_text(path, remedy, errors=errors))
+
+
+def parse_lines(text: str) -> Iterator[Line]:
+    """The lines of JSON Lines that are not blank; "\\n" alone ends a line, as U+2028 may be text."""
+    *lines, tail = text.split("\n")
+    for number, line in enumerate([*lines, tail], 1):
+        if not line.strip():
+            continue
+        value, error = None, None
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as failure:
+            error = str(failure)
+        yield Line(number, line, value, error, number <= len(lines))
+
+
+def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict"):
+    """Write a UTF-8 file so that it is there whole or not at all; its folder is made.
+
+    Raises UserError if the disk refuses; then an older file stays as it was.
+    """
+    path = _local(path)
+    new = path.parent / f"{path.name}.{os.getpid()}.new"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            new.write_bytes(text.encode("utf-8", errors))
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); {remedy}") from None
+
+
+def write_json(path, content: Any, remedy: str = FULL_DISK, *, indent: int | None = 1):
+    """Write JSON as `write_text` does. NaN is refused: not every reader of JSON knows it."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n", remedy, errors="backslashreplace")
+
+
+def to_lines(rows) -> str:
+    """JSON Lines of rows."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _local(path):
+    """A path given as text is local."""
+    return Path(path) if isinstance(path, str) else path
