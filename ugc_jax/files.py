@@ -1,7 +1,7 @@
 """Small files: the one place that reads text, JSON and JSON Lines, and writes them atomically.
 
-A path is local or any that etils knows (gs://...), if it is given as an `epath.Path`. What a disk or
-a file's content refuses becomes a UserError of one line: "PATH: what is wrong (reason); remedy".
+A path is local or any that etils knows (gs://...), if it is given as an `epath.Path`. An error of
+the disk or in the content becomes a UserError: "PATH: what is wrong (reason); remedy".
 """
 
 import json
@@ -68,7 +68,7 @@ def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[Line]:
 
 
 def parse_lines(text: str) -> Iterator[Line]:
-    """The lines of JSON Lines that are not blank; "\\n" alone ends a line, as U+2028 may be text."""
+    """The lines of JSON Lines that are not blank. Only "\\n" ends a line: U+2028 may be text."""
     *lines, tail = text.split("\n")
     for number, line in enumerate([*lines, tail], 1):
         if not line.strip():
