@@ -7,12 +7,13 @@ import dataclasses
 
 from ugc_jax.errors import UserError
 
-PIXEL_MEAN = (
-    0.48145466,
-    0.4578275,
-    0.40821073,
-)  # CLIP's, of RGB in 0..1: the preprocessor's image_mean
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)  # and image_std
+# What the preprocessor of every released size does to pixels and to sound (spec 4.2, 4.3).
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+SAMPLE_RATE = 16_000
+FFT = 400  # samples of an analysis window: 25 ms
+HOP = 160  # samples between windows: 10 ms
+MEL_BINS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,10 @@ class VisionConfig:
         """Length of a flattened patch: 1176 in the released models."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
+    def windows(self, cell_rows: int, cell_columns: int) -> tuple[int, int]:
+        """Windows (down, across) that cover a frame of so many merged cells."""
+        return -(-cell_rows // self.window_cells), -(-cell_columns // self.window_cells)
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioConfig:
@@ -96,6 +101,14 @@ class AudioConfig:
     def chunk_tokens(self) -> int:
         """Tokens that a full chunk yields: 50."""
         return self.n_window // 2
+
+    def chunks(self, frames: int) -> int:
+        """Chunks that hold so many mel frames."""
+        return -(-frames // self.chunk_frames)
+
+    def tokens(self, frames: int) -> int:
+        """Tokens of a sound of so many mel frames: 25 a second (spec 2.2.5)."""
+        return ((frames - 1) // 2 - 1) // 2 + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,3 +310,5 @@ def omni_7b() -> OmniConfig:
 
 
 SIZES = {"tiny": tiny, "mid": mid, "3b": omni_3b, "7b": omni_7b}
+# Patches, windows and chunks are the same in all released sizes, and so are the features cut by it.
+GEOMETRY = omni_3b()
