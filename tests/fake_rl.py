@@ -54,7 +54,7 @@ class Rollout(rollout.Rollout):
 
     def load(self, state):
         # Rounded, as the last bits depend on how many devices add up the loss.
-        self._engine.params = zlib.crc32(np.round(everywhere(state.params["w"]), 3).tobytes())
+        self._params = zlib.crc32(np.round(everywhere(state.params["w"]), 3).tobytes())
 
     def sample(self, prompts, draw, part=0):
         self.calls.append((draw, part))
@@ -71,7 +71,7 @@ class Rollout(rollout.Rollout):
         )
         for place in np.ndindex(keys.shape):
             if real[place[0]]:
-                rng = np.random.default_rng([self._engine.params, keys[place]])
+                rng = np.random.default_rng([self._params, keys[place]])
                 out.lengths[place] = n = rng.integers(1, NEW_TOKENS + 1)
                 out.stopped[place] = n < NEW_TOKENS
                 out.tokens[place][:n] = rng.integers(300, 1000, n)
@@ -79,7 +79,8 @@ class Rollout(rollout.Rollout):
         copies = 1 if self.shared else samples
         media = prompts.tokens[:, :3, None].astype(jnp.float32)
         media = jnp.repeat(media, copies, axis=0)
-        return out, (media, media[:, :0]) if self.keeps_media else None
+        rows = {"vision": media, "audio": media[:, :0]}
+        return out, rows if self.keeps_media else None
 
 
 @functools.partial(jax.jit, donate_argnums=0)  # here, so that all runs share the programs
@@ -88,7 +89,7 @@ def _policy_step(state, batch):
     for more in (batch.old, batch.reference):
         slots += 0 if more is None else more
     x = jnp.sum(batch.weight * slots)
-    x += sum(jnp.mean(jnp.sum(leaf, axis=(1, 2))) for leaf in batch.media or ()) / 1000
+    x += sum(jnp.mean(jnp.sum(leaf, axis=(1, 2))) for leaf in jax.tree.leaves(batch.media)) / 1000
     loss, grads = jax.value_and_grad(lambda p: jnp.mean((p["w"] - x) ** 2))(state.params)
     healthy = state.healthy & jnp.isfinite(loss)
     updates, opt_state = fake.TRANSFORM.update(grads, state.opt_state)

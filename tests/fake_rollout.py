@@ -12,7 +12,7 @@ from ugc_jax.models.qwen2_5_omni import thinker as omni
 from ugc_jax.rl.advantages import token_weights
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
-from ugc_jax.train.groups import Trainable
+from ugc_jax.train.state import Trainable
 from ugc_jax.train.state import Setup, TrainState, create_state
 
 CONFIG = cases.fewer_layers(config_lib.tiny())
@@ -40,8 +40,8 @@ def prompts(count: int = len(PARTS)):
     examples = [cases.make_example(CONFIG, parts, seed) for seed, parts in enumerate(rows)]
     batch = collate(examples, KEY, count, CONFIG)
     if count > 3:
-        for leaf, empty in zip(batch, collate([], KEY, 1, CONFIG), strict=True):
-            leaf[3] = empty[0]
+        empty = collate([], KEY, 1, CONFIG)
+        jax.tree.map(lambda leaf, empty: leaf.__setitem__(3, empty[0]), batch, empty)
     return batch
 
 
@@ -81,5 +81,5 @@ def make_setup(mesh=(1, 1, 1), **changes) -> Setup:
 
 def make_state(setup: Setup) -> TrainState:
     params = jax.tree.map(jnp.array, cases.random_params(CONFIG))
-    split = sharding.shardings(setup.mesh, params, omni.logical_axes(CONFIG))
+    split = param_shardings(thinker.declare(CONFIG), setup.mesh)
     return create_state(jax.device_put(params, split), setup)

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.schema import Batch, LogMel, Patches
 from ugc_jax.train import loop, supervised
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.losses import LossSums
@@ -119,9 +119,10 @@ def eval_step(setup: Setup):
 def make_rows(number: int, rows: Sequence[int] = range(ROWS)) -> Batch:
     """The rows of batch `number` (from 0); those of a global batch are all different."""
     tokens = np.random.default_rng(number).integers(0, 100, (ROWS, TOKENS)).astype(np.int32)
-    rest = {name: np.zeros((ROWS, 1), np.int32) for name in Batch._fields if name != "tokens"}
-    whole = Batch(tokens=tokens, **rest)
-    return Batch(*(value[list(rows)] for value in whole))
+    rest = dict.fromkeys(Batch._fields, np.zeros((ROWS, 1), np.int32))
+    media = {"vision": Patches(*[rest["splice"]] * 2), "audio": LogMel(*[rest["splice"]] * 2)}
+    whole = Batch(**rest | {"tokens": tokens, "media": media})
+    return jax.tree.map(lambda leaf: leaf[list(rows)], whole)
 
 
 class Batches:

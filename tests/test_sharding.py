@@ -76,7 +76,7 @@ def model():
 
 
 def everything(config):
-    """Eight rows: text, sound, picture and both; and the positions to go on from."""
+    """Eight rows: text, sound, picture and both."""
     names = (
         "text",
         "audio",
@@ -90,9 +90,7 @@ def everything(config):
     examples = [
         cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(names)
     ]
-    return cases.one_batch(config, examples), np.array(
-        [example.next_position for example in examples], np.int32
-    )
+    return cases.one_batch(config, examples)
 
 
 def text_only(config, length):
@@ -103,8 +101,8 @@ def text_only(config, length):
 def run(config, params, mesh=None):
     """Logits of a mixed batch, its greedy tokens, and logits of text of every length."""
     forward = jax.jit(lambda p, b: omni.logits(p, omni.hidden_states(p, config, Compute(), b)))
-    engine = Engine(params, config, Compute(), mesh)
-    mixed, position = everything(config)
+    engine = Engine(config, Compute(), mesh)
+    mixed = everything(config)
     batches = [mixed, *(text_only(config, length) for length in LENGTHS)]
     with (
         jax.default_matmul_precision("highest"),
@@ -118,9 +116,8 @@ def run(config, params, mesh=None):
             np.asarray(forward(params, batch))[np.asarray(batch.segment_ids) > 0]
             for batch in batches
         ]
-        tokens = engine.generate(
-            mixed, position, SamplingConfig(max_new_tokens=8), np.arange(8)
-        ).tokens
+        options = SamplingConfig(max_new_tokens=8)
+        tokens = engine.generate(params, mixed, options, np.arange(8)).tokens
     return logits, tokens
 
 

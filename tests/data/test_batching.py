@@ -21,7 +21,7 @@ from ugc_jax.data.batching import (
 from ugc_jax.data.features import audio_tokens, patchify
 from ugc_jax.data.positions import AUDIO, VISION, layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
-from ugc_jax.data.schema import Example
+from ugc_jax.data.schema import Example, named_arrays
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -84,8 +84,9 @@ def token_sums(mel):
 
 def taken(batch, b):
     """What each token of row b gathers from stand-in encoders (these means, sums); nan for text."""
-    cells = batch.patches[b].reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
-    heard = batch.mel[b].astype(np.float64).reshape(-1, 4, 128)[:, :3].sum(axis=(1, 2))
+    cells = batch.media["vision"].patches[b].reshape(-1, 4 * CONFIG.vision.patch_dim).mean(axis=1)
+    mel = batch.media["audio"].mel[b].astype(np.float64)
+    heard = mel.reshape(-1, 4, 128)[:, :3].sum(axis=(1, 2))
     rows = np.concatenate([cells, heard])
     return np.where(batch.splice[b] >= 0, rows[batch.splice[b]], np.nan)
 
@@ -151,17 +152,18 @@ def test_shapes_dtypes_and_padding():
     key = bucket_of(example, Buckets(), CONFIG)
     assert key == BucketKey(192, 4, 2, 4)  # 5 + 4 * 15 + 112 + 4 + 2 tokens; 3x5 cells; 3 chunks
     batch = collate([example], key, 3, CONFIG)
-    shapes = {name: (value.shape, value.dtype) for name, value in batch._asdict().items()}
+    shapes = {name: (value.shape, value.dtype) for name, value in named_arrays(batch).items()}
     assert shapes == {
         "tokens": ((3, 192), np.int32),
         "positions": ((3, 3, 192), np.int32),
         "segment_ids": ((3, 192), np.int32),
         "splice": ((3, 192), np.int32),
-        "patches": ((3, 4, 2, 64, 1176), np.uint8),
-        "coords": ((3, 4, 2, 64, 2), np.int32),
-        "mel": ((3, 4, 200, 128), np.float32),
-        "mel_frames": ((3, 4), np.int32),
         "target": ((3, 192), bool),
+        "next_position": ((3,), np.int32),
+        "vision.patches": ((3, 4, 2, 64, 1176), np.uint8),
+        "vision.coords": ((3, 4, 2, 64, 2), np.int32),
+        "audio.mel": ((3, 4, 200, 128), np.float32),
+        "audio.frames": ((3, 4), np.int32),
     }
     n = len(example.tokens)
     np.testing.assert_array_equal(batch.tokens[0, :n], example.tokens)
@@ -170,19 +172,20 @@ def test_shapes_dtypes_and_padding():
     assert batch.segment_ids[0].tolist() == [1] * n + [0] * (192 - n)
     assert batch.target[0].nonzero()[0].tolist() == [n - 1]
     assert not batch.target[1:].any()
-    assert batch.mel_frames.tolist() == [[200, 200, 50, 0], [0] * 4, [0] * 4]
-    for name, empty in dict(tokens=CONFIG.tokens.pad_token_id, splice=-1, coords=-1).items():
-        assert (getattr(batch, name)[1:] == empty).all()
-    assert not any(
-        getattr(batch, name)[1:].any() for name in ("positions", "segment_ids", "patches", "mel")
-    )
+    assert batch.media["audio"].frames.tolist() == [[200, 200, 50, 0], [0] * 4, [0] * 4]
+    assert batch.next_position.tolist() == [example.next_position, 0, 0]
+    padding = {"tokens": CONFIG.tokens.pad_token_id, "splice": -1, "vision.coords": -1}
+    for name, empty in padding.items():
+        assert (named_arrays(batch)[name][1:] == empty).all()
+    empty = ("positions", "segment_ids", "vision.patches", "audio.mel")
+    assert not any(named_arrays(batch)[name][1:].any() for name in empty)
 
 
 def test_text_needs_no_features():
     key = bucket_of(MIXED["text"][0], Buckets(), CONFIG)
     assert key == BucketKey(128, 0, 1, 0)
     batch = collate([MIXED["text"][0]], key, 1, CONFIG)
-    assert batch.patches.shape[1] == batch.mel.shape[1] == 0
+    assert batch.media["vision"].patches.shape[1] == batch.media["audio"].mel.shape[1] == 0
 
 
 def test_row_is_the_same_whatever_it_is_batched_with():
@@ -193,8 +196,9 @@ def test_row_is_the_same_whatever_it_is_batched_with():
     together = collate(examples, key, 8, CONFIG)
     for b, example in enumerate(examples):
         alone = collate([example], key, 1, CONFIG)
-        for ours, theirs in zip(alone, together, strict=True):
-            np.testing.assert_array_equal(ours[0], theirs[b])
+        theirs = named_arrays(together)
+        for name, ours in named_arrays(alone).items():
+            np.testing.assert_array_equal(ours[0], theirs[name][b])
 
 
 @pytest.mark.parametrize("order", itertools.islice(itertools.permutations(MIXED), 0, None, 700))
@@ -209,8 +213,8 @@ def test_packed_rows_unpack_to_their_examples(order):
         features = taken(batch, b)
         assert batch.segment_ids[b].max() == len(row)
         assert (batch.segment_ids[b] > 0).sum() == totals[b].tokens
-        assert (batch.coords[b, totals[b].grids :] == -1).all()
-        assert not batch.mel_frames[b, totals[b].chunks :].any()
+        assert (batch.media["vision"].coords[b, totals[b].grids :] == -1).all()
+        assert not batch.media["audio"].frames[b, totals[b].chunks :].any()
         for segment, name in enumerate(row, start=1):
             (example, streams), at = MIXED[name], batch.segment_ids[b] == segment
             np.testing.assert_array_equal(batch.tokens[b, at], example.tokens)

@@ -272,8 +272,9 @@ def test_sound_under_40_ms_gives_markers_and_no_token(name, files, tokenizer):
     assert info.notes == ("the sound is too short to give a token",)
     assert IDS.audio_start_token_id in example.tokens
     batch = collate([example], bucket_of(example, Buckets(), CONFIG), 1, CONFIG)
-    assert batch.mel_frames.tolist() == [[2]]
-    assert batch.splice.max() < batch.patches[0].size // (4 * CONFIG.vision.patch_dim)
+    assert batch.media["audio"].frames.tolist() == [[2]]
+    patches = batch.media["vision"].patches[0].size // CONFIG.vision.patch_dim
+    assert batch.splice.max() < patches // 4
 
 
 def test_sound_without_a_sample(files, tokenizer):

@@ -75,8 +75,8 @@ def test_batches_hold_the_examples_of_the_plan(packing, start, tokenizer):
     for number, batch in enumerate(batches):
         step = batches.plan.step(number)
         assert batch.tokens.shape == (4, step.key.tokens)
-        assert batch.patches.shape[1:3] == step.key[1:3]
-        assert batch.mel.shape[1] == step.key.chunks
+        assert batch.media["vision"].patches.shape[1:3] == step.key[1:3]
+        assert batch.media["audio"].mel.shape[1] == step.key.chunks
         for b, row in enumerate(step.rows):
             assert batch.segment_ids[b].max() == len(row)
             for segment, (source, record) in enumerate(row, start=1):

@@ -25,7 +25,8 @@ def test_sizes_must_be_positive(name):
 
 
 def test_ours_times_both_phases(tiny_captioner):
-    run = ours(tiny_captioner.engine, examples(WORK, tiny_captioner.config), WORK.new_tokens)()
+    prompts = examples(WORK, tiny_captioner.config)
+    run = ours(tiny_captioner.params, tiny_captioner.engine, prompts, WORK.new_tokens)()
     assert run.tokens.shape == (2, 4)
     assert run.prefill > 0
     assert run.decode > 0

@@ -131,7 +131,7 @@ def test_a_clip_that_no_bucket_holds_is_told_by_its_name(tiny_captioner, clips, 
 def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):
     eos, pad = tiny_captioner.config.tokens.eos_token_id, tiny_captioner.config.tokens.pad_token_id
 
-    def generate(batch, next_position, sampling, key_ids):
+    def generate(params, batch, sampling, key_ids):
         tokens = np.array([[65, eos, pad], [65, 66, 67]], np.int32)
         lengths, stopped = np.array([2, 3], np.int32), np.array([True, False])
         return Generated(tokens, lengths, stopped, np.zeros(tokens.shape, np.float32))

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
-from ugc_jax.data.schema import Batch
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import config as config_lib
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 
 NAMES = ("text", "audio", "video", "video_with_sound", "several_media", "video_sound_longer")
 SIXTEEN = SamplingConfig(max_new_tokens=16)
@@ -32,7 +31,7 @@ def params(config):
 
 @pytest.fixture(scope="module")
 def engine(params, config):
-    return Engine(params, config, Compute())
+    return Engine(config, Compute())
 
 
 @pytest.fixture(scope="module")
@@ -40,55 +39,54 @@ def examples(config):
     return [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(NAMES)]
 
 
-def generate(engine, examples, options=SIXTEEN, rows=ROWS, keys=None, key=None):
+def generate(engine, params, examples, options=SIXTEEN, rows=ROWS, keys=None, key=None):
     if key is None:
         batch = cases.one_batch(engine.config, examples, rows)
     else:
         batch = collate(examples, key, rows, engine.config)
-    position, key_ids = np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
-    position[: len(examples)] = [example.next_position for example in examples]
+    key_ids = np.zeros(rows, np.uint32)
     key_ids[: len(examples)] = keys if keys is not None else range(len(examples))
-    return engine.generate(batch, position, options, key_ids)
+    return engine.generate(params, batch, options, key_ids)
 
 
-def test_row_does_not_depend_on_its_batch(engine, examples):
+def test_row_does_not_depend_on_its_batch(engine, params, examples):
     options = SamplingConfig(max_new_tokens=16, temperature=0.8, top_p=0.9, repetition_penalty=1.1)
-    together = generate(engine, examples, options)
-    backwards = generate(engine, examples[::-1], options, keys=range(len(examples))[::-1])
+    together = generate(engine, params, examples, options)
+    backwards = generate(engine, params, examples[::-1], options, keys=range(len(examples))[::-1])
     np.testing.assert_array_equal(together.tokens, backwards.tokens[::-1])
     for i, example in enumerate(examples):
-        alone = generate(engine, [example], options, keys=[i])
+        alone = generate(engine, params, [example], options, keys=[i])
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[i])
         assert alone.lengths[0] == together.lengths[i]
 
 
-def test_padding_does_not_matter(engine, examples):
+def test_padding_does_not_matter(engine, params, examples):
     small = generate(
-        engine, examples[3:4], rows=1, key=bucket_of(examples[3], Buckets(), engine.config)
+        engine, params, examples[3:4], rows=1, key=bucket_of(examples[3], Buckets(), engine.config)
     )
-    large = generate(engine, examples[3:4], rows=2, key=BucketKey(512, 12, 12, 8))
+    large = generate(engine, params, examples[3:4], rows=2, key=BucketKey(512, 12, 12, 8))
     np.testing.assert_array_equal(small.tokens[0], large.tokens[0])
     assert large.lengths.tolist() == [16, 0]
     assert not large.stopped.any()
 
 
-def test_stacked_layers_give_the_same(engine, examples, config):
-    stacked = Engine(cases.random_params(config, stacked=True), config, Compute())
+def test_stacked_layers_give_the_same(engine, params, examples, config):
+    stacked = cases.random_params(config, stacked=True)
     np.testing.assert_array_equal(
-        generate(stacked, examples).tokens, generate(engine, examples).tokens
+        generate(engine, stacked, examples).tokens, generate(engine, params, examples).tokens
     )
 
 
-def test_slabs_give_the_same(engine, examples, config, params):
-    in_slabs = Engine(params, config, Compute(slab=100))
+def test_chunks_give_the_same(engine, examples, config, params):
+    in_chunks = Engine(config, Compute(slab=100))
     np.testing.assert_array_equal(
-        generate(in_slabs, examples).tokens, generate(engine, examples).tokens
+        generate(in_chunks, params, examples).tokens, generate(engine, params, examples).tokens
     )
 
 
 def test_cached_decoding_equals_recomputing(engine, examples, config, params):
     """Prompt and generated tokens through the uncached model give each generated token again."""
-    generated = generate(engine, examples)
+    generated = generate(engine, params, examples)
     grown = []
     for i, example in enumerate(examples):
         new = generated.tokens[i, :-1]
@@ -103,22 +101,21 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
             )
         )
     batch = cases.one_batch(config, grown)
-    hidden = jax.jit(lambda p, b: omni.hidden_states(p, config, Compute(), b))(params, batch)
+    hidden = jax.jit(lambda p, b: thinker.hidden_states(p, config, Compute(), b))(params, batch)
     for i, example in enumerate(examples):
         last = len(example.tokens) - 1
-        again = omni.logits(params, hidden[i, last : last + 16]).argmax(-1)
+        again = thinker.logits(params, hidden[i, last : last + 16]).argmax(-1)
         np.testing.assert_array_equal(again, generated.tokens[i])
 
 
-def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, examples):
+def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, params, examples):
     """Three samples on one cache of the prompt: tokens, lengths and log-probabilities."""
     options = SamplingConfig(max_new_tokens=16, temperature=1.0, repetition_penalty=1.1)
     batch = cases.one_batch(engine.config, examples[2:4])
-    position = np.array([example.next_position for example in examples[2:4]], np.int32)
     keys = np.arange(6, dtype=np.uint32)
-    shared = engine.generate(batch, position, options, keys, samples=3)
-    copies = Batch(*(np.repeat(leaf, 3, axis=0) for leaf in batch))
-    alone = engine.generate(copies, np.repeat(position, 3), options, keys)
+    shared = engine.generate(params, batch, options, keys, samples=3)
+    copies = jax.tree.map(lambda leaf: np.repeat(leaf, 3, axis=0), batch)
+    alone = engine.generate(params, copies, options, keys)
     np.testing.assert_array_equal(shared.tokens, alone.tokens)
     np.testing.assert_array_equal(shared.lengths, alone.lengths)
     np.testing.assert_allclose(shared.logprobs, alone.logprobs, atol=1e-5)
@@ -127,12 +124,12 @@ def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, examples):
 
 def test_stops_at_the_end_token_inside_the_program(engine, examples, config, params):
     """A token that greedy decoding is known to reach is made the end token: rows end there."""
-    free = generate(engine, examples)
+    free = generate(engine, params, examples)
     eos = int(free.tokens[0, 5])
     ends = [row.tolist().index(eos) + 1 if eos in row else 16 for row in free.tokens]
     tokens = dataclasses.replace(config.tokens, eos_token_id=eos)
-    stopping = Engine(params, dataclasses.replace(config, tokens=tokens), Compute())
-    cut = generate(stopping, examples)
+    stopping = Engine(dataclasses.replace(config, tokens=tokens), Compute())
+    cut = generate(stopping, params, examples)
     assert cut.lengths.tolist() == ends
     assert cut.stopped.tolist() == [eos in row for row in free.tokens]
     for i, end in enumerate(ends):
@@ -140,19 +137,20 @@ def test_stops_at_the_end_token_inside_the_program(engine, examples, config, par
         assert (cut.tokens[i, end:] == config.tokens.pad_token_id).all()
 
 
-def test_limit_is_exact_and_shares_the_program(engine, examples):
-    full = generate(engine, examples, SamplingConfig(max_new_tokens=16))
+def test_limit_is_exact_and_shares_the_program(engine, params, examples):
+    full = generate(engine, params, examples, SamplingConfig(max_new_tokens=16))
     before = engine.programs()
-    short = generate(engine, examples, SamplingConfig(max_new_tokens=11))
+    short = generate(engine, params, examples, SamplingConfig(max_new_tokens=11))
     np.testing.assert_array_equal(short.tokens[:, :11], full.tokens[:, :11])
     assert short.lengths.tolist() == [11] * len(examples)
     assert engine.programs() == before
 
 
-def test_seed_decides_the_samples(engine, examples):
+def test_seed_decides_the_samples(engine, params, examples):
     def sample(seed, keys=None):
         return generate(
             engine,
+            params,
             examples,
             SamplingConfig(max_new_tokens=16, temperature=1.0, seed=seed),
             keys=keys,
@@ -166,7 +164,7 @@ def test_seed_decides_the_samples(engine, examples):
 
 def test_one_program_per_bucket_and_stage(params, config):
     """Twenty batches of four buckets compile at most four programs a stage."""
-    engine = Engine(params, config, Compute())
+    engine = Engine(config, Compute())
     keys = [
         BucketKey(128, 4, 8, 2),
         BucketKey(256, 4, 8, 2),
@@ -176,7 +174,7 @@ def test_one_program_per_bucket_and_stage(params, config):
     example = cases.make_example(config, [4, ("video", 4, 84, 84, 150), 6])
     for i in range(20):
         options = SamplingConfig(max_new_tokens=2 + i % 5, temperature=0.5 + i / 20, seed=i)
-        generate(engine, [example], options, rows=2, key=keys[i % 4])
+        generate(engine, params, [example], options, rows=2, key=keys[i % 4])
     # A stage knows only its own sizes: the grids decide for vision, the prompt length for decode.
     assert engine.programs() == {
         "vision": 2,
@@ -191,8 +189,8 @@ def test_bfloat16_runs_in_bfloat16(config, examples):
     params = jax.tree.map(
         lambda leaf: leaf.astype("bfloat16"), cases.random_params(config, stacked=False)
     )
-    engine = Engine(params, config, Compute("bfloat16"))
-    prefilled = engine.prefill(cases.one_batch(config, examples))
+    engine = Engine(config, Compute("bfloat16"))
+    prefilled = engine.prefill(params, cases.one_batch(config, examples))
     assert prefilled.cache.k.dtype == "bfloat16"
     assert prefilled.logits.dtype == "float32"
-    assert (generate(engine, examples).lengths == 16).all()
+    assert (generate(engine, params, examples).lengths == 16).all()

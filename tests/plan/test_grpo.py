@@ -112,8 +112,11 @@ def test_the_largest_rows(shared):
     assert batch.inputs.tokens.shape == (rows, 128 + size)
     assert batch.weight.shape == batch.old.shape == (rows, size)
     assert batch.reference is None
-    assert [media.shape for media in batch.media] == [(rows, 2 * 4 * 16, 64), (rows, 50, 64)]
-    assert batch.inputs.patches.shape[:2] == (rows, 0)
+    assert [batch.media[name].shape for name in ("vision", "audio")] == [
+        (rows, 2 * 4 * 16, 64),
+        (rows, 50, 64),
+    ]
+    assert batch.inputs.media["vision"].patches.shape[:2] == (rows, 0)
     assert batch.tokens.sharding.shard_shape(batch.tokens.shape)[0] == rows / 2
 
 

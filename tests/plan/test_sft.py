@@ -70,7 +70,7 @@ def test_a_plan_for_the_devices_here(monkeypatch):
     # Weights that learn in float32 with two moments, the frozen rest in float32, over two chips.
     weights = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).params))
     frozen = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).frozen))
-    media = sum(np.prod(x.shape) * x.dtype.itemsize for x in batch)
+    media = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
     expected = (3 * weights + frozen) * 4 / 2 + media / 2
     assert abs(found.arguments - expected) < 0.03 * expected
     assert found.peak >= found.arguments

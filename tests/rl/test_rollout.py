@@ -13,7 +13,7 @@ from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
 from ugc_jax.rl.update import score_step
-from ugc_jax.train.groups import Trainable
+from ugc_jax.train.state import Trainable
 from ugc_jax.train.state import abstract_state, model_params
 
 FROZEN = Trainable()  # the encoders do not learn
@@ -137,7 +137,7 @@ def test_weights_are_not_copied_where_nothing_changes(setup, state):
     rollout = Rollout(setup, RolloutConfig(**SMALL))
     rollout.load(state)
     here = model_params(state, setup)["model"]["layers"]["mlp"]["up_proj"]["weight"]
-    there = rollout._engine.params["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    there = rollout._params["model"]["layers"]["mlp"]["up_proj"]["weight"]
     assert here.unsafe_buffer_pointer() == there.unsafe_buffer_pointer()
 
 
@@ -151,5 +151,5 @@ def test_wrong_settings_are_told(field, value):
 
 
 def test_a_mesh_that_does_not_fit_is_told():
-    with pytest.raises(UserError, match="rollout mesh data=3 .* does not fill the 8 devices"):
+    with pytest.raises(UserError, match="rollout mesh data=3 .* needs .* devices, 8 found"):
         Rollout(fake.make_setup((8, 1, 1)), RolloutConfig(data=3))

@@ -9,7 +9,7 @@ from ugc_jax import sharding
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.rl import update as grpo
 from ugc_jax.rl.options import GrpoOptions
-from ugc_jax.train.groups import Trainable
+from ugc_jax.train.state import Trainable
 from ugc_jax.train.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -89,13 +89,12 @@ def test_media_computed_before_equal_media_computed_within():
     options, setup = GrpoOptions(**OPTIONS), fake.make_setup(trainable=Trainable())
     batch = fake.rows(options, 4)
     whole = model_params(fake.make_state(setup), setup)
-    media = jax.jit(lambda p, b: omni.media_rows(p, setup.model, setup.compute, b))(
+    media = jax.jit(lambda p, b: omni.encode_media(p, setup.model, setup.compute, b.media))(
         whole, batch.inputs
     )
     within = run(setup, options, batch)
-    names = ("patches", "coords", "mel", "mel_frames")
-    bare = {name: getattr(batch.inputs, name)[:, :0] for name in names}
-    before = batch._replace(inputs=batch.inputs._replace(**bare), media=jax.device_get(media))
+    bare = jax.tree.map(lambda leaf: leaf[:, :0], batch.inputs.media)
+    before = batch._replace(inputs=batch.inputs._replace(media=bare), media=jax.device_get(media))
     agree("media", run(setup, options, before), within)
 
 

@@ -14,7 +14,7 @@ from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni import config as config_lib
 from ugc_jax.models.qwen2_5_omni import thinker as omni
 from ugc_jax.train import step as steps
-from ugc_jax.train.groups import Trainable
+from ugc_jax.train.state import Trainable
 from ugc_jax.train.losses import token_scores
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Setup, create_state
@@ -129,7 +129,7 @@ def test_loss_and_gradients_equal_torch(form, request, params, torch_gradient):
     torch_loss, torch_grads = torch_gradient
     assert abs(loss - torch_loss) <= 1e-5 * torch_loss
     ours, theirs = {}, {}
-    for entry in mapping.entries(CONFIG):
+    for tensor in tensors(thinker.declare(CONFIG)):
         name = entry.hf_name
         ours[name] = mapping.read_tensor(grads, entry)
         if name not in torch_grads:  # of which neither model makes any use
@@ -263,7 +263,9 @@ def test_what_is_frozen_stays_and_carries_no_optimizer_state(params, batch):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_ever_after(params, batch):
-    broken = batch._replace(mel=np.full_like(batch.mel, np.nan))
+    sound = batch.media["audio"]
+    sound = sound._replace(mel=np.full_like(sound.mel, np.nan))
+    broken = batch._replace(media=batch.media | {"audio": sound})
     good, _ = run(setup(), params, [batch])
     state, history = run(setup(), params, [batch, broken, batch])
     assert [float(metrics["finite"]) for metrics in history] == [1.0, 0.0, 0.0]

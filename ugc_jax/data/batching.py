@@ -16,7 +16,7 @@ import numpy as np
 from ugc_jax.data.features import audio_tokens, chunk_mel, frame_windows
 from ugc_jax.data.positions import AUDIO, VISION, medium_tokens, sound_frames
 from ugc_jax.data.prompt import Audio, Medium
-from ugc_jax.data.schema import Batch, Example
+from ugc_jax.data.schema import Batch, Example, LogMel, Patches
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
@@ -75,13 +75,6 @@ class Buckets:
             ladder = getattr(self, field.name)
             if not ladder or list(ladder) != sorted(set(ladder)):
                 raise UserError(f"buckets.{field.name}: sizes must ascend, got {ladder}")
-
-
-def next_positions(examples: Sequence[Example], batch_size: int) -> np.ndarray:
-    """i32[batch_size], the position of each row's first new token; 0 for empty rows."""
-    positions = np.zeros(batch_size, np.int32)
-    positions[: len(examples)] = [example.next_position for example in examples]
-    return positions
 
 
 def bucket_of(
@@ -159,11 +152,17 @@ def collate_rows(
         positions=np.zeros((B, 3, T), np.int32),
         segment_ids=np.zeros((B, T), np.int32),
         splice=np.full((B, T), -1, np.int32),
-        patches=np.zeros((B, F, W, K, vision.patch_dim), np.uint8),
-        coords=np.full((B, F, W, K, 2), -1, np.int32),
-        mel=np.zeros((B, C, M, audio.num_mel_bins), np.float32),
-        mel_frames=np.zeros((B, C), np.int32),
         target=np.zeros((B, T), bool),
+        next_position=np.zeros(B, np.int32),
+        media={
+            "vision": Patches(
+                np.zeros((B, F, W, K, vision.patch_dim), np.uint8),
+                np.full((B, F, W, K, 2), -1, np.int32),
+            ),
+            "audio": LogMel(
+                np.zeros((B, C, M, audio.num_mel_bins), np.float32), np.zeros((B, C), np.int32)
+            ),
+        },
     )
     for b, row in enumerate(rows):
         used = BucketKey(0, 0, 0, 0)
@@ -172,31 +171,38 @@ def collate_rows(
             need = used.joined(size_of(example, config))
             if not need.within(key):
                 raise UserError(f"row of {need} does not fit {key}; take what bucket_of gives")
-            _place(example, Batch(*(leaf[b] for leaf in batch)), segment, used, key, config)
+            _place(example, batch, b, segment, used, key, config)
             used = need
     return batch
 
 
 def _place(
-    example: Example, row: Batch, segment: int, used: BucketKey, key: BucketKey, config: OmniConfig
+    example: Example,
+    batch: Batch,
+    b: int,
+    segment: int,
+    used: BucketKey,
+    key: BucketKey,
+    config: OmniConfig,
 ) -> None:
-    """Write an example into a row's arrays (views, without the B axis), after what is `used`."""
+    """Write an example into row `b` of a batch, after what is `used` of the row."""
     place = slice(used.tokens, used.tokens + len(example.tokens))
-    row.tokens[place] = example.tokens
-    row.positions[:, place] = example.positions
-    row.segment_ids[place] = segment
-    row.splice[place] = _splice(example, used, key, config)
-    row.target[place] = example.target
+    batch.tokens[b, place] = example.tokens
+    batch.positions[b, :, place] = example.positions
+    batch.segment_ids[b, place] = segment
+    batch.splice[b, place] = _splice(example, used, key, config)
+    batch.target[b, place] = example.target
+    batch.next_position[b] = example.next_position
     grid, chunk = used.grids, used.chunks
     for picture in example.vision:
         t, windows = picture.patches.shape[:2]
-        row.patches[grid : grid + t, :windows] = picture.patches
-        row.coords[grid : grid + t, :windows] = picture.coords
+        batch.media["vision"].patches[b, grid : grid + t, :windows] = picture.patches
+        batch.media["vision"].coords[b, grid : grid + t, :windows] = picture.coords
         grid += t
     for mel in example.mels:
         chunks, frames = chunk_mel(mel, config.audio)
-        row.mel[chunk : chunk + len(chunks)] = chunks
-        row.mel_frames[chunk : chunk + len(chunks)] = frames
+        batch.media["audio"].mel[b, chunk : chunk + len(chunks)] = chunks
+        batch.media["audio"].frames[b, chunk : chunk + len(chunks)] = frames
         chunk += len(chunks)
 
 

@@ -201,7 +201,7 @@ class BatchIterator(Iterator[Batch]):
             ) from error
         self._step += 1
         # Out of shared memory, which Grain takes back when it deletes its own arrays.
-        return Batch(*map(np.array, batch)) if self._pipeline.data.workers else batch
+        return _copied(batch) if self._pipeline.data.workers else batch
 
     def get_state(self) -> dict:
         """Where the data stands, for JSON: the next step, and what it is a step of."""
@@ -223,6 +223,11 @@ class BatchIterator(Iterator[Batch]):
             self._batches.close()
             self._batches = None
             gc.collect()  # Grain's last batch hangs in a cycle, and its shared memory with it
+
+
+def _copied(batch: Batch) -> Batch:
+    media = {name: type(leaves)(*map(np.array, leaves)) for name, leaves in batch.media.items()}
+    return Batch(*map(np.array, batch[:-1]), media=media)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,30 +59,57 @@ class Example(NamedTuple):
     target: np.ndarray
 
 
+class Patches(NamedTuple):
+    """The pictures of a batch: B rows, F temporal grids a row, W windows a grid, K = 64 patches a
+    window.
+
+    patches: u8[B, F, W, K, patch_dim]. coords: i32[B, F, W, K, 2], padding -1.
+    """
+
+    patches: np.ndarray
+    coords: np.ndarray
+
+
+class LogMel(NamedTuple):
+    """The sounds of a batch: B rows, C chunks a row, M = 200 mel frames a chunk.
+
+    mel: f32[B, C, M, 128]. frames: i32[B, C], valid frames of each chunk, 0 for padding.
+    """
+
+    mel: np.ndarray
+    frames: np.ndarray
+
+
 class Batch(NamedTuple):
     """Examples padded to one bucket: the only thing that jitted code sees. A pytree.
 
-    B rows, T tokens, F temporal grids a row, W windows a grid, K = 64 patches a window, C audio
-    chunks a row, M = 200 mel frames a chunk.
+    B rows, T tokens; the sizes of the media are those of Patches and LogMel.
 
     tokens: i32[B, T], right-padded with the pad id.
     positions: i32[B, 3, T], padding 0.
     segment_ids: i32[B, T], 0 for padding, 1.. for the example within the row (1 unless packed).
     splice: i32[B, T], -1 for a token's own embedding, otherwise the row that it takes of
       concat(vision rows [F * W * K / 4], audio rows [C * 50]).
-    patches: u8[B, F, W, K, patch_dim].
-    coords: i32[B, F, W, K, 2], padding -1.
-    mel: f32[B, C, M, 128].
-    mel_frames: i32[B, C], valid frames of each chunk, 0 for padding.
     target: bool[B, T], the tokens to train on; padding False.
+    next_position: i32[B], `Example.next_position` of the row's last example; 0 for an empty row.
+    media: the input of each encoder by modality: {"vision": Patches, "audio": LogMel}.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     segment_ids: np.ndarray
     splice: np.ndarray
-    patches: np.ndarray
-    coords: np.ndarray
-    mel: np.ndarray
-    mel_frames: np.ndarray
     target: np.ndarray
+    next_position: np.ndarray
+    media: dict[str, Patches | LogMel]
+
+
+def named_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """The arrays of a batch by name, those of the media as "vision.patches": for an .npz file."""
+    arrays = batch._asdict()
+    media = arrays.pop("media")
+    return arrays | {
+        f"{modality}.{name}": array
+        for modality, fields in media.items()
+        for name, array in fields._asdict().items()
+    }

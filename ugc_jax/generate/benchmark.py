@@ -15,14 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ugc_jax.data.batching import Buckets, bucket_of, collate
-from ugc_jax.data.features import SAMPLE_RATE, log_mel, patchify
+from ugc_jax.data.features import log_mel, patchify
 from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Text, Video
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
 SECONDS_PER_GRID = 1.0  # two frames a second
@@ -77,19 +77,20 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
     return [one() for _ in range(work.batch_size)]
 
 
-def ours(engine: Engine, prompts: list[Example], new_tokens: int) -> Callable[[], Run]:
+def ours(
+    params: dict, engine: Engine, prompts: list[Example], new_tokens: int
+) -> Callable[[], Run]:
     """A function that generates greedily, from host to host arrays; its first call compiles."""
     bucket = bucket_of(prompts[0], Buckets(), engine.config)
     batch = collate(prompts, bucket, len(prompts), engine.config)
-    next_position = np.array([prompt.next_position for prompt in prompts], np.int32)
     key_ids = np.zeros(len(prompts), np.uint32)
     options = SamplingConfig(max_new_tokens=new_tokens)
 
     def run() -> Run:
         begun = time.perf_counter()
-        prefilled = jax.block_until_ready(engine.prefill(batch))
+        prefilled = jax.block_until_ready(engine.prefill(params, batch))
         middle = time.perf_counter()
-        generated = engine.decode(batch, prefilled, next_position, options, key_ids)
+        generated = engine.decode(params, batch, prefilled, options, key_ids)
         end = time.perf_counter()
         return Run(middle - begun, end - middle, generated.tokens[:, :new_tokens])
 

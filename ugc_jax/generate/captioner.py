@@ -18,21 +18,21 @@ import jax
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group, next_positions
+from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
 from ugc_jax.data.example import load_example
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine, finish_reason
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.params import param_shardings
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ class _Tag:
 class Captioner:
     """A model, its tokenizer and its compiled programs: made once, used for any number of clips."""
 
-    def __init__(self, engine: Engine, tokenizer: ChatTokenizer):
+    def __init__(self, params: dict, engine: Engine, tokenizer: ChatTokenizer):
+        self.params = params
         self.engine = engine
         self.config = engine.config
         self.tokenizer = tokenizer
@@ -112,13 +113,11 @@ class Captioner:
         stacked = not on_cpu
         shardings = None
         if mesh is not None:
-            shapes = mapping.abstract_params(config, dtype, stacked)
-            axes = omni.logical_axes(config, stacked)
-            shardings = sharding.shardings(mesh, shapes, axes)
+            shardings = param_shardings(thinker.declare(config), mesh, stacked)
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
         slab = 0 if on_cpu or mesh is not None else ACCELERATOR_SLAB
         compute = Compute(dtype=dtype, slab=slab)
-        return cls(Engine(params, config, compute, mesh), tokenizer)
+        return cls(params, Engine(config, compute, mesh), tokenizer)
 
     def caption(
         self,
@@ -233,11 +232,10 @@ class Captioner:
         begun = time.perf_counter()
         tags, examples = zip(*members, strict=True)
         batch = collate(examples, key, batch_size, self.config)
-        next_position = next_positions(examples, batch_size)
         key_ids = np.zeros(batch_size, np.uint32)
         key_ids[: len(tags)] = [_key_id(tag.video) for tag in tags]
         try:
-            generated = self.engine.generate(batch, next_position, sampling, key_ids)
+            generated = self.engine.generate(self.params, batch, sampling, key_ids)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

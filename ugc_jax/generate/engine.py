@@ -20,9 +20,8 @@ from ugc_jax.data.schema import Batch
 from ugc_jax.generate import sampling
 from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import in_slabs, split_like
-from ugc_jax.models.qwen2_5_omni import decoder
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.layers import in_chunks, split_like
+from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
 
@@ -58,24 +57,22 @@ class Prefilled(NamedTuple):
 
 
 class Engine:
-    """Generates from batches with one set of parameters; holds the jitted programs.
+    """Generates from batches; holds the jitted programs of one model, not its parameters.
 
-    params: the tree of models/omni.py, with stacked or unrolled layers, on `mesh` or on one device.
-    With a mesh, B must be a multiple of its data * fsdp size.
+    params, in all methods: the tree of the thinker, with stacked or unrolled layers, on `mesh` or
+    on one device. With a mesh, B must be a multiple of its data * fsdp size.
     """
 
-    def __init__(
-        self, params, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None
-    ):
-        self.params, self.config, self.compute, self.mesh = params, config, compute, mesh
-        bind = functools.partial
-        self._encode_vision = jax.jit(
-            bind(_static(omni.encode_vision), config=config, compute=compute),
-            compiler_options=CPU_VISION if jax.default_backend() == "cpu" else None,
-        )
-        self._encode_audio = jax.jit(
-            bind(_static(omni.encode_audio), config=config, compute=compute)
-        )
+    def __init__(self, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None):
+        self.config, self.compute, self.mesh = config, compute, mesh
+        bind, on_cpu = functools.partial, jax.default_backend() == "cpu"
+        self._encoders = {
+            name: jax.jit(
+                bind(_static(encode), config=config, compute=compute),
+                compiler_options=CPU_VISION if on_cpu and name == "vision" else None,
+            )
+            for name, encode in thinker.ENCODERS.items()
+        }
         self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
         self._decode = jax.jit(
@@ -87,64 +84,61 @@ class Engine:
 
     def generate(
         self,
+        params,
         batch: Batch,
-        next_position,
         options: sampling.SamplingConfig,
         key_ids,
         samples: int = 1,
     ) -> Generated:
         """Complete each row of `batch`, `samples` times.
 
-        next_position: i32[B], position of the first new token. key_ids: u32[R]; with `options.seed`
-        they alone decide a row's random numbers. Stops when every row has stopped or
-        `options.max_new_tokens` is reached.
+        key_ids: u32[R]; with `options.seed` they alone decide a row's random numbers. Stops when
+        every row has stopped or `options.max_new_tokens` is reached.
         """
-        prefilled = self.prefill(batch)
-        return self.decode(batch, prefilled, next_position, options, key_ids, samples)
+        prefilled = self.prefill(params, batch)
+        return self.decode(params, batch, prefilled, options, key_ids, samples)
 
-    def prefill(self, batch: Batch, media: tuple[jax.Array, jax.Array] | None = None) -> Prefilled:
+    def prefill(self, params, batch: Batch, media: dict[str, jax.Array] | None = None) -> Prefilled:
         """Run the encoders (unless `media` is what `encode` gave) and the prompts.
 
         Returns device arrays (asynchronously).
         """
         with self._on_mesh():
             batch = self._place(batch)
-            vision, audio = media or self.encode(batch)
-            x = self._embed(self.params, batch.tokens, batch.splice, vision, audio)
-            return self._prefill(self.params, x, batch.positions, batch.segment_ids)
+            media = media or self.encode(params, batch)
+            x = self._embed(params, batch.tokens, batch.splice, media)
+            return self._prefill(params, x, batch.positions, batch.segment_ids)
 
-    def encode(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """The rows of the vision and of the audio encoder, as `omni.media_rows`."""
+    def encode(self, params, batch: Batch) -> dict[str, jax.Array]:
+        """The rows of each encoder by modality, as `thinker.encode_media`."""
         with self._on_mesh():
-            batch = self._place(batch)
-            vision = self._encode_vision(self.params, batch.patches, batch.coords)
-            return vision, self._encode_audio(self.params, batch.mel, batch.mel_frames)
+            media = self._place(batch.media)
+            return {name: run(params, *media[name]) for name, run in self._encoders.items()}
 
     def decode(
         self,
+        params,
         batch: Batch,
         prefilled: Prefilled,
-        next_position,
         options: sampling.SamplingConfig,
         key_ids,
         samples: int = 1,
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
-        rows = batch.tokens, batch.segment_ids, next_position, np.asarray(key_ids, np.uint32)
+        keys = np.asarray(key_ids, np.uint32)
+        rows = batch.tokens, batch.segment_ids, batch.next_position, keys
         limits, static = _decode_options(options)
         with self._on_mesh():
             rows = self._place(rows)
-            generated = self._decode(
-                self.params, *prefilled, *rows, *limits, **static, samples=samples
-            )
+            generated = self._decode(params, *prefilled, *rows, *limits, **static, samples=samples)
         return Generated(*jax.device_get(generated))
 
     def trace(
-        self, batch: Batch, options: sampling.SamplingConfig, samples: int = 1
+        self, params, batch: Batch, options: sampling.SamplingConfig, samples: int = 1
     ) -> dict[str, jax.stages.Traced]:
         """The programs of `generate`, traced, in their order: to compile or count them only.
 
-        batch: of jax.ShapeDtypeStructs on the mesh, as are the params.
+        params, batch: of jax.ShapeDtypeStructs on the mesh.
         """
 
         def split(shapes):
@@ -154,32 +148,28 @@ class Engine:
             axes = None, "batch", "heads", None, None
             return abstract(shape, shardings(self.mesh, shape, axes))
 
-        B = len(batch.tokens)
-        numbers = (
-            jax.ShapeDtypeStruct((B,), "int32"),
-            jax.ShapeDtypeStruct((B * samples,), "uint32"),
-        )
+        keys = jax.ShapeDtypeStruct((len(batch.tokens) * samples,), "uint32")
         limits, static = _decode_options(options)
         with self._on_mesh():
-            vision = self._encode_vision.trace(self.params, batch.patches, batch.coords)
-            audio = self._encode_audio.trace(self.params, batch.mel, batch.mel_frames)
-            media = split((vision.out_info, audio.out_info))
-            embed = self._embed.trace(self.params, batch.tokens, batch.splice, *media)
+            encoders = {
+                name: encode.trace(params, *batch.media[name])
+                for name, encode in self._encoders.items()
+            }
+            media = split({name: encode.out_info for name, encode in encoders.items()})
+            embed = self._embed.trace(params, batch.tokens, batch.splice, media)
             x = split(embed.out_info)
-            prefill = self._prefill.trace(self.params, x, batch.positions, batch.segment_ids)
+            prefill = self._prefill.trace(params, x, batch.positions, batch.segment_ids)
             logits, cache = prefill.out_info
             prefilled = Prefilled(split(logits), decoder.Cache(*map(key_value, cache)))
-            rows = batch.tokens, batch.segment_ids, *split(numbers)
+            rows = batch.tokens, batch.segment_ids, batch.next_position, split(keys)
             decode = self._decode.trace(
-                self.params, *prefilled, *rows, *limits, **static, samples=samples
+                params, *prefilled, *rows, *limits, **static, samples=samples
             )
-        return dict(vision=vision, audio=audio, embed=embed, prefill=prefill, decode=decode)
+        return encoders | dict(embed=embed, prefill=prefill, decode=decode)
 
     def programs(self) -> dict[str, int]:
         """How many programs each stage has compiled so far: as many as it met buckets."""
-        stages = {
-            "vision": self._encode_vision,
-            "audio": self._encode_audio,
+        stages = self._encoders | {
             "embed": self._embed,
             "prefill": self._prefill,
             "decode": self._decode,
@@ -215,9 +205,9 @@ def _static(function):
     return call
 
 
-def _embed(params, tokens_BT, splice_BT, vision_BRD, audio_BRD, *, compute) -> jax.Array:
+def _embed(params, tokens_BT, splice_BT, media, *, compute) -> jax.Array:
     """A program of its own, small, so that prefill is compiled for the prompt's length alone."""
-    return omni.splice(omni.embed(params, compute, tokens_BT), splice_BT, vision_BRD, audio_BRD)
+    return thinker.splice(thinker.embed(params, compute, tokens_BT), splice_BT, media)
 
 
 def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
@@ -232,11 +222,11 @@ def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> P
             keep_cache=True,
         )
         last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
-        logits_BV = omni.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0])
+        logits_BV = thinker.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0])
         return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
 
     T = x_BTD.shape[1]
-    logits_BV, cache = in_slabs(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
+    logits_BV, cache = in_chunks(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
     return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache))
 
 
@@ -310,14 +300,14 @@ def _decode(
         hidden_RD, cache = decoder.decode_step(
             params["model"],
             config.text,
-            omni.embed(params, compute, state.token_R),
+            thinker.embed(params, compute, state.token_R),
             position_R + state.step - 1,
             prompt_layers,
             prompt_BT,
             state.cache,
             state.step - 1,
         )
-        logits_RV = omni.logits(params, hidden_RD)
+        logits_RV = thinker.logits(params, hidden_RD)
         return record(state, choose(logits_RV, state.seen_RV, state.step), cache)
 
     seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)

@@ -48,9 +48,10 @@ def main(config: BenchConfig, args: list[str]) -> int:
     work, new_tokens = part(benchmark.Workload, config), config.new_tokens
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(config, Path(folder) / "random")
-        engine = Captioner.from_pretrained(checkpoint, dtype=config.dtype).engine
+        captioner = Captioner.from_pretrained(checkpoint, dtype=config.dtype)
+        params, engine = captioner.params, captioner.engine
         prompts = benchmark.examples(work, engine.config)
-        sides = {"jax": benchmark.ours(engine, prompts, new_tokens)}
+        sides = {"jax": benchmark.ours(params, engine, prompts, new_tokens)}
         if config.reference and _reference_runs():
             sides["torch"] = benchmark.reference(
                 checkpoint, config.dtype, engine.config, prompts, new_tokens

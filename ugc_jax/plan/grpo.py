@@ -130,9 +130,11 @@ def policy_shapes(
         keep_media=not rollout.keeps_media,
     )  # fmt: skip
     if rollout.keeps_media:
-        encode = functools.partial(omni.media_rows, config=setup.model, compute=setup.compute)
+        encode = functools.partial(omni.encode_media, config=setup.model, compute=setup.compute)
         params = jax.eval_shape(functools.partial(model_params, setup=setup), abstract_state(setup))
-        media = jax.eval_shape(lambda params, batch: encode(params, batch=batch), params, empty)
+        media = jax.eval_shape(
+            lambda params, media: encode(params, media=media), params, empty.media
+        )
         one = one._replace(media=media)
     if options.updates > 1:
         one = one._replace(old=one.rollout)

@@ -12,13 +12,12 @@ import jax
 import numpy as np
 
 from ugc_jax.data.batching import BucketKey, collate_rows, size_of_media
-from ugc_jax.data.features import HOP, SAMPLE_RATE
 from ugc_jax.data.planning import ExampleSet, RowsConfig, make_plan
 from ugc_jax.data.prompt import Video
 from ugc_jax.data.schema import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.hf.config import load_config
-from ugc_jax.models.qwen2_5_omni.config import SIZES, OmniConfig
+from ugc_jax.models.qwen2_5_omni.config import HOP, SAMPLE_RATE, SIZES, OmniConfig
 from ugc_jax.plan.chips import GIB, Chip, chip_of
 from ugc_jax.plan.flops import step_flops
 from ugc_jax.sharding import MeshConfig, abstract, batch_shardings, check_batch, make_mesh
@@ -173,7 +172,8 @@ def batch_shapes(
 
 def describe(batch: Batch) -> str:
     """The shapes of a batch for people."""
-    (rows, tokens), grids, chunks = batch.tokens.shape, batch.patches.shape, batch.mel.shape
+    rows, tokens = batch.tokens.shape
+    grids, chunks = batch.media["vision"].patches.shape, batch.media["audio"].mel.shape
     return (
         f"{rows} rows of {tokens} tokens, {grids[1]} grids of {grids[2]} windows and {chunks[1]} "
         "chunks of sound"

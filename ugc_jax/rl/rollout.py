@@ -21,7 +21,7 @@ from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
 
-Media = tuple[jax.Array, jax.Array]
+Media = dict[str, jax.Array]  # the encoders' rows by modality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Rollout:
         """
         self.setup, self.config, self.shared = setup, config, shared
         self.mesh = sharding.reshaped(setup.mesh, config.data, config.fsdp, config.tensor)
-        self._engine = Engine(None, setup.model, setup.compute, self.mesh)
+        self._engine, self._params = Engine(setup.model, setup.compute, self.mesh), None
         learns = setup.trainable
         self.keeps_media = not (learns.vision or learns.audio or learns.projector)
         # Leaf by leaf: what is not cast is the very buffer of the state, which jit would copy.
@@ -98,11 +98,11 @@ class Rollout:
 
     def load(self, state: TrainState):
         """Take the policy's weights, in the compute dtype and as the rollout's mesh splits them."""
-        self._engine.params = self._weights(state)
+        self._params = self._weights(state)
 
     def drop(self):
         """Let go of the weights: a step that uses up their state, or their memory, is next."""
-        self._engine.params = None
+        self._params = None
 
     def sample(self, prompts: Batch, draw: int, part: int = 0) -> Sampled:
         """Complete the rows part, part + parts, ... of a batch, each G times.
@@ -133,9 +133,8 @@ class Rollout:
             samples = 1
         taken = sharding.abstract(taken, sharding.batch_shardings(self.mesh, taken))
         split = sharding.shardings(self.mesh, weights.out_info, model_axes(self.setup))
-        self._engine.params = sharding.abstract(weights.out_info, split)
-        stages = self._engine.trace(taken, self.config.sampling, samples)
-        self.drop()
+        params = sharding.abstract(weights.out_info, split)
+        stages = self._engine.trace(params, taken, self.config.sampling, samples)
         return {"weights": weights} | stages
 
     def joined(self, parts: Sequence[Sampled]) -> tuple[Completions, Media | None]:
@@ -159,11 +158,11 @@ class Rollout:
         copies = 1 if self.shared else samples
         if copies > 1:
             prompts = self._copies(prompts, samples=copies)
-        engine, keys = self._engine, (keys % 2**32).astype(np.uint32).ravel()
-        media = engine.encode(prompts)
-        prefilled = engine.prefill(prompts, media)
-        position = _next_positions(prompts.positions, prompts.segment_ids)
-        made = engine.decode(prompts, prefilled, position, options, keys, samples // copies)
+        engine, params = self._engine, self._params
+        keys = (keys % 2**32).astype(np.uint32).ravel()
+        media = engine.encode(params, prompts)
+        prefilled = engine.prefill(params, prompts, media)
+        made = engine.decode(params, prompts, prefilled, options, keys, samples // copies)
         shape = (-1, samples)
         completions = Completions(
             tokens=made.tokens.reshape(*shape, made.tokens.shape[1]),
@@ -218,10 +217,3 @@ def _join(media: Sequence[Media], prompts: int) -> Media:
 def _interleaved(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of parts, part + parts, ... in the order of the batch."""
     return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-@jax.jit
-def _next_positions(positions_B3T, segments_BT):
-    """The position after each row's last token, as `schema.Example.next_position`."""
-    last_B = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)
-    return jnp.max(jnp.take_along_axis(positions_B3T, last_B[:, None, None], axis=2), (1, 2)) + 1

@@ -10,6 +10,7 @@ Letters: B prompts, G completions of each, N most new tokens, T tokens of a row,
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ugc_jax.data.batching import Buckets
@@ -37,7 +38,7 @@ class PolicyBatch(NamedTuple):
     A slot of the S in a row is a token that is trained on, completion after completion.
 
     inputs: the rows. Where `media` is given, without picture and sound.
-    media: the encoders' rows (`omni.media_rows`) where the encoders do not learn, else None.
+    media: the encoders' rows (`thinker.encode_media`) where the encoders do not learn, else None.
     previous: i32[rows, S], the place in the row whose hidden state predicts the slot's token.
     tokens: i32[rows, S]. sample: i32[rows, S], which of the row's completions, from 0; padding -1.
     rollout: f32[rows, S], the log-probability that the token was drawn with.
@@ -47,7 +48,7 @@ class PolicyBatch(NamedTuple):
     """
 
     inputs: Batch
-    media: tuple | None
+    media: dict | None
     previous: np.ndarray
     tokens: np.ndarray
     sample: np.ndarray
@@ -85,18 +86,18 @@ def policy_rows(
     keep_media: False leaves picture and sound out of `inputs`.
     """
     if not keep_media:
-        names = ("patches", "coords", "mel", "mel_frames")
-        prompts = prompts._replace(**{name: getattr(prompts, name)[:, :0] for name in names})
+        none = jax.tree.map(lambda leaf: leaf[:, :0], prompts.media)
+        prompts = prompts._replace(media=none)
     # Of each row, its prompt and the completions behind it.
     rows = [(b, np.flatnonzero(weight > 0).tolist()) for b, weight in enumerate(weights)]
     if not shared:
         G = weights.shape[1]
         rows = [(b, [g] if g in used else []) for b, used in rows for g in range(G)]
-        prompts = Batch(*(np.repeat(leaf, G, axis=0) for leaf in prompts))
+        prompts = jax.tree.map(lambda leaf: np.repeat(leaf, G, axis=0), prompts)
     out = _empty(prompts, size, config)
     for row, (b, used) in enumerate(rows):
         start = int(np.sum(prompts.segment_ids[row] > 0))
-        position = int(prompts.positions[row, :, start - 1].max()) + 1
+        position = int(prompts.next_position[row])
         slot = 0
         for number, g in enumerate(used):
             n = int(completions.lengths[b, g])

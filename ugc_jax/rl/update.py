@@ -121,7 +121,7 @@ def score(
         setup.model,
         setup.compute,
         batch.inputs,
-        media=batch.media,
+        rows=batch.media,
         shared_prompt=options.shared_prompt,
     )
     hidden_BSD = jnp.take_along_axis(hidden_BTD, batch.previous[..., None], axis=1)

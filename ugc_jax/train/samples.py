@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ugc_jax.data import pipeline
-from ugc_jax.data.batching import Buckets, collate, group, next_positions
+from ugc_jax.data.batching import Buckets, collate, group
 from ugc_jax.data.planning import DataConfig, parse_mixture
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
@@ -30,27 +30,25 @@ class Sampler:
         self._prompts, self._tokenizer = prompts, tokenizer
         self._options = SamplingConfig(max_new_tokens=max_new_tokens)
         self._weights = jax.jit(functools.partial(model_params, setup=setup))
-        self._engine = Engine(None, setup.model, setup.compute, setup.mesh)
+        self._engine = Engine(setup.model, setup.compute, setup.mesh)
 
     def __call__(self, state: TrainState) -> list[dict[str, str | None]]:
         """{"clip", "reference", "caption"} of each prompt; all processes call it alike."""
         engine, config = self._engine, self._engine.config
         with jax.set_mesh(engine.mesh):
-            engine.params = self._weights(state)
+            params = self._weights(state)  # a second copy, not kept while training goes on
         batch_size = whole_rows(engine.mesh, len(self._prompts))
         tagged = [(prompt, prompt.example) for prompt in self._prompts]
         rows = []
         for key, members in group(tagged, batch_size, Buckets(), config):
             prompts, examples = zip(*members, strict=True)
             batch = collate(examples, key, batch_size, config)
-            position = next_positions(examples, batch_size)
             key_ids = np.zeros(batch_size, np.uint32)  # greedy: of no effect
-            made = engine.generate(batch, position, self._options, key_ids)
+            made = engine.generate(params, batch, self._options, key_ids)
             for prompt, tokens, length in zip(prompts, made.tokens, made.lengths, strict=False):
                 caption = self._tokenizer.decode(tokens[:length].tolist()).strip()
                 row = {"clip": prompt.entry.id, "reference": prompt.answer, "caption": caption}
                 rows.append(row)
-        engine.params = None  # a second copy of the weights, not kept while training goes on
         return rows
 
 

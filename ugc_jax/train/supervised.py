@@ -1,5 +1,6 @@
-"""The work of SFT's loop: batches with their answers, one after the other."""
+"""SFT as the work of a training loop: train steps, the evaluation loss, sample captions."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -8,27 +9,23 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch
-from ugc_jax.plan.flops import step_flops
-from ugc_jax.train.feed import Batches, Fed, Feed
-from ugc_jax.train.loop import Done
+from ugc_jax.data.schema import Batch, named_arrays
+from ugc_jax.train.feed import Batches, Feed, PlacedBatch
+from ugc_jax.train.loop import StepResult
 from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import COLUMNS
 from ugc_jax.train.state import Setup, TrainState
-from ugc_jax.train.step import eval_step, train_step
+from ugc_jax.train.step import eval_step, jit_step, train_step
 
 logger = logging.getLogger(__name__)
 
 
 class Supervised:
-    """A `train.loop.Work`: next-token training.
-
-    Feed (a thread: read, place) -> train_step
-    eval_step over the evaluation data, sample captions
-    """
+    """A `train.loop.Work`: next-token training."""
 
     updates, waits = 1, False
     columns, tables = COLUMNS, ("samples",)
+    best_metric = "eval_loss", "min"
 
     def __init__(
         self,
@@ -37,61 +34,64 @@ class Supervised:
         batch_size: int,
         evaluation: Iterable[Batch] | None = None,
         sample: Callable[[TrainState], list[dict]] | None = None,
+        step_flops: Callable[[Setup, Batch], float] | None = None,
     ):
         """setup.steps: the last step. batch_size: rows of a batch, over all processes.
 
         batches: this process's rows. evaluation: its rows of the evaluation batches, as often as it
-        is iterated over. sample: makes captions, {"clip", "reference", "caption"} of each. Raises
-        UserError for a batch that cannot be parted.
+        is iterated over. sample: makes captions, {"clip", "reference", "caption"} of each.
+        step_flops: operations of a step on a batch, for MFU. Raises UserError for a batch that
+        cannot be split into microbatches.
         """
         sharding.check_batch(setup.mesh, batch_size, setup.accumulate)
-        self.setup, self.mesh, self.last = setup, setup.mesh, setup.steps
-        self.evaluates = evaluation is not None
-        self._batches, self._batch_size = batches, batch_size
-        self._evaluation, self._sample = evaluation, sample
-        self._train_step, self._eval_step = train_step(setup), eval_step(setup)
+        self.setup, self.batches, self.evaluates = setup, batches, evaluation is not None
+        self._batch_size, self._evaluation, self._sample = batch_size, evaluation, sample
+        self._train_step = jit_step(train_step, setup)
+        self._eval_step = jax.jit(functools.partial(eval_step, setup=setup))
+        self._step_flops = step_flops
         self._flops: dict[tuple, float] = {}  # of a step, by the shapes of its batch
 
     def __enter__(self) -> "Supervised":
-        self._feed = Feed(self._batches, self.mesh, self._batch_size)
+        self._feed = Feed(self.batches, self.setup.mesh, self._batch_size)
         return self
 
     def __exit__(self, *_):
         self._feed.close()
 
-    def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, Done]:
-        """Start a step. Compiling it, for a batch of new shapes, is told and not measured.
+    def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
+        """Start a step. Compiling it, for a batch of new shapes, is logged and not measured.
 
         Raises StepRefused for a batch that cannot be read.
         """
-        fed = meter.wait(self._feed.take)
-        known, begun = self._train_step._cache_size(), time.perf_counter()
-        state, metrics = self._train_step(state, fed.arrays)
-        if self._train_step._cache_size() > known:
+        placed = meter.wait(self._feed.take)
+        compiled, begun = self._train_step._cache_size(), time.perf_counter()
+        state, metrics = self._train_step(state, placed.arrays)
+        if self._train_step._cache_size() > compiled:
             seconds = time.perf_counter() - begun
             meter.exclude(seconds)
-            rows = fed.arrays.tokens.shape
+            rows = placed.arrays.tokens.shape
             logger.info("compiled the step for %d rows of %d tokens in %.1f s", *rows, seconds)
-            if meter.peak is not None:
+            if self._step_flops is not None:
                 with meter.excluded():
-                    self._flops[_shapes(fed)] = step_flops(self.setup, fed.arrays)
-        flops = self._flops.get(_shapes(fed), 0.0)
-        return state, Done(metrics, fed.before, fed.after, fed.rows._asdict(), flops)
+                    self._flops[_shapes(placed)] = self._step_flops(self.setup, placed.arrays)
+        flops = self._flops.get(_shapes(placed), 0.0)
+        replay = named_arrays(placed.rows)
+        return state, StepResult(metrics, placed.before, placed.after, replay, flops)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
         """Mean loss and accuracy over the target tokens of the evaluation data; captions."""
         total = None
         for rows in self._evaluation:
-            batch = sharding.place_batch(self.mesh, rows, self._batch_size)
+            batch = sharding.place_batch(self.setup.mesh, rows, self._batch_size)
             sums = self._eval_step(state, batch)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         sums = jax.device_get(total)
-        figures = {
+        metrics = {
             "eval_loss": float(sums.loss / sums.tokens),
             "eval_accuracy": float(sums.hits / sums.tokens),
         }
-        return figures, [] if self._sample is None else self._sample(state)
+        return metrics, [] if self._sample is None else self._sample(state)
 
 
-def _shapes(fed: Fed) -> tuple:
-    return tuple(leaf.shape for leaf in fed.rows)
+def _shapes(placed: PlacedBatch) -> tuple:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(placed.rows))

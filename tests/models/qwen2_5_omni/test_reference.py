@@ -62,7 +62,7 @@ def pair(request, tmp_path_factory) -> Pair:
     torch_model = reference.load_reference(folder)
     torch_model.set_attn_implementation("eager" if request.param == "tiny" else "sdpa")
     params = load_params(folder, config)
-    return Pair(config, params, torch_model, Engine(params, config, Compute()))
+    return Pair(config, params, torch_model, Engine(config, Compute()))
 
 
 @pytest.fixture(params=cases.CASES)
@@ -104,7 +104,7 @@ def test_vision_tower(pair, parts):
     if not example.vision:
         pytest.skip("no picture in this case")
     batch = cases.one_batch(pair.config, [example])
-    rows = pair.engine._encode_vision(pair.params, batch.patches, batch.coords)[0]
+    rows = pair.engine.encode(pair.params, batch)["vision"][0]
     takes = example.source == VISION
     patches = np.concatenate(
         [reference.reference_patches(picture, pair.config) for picture in example.vision]
@@ -124,8 +124,8 @@ def test_audio_tower(pair, parts):
     if not takes.any():
         pytest.skip("no sound tokens in this case")
     batch = cases.one_batch(pair.config, [example])
-    rows = pair.engine._encode_audio(pair.params, batch.mel, batch.mel_frames)[0]
-    first = batch.patches.shape[1] * batch.patches.shape[2] * batch.patches.shape[3] // 4
+    rows = pair.engine.encode(pair.params, batch)["audio"][0]
+    first = np.prod(batch.media["vision"].patches.shape[1:4]) // 4
     frames = torch.tensor([len(mel) for mel in example.mels])
     mel = torch.from_numpy(np.concatenate(example.mels).T)
     with torch.no_grad():
@@ -135,10 +135,9 @@ def test_audio_tower(pair, parts):
 
 def greedy(pair, examples, tokens=64):
     batch = cases.one_batch(pair.config, examples)
-    next_position = np.array([example.next_position for example in examples], np.int32)
     options = SamplingConfig(max_new_tokens=tokens)
     return pair.engine.generate(
-        batch, next_position, options, np.arange(len(examples), dtype=np.uint32)
+        pair.params, batch, options, np.arange(len(examples), dtype=np.uint32)
     )
 
 
