@@ -1,22 +1,23 @@
 """The end of short_sft.sh: F1, length and repetition of the captions before and after GRPO."""
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.rl.rewards.local import attribute_f1, distinct_runs
+from ugc_jax import files
+from ugc_jax.rl.rewards.local import distinct_runs
+from ugc_jax.toy.world import attribute_f1
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.value for line in files.read_lines(path, "run short_sft.sh again")]
 
 
 def figures(captions: Path, attributes: dict[str, dict]) -> dict[str, float]:
     """Means over the clips; one without a caption counts as an empty caption."""
-    said = {Path(row["video"]).name: row.get("caption", "") for row in lines(captions)}
-    texts = [said.get(clip, "") for clip in attributes]
+    predicted = {Path(row["video"]).name: row.get("caption", "") for row in lines(captions)}
+    texts = [predicted.get(clip, "") for clip in attributes]
     f1 = map(attribute_f1, texts, attributes.values())
     return {
         "f1": float(np.mean(list(f1))),
@@ -41,7 +42,7 @@ def main(test: Path, run: Path):
             for name, one in table[folder.name].items()
         )
         print(f"{folder.name}: {shown}   gain {100 * (after['f1'] - before['f1']):+.1f} points")
-    (run / "summary.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    files.write_json(run / "summary.json", table, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The end of quickstart.sh: shows what was learnt and writes every figure to summary.json."""
+"""The end of quickstart.sh: shows what was learnt and writes all numbers to summary.json."""
 
-import json
 import sys
 from pathlib import Path
 from statistics import fmean
 
-from ugc_jax.rl.rewards.local import attribute_f1
+from ugc_jax import files
 from ugc_jax.toy import world
 
 # File of captions -> heading of its column.
@@ -19,7 +18,7 @@ COLUMNS = {
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.value for line in files.read_lines(path, "run quickstart.sh again")]
 
 
 def main(run: Path, clips: list[str]):
@@ -30,19 +29,21 @@ def main(run: Path, clips: list[str]):
     scores, rewards = {}, {}
     for name, heading in COLUMNS.items():
         texts = {Path(row["video"]).name: row.get("caption", "") for row in captions[name]}
-        said = [texts.get(clip, "") for clip in attributes]
-        scores[heading] = world.score(said, list(attributes.values()))
-        rewards[heading] = fmean(map(attribute_f1, said, attributes.values()))
+        predicted = [texts.get(clip, "") for clip in attributes]
+        scores[heading] = world.score(predicted, list(attributes.values()))
+        rewards[heading] = fmean(map(world.attribute_f1, predicted, attributes.values()))
     scores["chance"] = world.chance(list(attributes.values()))
     seconds = dict(line.split() for line in (run / "steps.txt").read_text().splitlines())
     summary = {
         "step_seconds": {name: int(value) for name, value in seconds.items()},
         "accuracy": scores,
         "reward": rewards,
-        "caption_runs": {name: json.loads((run / f"{name}.json").read_text()) for name in COLUMNS},
+        "caption_runs": {
+            name: files.read_json(run / f"{name}.json", "run quickstart.sh again")
+            for name in COLUMNS
+        },
     }
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    (run / "summary.json").write_text(text + "\n", encoding="utf-8")
+    files.write_json(run / "summary.json", summary, indent=2)
 
     print()
     references = {Path(row["videos"][0]).name: row for row in lines(run / "world/test.jsonl")}
@@ -60,7 +61,7 @@ def main(run: Path, clips: list[str]):
                 print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
         print("For real captions: --config.checkpoint=Qwen/Qwen2.5-Omni-3B")
     print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")
-    print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.csv; tensorboard --logdir)")
+    print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.jsonl; tensorboard --logdir)")
     print(f"figures     {run / 'summary.json'}, {run / 'results'}")
     print(f"page        {run / 'report.html'}  <- open it in a browser: scores, plots, clips")
 

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+from ugc_jax.report import tables
+from ugc_jax.toy import task
+
+DISPLAYS = tables.DISPLAYS | task.DISPLAYS
 # A model may say anything: what ends a script, runs in a page, or breaks a JSON string.
 NASTY = (
     "</script><script>document.title = 'broken'</script><!-- <img src=x "

@@ -30,30 +30,44 @@ class Line(NamedTuple):
     whole: bool
 
 
-def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
-    """The text of a file, without a byte order mark, line ends as they are.
+def read_bytes(path, remedy: str) -> bytes:
+    """The content of a file. remedy: ends the message, as "name a .jsonl manifest".
 
-    remedy: ends the message, as "name a .jsonl manifest". errors: as of bytes.decode.
-    Raises UserError if it is absent, unreadable or not text.
+    Raises UserError if it is absent or unreadable.
     """
     try:
-        return _local(path).read_bytes().decode(encoding, errors)
+        return _local(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: cannot be read (not UTF-8 text); {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
 
 
-def read_json(path, remedy: str, kind: type | tuple[type, ...] = dict) -> Any:
+def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
+    """The text of a file, without a byte order mark, line ends as they are.
+
+    errors: as of bytes.decode. Raises UserError as `read_bytes`, and if the file is not text.
+    """
+    raw = read_bytes(path, remedy)
+    try:
+        return raw.decode(encoding, errors)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot be read (not UTF-8 text); {remedy}") from None
+
+
+def read_json(
+    path, remedy: str, kind: type | tuple[type, ...] = dict, *, object_pairs_hook=None
+) -> Any:
     """The content of a JSON file, which is a `kind` (dict: a JSON object; object: anything).
 
-    Raises UserError as `read_text`, and if the file is not JSON or holds something else.
+    object_pairs_hook: as of json.loads. Raises UserError as `read_text`, and if the file is not
+    JSON or holds something else.
     """
     text = read_text(path, remedy)
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=object_pairs_hook)
+    except UserError:  # of the hook
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from None
     if not isinstance(content, kind):

@@ -6,7 +6,6 @@ import pytest
 
 from ugc_jax.evals import metrics
 from ugc_jax.evals.metrics import OTHER, choose
-from ugc_jax.toy import world
 
 VOICE = ("Narration", "In-Video Voice", "Out-Video Voice")
 TONE = ("Positive", "Negative", "Neutral")
@@ -103,16 +102,3 @@ def test_recall_and_confusion():
 def test_without_answers():
     assert metrics.recall([], [], TONE) == {}
     assert metrics.confusion([], [], TONE)["counts"] == [[0] * 4] * 3
-
-
-def test_the_world():
-    attributes = {name: values[0] for name, values in world.VALUES.items()}
-    caption = world.write_caption(attributes, 0)
-    names = ("score", *world.GROUPS, "all_right")
-    assert metrics.world_scores(caption, attributes) == dict.fromkeys(names, 100.0)
-    assert metrics.world_scores("Nothing.", attributes) == dict.fromkeys(names, 0.0)
-    wrong = attributes | {"pitch": world.VALUES["pitch"][1]}
-    scores = metrics.world_scores(caption, wrong)
-    assert scores["score"] == pytest.approx(90)
-    assert scores["audio"] == pytest.approx(200 / 3)
-    assert (scores["visual"], scores["all_right"]) == (100, 0)

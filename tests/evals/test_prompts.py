@@ -7,7 +7,7 @@ import pytest
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts
 from ugc_jax.evals.prompts import FORMS
-from ugc_jax.judge import messages as talk
+from ugc_jax.judge import messages
 
 OWN = """\
 Compare {reference} with {caption}.
@@ -26,11 +26,11 @@ def test_our_questions(task):
     prompt = prompts.load(None, [task])[task]
     assert (prompt.name, prompt.is_ours) == ("ugc_jax", True)
     system, user = prompt.messages("It rains {caption}.", "A cat {reference}.")
-    assert system["content"] == talk.SYSTEM
+    assert system["content"] == messages.SYSTEM
     question = user["content"]
     # both texts stand there once, fenced, and are not searched for placeholders
-    assert talk.fenced("reference", "It rains {caption}.") in question
-    assert talk.fenced("caption", "A cat {reference}.") in question
+    assert messages.fenced("reference", "It rains {caption}.") in question
+    assert messages.fenced("caption", "A cat {reference}.") in question
     assert not re.search(r"\{(?!caption|reference)\w+\}", question)
     # the example of the answer holds what is made into scores
     example = re.search(r"\{.*\}", question.rpartition("Answer with")[2])[0]
@@ -81,7 +81,7 @@ def test_scores(task, answer, scores):
     ids=str,
 )
 def test_answers_of_another_form(task, answer):
-    assert talk.fault(answer, FORMS[task].scores)
+    assert messages.find_fault(answer, FORMS[task].scores)
 
 
 def test_a_file_is_the_whole_message(file):
@@ -108,7 +108,7 @@ def test_wordings_compare_by_what_they_say(file, tmp_path, monkeypatch):
     ours = protocol(None)
     assert re.fullmatch(r"own wording [0-9a-f]{12}", ours)
     assert len({protocol(None, task) for task in FORMS}) == len(FORMS)
-    monkeypatch.setattr(talk, "SYSTEM", talk.SYSTEM + " Be quick.")
+    monkeypatch.setattr(messages, "SYSTEM", messages.SYSTEM + " Be quick.")
     assert protocol(None) != ours
     assert protocol(file) == own  # it is the whole message
 
@@ -118,7 +118,7 @@ def test_a_folder_holds_one_file_a_task(file):
     loaded = prompts.load(str(file.parent), ["objects", "final_caption"])
     assert loaded["objects"].template == "{caption}{reference}"
     assert loaded["final_caption"].template == OWN
-    with pytest.raises(UserError, match=r"background\.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"background\.txt: no such file"):
         prompts.load(str(file.parent), ["background"])
     with pytest.raises(UserError, match=r"one file for 2 tasks \(objects, final_caption\)"):
         prompts.load(str(file), ["objects", "final_caption"])
@@ -147,7 +147,7 @@ def test_files_that_cannot_be_used(file, text, fault):
 
 def test_files_that_cannot_be_read(file, tmp_path):
     file.write_bytes(b"{caption}{reference}\xff")
-    with pytest.raises(UserError, match="is no text in UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8 text.*; give a UTF-8 text file"):
         prompts.load(str(file), ["final_caption"])
-    with pytest.raises(UserError, match=r"nowhere\.txt: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.txt: no such file"):
         prompts.load(str(tmp_path / "nowhere.txt"), ["final_caption"])

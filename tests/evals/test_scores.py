@@ -97,16 +97,17 @@ def test_plain_files_and_other_tasks(write):
     assert read_scores(path, "audio_caption").samples == [
         {"id": "a", "score": 70, "audio": 60, "details": 80}
     ]
-    with pytest.raises(UserError, match="for objects, only for audio_caption, visual_caption"):
-        read_scores(path, "objects")
+    for task in ("objects", "tone"):
+        with pytest.raises(UserError, match=f"for {task}, only for audio_caption, visual_caption"):
+            read_scores(path, task)
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("{", "is no JSON"),
-        ('{"a":' * 99_999, "is no JSON"),
-        ([], "is no JSON object"),
+        ("{", "not readable as JSON"),
+        ('{"a":' * 99_999, "not readable as JSON"),
+        ([], "expected a JSON object"),
         ({}, "has no usable ratings"),
         ({"evaluations": []}, "has no usable ratings"),
         ({"a": ratings(80, 60, 70)}, "has no usable ratings; give .* numbers from 1 to 5"),
@@ -123,5 +124,5 @@ def test_files_that_cannot_be_used(write, content, fault):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.json: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file; give a score file"):
         read_scores(tmp_path / "nowhere.json")

@@ -3,12 +3,12 @@
 import pytest
 
 from ugc_jax.evals.summary import AVERAGED, average, summarize, table
-from ugc_jax.evals.tasks import Sample, Task
+from ugc_jax.evals.tasks import FORMS, Sample, Task
 
 
 def options_task(answers):
     samples = tuple(Sample(str(i), answer, ("Yes", "No")) for i, answer in enumerate(answers))
-    return Task("bgm", "?", samples)
+    return Task("bgm", FORMS["bgm"], "?", samples)
 
 
 def clips_of(task, said):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.generate.results import Results, Totals, write_json
+from ugc_jax.generate.results import Results, Totals
 
 A, B, C = ({"video": f"{name}.mp4", "caption": f"größer {name}"} for name in "abc")
 FAILED_B = {"video": "b.mp4", "error": "b.mp4: broken"}
@@ -131,10 +131,3 @@ def test_totals():
     assert list(record)[:5] == ["captioned", "skipped", "failed", "new_tokens", "programs"]
     assert list(record.values())[:5] == [1, 2, 1, 3, 0]
     assert str(totals).startswith("captioned 1, skipped 2, failed 1; compiled 0 programs; 3 tokens")
-
-
-def test_write_json(tmp_path):
-    write_json(tmp_path / "new" / "report.json", {"a": 1})
-    assert json.loads((tmp_path / "new" / "report.json").read_text()) == {"a": 1}
-    with pytest.raises(UserError, match="cannot be written"):
-        write_json(tmp_path / "new", {})

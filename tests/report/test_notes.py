@@ -1,13 +1,13 @@
 """ugc_jax.report.notes: what a page says of results in words."""
 
-from fake_results import PAPER, add, captions, options, result, world
+from fake_results import DISPLAYS, PAPER, add, captions, options, result, world
 
 from ugc_jax.report import notes
 
 
 def said(*results: dict) -> str:
     members = [(number, made["name"], made) for number, made in enumerate(results)]
-    return " ".join(notes.sentences(members))
+    return " ".join(notes.sentences(members, DISPLAYS))
 
 
 def test_which_rows_compare():
@@ -40,7 +40,7 @@ def test_how_models_were_asked():
     text = said(one, two)
     assert "One (given 8 frames) and Two (given 32 frames) were" in text
     assert "saw the clips in different ways (clip.frames: 8 and 32)" in text
-    assert dict(notes.card("One", one)["facts"])["clips as"] == "frames 8"
+    assert dict(notes.card("One", one, DISPLAYS)["facts"])["clips as"] == "frames 8"
 
 
 def test_two_clips_of_one_id_are_told():
@@ -68,7 +68,7 @@ def test_world():
 def test_tasks():
     made = options(result("One"), "tone", ["Yes", "Yes", "Yes"], ["Yes", "No", None])
     made["tasks"]["tone"] |= {"flags": ["degenerate: x"], "notes": ["a note"], "noise": 0.456}
-    (note,) = notes.task_notes([(0, "One", made)])
+    (note,) = notes.task_notes([(0, "One", made)], DISPLAYS)
     assert note["summary"] == "2 clips scored, 1 failed"
     assert note["flags"] == ["degenerate: x"]
     ((_, _, facts),) = note["rows"]
@@ -87,7 +87,7 @@ def test_card():
     faults = {"duplicate": 1, "unknown": 0, "broken": 2, "listed": ["FILE:3: not JSON"]}
     made = captions("One", [None], judge=judge | {"usage": usage | {"cost": 1.5}}, faults=faults)
     made["unscored"] = {"background": "needs a judge"}
-    card = notes.card("One", made)
+    card = notes.card("One", made, DISPLAYS)
     assert dict(card["facts"]) == {
         "evaluated": "2026-11-23 07:30:00 UTC, ugc_jax 0.1.0",
         "qa": "qa",
@@ -99,4 +99,4 @@ def test_card():
     }
     assert card["faults"].endswith("1 duplicate, 2 broken")
     assert card["listed"] == ["FILE:3: not JSON"]
-    assert notes.card("Two", result("Two"))["faults"] == ""
+    assert notes.card("Two", result("Two"), DISPLAYS)["faults"] == ""

@@ -1,21 +1,16 @@
 """The world: captions say all, the clips show and play all, the splits share no combination."""
 
 import collections
-import dataclasses
 import itertools
-import json
-import re
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer
-from ugc_jax.jobs.world import WorldConfig, main
 from ugc_jax.media import clip as media
-from ugc_jax.media.presets import ClipSettings
-from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.toy import synthetic, world
 
 RATE = 16_000
@@ -74,17 +69,6 @@ def test_every_phrasing_is_used_and_can_be_parsed(clips):
 )
 def test_parse_takes_only_what_is_said_once(caption, said):
     assert world.parse(caption) == dict.fromkeys(world.VALUES) | said
-
-
-def test_the_tiny_tokenizer_has_every_word_as_one_token(tmp_path, clips):
-    build_tokenizer(tiny(), tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    longest = 0
-    for caption in [world.QUESTION, *(caption for *_, caption in clips["train"] + clips["test"])]:
-        ids = tokenizer.encode(caption).ids
-        assert [tokenizer.decode([i]) for i in ids] == re.findall(r" ?\w+|[.,]", caption)
-        longest = max(longest, len(ids))
-    assert longest <= 32
 
 
 # ---- combinations --------------------------------------------------------------------------------
@@ -149,8 +133,8 @@ def files(tmp_path_factory):
 
 
 def _read(path):
-    settings = ClipSettings(fps=2.0, min_pixels=112 * 112)
-    clip = media.read_clip(media.probe(path), settings)
+    settings = resolve(ClipSettings(fps=2.0, min_pixels=112 * 112))
+    clip = media.read_clip(media.probe(path), settings, 10_000, GEOMETRY)
     assert clip.frames.shape == (4, 112, 112, 3)
     assert clip.sample_fps == 2
     assert 1.95 < len(clip.waveform) / RATE <= 2  # one chunk of the audio encoder
@@ -246,6 +230,11 @@ def test_muted_and_blanked_clips_are_the_same_but_for_that(tmp_path):
     assert np.ptp(read["blank"][0]) < 10
 
 
+def test_clip_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"test/000000.mp4: cannot be written"):
+        world.write_example("test", 0, world.WorldSettings(), tmp_path / "absent")
+
+
 # ---- scores --------------------------------------------------------------------------------------
 
 
@@ -276,50 +265,3 @@ def test_table_lists_groups_and_attributes(clips):
     assert [row[0] for row in rows[1:6]] == ["visual", "shape", "colour", "motion", "background"]
     assert rows[-1] == ["all", "right", "100.0%"]
     assert all(row[1] == "100.0%" for row in rows[1:-1])
-
-
-# ---- the job -------------------------------------------------------------------------------------
-
-
-def test_job_writes_manifests_and_keeps_clips(tmp_path):
-    folder = tmp_path / "world"
-    config = WorldConfig(output=str(folder), train=5, test=2, workers=2)
-    assert main(config, []) == 0
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert [row["videos"] for row in rows] == [[f"train/{n:06d}.mp4"] for n in range(5)]
-    assert [row["attributes"] for row in rows] == [
-        world.make_clip("train", number)[1] for number in range(5)
-    ]
-    question, answer = rows[0]["messages"]
-    assert question == {"role": "user", "content": f"<video>{world.QUESTION}"}
-    assert world.check(answer["content"], rows[0]["attributes"])["text"]
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(files) == 5 + 2 + 3
-    (folder / "test" / "000001.mp4").unlink()
-    kept = (folder / "train" / "000000.mp4").stat().st_mtime_ns
-    assert main(config, []) == 0
-    assert {path: path.read_bytes() for path in files} == files
-    assert (folder / "train" / "000000.mp4").stat().st_mtime_ns == kept
-    with pytest.raises(UserError, match=r"world.json: .* seed 0, not 1; choose another output"):
-        main(dataclasses.replace(config, seed=1), [])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(seed=-1), "seed is -1; use 0 or more"),
-        (dict(seconds=0.5), "seconds is 0.5; use 1 or more"),
-        (dict(size=99), "size is 99; use an even number"),
-        (dict(train=-1), "train is -1; use 0 or more"),
-        (dict(workers=0), "workers is 0; use 1 or more"),
-    ],
-)
-def test_settings_that_give_no_clips_are_refused(tmp_path, change, message):
-    with pytest.raises(UserError, match=message):
-        main(WorldConfig(output=str(tmp_path / "world"), **change), [])
-    assert not (tmp_path / "world").exists()
-
-
-def test_clip_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"test/000000.mp4: cannot be written"):
-        world.write_example("test", 0, world.WorldSettings(), tmp_path / "absent")

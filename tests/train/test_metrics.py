@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from ugc_jax.errors import UserError
+from ugc_jax.rl.metrics import columns
 from ugc_jax.train import metrics
 from ugc_jax.train.metrics import COLUMNS, MetricsWriter
 
@@ -23,19 +24,21 @@ def steps_of(folder, name="metrics.jsonl") -> list[int]:
     return [json.loads(line)["step"] for line in (folder / name).read_text().split("\n")[:-1]]
 
 
-def test_jsonl_and_csv_say_the_same(tmp_path):
+def test_jsonl(tmp_path):
     write(tmp_path, [1, 2]).close()
     first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(second) == {"step": 2, "loss": 0.5, "accuracy": 0.5}
-    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert header == ",".join(("step", *COLUMNS))
-    assert rows[1] == "2,0.5,0.5" + "," * (len(COLUMNS) - 2)
+
+
+def test_the_table_of_an_older_run_is_left_alone(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,1.0\n9,")
+    write(tmp_path, [1, 2]).close()
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss\n1,1.0\n9,"
 
 
 def test_a_line_is_in_the_file_at_once(tmp_path):
     writer = write(tmp_path, [1, 2])
     assert steps_of(tmp_path) == [1, 2]
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
     writer.close()
 
 
@@ -44,34 +47,60 @@ def test_going_on_takes_out_later_and_half_written_lines(tmp_path):
     writer.texts("samples", 5, [{"clip": "a", "caption": "line\u2028separator"}])
     writer.texts("samples", 3, [{"clip": "a", "caption": "line\u2028separator"}])
     writer.close()
-    for name in ("metrics.jsonl", "metrics.csv"):
-        with (tmp_path / name).open("a") as file:
-            file.write('{"step": 3, "lo' if name.endswith("jsonl") else "3,0.")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
     write(tmp_path, [4], begin=3).close()
     assert steps_of(tmp_path) == [1, 2, 3, 4]
     assert steps_of(tmp_path, "samples.jsonl") == [3]
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert [row.partition(",")[0] for row in rows] == ["step", "1", "2", "3", "4"]
 
 
-def test_columns_and_tables_are_those_of_the_run(tmp_path):
-    """What is new when a run goes on stands after the columns that it began with."""
-    options = dict(columns=("loss", "b"), tables=("completions",))
-    writer = write(tmp_path, [1], **options)
+def test_tables_are_those_of_the_run(tmp_path):
+    writer = write(tmp_path, [1], tables=("completions",))
     writer.texts("completions", 1, [{"clip": "a", "reward": 0.5, "judge": None}])
     writer.close()
     (row,) = map(json.loads, (tmp_path / "completions.jsonl").read_text().splitlines())
     assert row == {"step": 1, "clip": "a", "reward": 0.5, "judge": None}
     assert not (tmp_path / "samples.jsonl").exists()
-    write(tmp_path, [2], begin=1, columns=("accuracy", "loss")).close()
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert rows == ["step,loss,b,accuracy", "1,1.0,,", "2,0.5,,0.5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("loss", "train/loss"),
+        ("grad_norm", "train/grad_norm"),
+        ("tokens_per_second", "train/tokens_per_second"),
+        ("update_seconds", "train/update_seconds"),
+        ("kl", "train/kl"),
+        ("eval_loss", "eval/loss"),
+        ("eval_reward", "eval/reward"),
+        ("eval_rewards/rouge", "eval/rewards/rouge"),
+        ("samples", "eval/samples"),
+        ("reward", "rollout/reward"),
+        ("rewards/rouge/mean", "rollout/rewards/rouge/mean"),
+        ("rewards/samples/failed", "rollout/rewards/samples/failed"),
+        ("completion_tokens", "rollout/completion_tokens"),
+        ("completion_tokens_max", "rollout/completion_tokens_max"),
+        ("generated_tokens_per_second", "rollout/generated_tokens_per_second"),
+        ("rollout_seconds", "rollout/rollout_seconds"),
+        ("completions", "rollout/completions"),
+    ],
+)
+def test_tags_are_grouped(name, expected):
+    assert metrics.tag(name) == expected
+
+
+def test_every_metric_has_a_tag_of_its_own():
+    names = [*COLUMNS, *columns(["rouge", "length"])]
+    tags = {metrics.tag(name) for name in names}
+    assert len(tags) == len(set(names))
+    assert {tag.partition("/")[0] for tag in tags} == {"train", "eval", "rollout"}
 
 
 def test_tensorboard_reads_it(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     writer = write(tmp_path, [1, 2])
+    writer.metrics(2, {"eval_loss": 0.25, "reward": 0.75})
     writer.texts("samples", 2, [{"clip": "a.mp4", "reference": "Red.", "caption": "Blue|\nred."}])
     writer.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -81,8 +110,11 @@ def test_tensorboard_reads_it(tmp_path):
         for value in Event.FromString(content[12 : 12 + size]).summary.value:
             seen.setdefault(value.tag, []).append(value)
         content = content[16 + size :]
-    assert [value.simple_value for value in seen["loss"]] == [1.0, 0.5]
-    (text,) = seen["samples/text_summary"][0].tensor.string_val
+    assert [value.simple_value for value in seen["train/loss"]] == [1.0, 0.5]
+    assert [value.simple_value for value in seen["eval/loss"]] == [0.25]
+    assert [value.simple_value for value in seen["rollout/reward"]] == [0.75]
+    assert {tag.partition("/")[0] for tag in seen} == {"train", "eval", "rollout"}
+    (text,) = seen["eval/samples/text_summary"][0].tensor.string_val
     assert text.decode().splitlines() == [
         "| clip | reference | caption |",
         "| --- | --- | --- |",
@@ -103,7 +135,7 @@ def test_weights_and_biases(tmp_path, monkeypatch):
     assert (first["project"], first["name"], first["resume"]) == ("captions", "one", "allow")
     assert first["config"] == {"a": {"b": 1}}
     assert first["id"] == second["id"]
-    assert (line, end) == ((1, {"loss": 1.0, "accuracy": 0.5}), "end")
+    assert (line, end) == ((1, {"train/loss": 1.0, "train/accuracy": 0.5}), "end")
 
 
 def test_weights_and_biases_not_installed(tmp_path, monkeypatch):

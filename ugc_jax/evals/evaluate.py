@@ -9,19 +9,17 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
-from ugc_jax.evals import metrics, ocr, predictions, scores
+from ugc_jax.evals import predictions, scores
 from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
-from ugc_jax.evals.ocr import Normalisation
 from ugc_jax.evals.predictions import Predictions
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
-from ugc_jax.evals.tasks import Sample, Task
-from ugc_jax.toy import world
+from ugc_jax.evals.tasks import FORMS, Form, Task
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +29,12 @@ MOST_FAULTS = 100  # that are listed one by one
 
 @dataclasses.dataclass
 class Evaluation:
-    """A result in the making."""
+    """A result to which tasks are added as they are scored."""
 
     name: str  # of the model, for tables
     sources: dict[str, str | None]
-    asked: dict | None = None  # who was asked for the predictions, and how, if anybody was
+    asked: dict | None = None  # which model was asked for the predictions, and how, if any was
+    benchmark: str = "UGC-VideoCap"
     tasks: dict[str, dict] = dataclasses.field(default_factory=dict)
     clips: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
     unscored: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -44,7 +43,7 @@ class Evaluation:
     )
 
     @classmethod
-    def begin(
+    def create(
         cls,
         name: str | None,
         qa: str | None,
@@ -84,6 +83,8 @@ class Evaluation:
     ):
         """Add a task whose clips are scored; the arguments are those of `summary.summarize`."""
         self.tasks[task.name] = summarize(task, clips, protocol, noise, notes)
+        if task.form.benchmark != Evaluation.benchmark:
+            self.benchmark = task.form.benchmark
         self.clips[task.name] = clips
 
     def note_faults(self, predictions: Predictions):
@@ -99,7 +100,7 @@ class Evaluation:
         return {
             "version": VERSION,
             "name": self.name,
-            "benchmark": "world" if "world" in self.tasks else "UGC-VideoCap",
+            "benchmark": self.benchmark,
             "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "ugc_jax": __version__,
             "sources": self.sources,
@@ -114,20 +115,23 @@ class Evaluation:
 
 
 def read_all(
-    path: str | Path, benchmark: Mapping[str, Task], field: str | None = None
+    path: str | Path,
+    benchmark: Mapping[str, Task],
+    field: str | None = None,
+    forms: Mapping[str, Form] = FORMS,
 ) -> dict[str, Predictions]:
     """Task -> its predictions, of a folder with a file a task, or of the file of one task.
 
-    field: as in `predictions.read`. Raises UserError for a file where several tasks are asked for,
-    and for a folder without a file of any.
+    field: as in `predictions.read`. forms: of all tasks that a file may be named after. Raises
+    UserError for a file where several tasks are asked for, and for a folder without a file of any.
     """
     path = Path(path)
-    files = {name: path for name in benchmark}
+    paths = {name: path for name in benchmark}
     if path.is_dir():
-        files, unmatched = predictions.find(path, list(benchmark))
+        paths, unmatched = predictions.find(path, list(benchmark), forms)
         for file in unmatched:
             logger.warning("%s: its name is that of no task; left out", file)
-        if not files:
+        if not paths:
             raise UserError(
                 f"{path}: holds no file of predictions; name them TASK.jsonl, such as "
                 f"{next(iter(benchmark))}.jsonl"
@@ -138,7 +142,7 @@ def read_all(
             "or give a folder with a file a task"
         )
     texts = {}
-    for name, file in files.items():
+    for name, file in paths.items():
         texts[name] = predictions.read(file, set(benchmark[name].ids), field)
         if (faults := texts[name].summary()) is not None:
             logger.warning("%s: %s", file, faults)
@@ -154,7 +158,7 @@ def judge_for(
     Its answers are kept beside the output, unless the config names another file. Raises UserError
     for a judge that cannot be asked, before anything is.
     """
-    names = [task.name for task in tasks if task.kind == "judged"]
+    names = [task.name for task in tasks if task.is_judged]
     if not names or config.model is None:
         yield None
         return
@@ -173,19 +177,18 @@ def score_all(
     evaluation: Evaluation,
     benchmark: Mapping[str, Task],
     texts: Mapping[str, Predictions],
-    normalisation: Normalisation,
     judge: JudgedTasks | None,
 ) -> dict:
     """The result of the predictions of each task.
 
-    A task without predictions, or without the judge that it needs, is told in "unscored". Raises
+    A task without predictions, or without the judge that it needs, is listed in "unscored". Raises
     UserError where that leaves none.
     """
     for name, task in benchmark.items():
         if name not in texts:
             evaluation.unscored[name] = "it has no predictions"
-        elif task.kind == "judged" and judge is None:
-            scores_help = ", or scores=FILE of a judge's scores" if task.columns else ""
+        elif task.is_judged and judge is None:
+            scores_help = ", or scores=FILE of a judge's scores" if task.form.columns else ""
             evaluation.unscored[name] = NEEDS_JUDGE + scores_help
     todo = [task for name, task in benchmark.items() if name not in evaluation.unscored]
     if not todo:
@@ -193,52 +196,49 @@ def score_all(
             "; ".join(f"task {name}: {why}" for name, why in evaluation.unscored.items())
         )
     for task in todo:
-        said = texts[task.name]
-        evaluation.note_faults(said)
-        clips, noise, notes = score_task(task, said, normalisation, judge)
-        protocol = judge.protocol(task.name) if task.kind == "judged" else {}
-        if task.kind == "ocr":
-            protocol = {"normalisation": normalisation}
+        predicted = texts[task.name]
+        evaluation.note_faults(predicted)
+        clips, noise, notes = score_task(task, predicted, judge)
+        protocol = judge.protocol(task.name) if task.is_judged else dict(task.form.protocol)
         evaluation.add(task, clips, protocol, noise, notes)
     return evaluation.result(judge and judge.record())
 
 
 def score_task(
-    task: Task, said: Predictions, normalisation: Normalisation, judge: JudgedTasks | None
+    task: Task, predicted: Predictions, judge: JudgedTasks | None
 ) -> tuple[list[dict], float | None, list[str]]:
     """(what became of each sample of a task, in its order; the judge's noise; notes).
 
-    A sample is {"id", "reference", "prediction" where there is one} and "score" with the task's
-    columns or "failure": "missing" (no line), "error" (a line with an error), "empty" (no text),
-    "skipped" (the OCR normalisation has nothing to compare), "judge" (no usable answer).
-    judge: asked about captions of a judged task.
+    A sample is {"id", "reference", "prediction" where there is one} and what `Form.score` gives, or
+    "failure": "missing" (no line), "error" (a line with an error), "empty" (no text), "judge" (no
+    usable answer), and those of `Form.score`: "skipped" (the OCR normalisation has nothing to
+    compare). judge: asked about the predictions of a judged task.
     """
-    counts_empty = task.kind == "ocr" and normalisation == "raw"  # as the release does
-    clips, asked = [], []
+    clips, to_judge = [], []
     for sample in task.samples:
-        text = said.texts.get(sample.id)
+        text = predicted.texts.get(sample.id)
         clip = {"id": sample.id, "reference": shown(sample.reference)}
         if text is not None:
             clip["prediction"] = text
         clips.append(clip)
-        if sample.id in said.errors:
-            clip |= {"failure": "error", "note": said.errors[sample.id]}
+        if sample.id in predicted.errors:
+            clip |= {"failure": "error", "note": predicted.errors[sample.id]}
         elif text is None:
             clip["failure"] = "missing"
-        elif not text.strip() and not counts_empty:
+        elif not text.strip() and not task.form.scores_blank:
             clip["failure"] = "empty"
-        elif task.kind == "judged":
-            asked.append(clip)
+        elif task.is_judged:
+            to_judge.append(clip)
         else:
-            clip |= _SCORERS[task.kind](sample, text, normalisation)
+            clip |= task.form.score(sample, text)
     noise, notes = None, []
-    empty = sum(not text.strip() for text in said.texts.values())
-    if counts_empty and empty:
+    empty = sum(not text.strip() for text in predicted.texts.values())
+    if task.form.scores_blank and empty:
         notes.append(f"{empty} empty answers count as 0, as in the release")
-    if asked:
-        items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in asked]
+    if to_judge:
+        items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in to_judge]
         judged, noise, unanswered = judge.judge(task.name, items)
-        for clip, verdict in zip(asked, judged, strict=True):
+        for clip, verdict in zip(to_judge, judged, strict=True):
             clip |= verdict
         if unanswered:
             notes.append(f"{unanswered} questions to the judge have no usable answer")
@@ -252,35 +252,6 @@ def shown(reference: object) -> str:
     return reference if isinstance(reference, str) else "\n".join(reference)
 
 
-def _option(sample: Sample, text: str, _: Normalisation) -> dict:
-    said = metrics.choose(text, sample.options) or metrics.OTHER
-    return {
-        "score": 100.0 * (said == sample.reference),
-        "said": said,
-        "answer": sample.reference,
-    }
-
-
-def _ocr(sample: Sample, text: str, normalisation: Normalisation) -> dict:
-    scores = ocr.scores(sample.reference, text, normalisation)
-    return {"failure": "skipped"} if scores is None else scores
-
-
-def _world(sample: Sample, text: str, _: Normalisation) -> dict:
-    said = world.parse(text)
-    wrong = [name for name, value in sample.reference.items() if said[name] != value]
-    told = (f"{name}: {said[name] or 'nothing clear'}" for name in wrong)
-    note = f"wrong: {', '.join(told)}" if wrong else "all right"
-    return metrics.world_scores(text, sample.reference) | {"wrong": wrong, "note": note}
-
-
-_SCORERS: dict[str, Callable[[Sample, str, Normalisation], dict]] = {
-    "options": _option,
-    "ocr": _ocr,
-    "world": _world,
-}
-
-
 def take_scores(
     evaluation: Evaluation,
     path: str | Path,
@@ -292,27 +263,28 @@ def take_scores(
 
     benchmark, texts: give the clips their references and predictions, where they are known. A
     sample of the task that the file does not rate is a failure "missing"; a clip that it rates and
-    the task has not counts as it did in the release, and is told. Raises UserError for several
+    the task lacks counts as it did in the release, and a note says so. Raises UserError for several
     tasks, and as `scores.read_scores` does.
     """
     if len(names) > 1:
         raise UserError(f"{path}: holds scores of one task, not of {', '.join(names)}; name one")
     (name,) = names
     rated, notes, protocol = scores.read_scores(path, name)
-    references, said = {}, {}
+    references, predicted = {}, {}
     if name in benchmark:
         references = {s.id: shown(s.reference) for s in benchmark[name].samples}
     if name in texts:
         evaluation.note_faults(texts[name])
-        said = texts[name].texts
+        predicted = texts[name].texts
     ids = {clip["id"] for clip in rated}
     missing = [{"id": one, "failure": "missing"} for one in references if one not in ids]
-    known = {"reference": references, "prediction": said}
+    known = {"reference": references, "prediction": predicted}
     clips = [
-        clip | {key: found[clip["id"]] for key, found in known.items() if clip["id"] in found}
+        clip | {key: of[clip["id"]] for key, of in known.items() if clip["id"] in of}
         for clip in [*rated, *missing]
     ]
     if references and (strange := len(ids - references.keys())):
         notes = [*notes, f"{strange} rated clips are not among the task's samples; they count"]
-    evaluation.add(benchmark.get(name, Task(name, "", ())), clips, protocol, notes=notes)
+    task = benchmark.get(name, Task(name, FORMS[name], "", ()))
+    evaluation.add(task, clips, protocol, notes=notes)
     return evaluation.result(None)

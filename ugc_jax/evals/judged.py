@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts
 from ugc_jax.evals.prompts import FORMS
-from ugc_jax.judge import messages as talk
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
+from ugc_jax.judge.messages import encodable
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +108,15 @@ class JudgedTasks:
         )  # fmt: skip
 
     def judge(self, task: str, items: Sequence[tuple[str, str, str]]) -> Judged:
-        """What the judge says of n items (id, reference, prediction) of one task.
+        """The judge's scores of n items (id, reference, prediction) of one task.
 
-        Tells failures in one line. Raises UserError for a mistake of the config, such as a wrong
+        Logs all failures in one line. Raises UserError for a mistake of the config, such as a wrong
         key; KeyboardInterrupt leaves all answers so far in the cache.
         """
         items = [Item(*item) for item in items]
         outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
         failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
-        _tell_failures(task, failures, len(items) * self.config.repeats)
+        _log_failures(task, failures, len(items) * self.config.repeats)
         columns = FORMS[task].columns
         samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
         spread = noise([[o["score"] for o in _usable(all_)] for all_ in outcomes])
@@ -221,7 +221,7 @@ def _parser(task: str) -> Callable[[dict], dict]:
     def parse(answer: dict) -> dict:
         scores, reason = FORMS[task].scores(answer), answer.get("reason")
         has_reason = isinstance(reason, str) and reason.strip()
-        return scores | {"note": talk.encodable(reason.strip())} if has_reason else scores
+        return scores | {"note": encodable(reason.strip())} if has_reason else scores
 
     return parse
 
@@ -232,16 +232,16 @@ def _usable(outcomes: Sequence[dict | JudgeError]) -> list[dict]:
 
 def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence[str]) -> dict:
     """An item of `Judged.samples`: the mean of the repeats that were answered."""
-    said = {"reference": item.reference, "prediction": item.prediction}
+    texts = {"reference": item.reference, "prediction": item.prediction}
     usable = _usable(outcomes)
     if not usable:
-        return {"id": item.id, "failure": "judge", **said, "note": str(outcomes[0])}
+        return {"id": item.id, "failure": "judge", **texts, "note": str(outcomes[0])}
     means = {name: statistics.fmean(o[name] for o in usable) for name in ("score", *columns)}
     note = {"note": usable[0]["note"]} if "note" in usable[0] else {}
-    return {"id": item.id, **means, **said, **note}
+    return {"id": item.id, **means, **texts, **note}
 
 
-def _tell_failures(task: str, failures: Sequence[JudgeError], asked: int):
+def _log_failures(task: str, failures: Sequence[JudgeError], asked: int):
     """One line for all failures of a task, each kind of them with its first message."""
     if not failures:
         return

@@ -1,14 +1,10 @@
-"""Scores of single answers, and what an accuracy hides. Pure functions.
-
-Scores of the OCR task are in ocr.py.
-"""
+"""Answers to questions with options: which one is chosen, and what an accuracy hides."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ugc_jax.judge import messages as talk
-from ugc_jax.toy import world
+from ugc_jax.judge.messages import json_object
 
 OTHER = "other"  # an answer that is none of the options, or several
 
@@ -24,9 +20,6 @@ _LONE = re.compile(
 )
 
 
-# ---- options -------------------------------------------------------------------------------------
-
-
 def choose(text: str, options: Sequence[str]) -> str | None:
     """The option that an answer names, in the option's spelling; None if it is not clear which.
 
@@ -35,7 +28,7 @@ def choose(text: str, options: Sequence[str]) -> str | None:
     options; the only capital that stands alone ("I think it is B"), if the text names no option;
     any of them in JSON under the key "answer".
     """
-    for key, value in (talk.json_object(text) or {}).items():
+    for key, value in (json_object(text) or {}).items():
         if key.lower() == "answer":
             text = str(value)
     text = re.sub(r"[*`\"]", "", text).strip()
@@ -72,50 +65,19 @@ def majority(answers: Sequence[str]) -> tuple[str, float]:
     return answer, 100 * count / len(answers)
 
 
-def recall(answers: Sequence[str], said: Sequence[str], options: Sequence[str]) -> dict[str, float]:
-    """Option -> percent of the clips with this answer of which it was said; only where there are.
+def recall(
+    answers: Sequence[str], chosen: Sequence[str], options: Sequence[str]
+) -> dict[str, float]:
+    """Option -> percent of the clips with this answer for which it was chosen; only where any are.
 
-    answers, said: of n clips, the right option and the one that was said (or OTHER).
+    answers, chosen: of n clips, the right option and the chosen one (or OTHER).
     """
-    from sklearn.metrics import recall_score
-
-    present = [option for option in options if option in answers]
-    if not present:
-        return {}
-    shares = recall_score(answers, said, labels=present, average=None, zero_division=0)
-    return dict(zip(present, (100 * shares).tolist(), strict=True))
+    counts, pairs = Counter(answers), Counter(zip(answers, chosen, strict=True))
+    return {one: 100 * (pairs[one, one] / counts[one]) for one in options if counts[one]}
 
 
-def confusion(answers: Sequence[str], said: Sequence[str], options: Sequence[str]) -> dict:
+def confusion(answers: Sequence[str], chosen: Sequence[str], options: Sequence[str]) -> dict:
     """{"answers": options, "said": options and OTHER, "counts": clips, a row for each answer}."""
-    from sklearn.metrics import confusion_matrix
-
-    labels = [*options, OTHER]
-    counts = [[0] * len(labels) for _ in options]
-    if answers:  # scikit-learn refuses none
-        counts = confusion_matrix(answers, said, labels=labels)[: len(options)].tolist()
+    labels, pairs = [*options, OTHER], Counter(zip(answers, chosen, strict=True))
+    counts = [[pairs[answer, label] for label in labels] for answer in options]
     return {"answers": list(options), "said": labels, "counts": counts}
-
-
-# ---- the synthetic world -------------------------------------------------------------------------
-
-
-def attribute_f1(text: str, attributes: dict[str, str]) -> float:
-    """F1 of the world's attributes that the caption states: 2 * right / (said + all)."""
-    said = world.parse(text)
-    right = sum(said[name] == attributes[name] for name in world.VALUES)
-    return 2 * right / (sum(value is not None for value in said.values()) + len(world.VALUES))
-
-
-def world_scores(caption: str, attributes: dict[str, str]) -> dict[str, float]:
-    """Of a caption, in percent: "score" (attribute_f1), each of world.GROUPS, "all_right".
-
-    A group's is the share of its attributes that are stated right; all_right is 0 or 100.
-    """
-    right = world.check(caption, attributes)
-    groups = {
-        group: 100 * sum(right[name] for name in names) / len(names)
-        for group, names in world.GROUPS.items()
-    }
-    all_right = 100.0 * all(right.values())
-    return {"score": 100 * attribute_f1(caption, attributes)} | groups | {"all_right": all_right}

@@ -1,4 +1,4 @@
-"""What a model said of each clip: files of predictions in any released or usual form.
+"""What a model predicted for each clip: files of predictions in any released or usual form.
 
     JSON Lines  {"video_id", "caption"}, {"video_id", "ocr", "predict_ocr"}, {"video", "caption"},
                 {"video", "error"}
@@ -15,14 +15,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.evals.tasks import clip_id, task_of
+from ugc_jax.evals.tasks import FORMS, Form, clip_id, task_of
 from ugc_jax.judge.messages import encodable, one_line
 
 logger = logging.getLogger(__name__)
 
 IDS = ("video_id", "video", "path", "videos")  # fields with a clip's id or file
-# Fields with what the model said, the first that is there. Never "answer", "ocr": the ground truth.
+# Fields with the predicted text; the first that a row has counts. Never "answer" or "ocr": those
+# are the ground truth.
 FIELDS = ("predict", "predict_ocr", "prediction", "caption", "response")
 SUFFIXES = (".json", ".jsonl")
 
@@ -49,16 +51,16 @@ class Predictions:
         """How many rows are wrong, and the first of `faults`, in a line; None if there are none."""
         kinds = ("broken", "unknown", "duplicate")
         counts = {kind: len(getattr(self, kind)) for kind in kinds}
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         rows = "row" if sum(counts.values()) == 1 else "rows"
-        return f"{told} {rows} (first: {self.faults()[0]})" if told else None
+        return f"{listed} {rows} (first: {self.faults()[0]})" if listed else None
 
 
 def read(path: str | Path, known: Collection[str], field: str | None = None) -> Predictions:
     """The predictions of a file.
 
-    known: ids of the task's clips; rows of others are `unknown`. field: that holds what the model
-    said; None: the first of FIELDS that is there. What is no text, such as a list, is kept as JSON.
+    known: ids of the task's clips; rows of others are `unknown`. field: with the predicted text;
+    None: the first of FIELDS that a row has. What is no text, such as a list, is kept as JSON.
     Halves of surrogate pairs become �. Of several rows of a clip the last one with a text counts,
     a blank one only if all are.
     Raises UserError for a file that cannot be read and for one without a single row to use.
@@ -67,7 +69,7 @@ def read(path: str | Path, known: Collection[str], field: str | None = None) -> 
     for place, row in _rows(path, field):
         label = one_line(f"{path.name}:{place}")
         try:
-            clip, text, error = _told(row, field)
+            clip, text, error = _prediction(row, field)
         except ValueError as reason:
             predictions.broken.append(f"{label}: {one_line(str(reason))}")
             continue
@@ -97,11 +99,12 @@ class Found(NamedTuple):
     unmatched: list[Path]
 
 
-def find(folder: str | Path, names: Sequence[str]) -> Found:
+def find(folder: str | Path, names: Sequence[str], forms: Mapping[str, Form] = FORMS) -> Found:
     """The file of each of the tasks `names` that has one in a folder.
 
     It is called like its task (any name of it that `tasks.task_of` understands), or it is the only
-    one in a folder that is. Raises UserError where several are of one task.
+    one in a folder that is called so. forms: of all tasks that a file may be named after. Raises
+    UserError where several are of one task.
     """
     folder = Path(folder)
     try:
@@ -117,7 +120,7 @@ def find(folder: str | Path, names: Sequence[str]) -> Found:
         if entry.is_dir():
             files = sorted(entry.glob("[!.]*"))
         files = [file for file in files if file.suffix.lower() in SUFFIXES]
-        task = task_of(entry.name if entry.is_dir() else entry.stem)
+        task = task_of(entry.name if entry.is_dir() else entry.stem, forms)
         if task is None:
             unmatched += files
         elif task in candidates:
@@ -138,46 +141,33 @@ def _rows(path: Path, field: str | None) -> Iterator[tuple[str, object]]:
     A row that is no JSON is the line as it stands.
     """
     text = _text(path)
-    content = _json(text)
-    if content is text:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield str(number), _json(line)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        for line in files.parse_lines(text):
+            yield str(line.number), line.text if line.error else line.value
         return
     if isinstance(content, dict) and "evaluations" in content:
         raise UserError(f"{path}: holds scores, not predictions; give it as scores=FILE")
     if isinstance(content, dict) and isinstance(content.get("samples"), list):
         content = content["samples"]
     elif isinstance(content, dict) and _id(content) is None:
-        content = [_row(clip, said, field) for clip, said in content.items()]
+        content = [_row(clip, value, field) for clip, value in content.items()]
     rows = content if isinstance(content, list) else [content]  # JSON Lines of one line
     for number, row in enumerate(rows, 1):
         yield f"sample {number}", row
 
 
-def _row(clip: str, said: object, field: str | None) -> dict:
+def _row(clip: str, value: object, field: str | None) -> dict:
     """The row that {id: text} or {id: {"caption": text}} stands for."""
-    if isinstance(said, dict) and (field or not {*FIELDS, "error"}.isdisjoint(said)):
-        return said | {IDS[0]: clip}
-    return {IDS[0]: clip, field or FIELDS[0]: said}
-
-
-def _json(text: str) -> object:
-    """What a text is as JSON; the text itself if it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    if isinstance(value, dict) and (field or not {*FIELDS, "error"}.isdisjoint(value)):
+        return value | {IDS[0]: clip}
+    return {IDS[0]: clip, field or FIELDS[0]: value}
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give a JSON or JSON Lines file"
-        ) from None
-    encoding = json.detect_encoding(raw)  # a byte order mark tells UTF-16, too
+    raw = files.read_bytes(path, "give a JSON or JSON Lines file")
+    encoding = json.detect_encoding(raw)  # UTF-16, too, which PowerShell writes
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -185,8 +175,8 @@ def _text(path: Path) -> str:
         return raw.decode(encoding, "replace")
 
 
-def _told(row: object, field: str | None) -> tuple[str, str | None, str | None]:
-    """(clip, text, None), or (clip, None, why there is none). ValueError for a row that is none."""
+def _prediction(row: object, field: str | None) -> tuple[str, str | None, str | None]:
+    """(clip, text, None), or (clip, None, why it has none). ValueError for any other row."""
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object: {one_line(str(row))[:60]}")
     clip = _id(row)
@@ -194,9 +184,9 @@ def _told(row: object, field: str | None) -> tuple[str, str | None, str | None]:
         raise ValueError(f"no id (looked for {', '.join(IDS)})")
     fields = FIELDS if field is None else (field,)
     present = [name for name in fields if name in row]
-    said = next((row[name] for name in present if row[name] is not None), None)
-    if said is not None:
-        text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    value = next((row[name] for name in present if row[name] is not None), None)
+    if value is not None:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return clip, encodable(text), None
     if row.get("error") is not None:
         return clip, None, one_line(str(row["error"]))

@@ -1,7 +1,7 @@
 """What the judge is asked about a judged task, and the scores that its answer makes.
 
 The criteria are the benchmark's (arXiv 2507.11336), the wording is ours. A caption cannot instruct
-the judge here: it stands between tags that it cannot close (`talk.fenced`). The judge answers
+the judge here: it stands between tags that it cannot close (`messages.fenced`). The judge answers
     final_caption           {"visual": N, "audio": N, "details": N}, each N from 1 to 5
     audio_, visual_caption  the same with two of them (the release says nothing of these tasks)
     background              {"consistent": "yes" or "no"}
@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.judge import messages as talk
+from ugc_jax.judge.messages import fenced, integer, with_system
 
 PLACEHOLDERS = ("{reference}", "{caption}")
 
@@ -100,22 +101,22 @@ def _ratings(told: str, *columns: str) -> Form:
     wording = fill(RATE, told=told, aspects=aspects, ratings=ratings)
 
     def scores(answer: dict) -> dict[str, float]:
-        rated = {column: talk.integer(answer, column, 1, 5) / 5 * 100 for column in columns}
+        rated = {column: integer(answer, column, 1, 5) / 5 * 100 for column in columns}
         return {"score": sum(rated.values()) / len(rated)} | rated
 
     return Form(wording, scores, columns)
 
 
 def _is_consistent(answer: dict) -> dict[str, float]:
-    said = str(answer["consistent"]).strip().lower()
-    if said not in ("yes", "true", "no", "false"):
-        raise ValueError(f'consistent is {said!r:.40}, not "yes" or "no"')
-    return {"score": 100.0 if said in ("yes", "true") else 0.0}
+    verdict = str(answer["consistent"]).strip().lower()
+    if verdict not in ("yes", "true", "no", "false"):
+        raise ValueError(f'consistent is {verdict!r:.40}, not "yes" or "no"')
+    return {"score": 100.0 if verdict in ("yes", "true") else 0.0}
 
 
 def _share_matched(answer: dict) -> dict[str, float]:
-    total = talk.integer(answer, "total", 1, 10**6)
-    return {"score": talk.integer(answer, "matched", 0, total) / total * 100}
+    total = integer(answer, "total", 1, 10**6)
+    return {"score": integer(answer, "matched", 0, total) / total * 100}
 
 
 FORMS = {
@@ -144,8 +145,8 @@ class Prompt(NamedTuple):
         """The messages that put the question about two texts."""
         texts = {"reference": reference, "caption": caption}
         if self.is_ours:
-            fenced = {name: talk.fenced(name, text) for name, text in texts.items()}
-            return talk.messages(fill(self.template, **fenced))
+            tagged = {name: fenced(name, text) for name, text in texts.items()}
+            return with_system(fill(self.template, **tagged))
         return [{"role": "user", "content": fill(self.template, **texts)}]
 
 
@@ -171,14 +172,8 @@ def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
 
 def _read(path: Path) -> Prompt:
     """The wording in a file of the user's; UserError with its line if it cannot be used."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"judge.prompt: {path}: cannot be read ({error.strerror}); give a text file"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"judge.prompt: {path}: is no text in UTF-8; save it as such") from None
+    text = files.read_text(path, "give a UTF-8 text file as judge.prompt")
+    text = re.sub("\r\n?", "\n", text)  # equal wordings are equal, whatever system wrote them
     for placeholder in PLACEHOLDERS:
         if placeholder not in text:
             raise UserError(f"{path}: has no {placeholder}; write it where that text is to stand")

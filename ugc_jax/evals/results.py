@@ -8,15 +8,15 @@ Scores are percent, but those of the OCR task, which are fractions, as they were
 `summary.summarize` says what a task holds, `evaluate.score_task` what a clip does.
 """
 
-import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 
 VERSION = 1
+ANOTHER = "choose another output"
 
 
 def columns(task: dict) -> list[str]:
@@ -24,11 +24,11 @@ def columns(task: dict) -> list[str]:
     return list(task.get("intervals") or {})
 
 
-def claim(path: str | Path, inputs: Iterable[str | Path | None] = ()):
+def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()):
     """Make sure, before the work, that a result can be written.
 
     Its folder is made. Raises UserError if that cannot be, if the file is one of `inputs`, and if
-    it is there and was not written by `write_result`.
+    it exists and was not written by `write_result`.
     """
     path = Path(path)
     if not path.name:
@@ -38,55 +38,31 @@ def claim(path: str | Path, inputs: Iterable[str | Path | None] = ()):
         raise UserError(f"{path}: is read by this job and would be lost; choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _probe(path)
-        if path.exists() and not _has_version(json.loads(path.read_text(encoding="utf-8-sig"))):
-            raise ValueError
+        probe = path.with_name(f"{path.name}.new")
+        probe.touch()
+        probe.unlink()
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another output") from None
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"{path}: is there and is no result; choose another output, or delete it"
-        ) from None
-
-
-def _probe(path: Path):
-    """OSError where no file can be made beside `path`."""
-    probe = path.with_name(f"{path.name}.new")
-    probe.touch()
-    probe.unlink()
+        raise UserError(f"{path}: cannot be written ({error}); {ANOTHER}") from None
+    if path.exists():
+        remedy = "choose another output, or delete it"
+        if not _has_version(files.read_json(path, remedy, object)):
+            raise UserError(f"{path}: exists and is no result; {remedy}")
 
 
 def write_result(path: str | Path, result: dict):
-    """Write a result as JSON, as `write_text` does."""
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: str | Path, text: str):
-    """Write a file, whole or not at all. UserError if the disk refuses."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.new")
-        new.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(new, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another output") from None
+    """Write a result as JSON, whole or not at all. UserError if the disk refuses."""
+    files.write_json(path, result, ANOTHER)
 
 
 def read_result(path: str | Path) -> dict:
     """A result of `ugc-jax evaluate`. UserError for any other file."""
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):  # UnicodeDecodeError, too
-        result = None
+    remedy = (
+        "make a result by ugc-jax evaluate with --config.output=FILE (of a released score file "
+        "with --config.scores=FILE)"
+    )
+    result = files.read_json(path, remedy, object)
     if not _is_result(result):
-        raise UserError(
-            f"{path}: not a result of ugc-jax evaluate; make one with --config.output=FILE "
-            "(of a released score file with --config.scores=FILE)"
-        )
+        raise UserError(f"{path}: not a result of ugc-jax evaluate; {remedy}")
     if result["version"] != VERSION:
         raise UserError(
             f"{path}: has version {result['version']}, not {VERSION}; evaluate again with this one"

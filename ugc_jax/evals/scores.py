@@ -7,11 +7,11 @@ or the plain {ID: {"visual": 4, "audio": 3, "details": 4}, ...}, with ratings fr
 The script of the release counted a failed call as 0; here it is a failure.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import FORMS
 from ugc_jax.evals.tasks import clip_id
@@ -45,7 +45,7 @@ def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
     UserError for a file that is no score file or has no usable rating, and for an id that it holds
     twice.
     """
-    columns = FORMS[task].columns
+    columns = FORMS[task].columns if task in FORMS else ()
     if not columns:
         rated = ", ".join(name for name, form in FORMS.items() if form.columns)
         raise UserError(f"{path}: a score file cannot be read for {task}, only for {rated}")
@@ -79,7 +79,7 @@ def _by_clip(path: str | Path, rows: dict[str, object]) -> dict[str, object]:
 
 
 def _read(path: str | Path) -> dict:
-    """The JSON object in a file."""
+    """The JSON object in a file, in which no object holds a key twice."""
 
     def once(pairs: list[tuple]) -> dict:
         found = {}
@@ -89,17 +89,7 @@ def _read(path: str | Path) -> dict:
             found[key] = value
         return found
 
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a score file") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
-        raise UserError(f"{path}: is no JSON ({error}); give a score file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is no JSON object; give a score file, {{ID: ratings, ...}}")
-    return content
+    return files.read_json(path, "give a score file, {ID: ratings, ...}", object_pairs_hook=once)
 
 
 def _sample(one: str, row: object, columns: tuple[str, ...]) -> dict:

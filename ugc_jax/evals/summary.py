@@ -4,10 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ugc_jax.evals import metrics
 from ugc_jax.evals.intervals import interval
 from ugc_jax.evals.tasks import Task
-from ugc_jax.toy import world
 
 # The columns whose mean is "Avg." in the paper's table 2 (the OCR fraction counts as percent).
 AVERAGED = {
@@ -29,18 +27,18 @@ def summarize(
 ) -> dict:
     """The facts of a task in a result.
 
-    clips: one a sample: {"id", "score" and the task's columns, or "failure"}; of options also
-      "said" and "answer", of the world "wrong". Means are over the clips with a score: a failure is
-      no zero. `floor` is what the score would be if each failure were one.
+    clips: one a sample: {"id", "score" and the task's columns, or "failure"}, and what the task's
+      `Form.facts` reads. Means are over the clips with a score: a failure is no zero. `floor` is
+      what the score would be if each failure were one.
     protocol: what must be equal for two scores to compare.
     noise: standard deviation of the score from one judging to the next; None if judged once.
     """
     scored = [clip for clip in clips if "score" in clip]
     failures = Counter(clip["failure"] for clip in clips if "score" not in clip)
-    means = {name: _mean(scored, name) for name in ("score", *task.columns)}
+    means = {name: _mean(scored, name) for name in ("score", *task.form.columns)}
     intervals = {name: _interval(scored, name) for name in means}
     facts = means | {
-        "unit": task.unit,
+        "unit": task.form.unit,
         "n": len(scored),
         "failed": sum(failures.values()),
         "failures": dict(failures),
@@ -48,16 +46,17 @@ def summarize(
         "interval": intervals.pop("score"),
         "intervals": intervals,
         "noise": noise,
-        "metric": task.metric,
+        "metric": task.form.metric,
         "protocol": protocol,
         "flags": [],
         "notes": list(notes),
     }
-    if task.kind == "options":
-        classes = _classes(task, scored)
-        facts |= classes | {"notes": [*notes, *classes["notes"]]}
-    if task.kind == "world":
-        facts["attributes"] = _attributes(scored)
+    if task.form.facts is not None:
+        extra = task.form.facts(task.samples, scored)
+        facts |= extra | {
+            "flags": extra.get("flags", []),
+            "notes": [*notes, *extra.get("notes", [])],
+        }
     return facts
 
 
@@ -83,34 +82,6 @@ def _mean(scored: Sequence[dict], name: str) -> float | None:
 def _interval(scored: Sequence[dict], name: str) -> list[float] | None:
     values = _values(scored, name)
     return list(interval(values)) if len(values) > 1 else None
-
-
-def _classes(task: Task, scored: Sequence[dict]) -> dict:
-    """What an accuracy hides: a guess's on the same clips, each class's, what was said instead."""
-    options = task.samples[0].options
-    answers, said = ([clip[key] for clip in scored] for key in ("answer", "said"))
-    everyone = [sample.reference for sample in task.samples]
-    answer, share = metrics.majority(answers or everyone)
-    facts = {
-        "majority": {"answer": answer, "score": share},
-        "recall": metrics.recall(answers, said, options),
-        "confusion": metrics.confusion(answers, said, options),
-        "flags": [],
-        "notes": ["labels are compared without regard to case"],
-    }
-    if len(set(everyone)) == 1:
-        facts["flags"].append(f"degenerate: every answer is {answer}; the score tells nothing")
-    if others := sum(one == metrics.OTHER for one in said):
-        facts["notes"].append(f"{others} answers name no option, or several: wrong")
-    return facts
-
-
-def _attributes(scored: Sequence[dict]) -> dict[str, float] | None:
-    """Attribute of the world -> percent of captions that state it right."""
-    if not scored:
-        return None
-    wrong = Counter(name for clip in scored for name in clip["wrong"])
-    return {name: 100 * (1 - wrong[name] / len(scored)) for name in world.VALUES}
 
 
 def table(result: dict) -> str:

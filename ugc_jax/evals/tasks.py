@@ -1,29 +1,27 @@
-"""The benchmark's tasks: questions about clips, and the answers that are on record.
+"""The benchmark's tasks: questions about clips, the answers that are on record, and how to score.
 
     qa/final_caption_qa.json   {"question", "valid_count", "samples": [{"video_id", "answer"}]}
     qa/tone.json               the same, and "options" in each sample
     qa/ocr.jsonl               a line a clip: {"video_id", "ocr": [text, ...]}
-    world/test.jsonl           a line a clip: {"videos": [path], "attributes": {...}}
 
-The last is a manifest of the synthetic world, a benchmark of its own with one task.
+A job may add a task: `FORMS | {"mine": Form(...)}` is then given wherever `forms` are taken.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.evals import prompts
+from ugc_jax.evals import metrics, ocr, prompts
 from ugc_jax.media.find import VIDEO_SUFFIXES
-from ugc_jax.toy import world
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["options", "ocr", "judged", "world"]
 
 OCR_QUESTION = (
     "Which texts are shown in the video: titles, subtitles, signs, labels? Write each of them once "
@@ -32,58 +30,44 @@ OCR_QUESTION = (
 )
 
 
-class Form(NamedTuple):
-    """What a task is, before its samples are read.
-
-    file: its released file. count: samples in that; None: it is not released. columns: scores
-    beside the score. metric: what the score is, in a line. aliases: other names of the task.
-    """
-
-    file: str
-    count: int | None
-    kind: Kind
-    metric: str
-    columns: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-
-
-_ACCURACY = "answers that name the right option, in percent"
-_OCR = "mean of BLEU-1 and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, a fraction"
-_CHANGES = "answers that tell the same changes as the reference, by the judge, in percent"
-_MATCHED = "mean share of the reference's objects that are matched, by the judge, in percent"
-_RATING = "mean of the judge's ratings of the columns, 1 to 5, as percent of 5"
-_WORLD = "mean F1 of the attributes that a caption states, in percent"
-_ROUGE = ("bleu_1", "rouge_1", "rouge_2", "rouge_l")
-
-
-def _rated(name: str, aliases: tuple[str, ...] = ()) -> Form:
-    columns = prompts.FORMS[name].columns
-    return Form(f"{name}_qa.json", 999, "judged", _RATING, columns, aliases)
-
-
-FORMS = {
-    "voice_source": Form("voice_source.json", 669, "options", _ACCURACY, aliases=("voice",)),
-    "tone": Form("tone.json", 999, "options", _ACCURACY),
-    "bgm": Form("BGM.json", 999, "options", _ACCURACY, aliases=("background_music",)),
-    "ocr": Form("ocr.jsonl", 826, "ocr", _OCR, _ROUGE),
-    "background": Form(
-        "back_ground_change_new.json", 311, "judged", _CHANGES, aliases=("background_change",)
-    ),
-    "objects": Form("object.json", 997, "judged", _MATCHED),
-    "audio_caption": _rated("audio_caption"),
-    "visual_caption": _rated("visual_caption"),
-    "final_caption": _rated("final_caption", aliases=("caption", "captions")),
-    "world": Form("test.jsonl", None, "world", _WORLD, (*world.GROUPS, "all_right")),
-}
-TASKS = tuple(name for name in FORMS if name != "world")  # of the benchmark
-
-
 class Sample(NamedTuple):
-    """id: of the clip. reference: text; of ocr a list of texts; of the world the attributes."""
+    """id: of the clip. reference: a text, or what else the task's `Form` reads and scores."""
 
     id: str
     reference: str | list[str] | dict[str, str]
     options: tuple[str, ...] = ()
+
+
+class Form(NamedTuple):
+    """A task before its samples are read: where they stand, and how they are read and scored.
+
+    file: the name of its file in a folder of qa files. metric: what the score is, in a line.
+    read: text of the file -> (question, samples); raises ValueError: what is wrong, and where.
+    score: (sample, answer) -> what a result tells of the clip: {"score", each of `columns`, ...},
+      or {"failure": kind}; None: the answers are judged by an LLM (evals/judged.py).
+    columns: scores beside the score. unit: of the score and the columns.
+    aliases: other names of the task. count: samples of the released file; None: not released.
+    protocol: what has to be equal for two scores to compare, if no LLM judges.
+    scores_blank: a blank answer is scored as any other, as in the release; else it is a failure.
+    facts: (samples, scored clips) -> what a result tells of the task beyond `summary.summarize`;
+      its "flags" and "notes" are added to the task's.
+    recognize: text of a file -> it is of this task, whatever the file's name.
+    benchmark: that the task belongs to, as a result names it.
+    """
+
+    file: str
+    metric: str
+    read: Callable[[str], tuple[str, list[Sample]]]
+    score: Callable[[Sample, str], dict] | None
+    columns: tuple[str, ...] = ()
+    unit: Literal["percent", "fraction"] = "percent"
+    aliases: tuple[str, ...] = ()
+    count: int | None = None
+    protocol: Mapping[str, str] = {}
+    scores_blank: bool = False
+    facts: Callable[[Sequence[Sample], Sequence[dict]], dict] | None = None
+    recognize: Callable[[str], bool] | None = None
+    benchmark: str = "UGC-VideoCap"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +75,7 @@ class Task:
     """A task and its samples. question: what a model is asked about each clip."""
 
     name: str
+    form: Form
     question: str
     samples: tuple[Sample, ...]
 
@@ -100,157 +85,25 @@ class Task:
         return tuple(sample.id for sample in self.samples)
 
     @property
-    def kind(self) -> Kind:
-        """How answers are scored."""
-        return FORMS[self.name].kind
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the scores beside the score."""
-        return FORMS[self.name].columns
-
-    @property
-    def metric(self) -> str:
-        """What the score is, in a line."""
-        return FORMS[self.name].metric
-
-    @property
-    def unit(self) -> Literal["percent", "fraction"]:
-        """Of the score and the columns."""
-        return "fraction" if self.kind == "ocr" else "percent"
+    def is_judged(self) -> bool:
+        """Its answers are judged by an LLM."""
+        return self.form.score is None
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- readers and scorers -------------------------------------------------------------------------
 
 
-def named(text: str) -> tuple[str, ...]:
-    """The tasks of a comma-separated list, each once; "all" is the whole benchmark.
-
-    Names in any case and with any hyphens, released file names and the usual other names are
-    understood. "world" has to be named. Raises UserError for a name of no task.
-    """
-    names = []
-    for word in filter(None, map(str.strip, text.split(","))):
-        name = task_of(word)
-        if name is None and word.lower() != "all":
-            raise UserError(f"task {word!r} is not known; use {', '.join(FORMS)} or all")
-        names += TASKS if name is None else [name]
-    if not names:
-        raise UserError(f"task={text!r} names no task; use {', '.join(FORMS)} or all")
-    return tuple(dict.fromkeys(names))
-
-
-def task_of(word: str) -> str | None:
-    """The task that a word or a file's stem names; None if it names none."""
-    return _NAMES.get(_bare(word))
-
-
-def clip_id(path: str) -> str:
-    """The id of a clip: its file's name without the folder and without the suffix of a video."""
-    name = PurePosixPath(path.replace("\\", "/"))
-    return name.stem if name.suffix.lower() in VIDEO_SUFFIXES else name.name
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"[\W_]", "", word).lower()
-
-
-_NAMES = {
-    _bare(word): name
-    for name, form in FORMS.items()
-    for word in (name, *form.aliases, *([Path(form.file).stem] if form.count else []))
-}
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def load(qa: str | Path, names: Sequence[str]) -> dict[str, Task]:
-    """The tasks `names` (of FORMS), in their order.
-
-    qa: the folder with their files, or the file of one of them: of the only one, or of any where
-      all TASKS are asked for. A file whose name is of no task is of the only one; a world's
-      manifest, known by its rows, is loaded for "world" and for all TASKS.
-    Of all TASKS those without a file are left out, and a warning tells them. The question about
-    options ends with the options, in one line. Answers are given in their options' spelling:
-    released ones differ in case. Raises UserError for a file that is missing, cannot be read or has
-    another form, naming the first bad sample, and for a file of another task.
-    """
-    qa = Path(qa)
-    if not qa.is_dir():
-        return _load_one(qa, names)
-    files = {name: qa / FORMS[name].file for name in names}
-    missing = [name for name, file in files.items() if not file.exists()]
-    if missing and (len(missing) == len(names) or not set(TASKS) <= set(names)):
-        absent = ", ".join(FORMS[name].file for name in missing)
-        raise UserError(
-            f"{qa}: has no {absent}; give the folder of the released qa files, or other tasks"
-        )
-    if missing:
-        logger.warning("%s: has no files of %s; left out", qa, ", ".join(missing))
-    return {name: _read(name, file) for name, file in files.items() if name not in missing}
-
-
-def _load_one(file: Path, names: Sequence[str]) -> dict[str, Task]:
-    name, is_all = "world" if _is_world(file) else task_of(file.stem), set(TASKS) <= set(names)
-    if name is None and len(names) == 1:
-        name = names[0]
-    if name is None:
-        raise UserError(f"{file}: its name does not tell its task; give task=NAME")
-    others = [other for other in names if other != name]
-    if others and not is_all:
-        raise UserError(
-            f"{file}: is of the task {name}, not of {', '.join(others)}; correct task, or give the "
-            "folder of the qa files"
-        )
-    return {name: _read(name, file)}
-
-
-def _is_world(file: Path) -> bool:
-    """Its first row has attributes."""
-    first = _text(file).lstrip().partition("\n")[0]
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and "attributes" in row
-
-
-def _read(name: str, file: Path) -> Task:
-    form, text = FORMS[name], _text(file)
-    reader = {"options": _options, "ocr": _ocr, "judged": _texts, "world": _world}[form.kind]
-    try:
-        question, samples = reader(text)
-        _check_ids(samples)
-    except ValueError as error:  # of the readers below: what is wrong, and where
-        raise UserError(f"{file}: {error}; correct it, or give a file of {name}") from None
-    if form.count not in (None, len(samples)):
-        logger.warning("%s: %d samples, not the released %d", file, len(samples), form.count)
-    return Task(name, question, tuple(samples))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror}); give the folder of qa files, or one file"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is not UTF-8 text; give a qa file as released") from None
-
-
-def _texts(text: str) -> tuple[str, list[Sample]]:
+def _read_texts(text: str) -> tuple[str, list[Sample]]:
     question, rows = _samples(text)
     return question, [Sample(clip_id(row["video_id"]), _string(row, "answer")) for row in rows]
 
 
-def _options(text: str) -> tuple[str, list[Sample]]:
+def _read_options(text: str) -> tuple[str, list[Sample]]:
     question, rows = _samples(text)
     samples = []
     for row in rows:
         options, answer = row.get("options"), _string(row, "answer")
-        if not _is_texts(options) or options != rows[0]["options"]:
+        if not is_texts(options) or options != rows[0]["options"]:
             raise ValueError(f"sample {row['video_id']}: options are none, or not the first's")
         option = _as_option(answer, options)
         if option is None:
@@ -267,8 +120,36 @@ def _as_option(answer: str, options: list[str]) -> str | None:
     return spelling.get(_bare(answer))
 
 
-def _ocr(text: str) -> tuple[str, list[Sample]]:
-    rows = _lines(text)
+def _score_option(sample: Sample, answer: str) -> dict:
+    chosen = metrics.choose(answer, sample.options) or metrics.OTHER
+    return {
+        "score": 100.0 * (chosen == sample.reference),
+        "said": chosen,
+        "answer": sample.reference,
+    }
+
+
+def _option_facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
+    """What an accuracy hides: a guess's on the same clips, each class's, what was said instead."""
+    options, everyone = samples[0].options, [sample.reference for sample in samples]
+    answers, chosen = ([clip[key] for clip in scored] for key in ("answer", "said"))
+    answer, share = metrics.majority(answers or everyone)
+    flags, notes = [], ["labels are compared without regard to case"]
+    if len(set(everyone)) == 1:
+        flags.append(f"degenerate: every answer is {answer}; the score tells nothing")
+    if others := chosen.count(metrics.OTHER):
+        notes.append(f"{others} answers name no option, or several: wrong")
+    return {
+        "majority": {"answer": answer, "score": share},
+        "recall": metrics.recall(answers, chosen, options),
+        "confusion": metrics.confusion(answers, chosen, options),
+        "flags": flags,
+        "notes": notes,
+    }
+
+
+def _read_ocr(text: str) -> tuple[str, list[Sample]]:
+    rows = json_rows(text)
     for row in rows:
         _string(row, "video_id")
         if not isinstance(row.get("ocr"), list) or not all(isinstance(t, str) for t in row["ocr"]):
@@ -276,16 +157,182 @@ def _ocr(text: str) -> tuple[str, list[Sample]]:
     return OCR_QUESTION, [Sample(clip_id(row["video_id"]), row["ocr"]) for row in rows]
 
 
-def _world(text: str) -> tuple[str, list[Sample]]:
-    samples = []
-    for number, row in enumerate(_lines(text), 1):
-        videos, attributes = row.get("videos"), row.get("attributes")
-        if not _is_texts(videos):
-            raise ValueError(f"row {number}: has no videos")
-        if not isinstance(attributes, dict) or attributes.keys() != world.VALUES.keys():
-            raise ValueError(f"row {number}: its attributes are not {', '.join(world.VALUES)}")
-        samples.append(Sample(clip_id(videos[0]), attributes))
-    return world.QUESTION, samples
+def _score_ocr(normalisation: ocr.Normalisation, sample: Sample, answer: str) -> dict:
+    scores = ocr.scores(sample.reference, answer, normalisation)
+    return {"failure": "skipped"} if scores is None else scores
+
+
+# ---- forms ---------------------------------------------------------------------------------------
+
+_RATING = "mean of the judge's ratings of the columns, 1 to 5, as percent of 5"
+
+
+def _options(file: str, count: int, aliases: tuple[str, ...] = ()) -> Form:
+    return Form(
+        file,
+        "answers that name the right option, in percent",
+        _read_options,
+        _score_option,
+        aliases=aliases,
+        count=count,
+        facts=_option_facts,
+    )
+
+
+def _judged(
+    name: str, file: str, count: int, metric: str = _RATING, aliases: tuple[str, ...] = ()
+) -> Form:
+    columns = prompts.FORMS[name].columns
+    return Form(file, metric, _read_texts, None, columns, aliases=aliases, count=count)
+
+
+def ocr_form(normalisation: ocr.Normalisation) -> Form:
+    """The OCR task, whose texts are compared after a normalisation."""
+    return Form(
+        "ocr.jsonl",
+        "mean of BLEU-1 and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, a fraction",
+        _read_ocr,
+        functools.partial(_score_ocr, normalisation),
+        ("bleu_1", "rouge_1", "rouge_2", "rouge_l"),
+        "fraction",
+        count=826,
+        protocol={"normalisation": normalisation},
+        scores_blank=normalisation == "raw",
+    )
+
+
+FORMS = {
+    "voice_source": _options("voice_source.json", 669, ("voice",)),
+    "tone": _options("tone.json", 999),
+    "bgm": _options("BGM.json", 999, ("background_music",)),
+    "ocr": ocr_form("raw"),
+    "background": _judged(
+        "background",
+        "back_ground_change_new.json",
+        311,
+        "answers that tell the same changes as the reference, by the judge, in percent",
+        ("background_change",),
+    ),
+    "objects": _judged(
+        "objects",
+        "object.json",
+        997,
+        "mean share of the reference's objects that are matched, by the judge, in percent",
+    ),
+    "audio_caption": _judged("audio_caption", "audio_caption_qa.json", 999),
+    "visual_caption": _judged("visual_caption", "visual_caption_qa.json", 999),
+    "final_caption": _judged(
+        "final_caption", "final_caption_qa.json", 999, aliases=("caption", "captions")
+    ),
+}
+TASKS = tuple(FORMS)  # of the benchmark: what "all" means, whatever tasks a job adds
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def named(text: str, forms: Mapping[str, Form] = FORMS) -> tuple[str, ...]:
+    """The tasks of a comma-separated list, each once; "all" is the whole benchmark, TASKS.
+
+    Names in any case and with any hyphens, released file names and the usual other names are
+    understood. Raises UserError for a name of no task.
+    """
+    names = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        name = task_of(word, forms)
+        if name is None and word.lower() != "all":
+            raise UserError(f"task {word!r} is not known; use {', '.join(forms)} or all")
+        names += TASKS if name is None else [name]
+    if not names:
+        raise UserError(f"task={text!r} names no task; use {', '.join(forms)} or all")
+    return tuple(dict.fromkeys(names))
+
+
+def task_of(word: str, forms: Mapping[str, Form] = FORMS) -> str | None:
+    """The task that a word or a file's stem names; None if it names none."""
+    bare = _bare(word)
+    for name, form in forms.items():
+        released = [Path(form.file).stem] if form.count else []
+        if bare in map(_bare, (name, *form.aliases, *released)):
+            return name
+    return None
+
+
+def clip_id(path: str) -> str:
+    """The id of a clip: its file's name without the folder and without the suffix of a video."""
+    name = PurePosixPath(path.replace("\\", "/"))
+    return name.stem if name.suffix.lower() in VIDEO_SUFFIXES else name.name
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"[\W_]", "", word).lower()
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def load(
+    qa: str | Path, names: Sequence[str], forms: Mapping[str, Form] = FORMS
+) -> dict[str, Task]:
+    """The tasks `names` (of forms), in their order.
+
+    qa: the folder with their files, or the file of one of them: of the only one, or of any where
+      all TASKS are asked for. A file whose name is of no task is of the only one; one that a form
+      recognizes is loaded for its task and for all TASKS.
+    Of all TASKS those without a file are left out, and a warning names them. The question about
+    options ends with the options, in one line. Answers are given in their options' spelling:
+    released ones differ in case. Raises UserError for a file that is missing, cannot be read or has
+    another form, naming the first bad sample, and for a file of another task.
+    """
+    qa = Path(qa)
+    if not qa.is_dir():
+        return _load_one(qa, names, forms)
+    paths = {name: qa / forms[name].file for name in names}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing and (len(missing) == len(names) or not set(TASKS) <= set(names)):
+        absent = ", ".join(forms[name].file for name in missing)
+        raise UserError(
+            f"{qa}: has no {absent}; give the folder of the released qa files, or other tasks"
+        )
+    if missing:
+        logger.warning("%s: has no files of %s; left out", qa, ", ".join(missing))
+    return {
+        name: _task(name, forms[name], path, _text(path))
+        for name, path in paths.items()
+        if name not in missing
+    }
+
+
+def _load_one(path: Path, names: Sequence[str], forms: Mapping[str, Form]) -> dict[str, Task]:
+    text, is_all = _text(path), set(TASKS) <= set(names)
+    recognized = (name for name, form in forms.items() if form.recognize and form.recognize(text))
+    name = next(recognized, None) or task_of(path.stem, forms)
+    if name is None and len(names) == 1:
+        name = names[0]
+    if name is None:
+        raise UserError(f"{path}: its name does not tell its task; give task=NAME")
+    others = [other for other in names if other != name]
+    if others and not is_all:
+        raise UserError(
+            f"{path}: is of the task {name}, not of {', '.join(others)}; correct task, or give the "
+            "folder of the qa files"
+        )
+    return {name: _task(name, forms[name], path, text)}
+
+
+def _text(path: Path) -> str:
+    return files.read_text(path, "give the folder of the qa files as released, or one of them")
+
+
+def _task(name: str, form: Form, path: Path, text: str) -> Task:
+    try:
+        question, samples = form.read(text)
+        _check_ids(samples)
+    except ValueError as error:  # of the readers: what is wrong, and where
+        raise UserError(f"{path}: {error}; correct it, or give a file of {name}") from None
+    if form.count not in (None, len(samples)):
+        logger.warning("%s: %d samples, not the released %d", path, len(samples), form.count)
+    return Task(name, form, question, tuple(samples))
 
 
 def _samples(text: str) -> tuple[str, list[dict]]:
@@ -296,30 +343,27 @@ def _samples(text: str) -> tuple[str, list[dict]]:
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("samples"), list):
         raise ValueError('is not of the form {"question": "...", "samples": [...]}')
-    rows, told = content["samples"], content.get("valid_count")
+    rows, count = content["samples"], content.get("valid_count")
     if not rows:
         raise ValueError("has no samples")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"sample {number}: is not an object")
         _string(row, "video_id", f"sample {number}")
-    if told not in (None, len(rows)):
-        raise ValueError(f"valid_count is {told}, but it has {len(rows)} samples")
+    if count not in (None, len(rows)):
+        raise ValueError(f"valid_count is {count}, but it has {len(rows)} samples")
     return _string(content, "question", "the file").strip(), rows
 
 
-def _lines(text: str) -> list[dict]:
-    """Rows of JSON Lines."""
+def json_rows(text: str) -> list[dict]:
+    """The objects of JSON Lines, at least one. Raises ValueError, as `Form.read`."""
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number} is not JSON ({error})") from None
-        if not isinstance(rows[-1], dict):
-            raise ValueError(f"line {number} is not an object")
+    for line in files.parse_lines(text):
+        if line.error is not None:
+            raise ValueError(f"line {line.number} is not JSON ({line.error})")
+        if not isinstance(line.value, dict):
+            raise ValueError(f"line {line.number} is not an object")
+        rows.append(line.value)
     if not rows:
         raise ValueError("has no samples")
     return rows
@@ -333,7 +377,8 @@ def _string(row: dict, key: str, label: str | None = None) -> str:
     return value
 
 
-def _is_texts(value: object) -> bool:
+def is_texts(value: object) -> bool:
+    """It is a list of texts, at least one."""
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 

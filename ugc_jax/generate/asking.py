@@ -1,15 +1,15 @@
 """Several questions asked of the same clips by one model: a JSON Lines file of answers each."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import Results, Totals, record_all, write_json
+from ugc_jax.generate.results import Results, Totals, record_all
 from ugc_jax.generate.settings import AskConfig, SamplingConfig
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -17,7 +17,7 @@ from ugc_jax.settings import flatten, part
 
 logger = logging.getLogger(__name__)
 
-NOTE = ".asked.json"  # in the folder of answers: who was asked, and how
+NOTE = ".asked.json"  # in the folder of answers: which model was asked, and how
 
 
 class Question(Protocol):
@@ -30,15 +30,16 @@ class Question(Protocol):
 def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> dict:
     """Ask each question of its clips; the answers go to folder/<name>.jsonl.
 
-    A file that is there is gone on with, as by `caption`: answers stay, errors are tried again. A
-    clip that is not in `videos` gets no line, a question without any gets no file. Returns who was
-    asked and how, which the folder notes, too. Raises UserError for a config that cannot be used, a
-    folder without any of the clips, and for answers of another model or of other settings.
+    An existing file is continued, as by `caption`: answers stay, errors are tried again. A clip
+    that is not in `videos` gets no line, a question without any gets no file. Returns which model
+    was asked and how, which is written to the folder, too. Raises UserError for a config that
+    cannot be used, a folder without any of the clips, and for answers of another model or of other
+    settings.
     """
     clip, sampling = resolve(part(ClipSettings, config)), part(SamplingConfig, config)
     asked = _clips(config, questions)
     texts = {name: config.question or questions[name].question for name in asked}
-    how = _claim(folder, config, clip, sampling, texts)
+    how = _record_settings(folder, config, clip, sampling, texts)
     totals, captioner = Totals(), None
     for name, clips in asked.items():
         own = dataclasses.replace(clip, question=texts[name])
@@ -82,14 +83,14 @@ def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, li
     return asked
 
 
-def _claim(
+def _record_settings(
     folder: Path,
     config: AskConfig,
     clip: ClipSettings,
     sampling: SamplingConfig,
     texts: Mapping[str, str],
 ) -> dict:
-    """Note in the folder who answers, and how. UserError if others have answered there."""
+    """Write to the folder which model answers, and how. UserError if it has answers of another."""
     how = {
         "checkpoint": config.checkpoint,
         "revision": config.revision,
@@ -100,18 +101,14 @@ def _claim(
     }
     note = folder / NOTE
     if note.exists() and any(file.stat().st_size for file in folder.glob("*.jsonl")):
-        try:
-            before = json.loads(note.read_text(encoding="utf-8"))
-            theirs, ours = flatten(before), flatten(how)
-            questions = dict(before["questions"])
-        except (OSError, ValueError, AttributeError, LookupError, TypeError) as error:
-            raise UserError(f"{note}: cannot be read ({error}); delete {folder}") from None
+        before = files.read_json(note, f"delete {folder}")
+        theirs, ours = flatten(before), flatten(how)
         for key, value in ours.items():
             if key in theirs and theirs[key] != value:
                 raise UserError(
                     f"{note}: the answers there have {key} {theirs[key]!r:.60}, not {value!r:.60}; "
                     f"choose another output, or delete {folder}"
                 )
-        how["questions"] = questions | how["questions"]
-    write_json(note, how)
+        how["questions"] = before.get("questions", {}) | how["questions"]
+    files.write_json(note, how, "choose another output", indent=2)
     return how

@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 
 if TYPE_CHECKING:  # the job that writes the world reads this file, too, and needs no jax
@@ -42,7 +42,7 @@ class Results:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._resume({Path(clip).resolve() for clip in clips})
                 self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
-            except (OSError, UnicodeDecodeError) as error:
+            except OSError as error:
                 raise UserError(
                     f"{self.path}: cannot be used for results ({error}); choose another output"
                 ) from None
@@ -73,49 +73,38 @@ class Results:
     def _resume(self, wanted: set[Path]):
         if not self.path.exists():
             return
-        text = self.path.read_text(encoding="utf-8", errors="surrogateescape")
+        text = files.read_text(self.path, "choose another output", errors="surrogateescape")
         kept = []
-        for line, record in self._records(text):
+        for line in files.parse_lines(text):
+            if line.error is not None and not line.whole:  # the run was killed while it wrote
+                logger.warning("%s: cut off a half-written last line", self.path)
+                break
+            record = line.value
+            if not isinstance(record, dict) or not isinstance(record.get("video"), str):
+                raise UserError(
+                    f"{self.path}:{line.number}: not a caption; choose another output or remove "
+                    "the line"
+                )
             clip = Path(record["video"]).resolve()
             if record.get("error") is None:
                 self.done.add(clip)
             elif clip in wanted:
                 continue
-            kept.append(line + "\n")
+            kept.append(line.text + "\n")
         if (rest := "".join(kept)) != text:
-            new = self.path.with_name(self.path.name + ".new")
-            new.write_text(rest, encoding="utf-8", errors="surrogateescape")
-            os.replace(new, self.path)
-
-    def _records(self, text: str) -> Iterator[tuple[str, dict]]:
-        *lines, tail = text.split("\n")
-        for number, line in enumerate([*lines, tail], 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                if number > len(lines):  # no line end: the run was killed while it wrote
-                    logger.warning("%s: cut off a half-written last line", self.path)
-                    return
-                record = None
-            if not isinstance(record, dict) or not isinstance(record.get("video"), str):
-                raise UserError(
-                    f"{self.path}:{number}: not a caption; choose another output or remove the line"
-                )
-            yield line, record
+            files.write_text(self.path, rest, "choose another output", errors="surrogateescape")
 
 
 @dataclasses.dataclass
 class Totals:
-    """What a run has done so far. str() is its summary for a person."""
+    """Counts of a run so far. str() is its summary for a person."""
 
     captioned: int = 0
     skipped: int = 0  # had a caption before
     failed: int = 0
     new_tokens: int = 0
     programs: int = 0  # compiled
-    begun: float = dataclasses.field(default_factory=time.perf_counter, repr=False)
+    started: float = dataclasses.field(default_factory=time.perf_counter, repr=False)
 
     def count(self, record: dict):
         """Add one line of the results."""
@@ -128,7 +117,7 @@ class Totals:
     @property
     def seconds(self) -> float:
         """Since the run began, loading and compilation included."""
-        return time.perf_counter() - self.begun
+        return time.perf_counter() - self.started
 
     @property
     def tokens_per_second(self) -> float:
@@ -138,7 +127,7 @@ class Totals:
     def record(self) -> dict:
         """The totals as a JSON object, with seconds and rates."""
         fields = dataclasses.asdict(self)
-        del fields["begun"]
+        del fields["started"]
         seconds = self.seconds
         return fields | {
             "seconds": round(seconds, 2),
@@ -172,12 +161,3 @@ def record_all(
         if caption.error is not None:
             logger.warning("%s", caption.error)
         bar.set_postfix_str(f"{totals.tokens_per_second:.1f} tokens/s")
-
-
-def write_json(path: str | Path, content: dict):
-    """Write one JSON object to a file, whose folder is made. UserError if the disk refuses."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); choose another file") from None

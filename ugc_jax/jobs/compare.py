@@ -8,7 +8,7 @@ import dataclasses
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.compare import compare, table
-from ugc_jax.evals.results import claim, read_result, write_result
+from ugc_jax.evals.results import check_output, read_result, write_result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ def main(config: CompareConfig, files: list[str]) -> int:
     if len(files) < 2:
         raise UserError(f"{files[0]}: nothing to compare it with; name two results or more")
     if config.output is not None:
-        claim(config.output, files)
+        check_output(config.output, files)
     results = [read_result(file) for file in files]
     names = [result["name"] for result in results]
     for result, file in zip(results, files, strict=True):

@@ -21,9 +21,10 @@ from typing import Literal
 
 from ugc_jax.evals import evaluate, tasks
 from ugc_jax.evals.judged import EvalJudgeConfig
-from ugc_jax.evals.results import claim, write_result
+from ugc_jax.evals.results import check_output, write_result
 from ugc_jax.evals.summary import table
 from ugc_jax.generate.settings import AskConfig
+from ugc_jax.toy import task as world
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,17 @@ CONFIG = EvaluateConfig
 
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
-    output, ask, said, scores = Path(config.output), config.ask, config.predictions, config.scores
-    evaluation = evaluate.Evaluation.begin(
-        config.name, config.qa, said, scores, ask.checkpoint, config.judge.model
+    output, ask, scores = Path(config.output), config.ask, config.scores
+    forms = tasks.FORMS | {"ocr": tasks.ocr_form(config.ocr_normalisation)} | world.TASKS
+    evaluation = evaluate.Evaluation.create(
+        config.name, config.qa, config.predictions, scores, ask.checkpoint, config.judge.model
     )
-    claim(output, evaluation.sources.values())
-    names = tasks.named("final_caption" if scores and config.task == "all" else config.task)
-    benchmark = {} if config.qa is None else tasks.load(config.qa, names)
-    texts = {} if said is None else evaluate.read_all(said, benchmark, config.field)
+    check_output(output, evaluation.sources.values())
+    names = tasks.named("final_caption" if scores and config.task == "all" else config.task, forms)
+    benchmark = {} if config.qa is None else tasks.load(config.qa, names, forms)
+    texts = {}
+    if config.predictions is not None:
+        texts = evaluate.read_all(config.predictions, benchmark, config.field, forms)
     if scores is not None:
         result = evaluate.take_scores(evaluation, scores, names, benchmark, texts)
     else:
@@ -70,10 +74,8 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
 
                 folder = evaluate.beside(output, "answers")
                 evaluation.asked = asking.ask(ask, benchmark, folder)
-                texts = evaluate.read_all(folder, benchmark)
-            result = evaluate.score_all(
-                evaluation, benchmark, texts, config.ocr_normalisation, judge
-            )
+                texts = evaluate.read_all(folder, benchmark, forms=forms)
+            result = evaluate.score_all(evaluation, benchmark, texts, judge)
     write_result(output, result)
     print(table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", output)

@@ -9,10 +9,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.evals.results import read_result, write_text
+from ugc_jax.evals.results import ANOTHER, read_result
 from ugc_jax.report.page import album_lines, make_page, worst_first
 from ugc_jax.report.pictures import make_album
+from ugc_jax.report.tables import DISPLAYS
+from ugc_jax.toy import task as world
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +41,14 @@ def main(config: ReportConfig, words: list[str]) -> int:
     if output.resolve() in {Path(word).resolve() for word in words}:
         raise UserError(f"output: {output} is one of the results; choose another file")
     results = [read_result(word) for word in words]
-    ids, album = worst_first(results), None
+    displays = DISPLAYS | world.DISPLAYS
+    ids, album = worst_first(results, displays), None
     if config.videos is not None:
         album = make_album(config.videos, ids, config.pictures)
         for line in album_lines(album):
             print(line, file=sys.stderr)
-    write_text(output, make_page(results, album))
+    page = make_page(results, album, displays)
+    files.write_text(output, page, ANOTHER, errors="backslashreplace")
     megabytes = output.stat().st_size / 1e6
     print(f"{output}: {len(ids)} clips of {len(results)} results, {megabytes:.1f} MB")
     return 0

@@ -6,19 +6,15 @@ has combinations of attributes that training never has. Run again, it keeps the 
 
 import dataclasses
 import functools
-import json
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from etils import epath
 from tqdm import tqdm
 
-from ugc_jax.data.records import write_text
+from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.generate.results import write_json
-from ugc_jax.hf.config import read_json
 from ugc_jax.settings import part
 from ugc_jax.toy import world
 
@@ -42,7 +38,7 @@ def main(config: WorldConfig, args: list[str]) -> int:
         if getattr(config, name) is not None and getattr(config, name) < least:
             raise UserError(f"{name} is {getattr(config, name)}; use {least} or more")
     folder, settings = Path(config.output), part(world.WorldSettings, config)
-    _claim(folder, settings)
+    _check_settings(folder, settings)
     # Ctrl-C is for this process: it ends the others once their clips are whole.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     with ProcessPoolExecutor(config.workers, get_context("spawn"), **quiet) as pool:
@@ -52,20 +48,19 @@ def main(config: WorldConfig, args: list[str]) -> int:
             write = functools.partial(world.write_example, split, settings=settings, folder=folder)
             rows = pool.map(write, range(count), chunksize=16)
             bar = tqdm(rows, total=count, unit="clip", desc=f"{split} clips", disable=None)
-            lines = [json.dumps(row) + "\n" for row in bar]
-            write_text(epath.Path(folder / f"{split}.jsonl"), "".join(lines))
+            files.write_text(folder / f"{split}.jsonl", files.to_lines(bar))
     return 0
 
 
-def _claim(folder: Path, settings: world.WorldSettings):
-    """Note the settings in the folder. UserError if it has clips of other settings."""
-    note, mine = folder / "world.json", dataclasses.asdict(settings)
+def _check_settings(folder: Path, settings: world.WorldSettings):
+    """Write the settings into the folder. UserError if it has clips of other settings."""
+    note, ours = folder / "world.json", dataclasses.asdict(settings)
     if not note.exists():
-        write_json(note, mine)
-    theirs, _ = read_json(note)
-    for name, value in mine.items():
+        files.write_json(note, ours, "choose another output", indent=2)
+    theirs = files.read_json(note, "choose another output, or delete that folder")
+    for name, value in ours.items():
         if theirs.get(name) != value:
             raise UserError(
-                f"{note}: the clips there have {name} {theirs.get(name)}, not {value}; choose "
-                "another output, or delete that folder"
+                f"{note}: the clips in that folder have {name} {theirs.get(name)}, not {value}; "
+                "choose another output, or delete that folder"
             )

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -84,21 +85,17 @@ class Answers:
         )
 
     def _read(self):
-        try:
-            lines = self.path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be read ({error.strerror}); name a file for the cache"
-            ) from None
         unreadable = 0
-        for line in filter(bytes.strip, lines):
+        # surrogates, not �: a damaged answer is passed over, not taken for the judge's
+        lines = files.read_lines(self.path, "name a file for the cache", errors="surrogateescape")
+        for line in lines:
             try:
-                row = json.loads(line)
-                key, answer = row["key"], row["answer"]
-                tokens = int(row.get("tokens_in", 0)), int(row.get("tokens_out", 0))
+                line.text.encode()
+                key, answer = line.value["key"], line.value["answer"]
+                tokens = tuple(int(line.value.get(f"tokens_{way}", 0)) for way in ("in", "out"))
                 if not isinstance(key, str) or not isinstance(answer, dict):
                     raise TypeError
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, LookupError, TypeError):
                 unreadable += 1
             else:
                 self._known[key] = json.dumps(answer, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """A client of an LLM judge: any server that speaks OpenAI's chat-completions protocol.
 
     question -> Judge.ask -> (cache, a place among the concurrent, its turn in the rate) -> server
-             -> text -> talk.json_object -> parse -> what the caller makes of it, or JudgeError
+             -> text -> json_object -> parse -> what the caller makes of it, or JudgeError
 
 What can go wrong, and what is done about it:
     cannot be reached, 502, 503, 504   waited for, `wait` minutes from the outage's beginning
@@ -26,8 +26,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ugc_jax.errors import UserError
-from ugc_jax.judge import messages as talk
 from ugc_jax.judge.answers import Answers
+from ugc_jax.judge.messages import (
+    ask_again,
+    find_fault,
+    json_object,
+    one_line,
+    read_response,
+    with_system,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +125,7 @@ class JudgeConfig:
 
 @dataclasses.dataclass
 class Usage:
-    """What a judge has done so far.
+    """Counts of a judge's work so far, and what it cost.
 
     The counts are of this process. tokens_in, tokens_out and cost are of all that its answers took,
     whenever that was: of every response in this process, failed attempts too, and once of each
@@ -140,7 +147,7 @@ class _Trials:
     """Of one question. patience: until when it is asked again after 429s (time.monotonic)."""
 
     patience: float
-    made: int = 0
+    attempts: int = 0
     faults: int = 0
     broken: int = 0  # times that it was the first to find the server away
 
@@ -183,14 +190,14 @@ class Judge:
         self._next = 0.0  # when the next request may be made (time.monotonic)
         self._where = config.base_url or "at OpenAI"
         self._down_since: float | None = None  # when the server was first found to be away
-        self._is_told = False  # that it is
+        self._is_logged = False  # that it is away
 
     async def ask(
         self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
     ) -> T:
         """What `parse` makes of the JSON object with which the judge answers.
 
-        question: the user's text, asked under talk.SYSTEM, or whole messages.
+        question: the user's text, asked under messages.SYSTEM, or whole messages.
         parse: raises ValueError, TypeError or LookupError for an object that it cannot use; must
           be the same for the same question.
         repeat: number of this asking, to ask a question several times.
@@ -213,7 +220,7 @@ class Judge:
     ) -> bool:
         """`ask` would answer at once, out of the cache."""
         answer = self._answers.get(self._key(question, repeat))
-        return answer is not None and talk.fault(answer, parse) is None
+        return answer is not None and find_fault(answer, parse) is None
 
     async def close(self):
         """Give up what is still being asked; close connections and cache."""
@@ -226,8 +233,8 @@ class Judge:
 
     def _key(self, question: str | Sequence[dict], repeat: int) -> str:
         """Of the judge's name, not of its address: a server comes back on another port."""
-        said = [self.config.model, self.config.temperature, _messages(question), repeat]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        content = [self.config.model, self.config.temperature, _messages(question), repeat]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     async def _ask(self, key: str, messages: list[dict], parse: Callable) -> dict:
         """The judge's object, which `parse` can use, recorded under `key`."""
@@ -247,15 +254,15 @@ class Judge:
         for _ in range(self.config.malformed + 1):
             text, (more_in, more_out) = await self._text(asked)
             tokens_in, tokens_out = tokens_in + more_in, tokens_out + more_out
-            answer = talk.json_object(text)
-            fault = talk.fault(answer, parse)
+            answer = json_object(text)
+            fault = find_fault(answer, parse)
             if fault is None:
                 return answer, (tokens_in, tokens_out)
-            asked = talk.again(messages, text, fault)
+            asked = ask_again(messages, text, fault)
         raise Malformed(f"the judge answers in another form than asked for: {fault}: {text[:80]!r}")
 
     async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
-        """`talk.told` of one response, after all attempts that it takes."""
+        """`read_response` of one response, after all attempts that it takes."""
         limits = {"temperature": self.config.temperature, "max_tokens": self.config.max_tokens}
         limits = {name: value for name, value in limits.items() if value is not None}
         trials = _Trials(patience=time.monotonic() + 60 * self.config.wait)
@@ -272,7 +279,7 @@ class Judge:
                 await asyncio.sleep(self._pause(error, trials))
             else:
                 self._note_up()
-                text, tokens = talk.told(response)
+                text, tokens = read_response(response)
                 self.usage.spent += self._count(*tokens)
                 return text, tokens
 
@@ -280,13 +287,13 @@ class Judge:
         """Seconds to wait after a failed attempt; raises what ends the question."""
         config = self.config
         trouble, reason = _diagnose(error, self._openai)
-        pause = min(config.backoff * 2 ** min(trials.made, 20), LONGEST_PAUSE)
+        pause = min(config.backoff * 2 ** min(trials.attempts, 20), LONGEST_PAUSE)
         pause *= random.uniform(0.5, 1)
         if isinstance(error, self._openai.APIStatusError):
             pause = _retry_after(error.response.headers) or pause
             if trouble is not _Trouble.AWAY:
                 self._note_up()
-        trials.made += 1
+        trials.attempts += 1
         match trouble:
             case _Trouble.MISTAKE:
                 raise UserError(
@@ -341,8 +348,8 @@ class Judge:
             self._down_since = now
         # a single broken connection is no outage
         away = now - self._down_since
-        if not self._is_told and away >= 0.4 * self.config.backoff:
-            self._is_told = True
+        if not self._is_logged and away >= 0.4 * self.config.backoff:
+            self._is_logged = True
             logger.warning(
                 "judge %s cannot be reached (%s); waiting for it, up to %g minutes",
                 self._where, reason, self.config.wait,
@@ -353,20 +360,20 @@ class Judge:
             ) from None
 
     def _note_up(self):
-        if self._is_told:
+        if self._is_logged:
             away = time.monotonic() - self._down_since
             logger.info("judge %s answers again after %.0f s", self._where, away)
-        self._down_since, self._is_told = None, False
+        self._down_since, self._is_logged = None, False
 
 
 def _messages(question: str | Sequence[dict]) -> list[dict]:
-    return talk.messages(question) if isinstance(question, str) else list(question)
+    return with_system(question) if isinstance(question, str) else list(question)
 
 
 def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
     """What a failed attempt means, and why it failed, in a line. openai: the package."""
     if isinstance(error, openai.APIStatusError):
-        status, reason = error.status_code, talk.one_line(f"HTTP {error.status_code}: {error}")
+        status, reason = error.status_code, one_line(f"HTTP {error.status_code}: {error}")
         if error.code == "insufficient_quota":  # a 429 that no waiting ends
             return _Trouble.MISTAKE, reason
         other = _Trouble.FAULT if status >= 500 else _Trouble.REFUSED
@@ -375,7 +382,7 @@ def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
     # a machine that is off does not even answer the attempt to connect
     if is_late and "ConnectTimeout" not in type(error.__cause__).__name__:
         return _Trouble.FAULT, "no answer within the time limit"
-    reason = talk.one_line(str(error.__cause__ or error))
+    reason = one_line(str(error.__cause__ or error))
     is_away = isinstance(error, openai.APIConnectionError)
     return _Trouble.AWAY if is_away else _Trouble.FAULT, reason
 

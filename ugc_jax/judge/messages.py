@@ -1,4 +1,4 @@
-"""How a judge is asked and understood: text that cannot instruct it, JSON out of what it says."""
+"""How a judge is asked and understood: text that cannot instruct it, JSON out of its answer."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ AGAIN = (
 )
 
 
-def messages(question: str) -> list[dict]:
+def with_system(question: str) -> list[dict]:
     """A question in the protocol's form, under SYSTEM."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
-def again(asked: Sequence[dict], said: str, reason: str) -> list[dict]:
+def ask_again(question: Sequence[dict], answer: str, reason: str) -> list[dict]:
     """The question, the answer that could not be used, and why; without an answer, the question."""
-    if not said.strip():
-        return list(asked)
+    if not answer.strip():
+        return list(question)
     reminder = {"role": "user", "content": AGAIN.format(reason=reason)}
-    return [*asked, {"role": "assistant", "content": said}, reminder]
+    return [*question, {"role": "assistant", "content": answer}, reminder]
 
 
 def fenced(name: str, text: str) -> str:
@@ -34,7 +34,7 @@ def fenced(name: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def told(response) -> tuple[str, tuple[int, int]]:
+def read_response(response) -> tuple[str, tuple[int, int]]:
     """(text, tokens in and out) of a response; "" for one without text (a page of HTML, ...)."""
     usage = getattr(response, "usage", None)
     tokens_in = getattr(usage, "prompt_tokens", None) or 0
@@ -70,7 +70,7 @@ def integer(answer: dict, key: str, low: int, high: int) -> int:
     return int(number)
 
 
-def fault(answer: dict | None, parse: Callable) -> str | None:
+def find_fault(answer: dict | None, parse: Callable) -> str | None:
     """Why `parse` cannot use an answer; None if it can."""
     if answer is None:
         return "no JSON object"

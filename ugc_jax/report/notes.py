@@ -1,24 +1,21 @@
-"""What a page says in words: what compares, how tasks were scored, where results come from."""
+"""The words of a page: what compares, how tasks were scored, where results come from."""
 
 from collections.abc import Sequence
 
 from ugc_jax.evals.compare import compare
 from ugc_jax.evals.results import columns
 from ugc_jax.report import published
-from ugc_jax.report.tables import Members, column_title, in_order, title
+from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
 
 
-def sentences(members: Members) -> list[str]:
+def sentences(members: Members, displays: Displays) -> list[str]:
     """Which rows of the table compare with each other and with the published ones."""
-    if all("world" in result["tasks"] for *_, result in members):
-        return [
-            "What these captions say is checked word for word, without a model as judge: rows of "
-            "the same clips compare.",
-            *_unlike_each_other(members),
-        ]
+    for task, shown in displays.items():
+        if shown.compares and all(task in result["tasks"] for *_, result in members):
+            return [shown.compares, *_unlike_each_other(members, displays)]
     lines = ["Only rows with the same judge, temperature, prompt and frames compare."]
     for task in published.PROTOCOLS:
-        lines += _against_the_paper(task, members)
+        lines += _against_the_paper(task, display(task, displays).title, members)
     normalisations = {
         result["tasks"]["ocr"].get("protocol", {}).get("normalisation")
         for *_, result in members
@@ -35,10 +32,10 @@ def sentences(members: Members) -> list[str]:
             f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
             "out of the released predictions."
         )
-    return lines + _unlike_each_other(members)
+    return lines + _unlike_each_other(members, displays)
 
 
-def _against_the_paper(task: str, members: Members) -> list[str]:
+def _against_the_paper(task: str, title: str, members: Members) -> list[str]:
     """Which results of a judged task compare with the paper's rows."""
     equal, unlike = [], []
     for _, name, result in members:
@@ -53,30 +50,30 @@ def _against_the_paper(task: str, members: Members) -> list[str]:
     lines = []
     if equal:
         lines.append(
-            f"{title(task)}: {_and(equal)} were, as far as is known, scored as the paper's rows "
+            f"{title}: {_and(equal)} were, as far as is known, scored as the paper's rows "
             "were, by the same judge at the same temperature with the same prompt. They compare "
             "with the rows whose models were given the same frames, and with no row of another "
             "paper."
         )
     if unlike:
         lines.append(
-            f"{title(task)}: no published score compares with that of {_and(unlike)}; nor does an "
+            f"{title}: no published score compares with that of {_and(unlike)}; nor does an "
             "average that holds it."
         )
     return lines
 
 
 def _frames(result: dict) -> str:
-    """What a model was given, where it was asked by us."""
+    """What a model was given, where `evaluate` asked it."""
     clip = (result.get("asked") or {}).get("clip") or {}
     counted = {"frames": "{} frames", "fps": "{:g} frames a second"}
-    told = [form.format(clip[key]) for key, form in counted.items() if clip.get(key) is not None]
-    return f" (given {told[0]})" if told else ""
+    given = [form.format(clip[key]) for key, form in counted.items() if clip.get(key) is not None]
+    return f" (given {given[0]})" if given else ""
 
 
-def _unlike_each_other(members: Members) -> list[str]:
+def _unlike_each_other(members: Members, displays: Displays) -> list[str]:
     lines = []
-    for task in in_order(dict.fromkeys(task for *_, result in members for task in result["tasks"])):
+    for task in all_tasks((result for *_, result in members), displays):
         by_protocol: dict[str, list[str]] = {}
         for _, name, result in members:
             if task in result["tasks"]:
@@ -87,11 +84,12 @@ def _unlike_each_other(members: Members) -> list[str]:
                 by_protocol.setdefault(text or "nothing noted", []).append(name)
         if len(by_protocol) > 1:
             parts = [f"{_and(names)} ({text})" for text, names in by_protocol.items()]
-            lines.append(f"{title(task)}: {_and(parts)} do not compare with each other.")
-    return lines + _different_clips(members)
+            title = display(task, displays).title
+            lines.append(f"{title}: {_and(parts)} do not compare with each other.")
+    return lines + _different_clips(members, displays)
 
 
-def _different_clips(members: Members) -> list[str]:
+def _different_clips(members: Members, displays: Displays) -> list[str]:
     """Where the first result and another saw other clips, or the same in other ways."""
     (_, first, base), *others = members
     against = compare([base, *(result for *_, result in others)])["against"]
@@ -102,8 +100,9 @@ def _different_clips(members: Members) -> list[str]:
             lines.append(f"{first} and {name} saw the clips in different ways ({ways}).")
         for task, found in facts["tasks"].items():
             if count := found["strangers"]:
+                title = display(task, displays).title
                 lines.append(
-                    f"{title(task)}: {count} ids of {first} and {name} are two different clips, by "
+                    f"{title}: {count} ids of {first} and {name} are two different clips, by "
                     "their references; they are shown apart, and are in no difference."
                 )
     return lines
@@ -113,17 +112,17 @@ def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def task_notes(members: Members) -> list[dict]:
+def task_notes(members: Members, displays: Displays) -> list[dict]:
     """Task by task what its score is, and of each result n, failures, noise and notes: {"title",
     "summary", "flags", "metric", "rows": [(number, name, facts)]}."""
     notes = []
-    for task in in_order(dict.fromkeys(task for *_, result in members for task in result["tasks"])):
+    for task in all_tasks((result for *_, result in members), displays):
         having = [member for member in members if task in member[2]["tasks"]]
         rows = [(number, name, _facts(result["tasks"][task])) for number, name, result in having]
         failed = sum(facts["failed"] for *_, facts in rows)
         summary = f"{', '.join(str(facts['n']) for *_, facts in rows)} clips scored"
         note = {
-            "title": title(task),
+            "title": display(task, displays).title,
             "summary": f"{summary}, {failed} failed" if failed else summary,
             "flags": list(dict.fromkeys(flag for *_, facts in rows for flag in facts["flags"])),
             "metric": having[0][2]["tasks"][task].get("metric", ""),
@@ -162,10 +161,10 @@ def _facts(task: dict) -> dict:
     }
 
 
-def card(name: str, result: dict) -> dict:
+def card(name: str, result: dict, displays: Displays) -> dict:
     """Where a result comes from: {"name", "facts": [(label, text)], "faults", "listed"}."""
-    made = str(result.get("created", "")).replace("T", " ").replace("Z", " UTC")
-    facts = [("evaluated", f"{made}, ugc_jax {result.get('ugc_jax', '?')}")]
+    created = str(result.get("created", "")).replace("T", " ").replace("Z", " UTC")
+    facts = [("evaluated", f"{created}, ugc_jax {result.get('ugc_jax', '?')}")]
     sources = result.get("sources") or {}
     facts += [(label, str(path)) for label, path in sources.items() if path]
     if asked := result.get("asked"):
@@ -178,14 +177,18 @@ def card(name: str, result: dict) -> dict:
         if usage := judge.get("usage"):
             facts.append(("questions", _usage(usage)))
     unscored = result.get("unscored") or {}
-    facts += [(f"no {title(task).lower()} score", why) for task, why in unscored.items()]
+    facts += [
+        (f"no {display(task, displays).title.lower()} score", why) for task, why in unscored.items()
+    ]
     faults = result.get("faults") or {}
     kinds = {kind: faults.get(kind, 0) for kind in ("duplicate", "unknown", "broken")}
-    told = [f"{count} {kind}" for kind, count in kinds.items() if count]
+    counts = [f"{count} {kind}" for kind, count in kinds.items() if count]
     return {
         "name": name,
         "facts": facts,
-        "faults": f"lines of the prediction files passed over: {', '.join(told)}" if told else "",
+        "faults": f"lines of the prediction files passed over: {', '.join(counts)}"
+        if counts
+        else "",
         "listed": faults.get("listed") or [],
     }
 

@@ -21,16 +21,18 @@ from ugc_jax.evals.intervals import RESAMPLES
 from ugc_jax.evals.results import columns
 from ugc_jax.report import notes, plots, tables
 from ugc_jax.report.pictures import Album
+from ugc_jax.report.tables import Display, Displays, Members
 
-TEXTS = ("audio_caption", "visual_caption", "final_caption", "world")  # lengths worth a plot
 
+def make_page(results: Sequence[dict], album: Album | None, displays: Displays) -> str:
+    """The page of results of `ugc-jax evaluate`; the others are compared with the first.
 
-def make_page(results: Sequence[dict], album: Album | None) -> str:
-    """The page of results of `ugc-jax evaluate`; the others are held against the first."""
+    displays: of the tasks (tables.DISPLAYS and any others).
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ugc_jax.evals"),
+        loader=jinja2.PackageLoader("ugc_jax.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -38,22 +40,22 @@ def make_page(results: Sequence[dict], album: Album | None) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     names = unique_names(results)
-    benchmarks = dict.fromkeys(tables.benchmark(result) for result in results)
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    benchmarks = dict.fromkeys(tables.benchmark(result, displays) for result in results)
+    now = datetime.datetime.now(datetime.UTC)
     return environment.get_template("report.html").render(
         names=names,
-        made=made,
+        created=now.strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
-        cards=[notes.card(*pair) for pair in zip(names, results, strict=True)],
-        groups=[_group(name, names, results) for name in benchmarks],
+        cards=[notes.card(*pair, displays) for pair in zip(names, results, strict=True)],
+        groups=[_group(name, names, results, displays) for name in benchmarks],
         colours=plots.SERIES,
         resamples=RESAMPLES,
         album=None if album is None else album_lines(album),
         data={
             "results": names,
             "colours": plots.SERIES,
-            "main": next(filter(None, map(tables.main_task, results)), None),
-            "tasks": clip_tasks(results),
+            "main": next(filter(None, (tables.main_task(one, displays) for one in results)), None),
+            "tasks": clip_tasks(results, displays),
             "pictures": {} if album is None else _pictures(album),
         },
     )
@@ -71,10 +73,10 @@ def unique_names(results: Sequence[dict]) -> list[str]:
     return names
 
 
-def worst_first(results: Sequence[dict]) -> list[str]:
+def worst_first(results: Sequence[dict], displays: Displays) -> list[str]:
     """Ids of all clips: the first result's from its worst on (in its caption task, or its first
     one), then those that it has no score of."""
-    task = tables.main_task(results[0])
+    task = tables.main_task(results[0], displays)
     clips = results[0]["clips"].get(task, [])
     scored = sorted((clip for clip in clips if "score" in clip), key=lambda clip: clip["score"])
     every = (clip for result in results for task in result["clips"].values() for clip in task)
@@ -84,40 +86,44 @@ def worst_first(results: Sequence[dict]) -> list[str]:
 # ---- tables and plots ----------------------------------------------------------------------------
 
 
-def _group(name: str, names: Sequence[str], results: Sequence[dict]) -> dict:
-    """What the page shows of one benchmark's results."""
+def _group(name: str, names: Sequence[str], results: Sequence[dict], displays: Displays) -> dict:
+    """The part of the page on one benchmark's results."""
     members = [
         (number, names[number], result)
         for number, result in enumerate(results)
-        if tables.benchmark(result) == name
+        if tables.benchmark(result, displays) == name
     ]
     return {
         "name": name,
         "members": [(number, label) for number, label, _ in members],
-        "table": tables.score_table(members),
-        "differences": tables.difference_table(members) if len(members) > 1 else None,
-        "sentences": notes.sentences(members),
-        "tasks": notes.task_notes(members),
-        "plots": list(_plots(members, len(results))),
+        "table": tables.score_table(members, displays),
+        "differences": tables.difference_table(members, displays) if len(members) > 1 else None,
+        "sentences": notes.sentences(members, displays),
+        "tasks": notes.task_notes(members, displays),
+        "plots": list(_plots(members, len(results), displays)),
     }
 
 
-def _plots(members: Sequence[tuple[int, str, dict]], total: int):
+def _plots(members: Members, total: int, displays: Displays):
     """{"title", "svg", "text"} of each plot. total: results in the page, which colours go by."""
-    if any(result["tasks"] for *_, result in members):
-        yield _scores(members, total)
-    if any(_world_attributes(result) for *_, result in members):
-        yield _attributes(members, total)
-    for task in TEXTS:
-        if plot := _lengths(task, members, total):
+    tasks = tables.all_tasks((result for *_, result in members), displays)
+    if tasks:
+        yield _scores(members, total, displays)
+    for task in tasks:
+        title = tables.display(task, displays).title
+        if any(_shares(task, result) for *_, result in members):
+            yield _attributes(task, title, members, total)
+    for task in tasks:
+        if plot := _lengths(task, tables.display(task, displays), members, total):
             yield plot
     for number, name, result in members:
         for task, facts in result["tasks"].items():
             if facts.get("confusion"):
-                yield _confusion(number, name, task, facts)
+                title = f"{tables.display(task, displays).title}: {name}"
+                yield _confusion(title, number, facts)
 
 
-def _by_result(members: Sequence, total: int, value) -> list:
+def _by_result(members: Members, total: int, value) -> list:
     """value(result) at the place of each result of this benchmark, None at the others'."""
     row = [None] * total
     for number, _, result in members:
@@ -125,10 +131,10 @@ def _by_result(members: Sequence, total: int, value) -> list:
     return row
 
 
-def _scores(members: Sequence, total: int) -> dict:
+def _scores(members: Members, total: int, displays: Displays) -> dict:
     rows = []
-    shown = tables.score_columns([result for *_, result in members])
-    for column, name in zip(shown, tables.labels(shown), strict=True):
+    shown = tables.score_columns([result for *_, result in members], displays)
+    for column, name in zip(shown, tables.labels(shown, displays), strict=True):
         figures = _by_result(members, total, lambda r, c=column: tables.percent(r, c))
         rows.append(
             plots.Bars(
@@ -145,13 +151,13 @@ def _scores(members: Sequence, total: int) -> dict:
     return {"title": "Scores", "svg": plots.score_bars(rows, label), "text": text}
 
 
-def _world_attributes(result: dict) -> dict[str, float]:
-    """Attribute -> percent of captions that state it right; empty without the world."""
-    return result["tasks"].get("world", {}).get("attributes") or {}
+def _shares(task: str, result: dict) -> dict[str, float]:
+    """Attribute -> percent of the task's captions that state it right; empty without any."""
+    return result["tasks"].get(task, {}).get("attributes") or {}
 
 
-def _attributes(members: Sequence, total: int) -> dict:
-    shares = _by_result(members, total, _world_attributes)
+def _attributes(task: str, title: str, members: Members, total: int) -> dict:
+    shares = _by_result(members, total, lambda result: _shares(task, result))
     names = dict.fromkeys(name for share in shares for name in share or {})
     rows = [
         plots.Bars(name, [(share or {}).get(name) for share in shares], [None] * total, [])
@@ -159,29 +165,31 @@ def _attributes(members: Sequence, total: int) -> dict:
     ]
     svg = plots.score_bars(rows, "Share of captions that state each attribute right, in percent.")
     text = "Percent of the captions that state it right."
-    return {"title": "Attributes of the world", "svg": svg, "text": text}
+    return {"title": f"Attributes of the {title.lower()}", "svg": svg, "text": text}
 
 
-def _lengths(task: str, members: Sequence, total: int) -> dict | None:
+def _lengths(task: str, shown: Display, members: Members, total: int) -> dict | None:
     def words(result: dict, key: str) -> list[int]:
         return [len(clip[key].split()) for clip in result["clips"].get(task, []) if key in clip]
 
+    if not shown.lengths:
+        return None
     lengths = _by_result(members, total, lambda result: words(result, "prediction"))
     if not any(lengths):
         return None
-    references = (words(result, "reference") for *_, result in members)
-    reference = [] if task == "world" else max(references, key=len)
+    reference = []
+    if shown.lengths == "both":
+        reference = max((words(result, "reference") for *_, result in members), key=len)
     medians = [f"{name} {median_low(lengths[n])}" for n, name, _ in members if lengths[n]]
     medians += [f"reference {median_low(reference)} (filled)"] if reference else []
-    title = f"Length of texts: {tables.title(task)}"
+    title = f"Length of texts: {shown.title}"
     svg = plots.length_histogram(lengths, reference, f"{title}, in words.")
     text = f"Median words: {', '.join(medians)}. The longest hundredth stands at the right end."
     return {"title": title, "svg": svg, "text": text}
 
 
-def _confusion(number: int, name: str, task: str, facts: dict) -> dict:
+def _confusion(title: str, number: int, facts: dict) -> dict:
     table = facts["confusion"]
-    title = f"{tables.title(task)}: {name}"
     label = f"{title}. Answers in rows, what was said in columns."
     recall = {one: share for one, share in (facts.get("recall") or {}).items() if share is not None}
     shares = ", ".join(f"{answer} {share:.1f} %" for answer, share in recall.items())
@@ -196,18 +204,17 @@ def _confusion(number: int, name: str, task: str, facts: dict) -> dict:
 # ---- clips ---------------------------------------------------------------------------------------
 
 
-def clip_tasks(results: Sequence[dict]) -> list[dict]:
+def clip_tasks(results: Sequence[dict], displays: Displays) -> list[dict]:
     """The clips of each task, with what each result made of them, as the page's script reads it.
 
     A task: {"name", "title", "digits", "score": its title, "columns": [[key, title]], "results":
     numbers, "clips"}. A clip: {"id", "reference", "of": [one a result of the page, None where it
     has nothing]}.
     """
-    names = dict.fromkeys(task for result in results for task in result["tasks"])
-    return [_clip_task(name, results) for name in tables.in_order(names)]
+    return [_clip_task(name, results, displays) for name in tables.all_tasks(results, displays)]
 
 
-def _clip_task(name: str, results: Sequence[dict]) -> dict:
+def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
     having = [number for number, result in enumerate(results) if name in result["tasks"]]
     facts = [results[number]["tasks"][name] for number in having]
     keys = list(dict.fromkeys(column for fact in facts for column in columns(fact)))
@@ -223,11 +230,12 @@ def _clip_task(name: str, results: Sequence[dict]) -> dict:
             if clip.get("reference") is not None:
                 row["reference"] = clip["reference"]
             row["of"][number] = _outcome(clip, keys)
+    score = tables.field_title(tables.Column(name, "score"), displays)
     return {
         "name": name,
-        "title": tables.title(name),
+        "title": tables.display(name, displays).title,
         "digits": 3 if facts[0].get("unit") == "fraction" else 1,
-        "score": tables.field_title(tables.Column(name, "score")) if keys else "score",
+        "score": score if keys else "score",
         "columns": [[key, tables.column_title(key)] for key in keys],
         "results": having,
         "clips": [row for rows in clips.values() for row in rows],

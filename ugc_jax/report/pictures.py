@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ugc_jax.data import features
+from ugc_jax.data.features import log_mel
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
 from ugc_jax.media import streams
-from ugc_jax.media.clip import probe
+from ugc_jax.media.clip import probe, resize
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.framing import Source
+from ugc_jax.media.streams import Source
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _strip(source: Source) -> Image.Image:
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
     places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
     frames = streams.read_frames(
-        source, places, (height, width), lambda frame: features.resize(frame, height, width)
+        source, places, (height, width), lambda frame: resize(frame, height, width)
     )
     strip = Image.new("RGB", (FRAMES * (width + GAP) - GAP, height), (128, 128, 128))
     for number, frame in enumerate(frames):
@@ -118,7 +118,7 @@ def _mel(source: Source) -> Image.Image | None:
     waveform = streams.read_sound(source, 0.0, None, LONGEST)
     if waveform is None or np.abs(waveform).max() < SILENCE:
         return None
-    mel = features.log_mel(waveform).T[::-1]
+    mel = log_mel(waveform).T[::-1]
     low, high = mel.min(), mel.max()
     tones = ((mel - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     small = np.asarray(Image.fromarray(tones).resize(MEL_SIZE, Image.Resampling.BOX))

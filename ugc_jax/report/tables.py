@@ -1,8 +1,8 @@
 """The tables of a page of results: which columns there are, and what stands in their cells."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from ugc_jax.evals.compare import compare
 from ugc_jax.evals.results import columns
@@ -10,22 +10,36 @@ from ugc_jax.report import published
 
 Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) of one benchmark
 
-TITLES = {
-    "voice_source": "Voice source",
-    "tone": "Tone",
-    "bgm": "BGM",
-    "ocr": "OCR",
-    "background": "Background",
-    "objects": "Objects",
-    "audio_caption": "Audio caption",
-    "visual_caption": "Visual caption",
-    "final_caption": "Caption",
-    "world": "World",
-}
-# The order of a task's columns where it is not the result's own; "score" is last in the others.
-_ORDER = {
-    "final_caption": ("audio", "visual", "details", "score"),
-    "world": ("score", "visual", "audio", "text", "cross", "all_right"),
+
+class Display(NamedTuple):
+    """How a page shows a task.
+
+    title: its name for people. order: of its columns, where it is not the result's own and then the
+    "score". score: title of the score beside columns. lengths: which texts' lengths are plotted.
+    Of a task that is a benchmark of its own: heading: the benchmark's name for people; compares: a
+    sentence on which rows compare, in the place of those on judges and published rows.
+    """
+
+    title: str
+    order: tuple[str, ...] = ()
+    score: str = "average"
+    lengths: Literal["", "predictions", "both"] = ""
+    heading: str = ""
+    compares: str = ""
+
+
+Displays = Mapping[str, Display]  # by task, in the order of the table
+
+DISPLAYS = {  # of UGC-VideoCap
+    "voice_source": Display("Voice source"),
+    "tone": Display("Tone"),
+    "bgm": Display("BGM"),
+    "ocr": Display("OCR"),
+    "background": Display("Background"),
+    "objects": Display("Objects"),
+    "audio_caption": Display("Audio caption", lengths="both"),
+    "visual_caption": Display("Visual caption", lengths="both"),
+    "final_caption": Display("Caption", ("audio", "visual", "details", "score"), lengths="both"),
 }
 
 
@@ -54,9 +68,9 @@ class Cell(NamedTuple):
     weak: bool = False
 
 
-def title(task: str) -> str:
-    """A task's name for people."""
-    return TITLES.get(task, task.replace("_", " "))
+def display(task: str, displays: Displays) -> Display:
+    """How a task is shown; one that is not known, by its name in words."""
+    return displays.get(task) or Display(task.replace("_", " "))
 
 
 def column_title(name: str) -> str:
@@ -69,56 +83,66 @@ def column_title(name: str) -> str:
     )
 
 
-def in_order(tasks: Sequence[str]) -> list[str]:
+def in_order(tasks: Iterable[str], displays: Displays) -> list[str]:
     """Tasks in the table's order, unknown ones last."""
-    known = list(TITLES)
+    known = list(displays)
     return sorted(tasks, key=lambda task: known.index(task) if task in known else len(known))
 
 
-def benchmark(result: dict) -> str:
-    """What a result is of, as a heading."""
-    name = str(result.get("benchmark") or "UGC-VideoCap")
-    return "The synthetic world" if name == "world" else name
+def all_tasks(results: Iterable[dict], displays: Displays) -> list[str]:
+    """The tasks that at least one result has, in the table's order."""
+    return in_order(dict.fromkeys(task for one in results for task in one["tasks"]), displays)
 
 
-def field_title(column: Column) -> str:
+def benchmark(result: dict, displays: Displays) -> str:
+    """The benchmark of a result, as a heading."""
+    headings = (display(task, displays).heading for task in result["tasks"])
+    own = next(filter(None, headings), None)
+    return own or str(result.get("benchmark") or "UGC-VideoCap")
+
+
+def field_title(column: Column, displays: Displays) -> str:
     """A column's name below its task's."""
     if column.field != "score":
         return column_title(column.field)
-    return {"world": "F1"}.get(column.task, "average")
+    return display(column.task, displays).score
 
 
-def main_task(result: dict) -> str | None:
+def main_task(result: dict, displays: Displays) -> str | None:
     """The task to look at first: the caption, or else the result's last one in the table."""
-    names = in_order(result["tasks"])
+    names = in_order(result["tasks"], displays)
     return "final_caption" if "final_caption" in names else names[-1] if names else None
 
 
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def score_columns(results: Sequence[dict]) -> list[Column]:
+def score_columns(results: Sequence[dict], displays: Displays) -> list[Column]:
     """The columns that at least one result has. Those of OCR's single measures are left out."""
     found = []
-    for task in in_order(dict.fromkeys(task for result in results for task in result["tasks"])):
+    for task in all_tasks(results, displays):
         having = [result["tasks"][task] for result in results if task in result["tasks"]]
         names = list(dict.fromkeys(name for facts in having for name in columns(facts)))
         names = [] if task == "ocr" else names
-        first = [name for name in _ORDER.get(task, ()) if name in names or name == "score"]
-        rest = [name for name in names if name not in first]
-        order = [*rest, *first] if "score" in first else [*rest, "score"]
-        found += [Column(task, name) for name in order]
+        order = display(task, displays).order or ("score",)
+        last = [name for name in order if name in names or name == "score"]
+        rest = [name for name in names if name not in last]
+        found += [Column(task, name) for name in (*rest, *last)]
     return found
 
 
-def labels(shown: Sequence[Column]) -> list[str]:
+def labels(shown: Sequence[Column], displays: Displays) -> list[str]:
     """Names of columns where they stand without the table's heading."""
     fields = Counter(column.task for column in shown)
     names = []
     for column in shown:
-        parts = [title(column.task)] if len(fields) > 1 or fields[column.task] == 1 else []
+        parts = (
+            [display(column.task, displays).title]
+            if len(fields) > 1 or fields[column.task] == 1
+            else []
+        )
         if fields[column.task] > 1:
-            parts.append(field_title(column))
+            parts.append(field_title(column, displays))
         names.append(": ".join(parts) + (" × 100" if column.task == "ocr" else ""))
     return names
 
@@ -146,14 +170,14 @@ def _figure(facts: dict, field: str) -> tuple[float | None, list[float] | None]:
     return facts.get(field), bounds
 
 
-def score_table(members: Members) -> dict:
+def score_table(members: Members, displays: Displays) -> dict:
     """{"groups": [(title, columns)], "fields", "rows", "majority", "published", "average"}.
 
     rows: (number, name, cells). majority: texts of the row of guesses, or None. published:
     (heading, [(row, texts)]). average: there is that column.
     """
     results = [result for *_, result in members]
-    shown = score_columns(results)
+    shown = score_columns(results, displays)
     has_average = any(result.get("average") is not None for result in results)
     groups = Counter(column.task for column in shown)
     rows = []
@@ -167,8 +191,10 @@ def score_table(members: Members) -> dict:
     printed = [(row, [row.scores.get(key, "–") for key in keys]) for row in published.ROWS]
     printed = [(row, texts) for row, texts in printed if set(texts) != {"–"}]
     return {
-        "groups": [(title(task), count) for task, count in groups.items()],
-        "fields": [field_title(column) if groups[column.task] > 1 else "" for column in shown],
+        "groups": [(display(task, displays).title, n) for task, n in groups.items()],
+        "fields": [
+            field_title(column, displays) if groups[column.task] > 1 else "" for column in shown
+        ],
         "rows": rows,
         "majority": _majorities(results, shown),
         "published": [
@@ -218,13 +244,15 @@ def _cell(number: int, result: dict, column: Column) -> Cell:
     )
 
 
-def difference_table(members: Members) -> list[tuple[int, str, list[Cell]]] | None:
+def difference_table(
+    members: Members, displays: Displays
+) -> list[tuple[int, str, list[Cell]]] | None:
     """Rows of the other results against the first, clip by clip, under the columns of the scores.
 
     None if there is nothing to compare.
     """
     (_, _, first), *others = members
-    shown = score_columns([result for *_, result in members])
+    shown = score_columns([result for *_, result in members], displays)
     found = compare([first, *(result for *_, result in others)])["against"]
     rows = [
         (number, name, [_difference(facts["tasks"], column) for column in shown])

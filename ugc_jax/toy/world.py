@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.data.features import SAMPLE_RATE
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE
 from ugc_jax.toy import synthetic
 from ugc_jax.toy.synthetic import BACKGROUNDS, COLOURS, FORMS, Scene
 
@@ -363,8 +363,15 @@ def parse(caption: str) -> dict[str, str | None]:
 
 def check(caption: str, attributes: dict[str, str]) -> dict[str, bool]:
     """Attribute -> the caption states it, and states it right."""
-    said = parse(caption)
-    return {name: said[name] == attributes[name] for name in VALUES}
+    stated = parse(caption)
+    return {name: stated[name] == attributes[name] for name in VALUES}
+
+
+def attribute_f1(caption: str, attributes: dict[str, str]) -> float:
+    """F1 of the attributes that the caption states: 2 * right / (stated + all), in 0..1."""
+    stated = parse(caption)
+    right = sum(stated[name] == attributes[name] for name in VALUES)
+    return 2 * right / (sum(value is not None for value in stated.values()) + len(VALUES))
 
 
 def score(captions: Sequence[str], attributes: Sequence[dict[str, str]]) -> dict[str, float]:

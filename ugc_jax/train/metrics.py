@@ -1,15 +1,14 @@
-"""The figures of a run, to files that a later run goes on with: JSON Lines, CSV, TensorBoard, W&B.
+"""The metrics of a run, to files that a later run continues: JSON Lines, TensorBoard, W&B.
 
 OUTPUT/metrics.jsonl   a line a logged step and a line an evaluation: {"step": 20, "loss": ...}
-OUTPUT/metrics.csv     the same as a table with a column for each figure
-OUTPUT/samples.jsonl   captions made while training: {"step": 20, "clip": ..., "caption": ...}; the
-                       other tables of texts of a kind of run likewise, each in a file of its name
-OUTPUT/tensorboard/    the same for TensorBoard, captions as text
+OUTPUT/samples.jsonl   generated captions: {"step": 20, "clip": ..., "caption": ...}; the other
+                       tables of texts of a kind of run likewise, each in a file of its name
+OUTPUT/tensorboard/    the same for TensorBoard, captions as text, by the names of TAGS
 """
 
-import csv
 import io
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.train.checkpoint import is_remote
 
@@ -25,9 +25,27 @@ COLUMNS = (  # of SFT
     "examples_per_second", "data_wait", "mfu", "memory_gb", "eval_loss", "eval_accuracy",
 )  # fmt: skip
 
+# Name in metrics.jsonl, or of a table of texts -> its tag in TensorBoard and W&B, by the first
+# pattern that matches all of it.
+TAGS = (
+    (r"eval_(.+)", r"eval/\1"),  # eval_loss, eval_reward, eval_rewards/NAME, ...
+    (r"samples", "eval/samples"),
+    (r"(rewards/.+)", r"rollout/\1"),  # rewards/NAME/mean, .../std, .../failed
+    (r"(reward|reward_std|zero_std_groups|left_out|draws|replaced|truncated)", r"rollout/\1"),
+    (r"(completions|completion_tokens|completion_tokens_min|completion_tokens_max)", r"rollout/\1"),
+    (r"(rollout_seconds|reward_seconds|generated_tokens_per_second)", r"rollout/\1"),
+    (r"(.+)", r"train/\1"),  # loss, grad_norm, learning_rate, kl, tokens_per_second, ...
+)
+
+
+def tag(name: str) -> str:
+    """The name of a metric in TensorBoard and W&B, by TAGS."""
+    matches = ((re.fullmatch(pattern, name), form) for pattern, form in TAGS)
+    return next(match.expand(form) for match, form in matches if match)
+
 
 class MetricsWriter:
-    """Writes what a run reports; only one process makes one. UserError where the disk refuses."""
+    """Writes the metrics of a run; only one process has one. UserError where the disk refuses."""
 
     def __init__(
         self,
@@ -35,14 +53,13 @@ class MetricsWriter:
         step: int,
         config: dict,
         wandb_project: str | None = None,
-        columns: Sequence[str] = COLUMNS,
         tables: Sequence[str] = ("samples",),
     ):
-        """step: the run goes on after it; what an earlier run wrote of later steps is taken out.
+        """step: the run continues after it; what an earlier run wrote of later steps is removed.
 
         output: a local folder or an etils path; there, files are copied by `publish`.
-        config: the run's settings, for W&B. wandb_project: None is without W&B. columns: of the
-        CSV, besides the step. tables: names of the tables of texts.
+        config: the run's settings, for W&B. wandb_project: None is without W&B. tables: names
+        of the tables of texts.
         """
         from tensorboardX import SummaryWriter
 
@@ -53,27 +70,24 @@ class MetricsWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._metrics = self._open("metrics.jsonl", step)
             self._texts = {name: self._open(f"{name}.jsonl", step) for name in tables}
-            self._table = self._open("metrics.csv", step)
-            self._columns = self._header(columns)
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise self._refused(error) from None
         self._wandb = None if wandb_project is None else _start_wandb(wandb_project, output, config)
 
     def metrics(self, step: int, values: dict[str, float]):
-        """Report figures of a step; those whose value is None are left out."""
+        """Report metrics of a step; those whose value is None are left out."""
         values = {name: value for name, value in values.items() if value is not None}
-        record = {"step": step} | values
+        tagged = {tag(name): value for name, value in values.items()}
         try:
-            _line(self._metrics, record)
-            self._row(record.get(name, "") for name in self._columns)
-            for name, value in values.items():
+            _line(self._metrics, {"step": step} | values)
+            for name, value in tagged.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
         except OSError as error:
             raise self._refused(error) from None
         if self._wandb is not None:
-            self._wandb.log(values, step=step)
+            self._wandb.log(tagged, step=step)
 
     def texts(self, table: str, step: int, rows: list[dict]):
         """Add rows, of whatever columns, to a table of texts after a step."""
@@ -81,12 +95,12 @@ class MetricsWriter:
             for row in rows:
                 _line(self._texts[table], {"step": step} | row)
             text = _markdown(rows)
-            self._board.add_text(table, text, step)
+            self._board.add_text(tag(table), text, step)
             self._board.flush()
         except OSError as error:
             raise self._refused(error) from None
         if self._wandb is not None:
-            self._wandb.log({table: text}, step=step)
+            self._wandb.log({tag(table): text}, step=step)
 
     def publish(self):
         """Copy the files to an output that is not on this machine."""
@@ -99,7 +113,7 @@ class MetricsWriter:
     def close(self):
         """Finish all files."""
         self._board.close()
-        for file in (self._metrics, *self._texts.values(), self._table):
+        for file in (self._metrics, *self._texts.values()):
             file.close()
         self.publish()
         if self._wandb is not None:
@@ -108,28 +122,12 @@ class MetricsWriter:
     def _open(self, name: str, step: int) -> io.TextIOBase:
         """The file to append to, without lines of steps after `step` or half-written ones."""
         path, stored = self._folder / name, self._output / name
-        text = stored.read_text() if stored.exists() else ""
-        whole = text.split("\n")[:-1]
-        kept = "".join(f"{line}\n" for line in whole if _step_of(line) <= step)
+        text = files.read_text(stored, "move it away") if stored.exists() else ""
+        lines = [line for line in files.parse_lines(text) if line.whole and line.error is None]
+        kept = "".join(f"{line.text}\n" for line in lines if line.value["step"] <= step)
         if kept != text or self._remote:
-            path.write_text(kept)
+            files.write_text(path, kept)
         return path.open("a", buffering=1, encoding="utf-8", newline="")
-
-    def _header(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """The table's columns: those an earlier run began it with, and new ones after them."""
-        path = self._folder / "metrics.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-        whole = tuple(dict.fromkeys((*header, "step", *columns)))
-        if len(whole) > len(header):
-            self._table.truncate(0)
-            self._row(whole)
-            for row in rows:
-                self._row(row + [""] * (len(whole) - len(row)))
-        return whole
-
-    def _row(self, values: Iterable):
-        csv.writer(self._table, lineterminator="\n").writerow(values)
 
     def _refused(self, error: OSError) -> UserError:
         return UserError(
@@ -154,16 +152,8 @@ def _markdown(rows: list[dict]) -> str:
     )
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of JSON or CSV; -1 for the header."""
-    if line.startswith("{"):
-        return json.loads(line)["step"]
-    first = line.partition(",")[0]
-    return int(first) if first.isdigit() else -1
-
-
 def _start_wandb(project: str, output: epath.PathLike, config: dict):
-    """A W&B run that a later run with the same output goes on with."""
+    """A W&B run that a later run with the same output continues."""
     try:
         import wandb
     except ImportError:

@@ -1,7 +1,7 @@
 """Rewards that are computed in place: pure functions of a caption, its reference and its metadata.
 
-All lie in 0..1, more is better. One that cannot be told (no reference, no attributes) raises
-ValueError: a failure, never a zero.
+All lie in 0..1, more is better. One that lacks what it needs (a reference) raises ValueError: a
+failure, never a zero.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Literal
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.metrics import attribute_f1
 from ugc_jax.rl.rewards import dialogue
 
 _WORD = re.compile(r"\w+")
@@ -67,11 +66,6 @@ def functions(config: LocalConfig) -> dict[str, Callable]:
     def rouge(prompt, completion, reference, metadata):
         return rouge_l(completion, required(reference))
 
-    def attributes(prompt, completion, reference, metadata):
-        if "attributes" not in metadata:
-            raise ValueError("the row has no attributes (only rows of the world have)")
-        return attribute_f1(completion, metadata["attributes"])
-
     def spoken(prompt, completion, reference, metadata):
         lines = metadata.get("dialogue")
         if lines is None:
@@ -83,7 +77,6 @@ def functions(config: LocalConfig) -> dict[str, Callable]:
         "repetition": repetition,
         "format": form,
         "rouge": rouge,
-        "attributes": attributes,
         "dialogue": spoken,
     }
 
@@ -110,9 +103,9 @@ def distinct_runs(text: str, length: int) -> float:
 
     A text that is too short for two runs has none to repeat: 1; an empty one earns nothing: 0.
     """
-    said = words(text)
-    runs = [tuple(said[i : i + length]) for i in range(len(said) - length + 1)]
-    return len(set(runs)) / len(runs) if runs else float(bool(said))
+    found = words(text)
+    runs = [tuple(found[i : i + length]) for i in range(len(found) - length + 1)]
+    return len(set(runs)) / len(runs) if runs else float(bool(found))
 
 
 def is_complete(text: str) -> bool:
@@ -127,6 +120,6 @@ def rouge_l(text: str, reference: str) -> float:
     """
     from rapidfuzz.distance import LCSseq
 
-    said, expected = words(text), words(reference)
-    total = len(said) + len(expected)
-    return 2 * LCSseq.similarity(said, expected) / total if total else 0.0
+    found, expected = words(text), words(reference)
+    total = len(found) + len(expected)
+    return 2 * LCSseq.similarity(found, expected) / total if total else 0.0

@@ -7,11 +7,11 @@ A reward function is `(prompt, completion, reference, metadata) -> float`, or an
 same. prompt: the user's text. reference: the answer on record, or None. metadata: the other columns
 of the manifest's row, and "id", "completion_tokens", "max_new_tokens", "finish_reason" ("stop" or
 "length"). One that raises, or returns no finite number, is called again (`retries`), and then has
-failed for that sample: NaN, counted, and told once. So it is with one that takes too long. Only a
-UserError ends the run: a judge's wrong key would fail for every sample.
+failed for that sample: NaN, counted, and logged once. So it is with one that takes too long. Only
+a UserError ends the run: a judge's wrong key would fail for every sample.
 
 A judge's server that dies does not cost a step: its questions wait for it, up to `judge.wait`
-minutes, with a line in the log when the waiting begins and when it ends (evals/judge.py).
+minutes, with a line in the log when the waiting begins and when it ends (judge/client.py).
 """
 
 import asyncio
@@ -28,7 +28,7 @@ import math
 import runpy
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,17 +105,20 @@ class _Function(NamedTuple):
 class Rewards:
     """Computes rewards on an event loop in a thread of its own, until `close`."""
 
-    def __init__(self, config: RewardConfig):
-        """Raises UserError for unknown functions, a file that cannot be used, a judge not set."""
+    def __init__(self, config: RewardConfig, shipped: Mapping[str, Callable] | None = None):
+        """shipped: functions by name beside those of local.py and judged.py, pure and quick.
+
+        Raises UserError for unknown functions, a file that cannot be used, a judge not set.
+        """
         self.config = config
         weights = parse_weights(config.functions)
         self.names: tuple[str, ...] = tuple(weights)
         self.weights = np.array(list(weights.values()), np.float32)
         self.judge: Judge | None = None  # the LLM judge, where a function needs it
         self._workers = asyncio.Semaphore(config.workers)
-        self._functions = self._find()
+        self._functions = self._find(shipped or {})
         self._cache: dict[tuple[str, bytes], asyncio.Task] = {}  # the oldest first
-        self._counts, self._told, self._lock = Counter(), set(), threading.Lock()
+        self._counts, self._logged, self._lock = Counter(), set(), threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
         self._thread.start()
@@ -140,17 +143,18 @@ class Rewards:
 
     # ---- functions -------------------------------------------------------------------------------
 
-    def _find(self) -> list[_Function]:
+    def _find(self, further: Mapping[str, Callable]) -> list[_Function]:
         """The functions that the config names. Raises UserError."""
         config = self.config
-        local, own = local_rewards.functions(config), _own_functions(config.file)
+        local = {**local_rewards.functions(config), **further}
+        own = _own_functions(config.file)
         shipped = {*local, *judged_rewards.NAMES}
         if both := shipped.intersection(own):
             raise UserError(f"{config.file}: {min(both)} is a shipped reward; choose another name")
         for name in self.names:
             if name not in shipped and name not in own:
-                there = ", ".join([*local, *judged_rewards.NAMES, *own])
-                raise UserError(f"rewards.functions: unknown {name!r}; there are {there}")
+                known = ", ".join([*local, *judged_rewards.NAMES, *own])
+                raise UserError(f"rewards.functions: unknown {name!r}; there are {known}")
         judged = {}
         if not set(self.names).isdisjoint(judged_rewards.NAMES):
             self.judge = Judge(config.judge)
@@ -215,12 +219,12 @@ class Rewards:
                 await asyncio.sleep(self.config.backoff * 2**attempt)
 
     def _note(self, name: str, error: Exception):
-        """Count a failure, and tell it if it is the first of its kind."""
+        """Count a failure, and log it if it is the first of its kind."""
         kind = (name, type(error))
         with self._lock:
             self._counts[name] += 1
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._logged:
+            self._logged.add(kind)
             logger.warning(
                 "reward %s fails: %s (%s); such samples are left out and counted",
                 name, " ".join(str(error).split()), type(error).__name__,
@@ -238,7 +242,7 @@ class Rewards:
 def parse_weights(text: str) -> dict[str, float]:
     """Function -> weight of a text such as "rouge=1,length=0.5"; a name alone weighs 1.
 
-    A reward of weight 0 is computed and told, and teaches nothing. Raises UserError for text of
+    A reward of weight 0 is computed and reported, and teaches nothing. Raises UserError for text of
     another form, a name given twice, and weights that are all 0.
     """
     weights = {}

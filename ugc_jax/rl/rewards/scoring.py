@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.records import Entry
+from ugc_jax.data.records import IndexEntry
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import finish_reason
 from ugc_jax.rl.rewards.runner import Pending, Rewards, Sample
@@ -29,7 +29,7 @@ class Scoring:
         self,
         rewards: Rewards,
         tokenizer: ChatTokenizer,
-        entries: Sequence[Entry | None],
+        entries: Sequence[IndexEntry | None],
         max_new_tokens: int,
     ):
         """entries: of the whole batch's rows; None: an empty row, which has no rewards."""
@@ -82,7 +82,7 @@ class Scoring:
             raise refused
         return rewards
 
-    def _sample(self, entry: Entry, text: str, made: Completions, row: int, g: int) -> Sample:
+    def _sample(self, entry: IndexEntry, text: str, made: Completions, row: int, g: int) -> Sample:
         metadata = entry.extra | {
             "id": entry.id,
             "completion_tokens": int(made.lengths[row, g]),

@@ -6,8 +6,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.rl.rewards import local as local_rewards
-from ugc_jax.rl.rewards.local import LocalConfig, attribute_f1, distinct_runs, length_band, rouge_l
-from ugc_jax.toy import world
+from ugc_jax.rl.rewards.local import LocalConfig, distinct_runs, length_band, rouge_l
 
 
 def reward(name, completion, reference=None, metadata=None, **parameters):
@@ -85,18 +84,6 @@ def test_rouge_equals_the_packages(shared_data):
         assert rouge_l(text, reference) == pytest.approx(expected, rel=1e-12)
 
 
-def test_attributes():
-    attributes = {name: values[0] for name, values in world.VALUES.items()}
-    caption = world.write_caption(attributes, 0)
-    assert attribute_f1(caption, attributes) == 1
-    assert attribute_f1("Nothing to see.", attributes) == 0
-    wrong = attributes | {"colour": world.VALUES["colour"][1]}
-    assert attribute_f1(caption, wrong) == pytest.approx(0.9)
-    # one said and right, of ten
-    assert attribute_f1(f"A {attributes['shape']}.", attributes) == pytest.approx(2 / 11)
-    assert reward("attributes", caption, metadata={"attributes": attributes}) == 1
-
-
 def test_dialogue():
     reference = 'A man says, "Hello there." A girl answers, "Go away!"'
     assert reward("dialogue", reference, reference) == 1
@@ -106,7 +93,7 @@ def test_dialogue():
     assert reward("dialogue", "Nobody speaks.", None, {"dialogue": []}) == 1
 
 
-@pytest.mark.parametrize("name", ["rouge", "attributes", "dialogue"])
+@pytest.mark.parametrize("name", ["rouge", "dialogue"])
 def test_what_cannot_be_told_is_no_zero(name):
     with pytest.raises(ValueError, match="the row has no"):
         reward(name, "A cat.")

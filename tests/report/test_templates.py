@@ -9,9 +9,9 @@ import shutil
 import urllib.parse
 
 import pytest
-from fake_results import NASTY, captions, options, result, world
+from fake_results import DISPLAYS, NASTY, captions, options, result, world
 
-from ugc_jax.evals.results import write_text
+from ugc_jax.files import write_text
 from ugc_jax.jobs import report as job
 from ugc_jax.report import page as report
 from ugc_jax.report.pictures import make_album
@@ -54,9 +54,9 @@ def page(tmp_path_factory) -> str:
     write_clip(folder / "clip-1.mp4", **small)
     write_clip(folder / "clip-3.mp4", audio=False, **small)
     results = [first, second, world("World", [["shape"], [], ["shape", "text"]])]
-    ids = report.worst_first(results)
+    ids = report.worst_first(results, DISPLAYS)
     album = make_album(str(folder), ids, 10)
-    write_text(folder / "report.html", report.make_page(results, album))
+    write_text(folder / "report.html", report.make_page(results, album, DISPLAYS))
     return (folder / "report.html").as_uri()
 
 
@@ -266,12 +266,12 @@ def test_links_of_the_table(laptop):
 def test_results_without_clips(browser, tmp_path):
     """A page of nothing says so; what the first result lacks is shown of the second."""
     made = tmp_path / "report.html"
-    write_text(made, report.make_page([result("None")], None))
+    write_text(made, report.make_page([result("None")], None, DISPLAYS))
     for driver in visit(browser, made.as_uri(), *LAPTOP):
         assert texts(driver, "#list") == ["These results hold no clips."]
         assert not find(driver, "#controls").is_displayed()
     both = [result("None"), captions("Some", [(1, 1, 1), None])]
-    write_text(made, report.make_page(both, None))
+    write_text(made, report.make_page(both, None, DISPLAYS))
     for driver in visit(browser, made.as_uri(), *LAPTOP):
         assert find(driver, "#count").text == "2 of 2 clips"
         assert find(driver, "#result").get_property("value") == "1"
@@ -281,7 +281,7 @@ def test_clips_of_one_id(browser, tmp_path):
     """Of two worlds, say: they are shown apart, and their link leads to both."""
     worlds = [world("One", [["shape"]]), world("Two", [[]])]
     worlds[1]["clips"]["world"][0]["reference"] = "shape: square"
-    write_text(tmp_path / "report.html", report.make_page(worlds, None))
+    write_text(tmp_path / "report.html", report.make_page(worlds, None, DISPLAYS))
     for driver in visit(browser, (tmp_path / "report.html").as_uri(), *LAPTOP):
         assert names(driver) == ["000000", "000000"]
         find(driver, ".clip h3 a").click()
@@ -293,7 +293,7 @@ def test_names_that_every_object_has(browser, tmp_path):
     """A clip may be called what JavaScript finds in any object."""
     made = captions("One", [(1, 1, 1)])
     made["clips"]["final_caption"][0]["id"] = "constructor"
-    write_text(tmp_path / "report.html", report.make_page([made], None))
+    write_text(tmp_path / "report.html", report.make_page([made], None, DISPLAYS))
     for driver in visit(browser, (tmp_path / "report.html").as_uri(), *LAPTOP):
         assert names(driver) == ["constructor"]
         assert driver.find_elements("css selector", ".media") == []

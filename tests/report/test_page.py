@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from fake_results import NASTY, captions, options, result, world
+from fake_results import DISPLAYS, NASTY, captions, options, result, world
 
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import report as job
@@ -36,7 +36,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page(*results: dict, album: Album | None = None) -> Page:
-    return Page(report.make_page(results, album))
+    return Page(report.make_page(results, album, DISPLAYS))
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_results_without_scores():
 def test_worst_first(one):
     other = captions("Two", [(1, 1, 1)] * 6)
     order = ["clip-1", "clip-3", "clip-0", "clip-2", "clip-4", "clip-5"]
-    assert report.worst_first([one, other]) == order
+    assert report.worst_first([one, other], DISPLAYS) == order
 
 
 def test_pictures(one):

@@ -1,4 +1,4 @@
-"""ugc_jax.rl.rewards: several functions at once, and what becomes of those that fail."""
+"""ugc_jax.rl.rewards.runner: several functions at once, and what becomes of those that fail."""
 
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.judge.client import JudgeConfig
 from ugc_jax.rl.rewards import runner as module
 from ugc_jax.rl.rewards.runner import RewardConfig, Rewards, Sample, parse_weights
+from ugc_jax.toy.reward import REWARDS
 
 OWN = """
 import asyncio, threading, time
@@ -95,7 +96,7 @@ def make(own):
 
     def make(functions, **changes):
         changes = dict(file=own, backoff=0.01) | changes
-        made.append(Rewards(RewardConfig(functions=functions, **changes)))
+        made.append(Rewards(RewardConfig(functions=functions, **changes), REWARDS))
         return made[-1]
 
     yield make
