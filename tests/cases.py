@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
+from ugc_jax.data.example import Example
 from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
-from ugc_jax.data.schema import Example
-from ugc_jax.hf import mapping
 from ugc_jax.hf.random_weights import random_tensor
+from ugc_jax.models.params import build_tree, leaves
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
@@ -92,10 +93,10 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
 def random_params(config: OmniConfig, stacked: bool = True) -> dict:
     """The weights that `ugc-jax init` writes, without the files."""
     arrays = {}
-    for leaf in mapping.leaves(config, stacked):
-        tensors = [random_tensor(entry, seed=0) for entry in leaf.entries]
-        arrays[leaf.path] = np.stack(tensors) if leaf.is_stack else tensors[0]
-    return mapping.build_tree(arrays.items())
+    for leaf in leaves(thinker.declare(config), stacked):
+        values = [random_tensor(tensor, seed=0) for tensor in leaf.tensors]
+        arrays[leaf.path] = np.stack(values) if leaf.is_stacked else values[0]
+    return build_tree(arrays.items())
 
 
 def has_sound_in_video(parts) -> bool:

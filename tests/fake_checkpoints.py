@@ -7,17 +7,18 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from ugc_jax.hf import mapping
-from ugc_jax.hf.config import to_hf
+from ugc_jax.models.params import tensors
+from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.models.qwen2_5_omni.hf_config import to_hf
 
 
-def tensors(config, dtype, seed=0, prefix="thinker.") -> dict[str, np.ndarray]:
+def random_tensors(config, dtype, seed=0, prefix="thinker.") -> dict[str, np.ndarray]:
     """Random tensors of a thinker; every value is representable in bfloat16."""
     rng = np.random.default_rng(seed)
     values = {}
-    for entry in mapping.entries(config):
-        array = rng.standard_normal(entry.shape, np.float32).astype(ml_dtypes.bfloat16)
-        values[prefix + entry.hf_name] = array.astype(dtype)
+    for tensor in tensors(thinker.declare(config)):
+        array = rng.standard_normal(tensor.shape, np.float32).astype(ml_dtypes.bfloat16)
+        values[prefix + tensor.name] = array.astype(dtype)
     return values
 
 
@@ -42,11 +43,11 @@ def write_full(
         ),
         "token2wav.code2wav_bigvgan_model.steps": np.arange(7, dtype=np.int64),
     }
-    thinker = tensors(config, dtype, seed)
-    names = list(thinker)
+    ours = random_tensors(config, dtype, seed)
+    names = list(ours)
     half = len(names) // 2
     order = [*names[:half], *rest, *names[half:]]
-    values = {name: (thinker | rest)[name] for name in order}
+    values = {name: (ours | rest)[name] for name in order}
     write_tensors(folder, values, files)
     content = {
         "architectures": ["Qwen2_5OmniModel"],

@@ -13,10 +13,10 @@ from ugc_jax.data.batching import BucketKey, collate
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.hf import mapping
 from ugc_jax.models.compute import Compute
+from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import config as config_lib
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 1, 2), (1, 4, 2), (1, 2, 4), (2, 1, 4)]
 LENGTHS = (
@@ -27,24 +27,9 @@ LENGTHS = (
 )  # wrong numbers without an error came and went with the length when tables were split badly
 
 
-def test_rules_name_every_logical_axis_of_the_model():
-    axes = omni.logical_axes(config_lib.tiny())
-    names = {
-        name
-        for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
-        for name in leaf
-    }
-    assert names - {None} <= {"layers", "vocab", "embed", "heads", "mlp"}
-    with pytest.raises(AttributeError):
-        sharding.RULES.spec(("vocabulary",))
-
-
-def test_logical_axes_fit_the_table_of_checkpoints():
-    config = config_lib.omni_3b()
-    shapes = mapping.abstract_params(config, "bfloat16")
-    axes = omni.logical_axes(config)
-    ranks = jax.tree.map(lambda leaf, names: leaf.ndim == len(names), shapes, axes)
-    assert all(jax.tree.leaves(ranks))
+def test_an_unknown_axis_is_an_error():
+    with pytest.raises(KeyError):
+        sharding.spec(("vocabulary",))
 
 
 def test_mesh_sizes():
@@ -100,7 +85,12 @@ def text_only(config, length):
 
 def run(config, params, mesh=None):
     """Logits of a mixed batch, its greedy tokens, and logits of text of every length."""
-    forward = jax.jit(lambda p, b: omni.logits(p, omni.hidden_states(p, config, Compute(), b)))
+
+    @jax.jit
+    def forward(params, batch):
+        hidden = thinker.hidden_states(params, config, Compute(), batch)
+        return thinker.logits(thinker.head(params), hidden)
+
     engine = Engine(config, Compute(), mesh)
     mixed = everything(config)
     batches = [mixed, *(text_only(config, length) for length in LENGTHS)]
@@ -130,7 +120,7 @@ def alone(model):
 def test_sharded_equals_unsharded(model, alone, sizes):
     config, params = model
     mesh = sharding.make_mesh(*sizes)
-    split = sharding.shardings(mesh, params, omni.logical_axes(config))
+    split = param_shardings(thinker.declare(config), mesh)
     logits, tokens = run(config, jax.device_put(params, split), mesh)
     for ours, theirs in zip(logits, alone[0], strict=True):
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
@@ -144,5 +134,6 @@ def test_the_same_devices_as_another_mesh():
     other = sharding.reshaped(mesh, -1, 1, None)
     assert dict(other.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
     assert list(other.devices.flat) == list(mesh.devices.flat)
-    with pytest.raises(UserError, match="rollout mesh data=-1 fsdp=3 tensor=2 does not fill the 8"):
+    message = "rollout mesh data=-1 fsdp=3 tensor=2 needs a multiple of 6 devices, 8 found"
+    with pytest.raises(UserError, match=message):
         sharding.reshaped(mesh, -1, 3, None)

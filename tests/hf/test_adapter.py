@@ -17,6 +17,8 @@ from ugc_jax.hf.tensorfile import TensorFile, array_output, write_tensors
 from ugc_jax.jobs import init
 from ugc_jax.jobs.init import InitConfig
 from ugc_jax.models import lora
+from ugc_jax.models.params import tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
@@ -62,18 +64,18 @@ def test_names_of_peft(saved):
 
 def test_peft_merges_it_into_the_same_weights(saved, adapter, tmp_path):
     peft = pytest.importorskip("peft")
-    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    theirs = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
     init.main(InitConfig(output=str(tmp_path / "base")), [])
-    base = thinker.from_pretrained(tmp_path / "base", dtype="float32")
+    base = theirs.from_pretrained(tmp_path / "base", dtype="float32")
     merged = peft.PeftModel.from_pretrained(base, saved).merge_and_unload().state_dict()
-    theirs = {mapping.canonical_name(name): value.numpy() for name, value in merged.items()}
+    weights = {mapping.canonical_name(name): value.numpy() for name, value in merged.items()}
     params = load_params(tmp_path / "base", CONFIG)
     ours = lora.merge(params, adapter, SETTINGS)
     changed, differences = 0, []
-    for entry in mapping.entries(CONFIG):
-        before, after = (mapping.read_tensor(tree, entry) for tree in (params, ours))
+    for tensor in tensors(thinker.declare(CONFIG)):
+        before, after = (mapping.read_tensor(tree, tensor) for tree in (params, ours))
         changed += not np.array_equal(before, after)
-        differences.append(np.abs(theirs[entry.hf_name] - after).max())
+        differences.append(np.abs(weights[tensor.name] - after).max())
     print(f"largest difference from peft {peft.__version__}: {np.max(differences):.1e}")
     assert changed == 2 * CONFIG.text.num_hidden_layers
     assert np.max(differences) < 1e-6

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fake_checkpoints import tensors, write_full, write_tensors, write_thinker
+from fake_checkpoints import random_tensors, write_full, write_tensors, write_thinker
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +16,8 @@ from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping, tensorfile
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.models.params import abstract_params, tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
@@ -24,23 +26,23 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 def assert_same(params, values, dtype=None, prefix=""):
     """Every tensor of `params` is bitwise the one of `values`."""
-    for entry in mapping.entries(CONFIG):
-        expected = values[prefix + entry.hf_name]
+    for tensor in tensors(thinker.declare(CONFIG)):
+        expected = values[prefix + tensor.name]
         expected = expected.astype(dtype or expected.dtype)
-        actual = mapping.read_tensor(params, entry)
-        assert actual.dtype == expected.dtype, entry.hf_name
-        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+        actual = mapping.read_tensor(params, tensor)
+        assert actual.dtype == expected.dtype, tensor.name
+        assert actual.tobytes() == expected.tobytes(), tensor.name
 
 
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("stored", [np.float32, BF16])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
 def test_thinker_only(tmp_path, stored, dtype, stacked):
-    values = tensors(CONFIG, stored, prefix="")
+    values = random_tensors(CONFIG, stored, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     params = load_params(tmp_path, CONFIG, dtype, stacked)
     assert_same(params, values, dtype and jnp.dtype(dtype))
-    expected = mapping.abstract_params(CONFIG, dtype or stored, stacked)
+    expected = abstract_params(thinker.declare(CONFIG), dtype or stored, stacked)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
         lambda x: (x.shape, x.dtype), expected
     )
@@ -55,7 +57,7 @@ def test_full_in_shards_reports_what_it_leaves(tmp_path, caplog):
 
 
 def test_module_tree_names_of_transformers_5(tmp_path):
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     renamed = {}
     for name, value in values.items():
         name = (
@@ -70,7 +72,7 @@ def test_module_tree_names_of_transformers_5(tmp_path):
 
 def test_shardings(tmp_path):
     """Arrays land sharded as asked, with the same values."""
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
 
@@ -82,7 +84,7 @@ def test_shardings(tmp_path):
 
     shardings = jax.tree.map(
         lambda leaf: NamedSharding(mesh, spec(leaf)),
-        mapping.abstract_params(CONFIG, jnp.float32, stacked=True),
+        abstract_params(thinker.declare(CONFIG), jnp.float32, stacked=True),
     )
     params = load_params(tmp_path, CONFIG, shardings=shardings)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
@@ -93,7 +95,7 @@ def test_shardings(tmp_path):
 
 def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
     """With a stack split over layers, a device that holds layer 1 never asks for layer 0."""
-    write_thinker(tmp_path, CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    write_thinker(tmp_path, CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     asked = []
     read = tensorfile.TensorFile.read_into
 
@@ -105,14 +107,14 @@ def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
     mesh = jax.make_mesh((8,), ("x",))
     name = "model.embed_tokens.weight"
     shardings = jax.tree.map(
-        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+        lambda _: NamedSharding(mesh, P()), abstract_params(thinker.declare(CONFIG), jnp.float32)
     )
     shardings["model"]["embed_tokens"]["weight"] = NamedSharding(mesh, P("x"))
     load_params(tmp_path, CONFIG, shardings=shardings)
     size = CONFIG.text.vocab_size * CONFIG.text.hidden_size * 4
     assert [nbytes for asked_name, nbytes in asked if asked_name == name] == [size // 8] * 8
     assert (
-        len(asked) == len(mapping.entries(CONFIG)) + 7
+        len(asked) == len(tensors(thinker.declare(CONFIG))) + 7
     )  # a replicated array is read once, not eight times
 
 
@@ -125,11 +127,11 @@ def test_loaded_arrays_take_over_the_host_buffer(tmp_path):
 
 def test_donation_of_replicas_is_safe(tmp_path):
     """Replicas on a CPU share one host buffer; a donated update must write into it only once."""
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     mesh = jax.make_mesh((8,), ("x",))
     shardings = jax.tree.map(
-        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+        lambda _: NamedSharding(mesh, P()), abstract_params(thinker.declare(CONFIG), jnp.float32)
     )
     params = load_params(tmp_path, CONFIG, shardings=shardings)
     twice = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)(params)
@@ -138,7 +140,7 @@ def test_donation_of_replicas_is_safe(tmp_path):
 
 def test_blocks_of_a_large_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorfile, "BLOCK_BYTES", 1000)
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     assert_same(load_params(tmp_path, CONFIG), values)
 
@@ -149,7 +151,7 @@ NAME = "visual.blocks.1.attn.k.weight"
 
 
 def broken(tmp_path, change, files=1):
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     values = change(values) or values
     write_thinker(tmp_path, CONFIG, values, files)
     return tmp_path
@@ -301,7 +303,7 @@ def test_hub_without_network(monkeypatch):
 def test_hub_download(monkeypatch, tmp_path):
     import huggingface_hub
 
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path, CONFIG, values)
     asked = {}
 

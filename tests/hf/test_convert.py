@@ -15,6 +15,8 @@ from ugc_jax.jobs import convert, init
 from ugc_jax.jobs.convert import ConvertConfig
 from ugc_jax.jobs.init import InitConfig
 from ugc_jax.models import lora
+from ugc_jax.models.params import tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
@@ -36,11 +38,11 @@ def run(checkpoint, output, **fields) -> None:
 
 def assert_holds(folder, values, dtype=ml_dtypes.bfloat16):
     params = load_params(folder, CONFIG)
-    for entry in mapping.entries(CONFIG):
-        expected = values["thinker." + entry.hf_name].astype(dtype)
-        actual = mapping.read_tensor(params, entry)
+    for tensor in tensors(thinker.declare(CONFIG)):
+        expected = values["thinker." + tensor.name].astype(dtype)
+        actual = mapping.read_tensor(params, tensor)
         assert actual.dtype == expected.dtype
-        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+        assert actual.tobytes() == expected.tobytes(), tensor.name
 
 
 def test_chain_of_all_forms(full, tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fake_checkpoints import tensors, write_full, write_thinker
+from fake_checkpoints import random_tensors, write_full, write_thinker
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +18,8 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import new_directory, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.tensorfile import TensorFile
+from ugc_jax.models.params import abstract_params, build_tree, leaves, tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import mid, tiny
 
 CONFIG = tiny()
@@ -55,7 +57,7 @@ def test_thinker_round_trip_is_bitwise(tmp_path, dtype, stacked):
     save_thinker(params, CONFIG, tmp_path / "out", tmp_path / "full", max_shard_bytes=1e6)
     assert stored(tmp_path / "out") == without_prefix(stored(tmp_path / "full"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"]) == {entry.hf_name for entry in mapping.entries(CONFIG)}
+    assert set(index["weight_map"]) == {tensor.name for tensor in tensors(thinker.declare(CONFIG))}
     assert index["metadata"]["total_size"] == sum(
         len(data) for *_, data in stored(tmp_path / "out").values()
     )
@@ -97,7 +99,7 @@ def test_thinker_keeps_the_sources_files(tmp_path):
 
 
 def test_sharded_parameters_are_put_together(tmp_path):
-    write_thinker(tmp_path / "in", CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    write_thinker(tmp_path / "in", CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     mesh = jax.make_mesh((2, 4), ("layer", "column"))
 
     def spec(leaf):
@@ -105,9 +107,9 @@ def test_sharded_parameters_are_put_together(tmp_path):
             "layer", *[None] * (len(leaf.shape) - 2), "column" if leaf.shape[-1] % 4 == 0 else None
         )
 
-    shardings = mapping.build_tree(
-        (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stack else P()))
-        for leaf in mapping.leaves(CONFIG)
+    shardings = build_tree(
+        (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stacked else P()))
+        for leaf in leaves(thinker.declare(CONFIG))
     )
     params = load_params(tmp_path / "in", CONFIG, shardings=shardings)
     save_thinker(params, CONFIG, tmp_path / "out")
@@ -116,7 +118,7 @@ def test_sharded_parameters_are_put_together(tmp_path):
 
 def test_transformers_loads_the_thinker(tmp_path):
     torch = pytest.importorskip("torch")
-    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    theirs = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
     write_full(tmp_path / "full", CONFIG)
     save_thinker(
         load_params(tmp_path / "full", CONFIG),
@@ -125,7 +127,7 @@ def test_transformers_loads_the_thinker(tmp_path):
         tmp_path / "full",
         max_shard_bytes=1e6,
     )
-    model, report = thinker.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, report = theirs.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     assert model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == CONFIG.tokens.eos_token_id
@@ -178,19 +180,19 @@ def test_merge_changes_the_thinker_only(tmp_path):
 
 def test_transformers_loads_the_thinker_of_a_merged_checkpoint(tmp_path):
     pytest.importorskip("torch")
-    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    theirs = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
     write_full(tmp_path / "full", CONFIG)
     save_merged(load_params(tmp_path / "full", CONFIG), CONFIG, tmp_path / "full", tmp_path / "out")
-    model, report = thinker.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, report = theirs.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     model.save_pretrained(tmp_path / "saved")  # with the prefix `thinker.`, spec 1.1
     names = {mapping.canonical_name(name) for name in stored(tmp_path / "saved")}
-    assert names == {entry.hf_name for entry in mapping.entries(CONFIG)}
+    assert names == {tensor.name for tensor in tensors(thinker.declare(CONFIG))}
 
 
 def test_merge_into_the_wrong_base(tmp_path):
-    write_thinker(tmp_path / "thinker", CONFIG, tensors(CONFIG, np.float32))
+    write_thinker(tmp_path / "thinker", CONFIG, random_tensors(CONFIG, np.float32))
     params = load_params(tmp_path / "thinker", CONFIG)
     with pytest.raises(UserError, match="holds no talker"):
         save_merged(params, CONFIG, tmp_path / "thinker", tmp_path / "out")
@@ -205,26 +207,26 @@ def test_merge_into_the_wrong_base(tmp_path):
 @pytest.mark.parametrize("stacked", [True, False])
 @pytest.mark.parametrize("dtype", [None, "float32"])
 def test_orbax_round_trip(tmp_path, stacked, dtype):
-    values = tensors(CONFIG, BF16, prefix="")
+    values = random_tensors(CONFIG, BF16, prefix="")
     write_thinker(tmp_path / "in", CONFIG, values)
     save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store", tmp_path / "in")
     assert load_config(tmp_path / "store") == CONFIG
     params = load_params(tmp_path / "store", CONFIG, dtype, stacked)
     assert isinstance(params["visual"]["blocks"], dict if stacked else tuple)
-    for entry in mapping.entries(CONFIG):
-        expected = values[entry.hf_name].astype(dtype or BF16)
-        actual = mapping.read_tensor(params, entry)
+    for tensor in tensors(thinker.declare(CONFIG)):
+        expected = values[tensor.name].astype(dtype or BF16)
+        actual = mapping.read_tensor(params, tensor)
         assert actual.dtype == expected.dtype
-        assert actual.tobytes() == expected.tobytes(), entry.hf_name
+        assert actual.tobytes() == expected.tobytes(), tensor.name
 
 
 def test_orbax_loads_sharded(tmp_path):
-    values = tensors(CONFIG, np.float32, prefix="")
+    values = random_tensors(CONFIG, np.float32, prefix="")
     write_thinker(tmp_path / "in", CONFIG, values)
     save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
     mesh = jax.make_mesh((8,), ("x",))
     shardings = jax.tree.map(
-        lambda _: NamedSharding(mesh, P()), mapping.abstract_params(CONFIG, jnp.float32)
+        lambda _: NamedSharding(mesh, P()), abstract_params(thinker.declare(CONFIG), jnp.float32)
     )
     shardings["lm_head"]["weight"] = NamedSharding(mesh, P("x"))
     params = load_params(tmp_path / "store", CONFIG, shardings=shardings)
@@ -233,7 +235,7 @@ def test_orbax_loads_sharded(tmp_path):
 
 
 def test_orbax_of_another_model(tmp_path):
-    write_thinker(tmp_path / "in", CONFIG, tensors(CONFIG, np.float32, prefix=""))
+    write_thinker(tmp_path / "in", CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
     with pytest.raises(UserError, match=r"array model.embed_tokens.weight has shape \[2048, 64\]"):
         load_params(tmp_path / "store", mid())

@@ -9,16 +9,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf.tokenizer import (
-    CHAT_TEMPLATE,
-    PLAIN_TOKENS,
-    SPECIAL_TOKENS,
-    build_tokenizer,
-    load_tokenizer,
-    special_token_ids,
-)
+from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
 from ugc_jax.media.presets import QUESTION
 from ugc_jax.models.qwen2_5_omni.config import mid, tiny
+from ugc_jax.models.qwen2_5_omni.tokens import CHAT_TEMPLATE, PLAIN_TOKENS, SPECIAL_TOKENS
+from ugc_jax.toy import corpus
 
 TEXTS = [
     "A man's dog doesn't bark; it'll meow!  Really?\n\n  Yes.",
@@ -52,7 +47,7 @@ def random_texts(count: int) -> list[str]:
 @pytest.mark.parametrize("make", [tiny, mid])
 def test_built_tokenizer(tmp_path, make):
     config = make()
-    build_tokenizer(config, tmp_path)
+    build_tokenizer(config, corpus.LINES, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     first = config.tokens.pad_token_id
     assert special_token_ids(tokenizer, tmp_path) == config.tokens
@@ -69,12 +64,13 @@ def test_built_tokenizer(tmp_path, make):
 
 def test_build_depends_on_the_config_only(tmp_path):
     """Bytewise equal from another process, whose hashes are salted differently."""
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     files = [(tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")]
     code = (
         "import sys; from ugc_jax.models.qwen2_5_omni.config import tiny; "
         "from ugc_jax.hf.tokenizer import build_tokenizer; "
-        "build_tokenizer(tiny(), sys.argv[1])"
+        "from ugc_jax.toy import corpus; "
+        "build_tokenizer(tiny(), corpus.LINES, sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert [
@@ -88,13 +84,13 @@ def test_ids_out_of_order_are_refused(tmp_path):
     config = tiny()
     tokens = dataclasses.replace(config.tokens, video_token_id=2020)
     with pytest.raises(UserError, match="video_token_id is 2020, not in Qwen's order"):
-        build_tokenizer(dataclasses.replace(config, tokens=tokens), tmp_path)
+        build_tokenizer(dataclasses.replace(config, tokens=tokens), corpus.LINES, tmp_path)
 
 
 def test_transformers_loads_the_built_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = tiny()
-    build_tokenizer(config, tmp_path)
+    build_tokenizer(config, corpus.LINES, tmp_path)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
     for text in [*TEXTS, *random_texts(100)]:
         assert theirs(text)["input_ids"] == ours.encode(text).ids
@@ -144,7 +140,7 @@ CONVERSATIONS = [
 )
 def test_chat_template_behaves_as_the_published_one(shared_data, tmp_path, conversation, flags):
     transformers = pytest.importorskip("transformers")
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     published = (shared_data / "tokenizer" / "chat_template.jinja").read_text()
 
@@ -207,7 +203,7 @@ def test_slow_form_of_the_real_tokenizer(shared_data, tmp_path):
 
 
 def test_slow_form_with_added_tokens_json(tmp_path):
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -222,7 +218,7 @@ def test_slow_form_with_added_tokens_json(tmp_path):
 
 
 def test_added_tokens_that_do_not_fit(tmp_path):
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").unlink()
     content["model"]["vocab"].popitem()
@@ -244,7 +240,7 @@ def test_absent_or_broken_files(tmp_path):
 
 
 def test_tokenizer_of_another_model(tmp_path):
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     text = (tmp_path / "tokenizer.json").read_text().replace("<|VIDEO|>", "<|video_pad|>")
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"has no token <\|VIDEO\|>"):

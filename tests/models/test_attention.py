@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf import mapping
 from ugc_jax.models import attention, layers
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.qwen2_5_omni import decoder
+from ugc_jax.models.params import abstract_params
+from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 from ugc_jax.sharding import make_mesh
 
@@ -189,7 +189,7 @@ def test_dots_keeps_what_the_kernel_computed(remat, kernels):
 @pytest.mark.parametrize("mesh", [None, (8, 1, 1)])
 def test_a_kernel_where_it_cannot_run(name, mesh):
     config = tiny().text
-    params = mapping.abstract_params(tiny(), "float32")["model"]
+    params = abstract_params(thinker.declare(tiny()), "float32")["model"]
     forward = functools.partial(decoder.forward, config=config, compute=Compute(attention=name))
     x, places = jnp.zeros((8, 128, config.hidden_size)), jnp.zeros((8, 3, 128), jnp.int32)
     segments = jnp.ones((8, 128), jnp.int32)

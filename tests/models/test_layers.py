@@ -53,7 +53,7 @@ def test_slabs_change_nothing_but_the_size(slab, most_rows):
         seen.append(a.shape[0])
         return {"sum": a.sum(axis=1) + b[:, :1], "b": b}
 
-    out = layers.in_slabs(function, (a, b), 10, slab)
+    out = layers.in_chunks(function, (a, b), 10, slab)
     assert set(seen) == {most_rows}
     np.testing.assert_allclose(out["sum"], a.sum(axis=1) + b[:, :1], rtol=1e-6)
     np.testing.assert_array_equal(out["b"], b)

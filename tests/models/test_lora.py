@@ -11,8 +11,8 @@ from ugc_jax import sharding
 from ugc_jax.errors import UserError
 from ugc_jax.models import lora
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.qwen2_5_omni import decoder
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.params import param_shardings
+from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
@@ -90,13 +90,12 @@ def test_only_its_gradient(adapter, remat):
 def test_split_over_a_mesh_like_its_weights(adapter):
     mesh = sharding.make_mesh(1, 2, 4)
     params = random_params(CONFIG)
-    axes = lora.logical_axes(CONFIG, LORA)
-    placed = jax.device_put(adapter, sharding.shardings(mesh, adapter, axes))
+    placed = jax.device_put(adapter, param_shardings(lora.declare(CONFIG, LORA), mesh))
     a = placed["model"]["layers"]["mlp"]["down_proj"]["lora_a"]
     depth, rank, width = a.shape
     assert a.addressable_shards[0].data.shape == (depth, rank // 2, width // 4)
     with jax.set_mesh(mesh):
-        split = jax.device_put(params, sharding.shardings(mesh, params, omni.logical_axes(CONFIG)))
+        split = jax.device_put(params, param_shardings(thinker.declare(CONFIG), mesh))
         ours = hidden_states(lora.combine(split, placed, LORA))
     expected = hidden_states(lora.combine(params, adapter, LORA))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

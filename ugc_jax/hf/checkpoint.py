@@ -15,10 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ugc_jax.errors import UserError
+from ugc_jax.files import read_json
 from ugc_jax.hf import mapping, orbax_store
-from ugc_jax.hf.config import read_json
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
+from ugc_jax.models.params import Leaf, Tensor, build_tree, get_leaf, leaves, tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def load_params(
     stacked: bool = True,
     shardings: dict | None = None,
 ) -> dict:
-    """The thinker's parameters as a nested dict of jax.Array (the tree of `mapping`).
+    """The thinker's parameters as a nested dict of jax.Array (as models/params.py has it).
 
     checkpoint: a directory (full or thinker-only, any name form of spec 1.1, one file or several
       with an index; or what `convert` wrote with to="orbax"), or a hub id.
@@ -48,10 +50,10 @@ def load_params(
     """
     directory = resolve_checkpoint(checkpoint)
     out_dtype = None if dtype is None else float_dtype(dtype)
+    wanted = leaves(thinker.declare(config), stacked)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        tree = mapping.abstract_params(config, np.float32, stacked)
-        shardings = jax.tree.map(lambda _: device, tree)
+        shardings = build_tree((leaf.path, device) for leaf in wanted)
     if orbax_store.is_store(directory):
         return orbax_store.load(directory, config, out_dtype, stacked, shardings)
 
@@ -60,24 +62,23 @@ def load_params(
     if stored.outside:
         count = len(stored.outside)
         logger.info("%s: %d tensors outside the thinker are left alone", directory, count)
-    leaves = mapping.leaves(config, stacked)
-    dtypes = [out_dtype or stored.dtype_of(leaf) for leaf in leaves]
-    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    dtypes = [out_dtype or stored.dtype_of(leaf) for leaf in wanted]
+    sizes = [math.prod(leaf.shape) for leaf in wanted]
     total = sum(size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True))
     hidden = total < BAR_BYTES or None  # None: shown on a terminal only
     items = []
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
-        for leaf, size, dtype in zip(leaves, sizes, dtypes, strict=True):
-            sharding = mapping.get_leaf(shardings, leaf.path)
+        for leaf, size, dtype in zip(wanted, sizes, dtypes, strict=True):
+            sharding = get_leaf(shardings, leaf.path)
             items.append((leaf.path, _load_leaf(stored, leaf, dtype, sharding)))
             bar.update(size * dtype.itemsize)
-    return mapping.build_tree(items)
+    return build_tree(items)
 
 
 class Checkpoint:
     """The safetensors of a directory.
 
-    tensors: {name in the table: (file, its header)}. outside: names of the talker and token2wav.
+    tensors: {our name: (file, its header)}. outside: names of the talker and token2wav.
     files: {file name: TensorFile}. index: the content of the index file, or None.
     Raises UserError for files that are absent, truncated or contradict each other.
     """
@@ -92,9 +93,11 @@ class Checkpoint:
                     f"{directory}: holds neither {SINGLE} nor {INDEX}; "
                     "is it a checkpoint in safetensors format?"
                 )
-            self.index, source = read_json(directory / INDEX)
+            self.index = read_json(directory / INDEX, "download the file again")
             if not isinstance(self.index.get("weight_map"), dict):
-                raise UserError(f"{source}: weight_map is missing; download the file again")
+                raise UserError(
+                    f"{directory / INDEX}: weight_map is missing; download the file again"
+                )
             names = sorted(set(self.index["weight_map"].values()))
         for name in names:
             if not (directory / name).exists():
@@ -132,7 +135,7 @@ class Checkpoint:
 
     def check(self, config: OmniConfig):
         """Raise UserError unless the tensors are exactly those of `config`, in float dtypes."""
-        table = {entry.hf_name: entry for entry in mapping.entries(config)}
+        table = {tensor.name: tensor for tensor in tensors(thinker.declare(config))}
         for name, (file, header) in self.tensors.items():
             if name not in table:
                 raise UserError(
@@ -157,9 +160,9 @@ class Checkpoint:
                 f"{where}: tensor {missing[0]} is missing{more}; download the checkpoint again"
             )
 
-    def dtype_of(self, leaf: mapping.Leaf) -> np.dtype:
+    def dtype_of(self, leaf: Leaf) -> np.dtype:
         """The stored dtype of a leaf's tensors; UserError if the layers of a stack differ."""
-        (_, first), *rest = (self.tensors[entry.hf_name] for entry in leaf.entries)
+        (_, first), *rest = (self.tensors[tensor.name] for tensor in leaf.tensors)
         for file, header in rest:
             if header.code != first.code:
                 raise UserError(
@@ -168,14 +171,14 @@ class Checkpoint:
                 )
         return FLOATS[first.code]
 
-    def read_into(self, out: np.ndarray, entry: mapping.Entry, index: tuple[slice, ...] = ()):
+    def read_into(self, out: np.ndarray, tensor: Tensor, index: tuple[slice, ...] = ()):
         """Fill `out` with the slice `index` of the tensor, converted to out.dtype."""
-        file, header = self.tensors[entry.hf_name]
+        file, header = self.tensors[tensor.name]
         file.read_into(out, header.name, index)
 
 
 def _load_leaf(
-    stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
+    stored: Checkpoint, leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
 ) -> jax.Array:
     read = _reader(stored, leaf, dtype)
     array = jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
@@ -183,7 +186,7 @@ def _load_leaf(
 
 
 def _reader(
-    stored: Checkpoint, leaf: mapping.Leaf, dtype: np.dtype
+    stored: Checkpoint, leaf: Leaf, dtype: np.dtype
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """A function from a slice of the array to its values; what replicas ask for is read once."""
     shards: dict[tuple, np.ndarray] = {}
@@ -192,11 +195,11 @@ def _reader(
         key = tuple(axis.indices(size) for axis, size in zip(index, leaf.shape, strict=True))
         if key not in shards:
             out = shards[key] = empty_aligned(tuple(len(range(*axis)) for axis in key), dtype)
-            if leaf.is_stack:
-                for row, entry in zip(out, leaf.entries[index[0]], strict=True):
-                    stored.read_into(row, entry, index[1:])
+            if leaf.is_stacked:
+                for row, tensor in zip(out, leaf.tensors[index[0]], strict=True):
+                    stored.read_into(row, tensor, index[1:])
             else:
-                stored.read_into(out, leaf.entries[0], index)
+                stored.read_into(out, leaf.tensors[0], index)
         return shards[key]
 
     return read

@@ -1,188 +1,26 @@
-"""config.json of a checkpoint <-> OmniConfig.
+"""config.json of a checkpoint -> the configuration of its model."""
 
-Nothing is defaulted that decides a shape: the class defaults of transformers are those of the 7B
-model and wrong for the 3B, so a missing field is an error that names it.
-"""
-
-import dataclasses
-import json
 from pathlib import Path
 
 from ugc_jax.errors import UserError
-from ugc_jax.models.qwen2_5_omni.config import (
-    AudioConfig,
-    OmniConfig,
-    TextConfig,
-    TokenIds,
-    VisionConfig,
-)
+from ugc_jax.files import read_json
+from ugc_jax.models.qwen2_5_omni import hf_config as qwen2_5_omni
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
-FULL_MODEL_TYPE = "qwen2_5_omni"
-THINKER_MODEL_TYPE = "qwen2_5_omni_thinker"
+# model_type -> what reads such a config.json: a module with `from_hf`.
+FAMILIES = {
+    qwen2_5_omni.FULL_MODEL_TYPE: qwen2_5_omni,
+    qwen2_5_omni.THINKER_MODEL_TYPE: qwen2_5_omni,
+}
+REMEDY = "a checkpoint holds config.json beside its *.safetensors; copy it again"
 
 
 def load_config(checkpoint: str | Path) -> OmniConfig:
     """Read `config.json` of a checkpoint directory; UserError names the file and the field."""
-    return from_hf(*read_json(Path(checkpoint) / "config.json"))
-
-
-def read_json(path: Path) -> tuple[dict, str]:
-    """(content, path as text) of a JSON file; UserError if it is absent or not a JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; a checkpoint holds config.json beside its *.safetensors"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); copy the file again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content, str(path)
-
-
-def thinker_section(raw: dict, source: str) -> tuple[dict, str]:
-    """The thinker's part of a full or a thinker-only config.json, and its name for messages."""
+    path = Path(checkpoint) / "config.json"
+    raw = read_json(path, REMEDY)
     kind = raw.get("model_type")
-    if kind == FULL_MODEL_TYPE:
-        return _section(raw, "thinker_config", f"{source}: "), f"{source}: thinker_config."
-    if kind == THINKER_MODEL_TYPE:
-        return raw, f"{source}: "
-    raise UserError(
-        f"{source}: model_type is {kind!r}; expected {FULL_MODEL_TYPE!r} (full) "
-        f"or {THINKER_MODEL_TYPE!r} (thinker only)"
-    )
-
-
-def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
-    """config.json content (full or thinker only, 4.5x and 5.x field names) -> OmniConfig.
-
-    Raises UserError that names `source` and the field when one is missing, of a wrong type, or
-    contradicts another.
-    """
-    thinker, prefix = thinker_section(raw, source)
-    text = dict(_section(thinker, "text_config", prefix))
-    vision = dict(_section(thinker, "vision_config", prefix))
-    audio = dict(_section(thinker, "audio_config", prefix))
-
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    text.setdefault("rope_theta", rope.get("rope_theta"))
-    text["mrope_section"] = rope.get("mrope_section")
-    if (
-        text.get("head_dim") is None
-        and _is_int(text.get("hidden_size"))
-        and _is_int(text.get("num_attention_heads"))
-    ):
-        text["head_dim"] = text["hidden_size"] // max(text["num_attention_heads"], 1)
-    vision["in_channels"] = vision.get("in_channels", vision.get("in_chans", 3))
-    ids = dict(thinker)
-    for name in ("audio", "image", "video"):  # 4.5x calls them *_token_index
-        ids[f"{name}_token_id"] = ids.get(f"{name}_token_index", ids.get(f"{name}_token_id"))
-
-    _refuse(text, "use_sliding_window", f"{prefix}text_config.", "sliding-window attention")
-    _refuse(audio, "scale_embedding", f"{prefix}audio_config.", "scaled audio embeddings")
-    _refuse(thinker, "tie_word_embeddings", prefix, "tied word embeddings")
-    try:
-        return OmniConfig(
-            text=_typed(TextConfig, text, f"{prefix}text_config."),
-            vision=_typed(VisionConfig, vision, f"{prefix}vision_config."),
-            audio=_typed(AudioConfig, audio, f"{prefix}audio_config."),
-            tokens=_typed(TokenIds, ids, prefix),
-            position_id_per_seconds=_int(thinker, "position_id_per_seconds", prefix),
-            seconds_per_chunk=_int(thinker, "seconds_per_chunk", prefix),
-        )
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if message.startswith(source) else f"{prefix}{message}") from None
-
-
-def to_hf(config: OmniConfig, dtype: str) -> dict:
-    """OmniConfig -> config.json content of a thinker-only checkpoint (transformers 4.52 and 5.x).
-
-    dtype: of the stored tensors, "float32" or "bfloat16".
-    """
-    text = dataclasses.asdict(config.text)
-    rope = {"rope_type": "default", "mrope_section": list(text.pop("mrope_section"))}
-    text |= {
-        "model_type": "qwen2_5_omni_text",
-        "hidden_act": "silu",
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-        "rope_scaling": {**rope, "type": "default"},
-        "rope_parameters": {**rope, "rope_theta": text["rope_theta"]},
-    }
-    vision = dataclasses.asdict(config.vision) | {
-        "model_type": "qwen2_5_omni_vision_encoder",
-        "hidden_act": "silu",
-    }
-    vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
-    audio = dataclasses.asdict(config.audio) | {
-        "model_type": "qwen2_5_omni_audio_encoder",
-        "activation_function": "gelu",
-        "scale_embedding": False,
-    }
-    ids = dataclasses.asdict(config.tokens)
-    for name in ("audio", "image", "video"):
-        ids[f"{name}_token_index"] = ids.pop(f"{name}_token_id")
-    return {
-        "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
-        "model_type": THINKER_MODEL_TYPE,
-        "torch_dtype": dtype,
-        "dtype": dtype,
-        "tie_word_embeddings": False,
-        "position_id_per_seconds": config.position_id_per_seconds,
-        "seconds_per_chunk": config.seconds_per_chunk,
-        **ids,
-        "text_config": text,
-        "vision_config": vision,
-        "audio_config": audio,
-    }
-
-
-def _section(raw: dict, name: str, prefix: str) -> dict:
-    value = raw.get(name)
-    if not isinstance(value, dict):
-        raise UserError(f"{prefix}{name} is missing; is this a Qwen2.5-Omni checkpoint?")
-    return value
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _int(raw: dict, name: str, prefix: str) -> int:
-    if raw.get(name) is None:
-        raise UserError(f"{prefix}{name} is missing; take it from the model's original config.json")
-    if not _is_int(raw[name]):
-        raise UserError(f"{prefix}{name} must be an integer, got {raw[name]!r}")
-    return raw[name]
-
-
-def _refuse(raw: dict, name: str, prefix: str, what: str):
-    if raw.get(name):
-        raise UserError(
-            f"{prefix}{name} is {raw[name]!r}; no released Qwen2.5-Omni model has {what}"
-        )
-
-
-def _typed(cls, raw: dict, prefix: str):
-    """Build the dataclass `cls` from `raw`, checking that each field is there and has its type."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        if field.type is int:
-            values[field.name] = _int(raw, field.name, prefix)
-            continue
-        value = raw.get(field.name)
-        if value is None:
-            raise UserError(
-                f"{prefix}{field.name} is missing; take it from the model's original config.json"
-            )
-        if field.type is float:
-            if not _is_int(value) and not isinstance(value, float):
-                raise UserError(f"{prefix}{field.name} must be a number, got {value!r}")
-            values[field.name] = float(value)
-        else:
-            if not isinstance(value, list | tuple) or not all(map(_is_int, value)):
-                raise UserError(f"{prefix}{field.name} must be a list of integers, got {value!r}")
-            values[field.name] = tuple(value)
-    return cls(**values)
+    if kind not in FAMILIES:
+        known = ", ".join(map(repr, FAMILIES))
+        raise UserError(f"{path}: model_type is {kind!r}; give a checkpoint of one of {known}")
+    return FAMILIES[kind].from_hf(raw, str(path))

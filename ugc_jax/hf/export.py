@@ -6,16 +6,16 @@ finds a whole checkpoint or none.
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ugc_jax.errors import UserError
+from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
-from ugc_jax.hf.config import load_config, read_json, thinker_section, to_hf
+from ugc_jax.hf.config import REMEDY, load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import (
     FLOATS,
@@ -25,7 +25,10 @@ from ugc_jax.hf.tensorfile import (
     float_dtype,
     write_tensors,
 )
+from ugc_jax.models.params import Tensor, locate, tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.models.qwen2_5_omni.hf_config import thinker_section, to_hf
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -57,10 +60,10 @@ def save_thinker(
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
 
-    def output(entry: mapping.Entry) -> Output:
-        stored = out_dtype or mapping.locate(params, entry)[0].dtype
-        read = functools.partial(mapping.read_tensor, params, entry)
-        return array_output(entry.hf_name, entry.shape, stored, read)
+    def output(tensor: Tensor) -> Output:
+        stored = out_dtype or locate(params, tensor)[0].dtype
+        read = functools.partial(mapping.read_tensor, params, tensor)
+        return array_output(tensor.name, tensor.shape, stored, read)
 
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
@@ -104,7 +107,7 @@ def save_merged(
             f"{source}: holds no talker and no token2wav tensors; "
             "to merge, give a full Qwen2.5-Omni checkpoint"
         )
-    table = {entry.hf_name: entry for entry in mapping.entries(config)}
+    table = {tensor.name: tensor for tensor in tensors(thinker.declare(config))}
     with new_directory(out_dir, overwrite) as folder:
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
@@ -124,19 +127,17 @@ def save_merged(
 
 def _main_dtype(params: dict) -> str:
     """What config.json says of the parameters' dtype."""
-    return params["lm_head"]["weight"].dtype.name
+    return thinker.head(params).dtype.name
 
 
-def _merged_output(
-    params: dict, table: dict[str, mapping.Entry], file: TensorFile, name: str
-) -> Output:
+def _merged_output(params: dict, table: dict[str, Tensor], file: TensorFile, name: str) -> Output:
     header = file.headers[name]
-    entry = table.get(mapping.canonical_name(name) or "")
-    if entry is None:
+    tensor = table.get(mapping.canonical_name(name) or "")
+    if tensor is None:
         copy_bytes = functools.partial(file.copy_to, name=name)
         return Output(name, header.code, header.shape, header.nbytes, copy_bytes)
-    read = functools.partial(mapping.read_tensor, params, entry)
-    return array_output(name, entry.shape, FLOATS[header.code], read)
+    read = functools.partial(mapping.read_tensor, params, tensor)
+    return array_output(name, tensor.shape, FLOATS[header.code], read)
 
 
 # ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------
@@ -145,19 +146,19 @@ def _merged_output(
 def write_thinker(
     folder: Path,
     config: OmniConfig,
-    output: Callable[[mapping.Entry], Output],
+    output: Callable[[Tensor], Output],
     source: str | Path | None,
     dtype: str,
     max_shard_bytes: float = 5e9,
 ):
     """Write all files of a thinker-only checkpoint into `folder`.
 
-    output: what to store for an entry of the table. dtype: written to config.json. source: as in
+    output: what to store for a tensor. dtype: written to config.json. source: as in
     `save_thinker`.
     """
     shards: list[list[Output]] = [[]]
     filled = total = 0
-    for item in map(output, mapping.entries(config)):
+    for item in map(output, tensors(thinker.declare(config))):
         if shards[-1] and filled + item.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -186,14 +187,15 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
     if source is not None:
         source = Path(source)
         _require_same(source, config)
-        thinker, _ = thinker_section(*read_json(source / "config.json"))
+        path = source / "config.json"
+        section, _ = thinker_section(read_json(path, REMEDY), str(path))
         names = {"architectures": content["architectures"], "torch_dtype": dtype, "dtype": dtype}
-        content = thinker | names
+        content = section | names
         copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if (source / GENERATION).exists():
-            generation |= read_json(source / GENERATION)[0]
-    _write_json(folder / "config.json", content)
-    _write_json(folder / GENERATION, generation)
+            generation |= read_json(source / GENERATION, "copy the file again")
+    write_json(folder / "config.json", content, indent=2)
+    write_json(folder / GENERATION, generation, indent=2)
 
 
 def copy_files(source: Path, folder: Path, names: Iterable[str]):
@@ -265,10 +267,5 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
 def _write_index(folder: Path, weight_map: dict[str, str], metadata: dict, total: int):
     """weight_map: {tensor: file}. total: bytes of all tensors."""
     metadata = metadata | {"total_size": total}
-    _write_json(
-        folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    )
-
-
-def _write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / INDEX, content, indent=2)

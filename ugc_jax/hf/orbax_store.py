@@ -7,6 +7,8 @@ import numpy as np
 
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
+from ugc_jax.models.params import Leaf, build_tree, get_leaf, leaves
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 FOLDER = "params"
@@ -42,29 +44,29 @@ def load(
             tuple(key.key for key in keys): item
             for keys, item in jax.tree_util.tree_leaves_with_path(tree)
         }
-        leaves = mapping.leaves(config, stacked=True)
-        _check(stored, leaves, path)
+        expected = leaves(thinker.declare(config))
+        _check(stored, expected, path)
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = []
-        for leaf in leaves:
-            sharding = mapping.get_leaf(shardings, leaf.path) if stacked else one_device
+        for leaf in expected:
+            sharding = get_leaf(shardings, leaf.path) if stacked else one_device
             target = jax.ShapeDtypeStruct(
                 leaf.shape, dtype or stored[leaf.path].dtype, sharding=sharding
             )
             targets.append((leaf.path, target))
-        params = checkpointer.restore(path, mapping.build_tree(targets))
+        params = checkpointer.restore(path, build_tree(targets))
     if stacked:
         return params
     items = (
-        (leaf.path, mapping.read_tensor(params, leaf.entries[0]))
-        for leaf in mapping.leaves(config, stacked=False)
+        (leaf.path, mapping.read_tensor(params, leaf.tensors[0]))
+        for leaf in leaves(thinker.declare(config), stacked=False)
     )
-    return jax.device_put(mapping.build_tree(items), shardings)
+    return jax.device_put(build_tree(items), shardings)
 
 
-def _check(stored: dict, leaves: list[mapping.Leaf], path: Path):
-    """Raise UserError unless the stored arrays are exactly `leaves`."""
-    for leaf in leaves:
+def _check(stored: dict, expected: list[Leaf], path: Path):
+    """Raise UserError unless the stored arrays are exactly those expected."""
+    for leaf in expected:
         name = ".".join(map(str, leaf.path))
         if leaf.path not in stored:
             raise UserError(f"{path}: array {name} is missing; convert the checkpoint again")
@@ -74,6 +76,6 @@ def _check(stored: dict, leaves: list[mapping.Leaf], path: Path):
                 f"{path}: array {name} has shape {list(shape)}, "
                 f"but config.json asks for {list(leaf.shape)}; they do not belong together"
             )
-    for unknown in sorted(set(stored) - {leaf.path for leaf in leaves}):
+    for unknown in sorted(set(stored) - {leaf.path for leaf in expected}):
         name = ".".join(map(str, unknown))
         raise UserError(f"{path}: unknown array {name}; is this a Qwen2.5-Omni thinker?")

@@ -1,10 +1,7 @@
-"""Tokenizers: read Qwen2's in its fast and its slow form; build a small one, to run offline.
-
-The special tokens are Qwen2.5-Omni's, in their order (spec 3.1). The chat template is that of spec
-5.1.
-"""
+"""Tokenizers: read Qwen2's in its fast and its slow form; build a small one, to run offline."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import (
@@ -18,21 +15,19 @@ from tokenizers import (
     trainers,
 )  # fmt: skip
 
-from ugc_jax.data.prompt import SPELLINGS, ChatTokenizer
+from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
-from ugc_jax.hf.config import read_json
+from ugc_jax.files import read_json, write_json
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig, TokenIds
-from ugc_jax.toy import corpus
+from ugc_jax.models.qwen2_5_omni.tokens import (
+    CHAT_TEMPLATE,
+    PLAIN_TOKENS,
+    SPECIAL_TOKENS,
+    SPELLINGS,
+    token_ids,
+)
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_bos|>", "<|vision_eos|>",
-    "<|vision_pad|>", "<|IMAGE|>", "<|VIDEO|>",
-)  # fmt: skip
-PLAIN_TOKENS = (  # added tokens that decoding keeps
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
-    "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
-)  # fmt: skip
+REMEDY = "copy the tokenizer's files from the base model"
 _PIECES = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # contractions
@@ -43,39 +38,6 @@ _PIECES = "|".join(
         r"\s+(?!\S)|\s+",  # spaces, the last one before a word left to it
     )
 )
-
-CHAT_TEMPLATE = r"""
-{%- set seen = namespace(image=0, audio=0, video=0) -%}
-{%- for message in messages -%}
-  {%- if loop.first and message['role'] != 'system' -%}
-    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
-  {%- endif -%}
-  {{- '<|im_start|>' + message['role'] + '\n' -}}
-  {%- if message['content'] is string -%}
-    {{- message['content'] -}}
-  {%- else -%}
-    {%- for part in message['content'] -%}
-      {%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
-        {%- set seen.image = seen.image + 1 -%}
-        {{- 'Picture ' ~ seen.image ~ ': ' if add_vision_id -}}
-        {{- '<|vision_bos|><|IMAGE|><|vision_eos|>' -}}
-      {%- elif part['type'] == 'audio' or 'audio' in part or 'audio_url' in part -%}
-        {%- set seen.audio = seen.audio + 1 -%}
-        {{- 'Audio ' ~ seen.audio ~ ': ' if add_audio_id -}}
-        {{- '<|audio_bos|><|AUDIO|><|audio_eos|>' -}}
-      {%- elif part['type'] == 'video' or 'video' in part -%}
-        {%- set seen.video = seen.video + 1 -%}
-        {{- 'Video ' ~ seen.video ~ ': ' if add_vision_id -}}
-        {{- '<|vision_bos|><|VIDEO|><|vision_eos|>' -}}
-      {%- elif 'text' in part -%}
-        {{- part['text'] -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-  {{- '<|im_end|>\n' -}}
-{%- endfor -%}
-{{- '<|im_start|>assistant\n' if add_generation_prompt -}}
-""".strip()
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -120,27 +82,27 @@ def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
     return TokenIds(**ids)
 
 
-def build_tokenizer(config: OmniConfig, out_dir: str | Path):
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE.
+def build_tokenizer(config: OmniConfig, corpus: Iterable[str], out_dir: str | Path):
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE learned from a corpus.
 
-    The special ids are those of config.tokens. Ids that the little corpus does not fill are named
-    <unused_N> and never come out of encoding. The result depends on nothing but the config. Raises
-    UserError if the ids are not in Qwen's order.
+    The special ids are those of config.tokens. Ids that a small corpus does not fill are named
+    <unused_N> and never come out of encoding. The result depends on nothing but config and corpus.
+    Raises UserError if the ids are not in Qwen's order.
     """
     first = config.tokens.pad_token_id
     names = (*SPECIAL_TOKENS, *PLAIN_TOKENS)
-    for field, name in SPELLINGS.items():
-        actual, expected = getattr(config.tokens, field), first + names.index(name)
+    for field, expected in token_ids(first).items():
+        actual = getattr(config.tokens, field)
         if actual != expected:
             raise UserError(
                 f"{field} is {actual}, not in Qwen's order; "
                 f"with pad_token_id {first} it must be {expected}"
             )
-    tokenizer = _byte_level_bpe(_train(first))
+    tokenizer = _byte_level_bpe(_train(corpus, first))
     _add_tokens(tokenizer, dict(enumerate(map(_added_token, names), first)), out_dir)
     tokenizer.save(str(Path(out_dir) / "tokenizer.json"))
-    content = json.dumps(_tokenizer_config(first, names), indent=2, ensure_ascii=False)
-    (Path(out_dir) / "tokenizer_config.json").write_text(content + "\n")
+    content = _tokenizer_config(first, names)
+    write_json(Path(out_dir) / "tokenizer_config.json", content, indent=2)
 
 
 def _byte_level_bpe(model: models.BPE) -> Tokenizer:
@@ -164,11 +126,11 @@ def _added_token(name: str) -> AddedToken:
 def _added_tokens(directory: Path) -> dict[int, AddedToken]:
     """{id: token} of the slow form: in tokenizer_config.json, or in the older added_tokens.json."""
     if (directory / "tokenizer_config.json").exists():
-        content, _ = read_json(directory / "tokenizer_config.json")
+        content = read_json(directory / "tokenizer_config.json", REMEDY)
         if "added_tokens_decoder" in content:
             tokens = content["added_tokens_decoder"].items()
             return {int(i): AddedToken(token.pop("content"), **token) for i, token in tokens}
-    content, _ = read_json(directory / "added_tokens.json")
+    content = read_json(directory / "added_tokens.json", REMEDY)
     return {i: _added_token(name) for name, i in content.items()}
 
 
@@ -183,7 +145,7 @@ def _add_tokens(tokenizer: Tokenizer, tokens: dict[int, AddedToken], source: str
             )
 
 
-def _train(size: int) -> models.BPE:
+def _train(corpus: Iterable[str], size: int) -> models.BPE:
     """A BPE model of exactly `size` tokens: bytes, merges learnt from the corpus, unused names."""
     if size < 256:
         raise UserError(f"pad_token_id {size} leaves no room for the 256 byte tokens below it")
@@ -192,7 +154,7 @@ def _train(size: int) -> models.BPE:
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=1, show_progress=False, initial_alphabet=alphabet
     )
-    learner.train_from_iterator(corpus.LINES, trainer)
+    learner.train_from_iterator(corpus, trainer)
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {f"<unused_{i}>": i for i in range(len(model["vocab"]), size)}
     return models.BPE(vocab=vocab, merges=[tuple(merge) for merge in model["merges"]])
@@ -210,21 +172,21 @@ def _tokenizer_config(first: int, names: tuple[str, ...]) -> dict:
             for i, name in enumerate(names, first)
         },
         "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": SPELLINGS["eos_token_id"],
+        "pad_token": SPELLINGS["pad_token_id"],
         "unk_token": None,
         "errors": "replace",
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": False,
         "model_max_length": 32768,
         "extra_special_tokens": {
-            "audio_token": "<|AUDIO|>",
-            "audio_bos_token": "<|audio_bos|>",
-            "audio_eos_token": "<|audio_eos|>",
-            "image_token": "<|IMAGE|>",
-            "video_token": "<|VIDEO|>",
-            "vision_bos_token": "<|vision_bos|>",
-            "vision_eos_token": "<|vision_eos|>",
+            "audio_token": SPELLINGS["audio_token_id"],
+            "audio_bos_token": SPELLINGS["audio_start_token_id"],
+            "audio_eos_token": SPELLINGS["audio_end_token_id"],
+            "image_token": SPELLINGS["image_token_id"],
+            "video_token": SPELLINGS["video_token_id"],
+            "vision_bos_token": SPELLINGS["vision_start_token_id"],
+            "vision_eos_token": SPELLINGS["vision_end_token_id"],
         },
         "chat_template": CHAT_TEMPLATE,
     }

@@ -10,28 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ugc_jax.models.params import param
 from ugc_jax.sharding import Axes, constrain, platform
 
 KERNEL_RESULT = "attention_kernel"  # what `remat` knows the result of an attention kernel by
-
-
-def param(module: nn.Module, name: str, shape: tuple[int, ...], axes: Axes) -> jax.Array:
-    """Declare a parameter with the logical names of its dimensions (see `sharding.Rules`).
-
-    Values come from a checkpoint; the initialiser only serves `jax.eval_shape`.
-    """
-    init = nn.with_partitioning(nn.initializers.zeros, axes)
-    # Taken out of its box by hand: flax would look for our logical names among the mesh's axes.
-    value = module.param(name, init, shape, jnp.float32, unbox=False)
-    return value.value if isinstance(value, nn.Partitioned) else value
-
-
-def declared(module: nn.Module, inputs=lambda: ()):
-    """A module's parameters, computing nothing: a tree of boxes with shapes and logical axes.
-
-    inputs: a function that makes the arguments of the module's call; it is only traced.
-    """
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs()))["params"]
 
 
 class Weight(nn.Module):
@@ -180,19 +162,19 @@ def split_like(params, stacked):
     return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(params)))
 
 
-def in_slabs(function, arrays, row_tokens: int, slab: int):
+def in_chunks(function, arrays, row_tokens: int, slab: int):
     """`function(*arrays)`, a few rows of the arrays' leading axis at a time.
 
-    row_tokens: tokens in a row. slab: tokens to work on at a time, in whole rows and at least one;
-      0: all at once. One program whatever the number of slabs; it bounds the activations.
+    row_tokens: tokens in a row. slab: tokens in a chunk of rows, which has at least one row; 0: all
+      rows are one chunk. One program for any number of chunks; the size bounds the activations.
     """
     total = arrays[0].shape[0]
     most = max(slab // row_tokens, 1) if slab else total
     rows = max(n for n in range(1, min(most, total) + 1) if total % n == 0)
     if rows == total:
         return function(*arrays)
-    slabs = tuple(array.reshape(total // rows, rows, *array.shape[1:]) for array in arrays)
-    out = jax.lax.map(lambda slab: function(*slab), slabs)
+    chunks = tuple(array.reshape(total // rows, rows, *array.shape[1:]) for array in arrays)
+    out = jax.lax.map(lambda chunk: function(*chunk), chunks)
     return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), out)
 
 

@@ -8,15 +8,15 @@ these leaves alone.
 import dataclasses
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.layers import split_like
-from ugc_jax.models.qwen2_5_omni import decoder
+from ugc_jax.models.params import Param, Stack, build_tree, get_leaf, leaves, walk
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.models.qwen2_5_omni.names import ADAPTABLE
 
 LEAVES = ("lora_a", "lora_b")
 
@@ -47,46 +47,50 @@ class LoraConfig:
         return tuple(filter(None, (name.strip() for name in self.targets.split(","))))
 
 
+def declare(config: OmniConfig, lora: LoraConfig) -> dict:
+    """The declared tree (models/params.py) of an adapter.
+
+    A leaf without the dimension of the tower's width has its rank split like that instead, so that
+    no leaf is whole on every device. Raises UserError for a target that the decoder's layers do not
+    have.
+    """
+    found = []
+    for path, weight in _targeted(config, lora).items():
+        (features, width), (out_axis, in_axis) = weight.shape, weight.axes
+        rank_axes = [None if axis == "embed" else "embed" for axis in (in_axis, out_axis)]
+        found += [
+            ((*path, "lora_a"), Param((lora.rank, width), (rank_axes[0], in_axis))),
+            ((*path, "lora_b"), Param((features, lora.rank), (out_axis, rank_axes[1]))),
+        ]
+    stack = get_leaf(thinker.declare(config), ADAPTABLE)
+    return build_tree([(ADAPTABLE, Stack(stack.layers, build_tree(found)))])
+
+
 def init(config: OmniConfig, lora: LoraConfig, key: jax.Array) -> dict:
     """A new adapter: A uniform in +-1 / sqrt(in), as the peft package has it, B zero; float32.
 
-    Raises UserError for a target that the decoder's layers do not have.
+    Raises UserError as `declare`.
     """
-    targets = targeted(config, lora)
-    keys = jax.random.split(key, max(len(targets), 1))
-    depth, leaves = config.text.num_hidden_layers, {}
-    for (path, box), noise in zip(targets.items(), keys, strict=False):
-        features, width = box.value.shape
-        a, b = (depth, lora.rank, width), (depth, features, lora.rank)
-        leaves[*path, "lora_a"] = jax.random.uniform(
-            noise, a, jnp.float32, -(width**-0.5), width**-0.5
-        )
-        leaves[*path, "lora_b"] = jnp.zeros(b, jnp.float32)
-    return unflatten_dict(leaves)
+    targets = _targeted(config, lora)
+    noise = dict(zip(targets, jax.random.split(key, len(targets)), strict=True))
+    values = []
+    for leaf in leaves(declare(config, lora)):
+        value = jnp.zeros(leaf.shape, jnp.float32)
+        if leaf.path[-1] == "lora_a":
+            bound = leaf.shape[-1] ** -0.5
+            linear = leaf.path[len(ADAPTABLE) : -1]
+            value = jax.random.uniform(noise[linear], leaf.shape, jnp.float32, -bound, bound)
+        values.append((leaf.path, value))
+    return build_tree(values)
 
 
-def logical_axes(config: OmniConfig, lora: LoraConfig) -> dict:
-    """The tree of `init` with each leaf's logical axes in its place: for `sharding.shardings`.
-
-    A leaf without the dimension of the tower's width has its rank split like that instead, so that
-    no leaf is whole on every device.
-    """
-    axes = {}
-    for path, box in targeted(config, lora).items():
-        out_axis, in_axis = box.names
-        rank_axes = [None if axis == "embed" else "embed" for axis in (in_axis, out_axis)]
-        axes[*path, "lora_a"] = ("layers", rank_axes[0], in_axis)
-        axes[*path, "lora_b"] = ("layers", out_axis, rank_axes[1])
-    return unflatten_dict(axes)
-
-
-def targeted(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], nn.Partitioned]:
-    """{path of a target: the box of one layer's weight}. UserError for an unknown target."""
-    layer = decoder.declare(config.text)["layers"]
+def _targeted(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], Param]:
+    """{path of a target inside a layer: its weight}. UserError for an unknown target."""
+    layer = get_leaf(thinker.declare(config), ADAPTABLE).layer
     linears = {
-        name: (("model", "layers", part, name), linear["weight"])
-        for part in ("self_attn", "mlp")
-        for name, linear in layer[part].items()
+        path[-2]: (path[:-1], weight)
+        for path, weight in walk(layer)
+        if path[-1] == "weight" and len(weight.shape) == 2
     }
     for name in lora.names:
         if name not in linears:

@@ -14,7 +14,7 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import config as config_lib
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -43,7 +43,7 @@ class Pair:
     engine: Engine
 
     def jit(self, function, compute=FLOAT32):
-        """`function(params, config, compute, *arrays)` of models/omni.py, compiled."""
+        """`function(params, config, compute, *arrays)` of thinker.py, compiled."""
         return jax.jit(lambda *arrays: function(self.params, self.config, compute, *arrays))
 
     def inputs(self, examples, parts_of):
@@ -81,8 +81,8 @@ def test_hidden_rows_and_logits(pair, parts):
     batch = cases.one_batch(pair.config, [example])
     inputs = pair.inputs([example], [parts])
 
-    hidden = pair.jit(omni.hidden_states)(batch)
-    ours = omni.logits(pair.params, hidden[0, : len(example.tokens)])
+    hidden = pair.jit(thinker.hidden_states)(batch)
+    ours = thinker.logits(thinker.head(pair.params), hidden[0, : len(example.tokens)])
     with torch.no_grad():
         theirs = pair.torch_model(**inputs).logits[0].numpy()
     assert relative_error(ours, theirs) <= TOLERANCE
@@ -183,10 +183,10 @@ def test_bfloat16_agrees_on_most_tokens(pair):
     """Next-token choices of a whole prompt in bfloat16, against the float32 reference (spec 6)."""
     parts = cases.CASES["video_with_sound"] + [200]
     example = cases.make_example(pair.config, parts)
-    hidden = pair.jit(omni.hidden_states, Compute("bfloat16"))(
+    hidden = pair.jit(thinker.hidden_states, Compute("bfloat16"))(
         cases.one_batch(pair.config, [example])
     )
-    ours = omni.logits(pair.params, hidden[0, : len(example.tokens)]).argmax(-1)
+    ours = thinker.logits(thinker.head(pair.params), hidden[0, : len(example.tokens)]).argmax(-1)
     with torch.no_grad():
         theirs = pair.torch_model(**pair.inputs([example], [parts])).logits[0].numpy().argmax(-1)
     agreement = (np.asarray(ours) == theirs).mean()

@@ -15,14 +15,13 @@ from ugc_jax.models.layers import (
     LayerNorm,
     Linear,
     Weight,
-    declared,
     gelu,
-    in_slabs,
-    param,
+    in_chunks,
     per_channel,
     run_layers,
     split_heads,
 )
+from ugc_jax.models.params import Stack, declared, param
 from ugc_jax.models.qwen2_5_omni.config import AudioConfig
 from ugc_jax.sharding import constrain
 
@@ -115,7 +114,7 @@ def encode(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> 
         x = apply("ln_post", LayerNorm(), jnp.mean(x.reshape(C, S // 2, 2, D), axis=2))
         return apply("proj", _projection(config), x)
 
-    return in_slabs(tower, (mel_CMI, frames_C), config.n_window, compute.slab)
+    return in_chunks(tower, (mel_CMI, frames_C), config.n_window, compute.slab)
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
@@ -132,18 +131,19 @@ def _projection(config: AudioConfig) -> Linear:
 
 
 def declare(config: AudioConfig) -> dict:
-    """Boxes (see `layers.declared`) of the parameters, those of one layer under "layers"."""
+    """The declared tree (models/params.py) of the encoder."""
     M, S, D = config.chunk_frames, config.n_window, config.d_model
 
     def x():
         return jnp.zeros((1, S, D))
 
+    layer = declared(AudioLayer(config), lambda: (x(), jnp.zeros((1, S), jnp.int32)))
     return {
         "conv1": declared(Conv(D, stride=1), lambda: (jnp.zeros((1, M, config.num_mel_bins)),)),
         "conv2": declared(Conv(D, stride=2), lambda: (jnp.zeros((1, M, D)),)),
         # Stored by the checkpoints and used by no forward pass (spec 1.4); kept for the round trip.
         "audio_bos_eos_token": declared(Weight((2, config.output_dim), (None, "embed"))),
-        "layers": declared(AudioLayer(config), lambda: (x(), jnp.zeros((1, S), jnp.int32))),
         "ln_post": declared(LayerNorm(), lambda: (x(),)),
         "proj": declared(_projection(config), lambda: (x(),)),
+        "layers": Stack(config.encoder_layers, layer),
     }

@@ -1,4 +1,4 @@
-"""The model's configuration: frozen dataclasses; hf/config.py reads them from a checkpoint.
+"""The model's configuration: frozen dataclasses; hf_config.py reads them from config.json.
 
 Fields keep the names they have in Hugging Face's config.json, so that a reader can look them up.
 """
@@ -6,6 +6,7 @@ Fields keep the names they have in Hugging Face's config.json, so that a reader 
 import dataclasses
 
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.tokens import token_ids
 
 # What the preprocessor of every released size does to pixels and to sound (spec 4.2, 4.3).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
@@ -141,6 +142,14 @@ class OmniConfig:
     def __post_init__(self):
         _check(self)
 
+    @property
+    def costly_share(self) -> float:
+        """How often a `lax.cond` of the model takes the branch that costs more.
+
+        Only the blocks of the vision encoder have one: attention to the whole grid, not to windows.
+        """
+        return len(self.vision.fullatt_block_indexes) / self.vision.depth
+
 
 def _check(config: OmniConfig):
     """Refuse a config whose fields contradict each other; messages begin with the field."""
@@ -213,22 +222,6 @@ def _check(config: OmniConfig):
 # ---- sizes ---------------------------------------------------------------------------------------
 
 
-def _token_ids(first: int) -> TokenIds:
-    """Qwen2.5-Omni's special ids in their order, from `first` (151643 in the released models)."""
-    return TokenIds(
-        pad_token_id=first,
-        bos_token_id=first + 1,
-        eos_token_id=first + 2,
-        audio_token_id=first + 3,
-        audio_start_token_id=first + 4,
-        audio_end_token_id=first + 5,
-        vision_start_token_id=first + 9,
-        vision_end_token_id=first + 10,
-        image_token_id=first + 12,
-        video_token_id=first + 13,
-    )
-
-
 def _omni(text: dict, vision: dict, audio: dict, first_special: int) -> OmniConfig:
     """What all sizes share, with the fields that differ."""
     width = text["hidden_size"]
@@ -243,7 +236,7 @@ def _omni(text: dict, vision: dict, audio: dict, first_special: int) -> OmniConf
         audio=AudioConfig(
             num_mel_bins=128, n_window=100, max_source_positions=1500, output_dim=width, **audio
         ),
-        tokens=_token_ids(first_special),
+        tokens=TokenIds(**token_ids(first_special)),
         position_id_per_seconds=25,
         seconds_per_chunk=2,
     )  # fmt: skip

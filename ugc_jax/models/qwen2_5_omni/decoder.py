@@ -18,13 +18,13 @@ from ugc_jax.models.layers import (
     RMSNorm,
     SwiGLU,
     Weight,
-    declared,
     rotate,
     rotation,
     run_layers,
     split_heads,
     split_like,
 )
+from ugc_jax.models.params import Stack, declared
 from ugc_jax.models.qwen2_5_omni.config import TextConfig
 from ugc_jax.sharding import constrain
 
@@ -179,18 +179,18 @@ def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
 
 
 def declare(config: TextConfig) -> dict:
-    """Boxes (see `layers.declared`) of the parameters, those of one layer under "layers"."""
+    """The declared tree (models/params.py) of the decoder, without the head."""
 
     def x():
         return jnp.zeros((1, 1, config.hidden_size))
 
-    def layer():
+    def inputs():
         return x(), rotation(jnp.zeros((1, 1, config.head_dim // 2))), lambda q, k, v: q
 
     return {
         "embed_tokens": declared(
             Weight((config.vocab_size, config.hidden_size), ("vocab", "embed"))
         ),
-        "layers": declared(DecoderLayer(config), layer),
         "norm": declared(RMSNorm(config.rms_norm_eps), lambda: (x(),)),
+        "layers": Stack(config.num_hidden_layers, declared(DecoderLayer(config), inputs)),
     }

@@ -80,9 +80,9 @@ def head(params) -> jax.Array:
     return params["lm_head"]["weight"]
 
 
-def logits(params, hidden_BTD) -> jax.Array:
+def logits(head_VD, hidden_BTD) -> jax.Array:
     """Hidden states [..., D] -> f32[..., V]. Never for a whole long batch: V is 151936."""
-    weight = head(params).astype(hidden_BTD.dtype)
+    weight = head_VD.astype(hidden_BTD.dtype)
     return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
 
 

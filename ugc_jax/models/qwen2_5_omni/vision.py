@@ -17,9 +17,8 @@ from ugc_jax.models.layers import (
     RMSNorm,
     SwiGLU,
     Weight,
-    declared,
     gelu,
-    in_slabs,
+    in_chunks,
     per_channel,
     rotate,
     rotation,
@@ -27,6 +26,7 @@ from ugc_jax.models.layers import (
     split_heads,
     split_like,
 )
+from ugc_jax.models.params import Stack, declared
 from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from ugc_jax.sharding import constrain
 
@@ -155,7 +155,7 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
         return PatchMerger(config).apply({"params": params["merger"]}, x)
 
     arrays = patches_FWKP.reshape(F, W * K, P), coords_FWK2.reshape(F, W * K, 2)
-    return in_slabs(tower, arrays, W * K, compute.slab)
+    return in_chunks(tower, arrays, W * K, compute.slab)
 
 
 def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
@@ -169,24 +169,23 @@ def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
 
 
 def declare(config: VisionConfig) -> dict:
-    """Boxes (see `layers.declared`) of the parameters, those of one block under "blocks"."""
+    """The declared tree (models/params.py) of the encoder."""
     grid = (1, config.window_patches)
 
     def x():
         return jnp.zeros((*grid, config.hidden_size))
 
-    def block():
-        return (
-            x(),
-            rotation(jnp.zeros((*grid, config.head_dim // 2))),
-            jnp.zeros(grid, jnp.int32),
-            True,
-        )
+    def inputs():
+        turn = rotation(jnp.zeros((*grid, config.head_dim // 2)))
+        return x(), turn, jnp.zeros(grid, jnp.int32), True
 
+    block = declared(VisionBlock(config), inputs)
+    # Files have both norms first.
+    block = dict.fromkeys(("norm1", "norm2")) | block
     return {
         "patch_embed": declared(
             PatchEmbed(config, "float32"), lambda: (jnp.zeros((*grid, config.patch_dim)),)
         ),
-        "blocks": declared(VisionBlock(config), block),
         "merger": declared(PatchMerger(config), lambda: (x(),)),
+        "blocks": Stack(config.depth, block),
     }
