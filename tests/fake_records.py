@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 
-from ugc_jax.data.example import Loaded
+from ugc_jax.data.example import MediumInput
 from ugc_jax.data.features import patchify
 from ugc_jax.data.prompt import Video
-from ugc_jax.data.records import Entry
+from ugc_jax.data.records import IndexEntry
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -34,7 +34,7 @@ class FakeSource:
     def __len__(self):
         return len(self.entries)
 
-    def _entry(self, number: int) -> Entry:
+    def _entry(self, number: int) -> IndexEntry:
         rng = np.random.default_rng([self.seed, number])
         grid = (int(rng.integers(1, 4)), int(rng.integers(1, 5)) * 2, int(rng.integers(1, 7)) * 2)
         video = Video(grid, 1.0, int(rng.integers(2, 500)) if number % 2 else None)
@@ -44,9 +44,9 @@ class FakeSource:
         }
         answer = " ".join(rng.choice(WORDS, rng.integers(1, 30)))
         turns = [question, {"role": "assistant", "content": answer}]
-        return Entry(f"{self.name}/{number}", turns, None, {"number": number}, (video,))
+        return IndexEntry(f"{self.name}/{number}", turns, None, {"number": number}, (video,))
 
-    def __getitem__(self, number: int) -> tuple[Entry, list[Loaded]]:
+    def __getitem__(self, number: int) -> tuple[IndexEntry, list[MediumInput]]:
         if self.name.endswith("broken") and number == len(self) - 1:
             raise UserError(f"{self.name}: record {number} is damaged; {process_state()}")
         (video,) = self.entries[number].media
@@ -56,7 +56,7 @@ class FakeSource:
         mel = None
         if video.audio_frames is not None:
             mel = rng.normal(size=(video.audio_frames, 128)).astype(np.float32)
-        return self.entries[number], [Loaded(video, patchify(frames, CONFIG.vision), mel)]
+        return self.entries[number], [MediumInput(video, patchify(frames, CONFIG.vision), mel)]
 
 
 def process_state() -> str:

@@ -15,13 +15,14 @@ from ugc_jax.data.batching import (
     collate,
     collate_rows,
     group,
+    named_arrays,
     size_of,
     size_of_media,
 )
-from ugc_jax.data.features import audio_tokens, patchify
+from ugc_jax.data.example import Example
+from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import AUDIO, VISION, layout
 from ugc_jax.data.prompt import Audio, Image, Text, Video
-from ugc_jax.data.schema import Example, named_arrays
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -79,7 +80,9 @@ def cell_means(frames):
 
 def token_sums(mel):
     """Sum of the first three of the four mel frames that a token stands for."""
-    return [mel[4 * i : 4 * i + 3].sum(dtype=np.float64) for i in range(audio_tokens(len(mel)))]
+    return [
+        mel[4 * i : 4 * i + 3].sum(dtype=np.float64) for i in range(CONFIG.audio.tokens(len(mel)))
+    ]
 
 
 def taken(batch, b):

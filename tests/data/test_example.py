@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ugc_jax.data import example as clips
+from ugc_jax.data import example as module
 from ugc_jax.data.batching import Buckets, bucket_of, collate
-from ugc_jax.data.example import build_example, load_example, load_medium
+from ugc_jax.data.example import build_example, load_example, medium_input, raw_medium
 from ugc_jax.data.positions import AUDIO, TEXT, VISION
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import probe, read_clip
@@ -66,6 +66,11 @@ def files(tmp_path_factory):
         "still": folder / "still.png",
         "tone": write_sound(folder / "tone.wav", 3.0),
     }
+
+
+def load_medium(path, settings):
+    clip = read_clip(probe(path), settings, 10_000, CONFIG)
+    return medium_input(raw_medium(clip, settings, CONFIG.vision), CONFIG.vision)
 
 
 def counts(example):
@@ -167,7 +172,7 @@ def test_budget_takes_pixels_first_then_frames_and_never_tokens(files, tokenizer
 
 def test_budget_holds_where_the_header_hides_sound(files, tokenizer, monkeypatch):
     _, info = load_example(files["long"], ClipSettings(**SMALL), tokenizer, CONFIG)
-    monkeypatch.setattr(clips, "probe", lambda path: probe(path)._replace(audio_seconds=0.1))
+    monkeypatch.setattr(module, "probe", lambda path: probe(path)._replace(audio_seconds=0.1))
     _, fitted = load_example(
         files["long"], ClipSettings(**SMALL, max_tokens=500), tokenizer, CONFIG
     )
@@ -239,10 +244,7 @@ def test_what_is_left_away_is_noted(files, tokenizer):
 
 def test_several_media_and_turns(files, tokenizer):
     settings = resolve(ClipSettings(**SMALL))
-    media = [
-        load_medium(read_clip(probe(files[name]), settings), settings, CONFIG)
-        for name in ("still", "loud", "tone")
-    ]
+    media = [load_medium(files[name], settings) for name in ("still", "loud", "tone")]
     messages = [
         {
             "role": "user",
@@ -277,14 +279,12 @@ def test_sound_under_40_ms_gives_markers_and_no_token(name, files, tokenizer):
     assert batch.splice.max() < patches // 4
 
 
-def test_sound_without_a_sample(files, tokenizer):
-    settings = resolve(ClipSettings(**SMALL))
-    clip = read_clip(probe(files["loud"]), settings)._replace(waveform=np.zeros(0, np.float32))
-    silent = load_medium(clip, settings, CONFIG)
+def test_sound_without_a_sample(files):
+    settings = resolve(ClipSettings(**SMALL, max_audio_seconds=1e-5))
+    silent = load_medium(files["loud"], settings)
     assert (silent.mel, silent.piece.audio_frames) == (None, None)
-    source = clip.source._replace(kind="audio")
-    with pytest.raises(UserError, match="no sound to caption"):
-        load_medium(clip._replace(source=source, frames=None), settings, CONFIG)
+    with pytest.raises(UserError, match="tone.wav: holds no sound within"):
+        load_medium(files["tone"], settings)
 
 
 def test_real_clips(shared_data, tokenizer):

@@ -16,12 +16,12 @@ from etils import epath
 from ugc_jax import cli
 from ugc_jax.data import extract
 from ugc_jax.data.extract import Extraction, extract_shard, run_beam, run_local
-from ugc_jax.data.features import audio_tokens
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import RecordSource, Storage
 from ugc_jax.data.workers import Event
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.toy.synthetic import write_clip
 
 CLIP = ClipSettings(frames=2, min_pixels=784, max_pixels=4 * 784)
@@ -114,7 +114,7 @@ class TestJob:
         ],
     )
     def test_other_settings_are_refused(self, run, manifest, tmp_path, words, complaint):
-        prepared(tmp_path, manifest).begin()
+        prepared(tmp_path, manifest).prepare()
         words = ["--config.shard_clips=2", *words]
         with pytest.raises(UserError) as error:
             run(tmp_path, manifest, *words)
@@ -139,16 +139,16 @@ class TestRestart:
         self, manifest, tmp_path
     ):
         extraction = prepared(tmp_path, manifest)
-        in_this_process(extraction.begin())
+        in_this_process(extraction.prepare())
         extraction.finish()
         (tmp_path / "notes.txt").write_text("mine")
         other = manifest.with_name("other.jsonl")
         other.write_text(manifest.read_text().replace("What?", "Who?"))
         with pytest.raises(UserError, match="the manifest has changed since"):
-            prepared(tmp_path, other).begin()
+            prepared(tmp_path, other).prepare()
         assert len(RecordSource(tmp_path)) == 5
         changed = prepared(tmp_path, other, shard_clips=7)
-        in_this_process(changed.begin(overwrite=True))
+        in_this_process(changed.prepare(overwrite=True))
         changed.finish()
         assert RecordSource(tmp_path).entries[0].messages[1]["content"][1]["text"] == "Who?"
         assert len(stamps(tmp_path)) == 1
@@ -156,7 +156,7 @@ class TestRestart:
 
     def test_only_harmed_and_unfinished_shards_are_made_again(self, manifest, tmp_path):
         extraction = prepared(tmp_path, manifest)
-        shards = extraction.begin()
+        shards = extraction.prepare()
         in_this_process(shards[:3])
         (tmp_path / "clips-train.array_record-00003-of-00004.abc.part").write_bytes(b"half")
         before = stamps(tmp_path)
@@ -165,7 +165,7 @@ class TestRestart:
         names = sorted(before)
         first = tmp_path / names[0]
         first.write_bytes(first.read_bytes()[:-5])
-        todo = prepared(tmp_path, manifest).begin()
+        todo = prepared(tmp_path, manifest).prepare()
         assert [shard.number for shard in todo] == [0, 3]
         in_this_process(todo)
         extraction.finish()
@@ -176,9 +176,9 @@ class TestRestart:
 
     def test_retry_takes_up_shards_with_failures(self, manifest, tmp_path):
         extraction = prepared(tmp_path, manifest)
-        in_this_process(extraction.begin())
+        in_this_process(extraction.prepare())
         extraction.finish()
-        assert [shard.number for shard in extraction.begin(retry=True)] == [2, 3]
+        assert [shard.number for shard in extraction.prepare(retry=True)] == [2, 3]
         assert not (tmp_path / "shards.json").exists()
 
     def test_kill_at_any_moment_then_go_on(self, manifest, tmp_path):
@@ -199,7 +199,7 @@ class TestRestart:
         before = stamps(out)
         finished = {path.name for path in out.glob("shards/*.json")}
         extraction = prepared(out, manifest, shard_clips=1)
-        todo = extraction.begin()
+        todo = extraction.prepare()
         assert len(todo) == 7 - len(finished)
         in_this_process(todo)
         extraction.finish()
@@ -218,14 +218,14 @@ class TestMisfortune:
         assert len(RecordSource(tmp_path / "out")) == 0
 
     def test_an_unreadable_plan_and_an_impossible_folder(self, manifest, tmp_path):
-        prepared(tmp_path / "out", manifest).begin()
+        prepared(tmp_path / "out", manifest).prepare()
         (tmp_path / "out/extraction.json").write_text("{")
-        with pytest.raises(UserError, match="json: unreadable; overwrite=true"):
-            prepared(tmp_path / "out", manifest).begin()
-        assert len(prepared(tmp_path / "out", manifest).begin(overwrite=True)) == 4
+        with pytest.raises(UserError, match="json: not readable as JSON .*; overwrite=true"):
+            prepared(tmp_path / "out", manifest).prepare()
+        assert len(prepared(tmp_path / "out", manifest).prepare(overwrite=True)) == 4
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="file/out: cannot be made"):
-            prepared(tmp_path / "file/out", manifest).begin()
+            prepared(tmp_path / "file/out", manifest).prepare()
 
     def test_a_clip_that_kills_its_process_fails_alone(self, manifest, tmp_path, monkeypatch):
         def work(function, tasks: deque, workers):
@@ -241,7 +241,7 @@ class TestMisfortune:
 
         monkeypatch.setattr(extract, "work", work)
         extraction = prepared(tmp_path, manifest)
-        results = list(run_local(extraction.begin(), workers=1))
+        results = list(run_local(extraction.prepare(), workers=1))
         assert len(results) == 7
         assert "train.jsonl:2: the process that read it died (status -9)" in results
         assert extraction.finish()[:2] == (4, 3)
@@ -252,14 +252,14 @@ class TestMisfortune:
 
         monkeypatch.setattr(extract, "work", work)
         with pytest.raises(UserError, match="its process died .* run again to go on"):
-            list(run_local(prepared(tmp_path, manifest).begin(), workers=1))
+            list(run_local(prepared(tmp_path, manifest).prepare(), workers=1))
 
     def test_an_unforeseen_error_is_one_clips(self, manifest, tmp_path, monkeypatch):
         def probe(path):
             raise ZeroDivisionError("oh")
 
         monkeypatch.setattr(extract, "probe", probe)
-        shards = prepared(tmp_path, manifest).begin()
+        shards = prepared(tmp_path, manifest).prepare()
         assert in_this_process(shards[1:2]) == [
             f"train.jsonl:{n}: unexpected ZeroDivisionError: oh" for n in (2, 3)
         ]
@@ -269,13 +269,13 @@ class TestMisfortune:
         write_clip(tmp_path / "clips/a.mp4", seconds=0.5, fps=8, size=(64, 64))
         os.rename(tmp_path / "clips/a.mp4", tmp_path / "clips/a.png")
         (tmp_path / "m.jsonl").write_text('{"path": "clips/a.png"}\n')
-        shards = prepared(tmp_path / "out", tmp_path / "m.jsonl").begin()
+        shards = prepared(tmp_path / "out", tmp_path / "m.jsonl").prepare()
         (reason,) = in_this_process(shards)
         assert "is of kind video, and the manifest calls it image" in reason
 
     def test_full_disk(self, manifest, tmp_path):
         extraction = prepared(tmp_path, manifest, shard_clips=7)
-        (shard,) = extraction.begin()
+        (shard,) = extraction.prepare()
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
@@ -287,26 +287,26 @@ class TestMisfortune:
         assert "run again to go on" in str(error.value)
         assert "\n" not in str(error.value)
         assert not stamps(tmp_path)
-        assert [todo.number for todo in extraction.begin()] == [0]
+        assert [todo.number for todo in extraction.prepare()] == [0]
 
 
 def test_the_token_budget_shrinks_a_clip_and_the_index_says_so(manifest, tmp_path):
     clip = resolve(ClipSettings(frames=4, max_tokens=24, min_pixels=784))
     rows = read_manifest(manifest, clip)[:1]
     extraction = Extraction(epath.Path(tmp_path), rows, clip, Storage(), 1)
-    assert in_this_process(extraction.begin()) == []
+    assert in_this_process(extraction.prepare()) == []
     extraction.finish()
     line = json.loads((tmp_path / "index.jsonl").read_text())
     assert "the budget has" in line["media"][0]["notes"][0]
     (medium,) = RecordSource(tmp_path).entries[0].media
-    assert math.prod(medium.grid) // 4 + audio_tokens(medium.audio_frames) + 4 <= 24
+    assert math.prod(medium.grid) // 4 + GEOMETRY.audio.tokens(medium.audio_frames) + 4 <= 24
 
 
 def test_beam_makes_the_same_folder(manifest, tmp_path):
     pytest.importorskip("apache_beam")
     local, fleet = prepared(tmp_path / "a", manifest), prepared(tmp_path / "b", manifest)
-    in_this_process(local.begin())
-    run_beam(fleet.begin(), "DirectRunner", "--direct_num_workers=1")
+    in_this_process(local.prepare())
+    run_beam(fleet.prepare(), "DirectRunner", "--direct_num_workers=1")
     assert local.finish() == fleet.finish()
     for name in ("index.jsonl", "failures.jsonl", "shards.json"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
@@ -320,7 +320,7 @@ def test_beam_makes_the_same_folder(manifest, tmp_path):
 def test_without_beam_a_runner_is_refused(manifest, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'ugc_jax\[beam\]'"):
-        run_beam(prepared(tmp_path, manifest).begin(), "DirectRunner", "")
+        run_beam(prepared(tmp_path, manifest).prepare(), "DirectRunner", "")
 
 
 def test_workers_start_no_jax():

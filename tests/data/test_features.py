@@ -4,48 +4,10 @@ import numpy as np
 import pytest
 
 from ugc_jax.data import features
-from ugc_jax.errors import UserError
-from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, omni_3b
+from ugc_jax.media.clip import resize, smart_resize
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 
-CONFIG = omni_3b()
-
-
-# ---- sizes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "limits", "expected"),
-    [
-        ((280, 280), (3136, 12_845_056), (280, 280)),
-        ((42, 70), (1, 1e9), (56, 56)),  # 1.5 and 2.5 round to even: 2 and 2
-        ((720, 1280), (100_352, 602_112), (560, 1008)),
-        ((422, 236), (100_352, 602_112), (448, 252)),
-        ((5, 8), (3136, 12_845_056), (56, 84)),
-        ((10, 900), (1, 5000), (28, 644)),  # never thinner than one cell
-    ],
-)
-def test_smart_resize(size, limits, expected):
-    assert features.smart_resize(*size, *limits) == expected
-
-
-def test_smart_resize_equals_the_reference():
-    pytest.importorskip("torch")
-    reference = pytest.importorskip(
-        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
-    ).smart_resize
-    random = np.random.default_rng(0)
-    for height, width in random.integers(28, 3000, (500, 2)).tolist():
-        if max(height, width) < 200 * min(height, width):
-            expected = reference(height, width, factor=28, min_pixels=100_352, max_pixels=602_112)
-            assert features.smart_resize(height, width, 100_352, 602_112) == tuple(expected)
-
-
-def test_extreme_frames_are_refused():
-    features.smart_resize(20, 4000, 1, 1e9)
-    with pytest.raises(UserError, match="4001x20.*200:1"):
-        features.smart_resize(20, 4001, 1, 1e9)
-    with pytest.raises(UserError, match="0x20.*empty"):
-        features.smart_resize(20, 0, 1, 1e9)
+CONFIG = GEOMETRY
 
 
 # ---- patches -------------------------------------------------------------------------------------
@@ -82,7 +44,7 @@ def test_resize_equals_the_reference():
         size={"shortest_edge": 3136, "longest_edge": 30_000}
     )
     expected = processor(frame, return_tensors="np")
-    resized = features.resize(frame, *features.smart_resize(150, 333, 3136, 30_000))
+    resized = resize(frame, *smart_resize(150, 333, 3136, 30_000, 28))
     vision = features.patchify(resized[None], CONFIG.vision)
     found = reference_order(vision, features.vision_rows(vision.grid, CONFIG.vision))
     np.testing.assert_allclose(found, expected["pixel_values"], atol=1e-5)
@@ -141,7 +103,7 @@ def test_patchify_refuses_other_sizes():
 
 def noise_and_beeps(samples):
     random = np.random.default_rng(samples)
-    time = np.arange(samples) / features.SAMPLE_RATE
+    time = np.arange(samples) / SAMPLE_RATE
     beeps = 0.3 * np.sin(2 * np.pi * 440 * time) * (np.sin(2 * np.pi * 2 * time) > 0)
     return (beeps + random.normal(size=samples) * 0.01).astype(np.float32)
 
@@ -189,25 +151,6 @@ def test_log_mel_of_nothing_and_of_silence():
     np.testing.assert_allclose(features.log_mel(np.zeros(3200, np.float32)), -1.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("frames", "tokens"),
-    [
-        (0, 0),
-        (1, 0),
-        (2, 0),
-        (3, 1),
-        (6, 1),
-        (7, 2),
-        (100, 25),
-        (200, 50),
-        (437, 109),
-        (30_000, 7500),
-    ],
-)
-def test_audio_tokens(frames, tokens):
-    assert features.audio_tokens(frames) == tokens
-
-
 @pytest.mark.parametrize("frames", [0, 1, 199, 200, 201, 437])
 def test_chunk_mel(frames):
     mel = np.random.default_rng(0).normal(size=(frames, 128)).astype(np.float32)
@@ -218,4 +161,4 @@ def test_chunk_mel(frames):
         np.concatenate([c[:n] for c, n in zip(chunks, lengths, strict=True)] or [mel]), mel
     )
     assert all(not chunk[length:].any() for chunk, length in zip(chunks, lengths, strict=True))
-    assert sum(features.audio_tokens(int(n)) for n in lengths) == features.audio_tokens(frames)
+    assert sum(CONFIG.audio.tokens(int(n)) for n in lengths) == CONFIG.audio.tokens(frames)

@@ -165,7 +165,7 @@ def test_bad_line(tmp_path, line, complaint):
         ("m.csv", b"", "holds no rows"),
         ("m.jsonl", b"\n", "holds no rows"),
         ("m.jsonl", b"\xff\xfe", "not UTF-8 text"),
-        ("none.jsonl", None, "No such file"),
+        ("none.jsonl", None, "no such file; name a .jsonl or .csv manifest"),
     ],
 )
 def test_bad_file(tmp_path, name, content, complaint):

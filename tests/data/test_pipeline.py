@@ -5,6 +5,7 @@ Most tests read made-up records (fake_records); `test_real_records` reads extrac
 
 import dataclasses
 import itertools
+import operator
 import os
 import pickle
 import re
@@ -58,8 +59,8 @@ def start(tokenizer):
 
 
 def same(a, b):
-    for ours, theirs in zip(a, b, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    """Batches, or arrays, are equal."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def whole(source, number, tokenizer):
@@ -104,8 +105,9 @@ def test_slices_of_all_processes_are_the_global_batch(packing, start):
     for parts in ([(0, 2), (1, 3)], [(i,) for i in range(4)]):
         of_processes = [list(start(rows, packing=packing)) for rows in parts]
         for batch, *pieces in zip(together, *of_processes, strict=True):
+            joined = jax.tree.map(lambda *rows: np.concatenate(rows), *pieces)
             order = np.argsort(np.concatenate(parts))
-            same(batch, [np.concatenate(leaves)[order] for leaves in zip(*pieces, strict=True)])
+            same(batch, jax.tree.map(operator.itemgetter(order), joined))
 
 
 def test_workers_change_nothing_and_the_state_is_exact(start):
@@ -127,7 +129,7 @@ def test_workers_change_nothing_and_the_state_is_exact(start):
     assert taken == len(straight)
     half = iter(start((2, 3), epochs=4))
     half.set_state(state | {"step": 5})
-    same(next(half), [leaf[2:] for leaf in straight[5]])
+    same(next(half), jax.tree.map(lambda leaf: leaf[2:], straight[5]))
 
 
 def test_an_iterator_goes_back_when_it_is_told_to(start):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ugc_jax.data.features import audio_tokens
 from ugc_jax.data.positions import AUDIO, TEXT, VISION, chunk_slices, layout, medium_tokens
 from ugc_jax.data.prompt import Audio, Image, Text, Video
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
@@ -232,7 +231,7 @@ def reference_expansion(piece: Video) -> list[int]:
             "video_second_per_grid": [piece.seconds_per_grid],
         },
         0,
-        {"num_audio_tokens": [audio_tokens(piece.audio_frames)]},
+        {"num_audio_tokens": [CONFIG.audio.tokens(piece.audio_frames)]},
         0,
         position_id_per_seconds=25,
         seconds_per_chunk=2.0,

@@ -18,6 +18,7 @@ from ugc_jax.data.prompt import (
 from ugc_jax.errors import UserError
 from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
 from ugc_jax.models.qwen2_5_omni import config as configs
+from ugc_jax.toy import corpus
 
 MEDIA = {"image": Image((1, 4, 4)), "audio": Audio(100), "video": Video((2, 4, 4), 1.0)}
 CASES = {
@@ -100,7 +101,7 @@ def checkpoint(request, tmp_path_factory):
     if request.param == "released":
         return request.getfixturevalue("shared_data") / "tokenizer", configs.omni_3b()
     folder = tmp_path_factory.mktemp("tokenizer")
-    build_tokenizer(configs.tiny(), folder)
+    build_tokenizer(configs.tiny(), corpus.LINES, folder)
     return folder, configs.tiny()
 
 
@@ -247,7 +248,7 @@ def test_bad_messages_are_told_in_one_line(messages, media, message, tokenizer):
 
 
 def test_tokenizer_of_another_model_is_refused(tmp_path):
-    build_tokenizer(configs.tiny(), tmp_path)
+    build_tokenizer(configs.tiny(), corpus.LINES, tmp_path)
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     with pytest.raises(
         UserError,

@@ -11,7 +11,7 @@ from PIL import Image
 from ugc_jax.data.example import build_example, load_example
 from ugc_jax.data.extract import Extraction, extract_row, extract_shard
 from ugc_jax.data.manifest import Row, read_manifest
-from ugc_jax.data.records import Entry, Facts, RecordSource, Storage, decode, shard_name
+from ugc_jax.data.records import IndexEntry, MediumFacts, RecordSource, Storage, decode, shard_name
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -39,7 +39,7 @@ def media(tmp_path_factory):
 
 def extract(rows, folder, storage, shard_clips=2):
     extraction = Extraction(folder, rows, CLIP, storage, shard_clips)
-    for shard in extraction.begin():
+    for shard in extraction.prepare():
         for _ in extract_shard(shard):
             pass
     return extraction.finish()
@@ -82,7 +82,7 @@ def test_what_jpeg_and_half_precision_cost(media, quality, error):
     found = {}
     for storage in (EXACT, Storage(quality=quality)):
         line, record = extract_row(row, CLIP, storage)
-        facts = [Facts(**fact) for fact in line["media"]]
+        facts = [MediumFacts(**fact) for fact in line["media"]]
         found[storage.format] = decode(record, facts, storage.mel)[0], len(record)
     (exact, exact_bytes), (lossy, lossy_bytes) = found["png"], found["jpeg"]
     difference = np.abs(exact.frames.astype(float) - lossy.frames)
@@ -227,7 +227,7 @@ ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "Re"}, {"tex
     ],
 )
 def test_prompt_and_answer(messages, solution, prompt, answer):
-    entry = Entry("a", messages, solution, {}, ())
+    entry = IndexEntry("a", messages, solution, {}, ())
     assert entry.prompt == prompt
     assert entry.answer == answer
     assert entry.question == "What?"

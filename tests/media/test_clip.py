@@ -1,4 +1,4 @@
-"""Media files as a whole: kinds, colours, and a clear line for every kind of bad file."""
+"""Media files as a whole: which frames at what size, kinds, colours, a clear line for bad files."""
 
 import struct
 import wave
@@ -11,12 +11,17 @@ from PIL import Image
 
 from ugc_jax.errors import UserError
 from ugc_jax.media import clip as media
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.media import streams
+from ugc_jax.media.clip import smart_resize
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.toy.synthetic import write_clip
+
+NO_LIMIT = 1 << 30  # tokens
 
 
 def read_clip(path, settings):
-    return media.read_clip(media.probe(path), settings)
+    return media.read_clip(media.probe(path), resolve(settings), NO_LIMIT, GEOMETRY)
 
 
 def test_bgr_and_upstream(tmp_path):
@@ -25,6 +30,136 @@ def test_bgr_and_upstream(tmp_path):
     swapped = read_clip(tmp_path / "clip.mp4", ClipSettings(preset="upstream", bgr=True))
     assert plain.frames.shape == (32, 280, 392, 3)
     np.testing.assert_array_equal(plain.frames[..., ::-1], swapped.frames)
+
+
+# ---- which frames --------------------------------------------------------------------------------
+
+
+def source(frames, fps, width=640, height=360):
+    return streams.Source(
+        "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0, None
+    )
+
+
+def plan(source, /, **settings):
+    return media.plan_frames(source, resolve(ClipSettings(**settings)), GEOMETRY.vision)
+
+
+def indices(total, rate, /, **settings):
+    return plan(source(total, rate), **settings).indices.tolist()
+
+
+def test_rounded_linspace_equals_torch():
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    for _ in range(1000):
+        first, total = random.integers(0, 50), random.integers(2, 3000)
+        count = int(random.integers(2, min(769, total + 1)))
+        last = int(first + total - 1)
+        expected = torch.linspace(int(first), last, count).round().long()
+        np.testing.assert_array_equal(media._rounded_linspace(int(first), last, count), expected)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "settings", "count"),
+    [
+        (132, 25, {}, 10),  # 10.56
+        (300, 30, {}, 20),
+        (300, 29.97, {}, 20),  # 20.02
+        (50, 25, {}, 4),
+        (25, 25, {}, 4),  # min_frames
+        (3, 25, {}, 2),
+        (1, 25, {}, 2),  # the reference refuses one frame
+        (100_000, 25, {}, 768),
+        (300, 30, dict(fps=1.0), 10),
+        (300, 30, dict(frames=7), 8),  # 3.5 rounds to 4 pairs
+        (300, 30, dict(frames=5), 4),  # 2.5 rounds to 2 pairs
+        (5, 30, dict(frames=16), 4),
+        (300, 30, dict(max_frames=6), 6),
+        (300, 30, dict(min_frames=29, max_frames=40), 30),
+        (300, 30, dict(start=2.0, end=4.0), 4),
+        (300, 30, dict(preset="upstream"), 32),
+        (5, 30, dict(preset="upstream"), 32),
+        (300, 30, dict(preset="upstream", fps=2.0), 20),
+    ],
+)
+def test_frame_count(frames, fps, settings, count):
+    found = indices(frames, fps, **settings)
+    assert len(found) == count
+    assert 0 <= min(found) <= max(found) < frames
+
+
+def test_frame_choice():
+    assert indices(6, 1, frames=4) == [0, 2, 3, 5]
+    assert indices(6, 1, frames=4, preset="upstream") == [0, 1, 3, 5]
+    assert indices(300, 30, start=2.01, end=4.99, frames=2) == [61, 149]
+    assert indices(300, 30, start=9.0, end=100.0, frames=2) == [270, 299]
+    assert indices(1, 30) == [0, 0]
+
+
+def test_sample_fps():
+    assert plan(source(132, 25)).sample_fps == pytest.approx(10 / 132 * 25)
+    assert plan(source(300, 30), start=2, end=4).sample_fps == pytest.approx(4 / 61 * 30)
+
+
+@pytest.mark.parametrize("settings", [dict(start=10.5), dict(start=2.01, end=2.02)])
+def test_empty_range_is_refused(settings):
+    with pytest.raises(UserError, match=r"clip.mp4: no frame between start=.* lasts 10.00 s"):
+        indices(300, 30, **settings)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "settings", "expected"),
+    [
+        (300, (1280, 720), {}, (560, 1008)),
+        (300, (64, 64), {}, (336, 336)),
+        (23_040, (1920, 1080), {}, (336, 644)),  # 768 frames share total_pixels
+        (300, (1280, 720), dict(max_pixels=50_176), (168, 280)),
+        (300, (1280, 720), dict(preset="upstream"), (252, 448)),
+        (300, (720, 1280), dict(preset="upstream"), (448, 252)),
+    ],
+)
+def test_frame_size(frames, size, settings, expected):
+    found = plan(source(frames, 30, *size), **settings)
+    assert (found.height, found.width) == expected
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((280, 280), (3136, 12_845_056), (280, 280)),
+        ((42, 70), (1, 1e9), (56, 56)),  # 1.5 and 2.5 round to even: 2 and 2
+        ((720, 1280), (100_352, 602_112), (560, 1008)),
+        ((422, 236), (100_352, 602_112), (448, 252)),
+        ((5, 8), (3136, 12_845_056), (56, 84)),
+        ((10, 900), (1, 5000), (28, 644)),  # never thinner than one cell
+    ],
+)
+def test_smart_resize(size, limits, expected):
+    assert smart_resize(*size, *limits, factor=28) == expected
+
+
+def test_smart_resize_equals_the_reference():
+    pytest.importorskip("torch")
+    reference = pytest.importorskip(
+        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl"
+    ).smart_resize
+    random = np.random.default_rng(0)
+    for height, width in random.integers(28, 3000, (500, 2)).tolist():
+        if max(height, width) < 200 * min(height, width):
+            expected = reference(height, width, factor=28, min_pixels=100_352, max_pixels=602_112)
+            assert smart_resize(height, width, 100_352, 602_112, 28) == tuple(expected)
+
+
+def test_extreme_frames_are_refused():
+    smart_resize(20, 4000, 1, 1e9, 28)
+    with pytest.raises(UserError, match="4001x20.*200:1"):
+        smart_resize(20, 4001, 1, 1e9, 28)
+    with pytest.raises(UserError, match="0x20.*empty"):
+        smart_resize(20, 0, 1, 1e9, 28)
 
 
 # ---- images --------------------------------------------------------------------------------------

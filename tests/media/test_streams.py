@@ -7,18 +7,19 @@ import av
 import numpy as np
 import pytest
 
-from ugc_jax.data.features import resize
 from ugc_jax.media import clip as media
 from ugc_jax.media import streams
-from ugc_jax.media.framing import plan_frames
+from ugc_jax.media.clip import plan_frames, resize
 from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.toy.synthetic import Beeps, Scene, Shape, draw, write_clip
 
+NO_LIMIT = 1 << 30  # tokens
 SMALL = ClipSettings(min_pixels=1, max_pixels=100_000)
 
 
 def read_clip(path, settings):
-    return media.read_clip(media.probe(path), settings)
+    return media.read_clip(media.probe(path), resolve(settings), NO_LIMIT, GEOMETRY)
 
 
 def all_frames(path):
@@ -40,7 +41,7 @@ def test_frames_equal_sequential_decoding(tmp_path, key_every, suffix, settings)
     write_clip(path, size=(112, 112), key_every=key_every, audio=suffix != "h264")
     settings = ClipSettings(min_pixels=1, max_pixels=112 * 112, **settings)
     clip = read_clip(path, settings)
-    plan = plan_frames(clip.source, resolve(settings))
+    plan = plan_frames(clip.source, resolve(settings), GEOMETRY.vision)
     everything = all_frames(path)
     assert len(everything) == clip.source.frames == 100
     np.testing.assert_array_equal(clip.frames, [everything[index] for index in plan.indices])

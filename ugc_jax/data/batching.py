@@ -1,7 +1,7 @@
 """Examples -> batches of a few static shapes: buckets, grouping, padding, splicing.
 
-A bucket is a shape that a jitted function is compiled for. Each of its four sizes comes from a
-ladder whose rungs grow by a quarter to a half, so that padding costs at most that much and a
+A bucket is a shape that a jitted function is compiled for. Each of its four sizes is one of a list
+of bucket sizes that grow by a quarter to a half, so that padding costs at most that much and a
 program serves many clips.
 """
 
@@ -13,24 +13,80 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ugc_jax.data.features import audio_tokens, chunk_mel, frame_windows
+from ugc_jax.data.example import Example
+from ugc_jax.data.features import chunk_mel
 from ugc_jax.data.positions import AUDIO, VISION, medium_tokens, sound_frames
 from ugc_jax.data.prompt import Audio, Medium
-from ugc_jax.data.schema import Batch, Example, LogMel, Patches
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 Tag = TypeVar("Tag")
 
-_LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-# The settings to lower when a size of BucketKey is beyond its ladder.
+# The settings to lower when a size of BucketKey is beyond its largest bucket size.
 _REMEDIES = {
     "tokens": "max_tokens",
     "grids": "fps, frames or max_frames",
     "windows": "max_pixels or image_max_pixels",
     "chunks": "max_audio_seconds",
 }
+
+
+class Patches(NamedTuple):
+    """The pictures of a batch: B rows, F temporal grids a row, W windows a grid, K = 64 patches a
+    window.
+
+    patches: u8[B, F, W, K, patch_dim]. coords: i32[B, F, W, K, 2], padding -1.
+    """
+
+    patches: np.ndarray
+    coords: np.ndarray
+
+
+class LogMel(NamedTuple):
+    """The sounds of a batch: B rows, C chunks a row, M = 200 mel frames a chunk.
+
+    mel: f32[B, C, M, 128]. frames: i32[B, C], valid frames of each chunk, 0 for padding.
+    """
+
+    mel: np.ndarray
+    frames: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Examples padded to one bucket: the only thing that jitted code sees. A pytree.
+
+    B rows, T tokens; the sizes of the media are those of Patches and LogMel.
+
+    tokens: i32[B, T], right-padded with the pad id.
+    positions: i32[B, 3, T], padding 0.
+    segment_ids: i32[B, T], 0 for padding, 1.. for the example within the row (1 unless packed).
+    splice: i32[B, T], -1 for a token's own embedding, otherwise the row that it takes of
+      concat(vision rows [F * W * K / 4], audio rows [C * 50]).
+    target: bool[B, T], the tokens to train on; padding False.
+    next_position: i32[B], `Example.next_position` of the row's last example; 0 for an empty row.
+    media: the input of each encoder by modality: {"vision": Patches, "audio": LogMel}.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
+    splice: np.ndarray
+    target: np.ndarray
+    next_position: np.ndarray
+    media: dict[str, Patches | LogMel]
+
+
+def named_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """The arrays of a batch by name, those of the media as "vision.patches": for an .npz file."""
+    arrays = batch._asdict()
+    media = arrays.pop("media")
+    return arrays | {
+        f"{modality}.{name}": array
+        for modality, fields in media.items()
+        for name, array in fields._asdict().items()
+    }
 
 
 class BucketKey(NamedTuple):
@@ -57,24 +113,24 @@ class BucketKey(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The sizes that batches may have, each ladder ascending.
+    """The bucket sizes of each axis of a batch, ascending.
 
-    Fewer rungs make fewer programs and more padding.
+    Fewer sizes make fewer programs and more padding.
     """
 
     tokens: tuple[int, ...] = (
         128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096,
         5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768,
     )  # fmt: skip
-    grids: tuple[int, ...] = (0, *_LADDER[:16])  # 384 grids are the 768 frames of the longest clip
-    windows: tuple[int, ...] = (*_LADDER, 1536)  # the largest image has 1024, as a 200:1 strip 1359
-    chunks: tuple[int, ...] = (0, *_LADDER[:13], 160)  # 150 chunks are 300 seconds
+    grids: tuple[int, ...] = (0, *_SIZES[:16])  # 384 grids are the 768 frames of the longest clip
+    windows: tuple[int, ...] = (*_SIZES, 1536)  # the largest image has 1024, as a 200:1 strip 1359
+    chunks: tuple[int, ...] = (0, *_SIZES[:13], 160)  # 150 chunks are 300 seconds
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            ladder = getattr(self, field.name)
-            if not ladder or list(ladder) != sorted(set(ladder)):
-                raise UserError(f"buckets.{field.name}: sizes must ascend, got {ladder}")
+            sizes = getattr(self, field.name)
+            if not sizes or list(sizes) != sorted(set(sizes)):
+                raise UserError(f"buckets.{field.name}: sizes must ascend, got {sizes}")
 
 
 def bucket_of(
@@ -82,22 +138,22 @@ def bucket_of(
 ) -> BucketKey:
     """The smallest bucket that holds an example, which messages call `what`.
 
-    Raises UserError naming the size that exceeds its ladder, and the setting to lower.
+    Raises UserError naming the size that exceeds its largest bucket, and the setting to lower.
     """
     need = size_of(example, config)._asdict()
     return BucketKey(
-        *(_rung(name, size, getattr(buckets, name), what) for name, size in need.items())
+        *(_bucket_size(name, size, getattr(buckets, name), what) for name, size in need.items())
     )
 
 
-def _rung(name: str, size: int, ladder: tuple[int, ...], what: str) -> int:
-    place = bisect.bisect_left(ladder, size)
-    if place == len(ladder):
+def _bucket_size(name: str, size: int, sizes: tuple[int, ...], what: str) -> int:
+    place = bisect.bisect_left(sizes, size)
+    if place == len(sizes):
         raise UserError(
-            f"{what} needs {size} {name}, the largest bucket has {ladder[-1]}; lower "
+            f"{what} needs {size} {name}, the largest bucket has {sizes[-1]}; lower "
             f"{_REMEDIES[name]}"
         )
-    return ladder[place]
+    return sizes[place]
 
 
 def group(
@@ -222,8 +278,8 @@ def check_counts(example: Example, config: OmniConfig) -> None:
         "audio",
         example.source == AUDIO,
         example.tokens == ids.audio_token_id,
-        [_chunks(mel, config) for mel in example.mels],
-        [audio_tokens(len(mel)) for mel in example.mels],
+        [config.audio.chunks(len(mel)) for mel in example.mels],
+        [config.audio.tokens(len(mel)) for mel in example.mels],
     )
 
 
@@ -263,7 +319,7 @@ def size_of(example: Example, config: OmniConfig) -> BucketKey:
         tokens=len(example.tokens),
         grids=sum(picture.grid[0] for picture in example.vision),
         windows=max((picture.patches.shape[1] for picture in example.vision), default=0),
-        chunks=sum(_chunks(mel, config) for mel in example.mels),
+        chunks=sum(config.audio.chunks(len(mel)) for mel in example.mels),
     )
 
 
@@ -275,12 +331,8 @@ def size_of_media(media: Sequence[Medium], config: OmniConfig) -> BucketKey:
         tokens=sum(medium_tokens(medium, config) for medium in media),
         grids=sum(t for t, _, _ in grids),
         windows=max(
-            (math.prod(frame_windows(h // merge, w // merge, config.vision)) for _, h, w in grids),
+            (math.prod(config.vision.windows(h // merge, w // merge)) for _, h, w in grids),
             default=0,
         ),
-        chunks=sum(-(-sound_frames(medium) // config.audio.chunk_frames) for medium in media),
+        chunks=sum(config.audio.chunks(sound_frames(medium)) for medium in media),
     )
-
-
-def _chunks(mel: np.ndarray, config: OmniConfig) -> int:
-    return -(-len(mel) // config.audio.chunk_frames)

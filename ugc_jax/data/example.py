@@ -1,8 +1,13 @@
-"""A file (or a bare question) -> the prompt that the model sees, and what to tell about it.
+"""A file (or a bare question) -> the prompt that the model sees, and the facts about it.
 
-load_example: path -> read_within (probe, read, fit the budget) -> take (frames, log-mel) ->
-prepare (patches) -> build_example (template, layout) -> Example
-records.py keeps what `take` gives and goes on from there: a record and its file cannot disagree.
+load_example: path -> media.clip (probe, read_clip: frames and sound within the budget) ->
+raw_medium (frames, log-mel) -> medium_input (patches) -> build_example (template, layout) ->
+Example. records.py keeps what `raw_medium` gives and goes on from there: a record and its file
+agree.
+
+Everything is numpy. All choices that depend on data (which window a patch is in, which token takes
+which feature row, what position a token has) are made here on the host, so that the device only
+runs dense programs of a few shapes.
 """
 
 import dataclasses
@@ -12,21 +17,46 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.data.features import HOP, SAMPLE_RATE, audio_tokens, log_mel, patchify
+from ugc_jax.data.features import VisionInput, log_mel, patchify
 from ugc_jax.data.positions import AUDIO, TEXT, VISION, layout
 from ugc_jax.data.prompt import Audio, ChatTokenizer, Image, Medium, Video, pieces
-from ugc_jax.data.schema import Example, VisionInput
 from ugc_jax.errors import UserError
-from ugc_jax.media.clip import Clip, probe, read_clip
-from ugc_jax.media.framing import Plan, Source, plan_frames
+from ugc_jax.media.clip import DecodedClip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.models.qwen2_5_omni.config import OmniConfig, VisionConfig
+from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
 REFERENCE_FPS = 2.0  # the rate that the reference assumes for every video (spec 7.3)
 
 
-class Taken(NamedTuple):
-    """What a medium gives to a prompt, before it is cut into patches; records hold this.
+class Example(NamedTuple):
+    """One prompt (or one prompt with its answer), unpadded.
+
+    tokens: i32[T].
+    positions: i32[3, T], (time, height, width) rotary positions.
+    next_position: on all three axes, of the first token generated after the prompt.
+    source: i8[T], 0 for a text token, 1 for one that takes a row of the vision encoder's output,
+      2 for one that takes a row of the audio encoder's.
+    row: i32[T, 2], where that row is. For source 1 (temporal grid, cell of the grid in window
+      order), for source 2 (chunk, token of the chunk), 0 for text. Grids are numbered through all
+      vision inputs, chunks through all sounds.
+    vision: the images and videos in prompt order.
+    mels: f32[frames, 128], the log-mel of each sound in prompt order.
+    target: bool[T], the tokens to train on: an assistant's text and its end of turn. All False in a
+      prompt without an answer.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    next_position: int
+    source: np.ndarray
+    row: np.ndarray
+    vision: tuple[VisionInput, ...]
+    mels: tuple[np.ndarray, ...]
+    target: np.ndarray
+
+
+class RawMedium(NamedTuple):
+    """A medium before its frames are cut into patches; records hold this.
 
     kind: "video", "image" or "audio". frames: u8[n, h, w, 3], None for a sound.
     seconds_per_grid: duration of a temporal grid (two frames), 0 unless video.
@@ -39,10 +69,11 @@ class Taken(NamedTuple):
     mel: np.ndarray | None
 
 
-class Loaded(NamedTuple):
-    """A medium ready for a prompt: its facts for the layout and its features.
+class MediumInput(NamedTuple):
+    """A medium ready for a prompt.
 
-    piece: its size. vision: patches, None for a sound. mel: f32[frames, 128], None without sound.
+    piece: its size, for the layout. vision: patches, None for a sound. mel: f32[frames, 128], None
+    without sound.
     """
 
     piece: Medium
@@ -89,19 +120,18 @@ def load_example(
             f"question: with the system prompt it has {text_tokens} tokens, the budget is "
             f"{budget}; shorten it or raise max_tokens"
         )
-    clip, media, notes = None, [], []
+    clip, media = None, []
     if path is not None:
-        clip, notes = read_within(probe(path), settings, budget - text_tokens, config)
-        media = [load_medium(clip, settings, config)]
-        notes = [*notes, *sound_notes(clip, media[0].mel, settings)]
+        clip = read_clip(probe(path), settings, budget - text_tokens, config)
+        media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
     messages = _messages(settings, None if clip is None else clip.source.kind)
     example = build_example(messages, media, tokenizer, config)
-    return example, _info(example, clip, media, notes)
+    return example, _info(example, clip, media)
 
 
 def build_example(
     messages: Sequence[dict],
-    media: Sequence[Loaded],
+    media: Sequence[MediumInput],
     tokenizer: ChatTokenizer,
     config: OmniConfig,
     generation_prompt: bool = True,
@@ -119,34 +149,26 @@ def build_example(
     )
 
 
-def load_medium(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Loaded:
-    """Features and layout facts of a clip. Raises UserError for a sound file without a sample."""
-    return prepare(take(clip, settings, config), config.vision)
-
-
-def take(clip: Clip, settings: ClipSettings, config: OmniConfig) -> Taken:
-    """Frames and log-mel of a clip. Raises UserError for a sound file without a sample."""
-    kind, waveform = clip.source.kind, clip.waveform
-    mel = None if waveform is None or not len(waveform) else log_mel(waveform)
-    if kind == "audio" and mel is None:
-        raise UserError(f"{clip.source.path}: no sound to caption; check the file, start and end")
-    seconds_per_grid = 0.0
+def raw_medium(clip: DecodedClip, settings: ClipSettings, config: VisionConfig) -> RawMedium:
+    """Frames and log-mel of a clip."""
+    kind, seconds_per_grid = clip.source.kind, 0.0
     if kind == "video":
         fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
-        seconds_per_grid = config.vision.temporal_patch_size / fps
-    return Taken(kind, clip.frames, seconds_per_grid, None if kind == "image" else mel)
+        seconds_per_grid = config.temporal_patch_size / fps
+    mel = None if clip.waveform is None else log_mel(clip.waveform)
+    return RawMedium(kind, clip.frames, seconds_per_grid, mel)
 
 
-def prepare(taken: Taken, config: VisionConfig) -> Loaded:
-    """Cut a medium's frames into patches, and tell its size."""
-    frames, mel = taken.frames, taken.mel
+def medium_input(raw: RawMedium, config: VisionConfig) -> MediumInput:
+    """Cut a medium's frames into patches, and state its size."""
+    frames, mel = raw.frames, raw.mel
     size = (0, 0, 0) if frames is None else frames.shape[:3]
     mel_frames = None if mel is None else len(mel)
-    piece = size_of(taken.kind, size, taken.seconds_per_grid, mel_frames, config)
-    return Loaded(piece, None if frames is None else patchify(frames, config), mel)
+    piece = medium_size(raw.kind, size, raw.seconds_per_grid, mel_frames, config)
+    return MediumInput(piece, None if frames is None else patchify(frames, config), mel)
 
 
-def size_of(
+def medium_size(
     kind: str,
     size: tuple[int, int, int],
     seconds_per_grid: float,
@@ -170,126 +192,13 @@ def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
     ]
 
 
-# ---- the token budget ----------------------------------------------------------------------------
-
-
 def _text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
     """Tokens of the text around a medium, which is tokenized in two parts."""
     (around,) = pieces(_messages(dataclasses.replace(settings, question=""), None), [], tokenizer)
     return len(around.ids) + len(tokenizer.encode(settings.question))
 
 
-def read_within(
-    source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
-) -> tuple[Clip, list[str]]:
-    """Read a clip so that picture, sound and markers take at most `allowance` tokens.
-
-    settings: resolved. Returns the clip and notes of what was given up. Raises UserError if the
-    file cannot be read or does not fit however small.
-    """
-    allowance -= 4 if source.kind == "video" else 2  # markers
-    if source.kind == "audio":
-        clip = read_clip(source, settings)
-        excess = _sound_tokens(clip) - allowance
-        if excess > 0:
-            raise UserError(
-                f"{source.path}: sound needs {excess} tokens more than the budget has; raise "
-                "max_tokens, or lower max_audio_seconds or end"
-            )
-        return clip, []
-    seconds = min(_sound_seconds(source, settings), settings.max_audio_seconds)
-    sound = audio_tokens(int(seconds * SAMPLE_RATE / HOP) + 10) if seconds else 0  # rounded up
-    while True:
-        fitted, notes = _fit(source, settings, allowance - sound, config)
-        clip = read_clip(source, fitted)
-        sound = _sound_tokens(clip)
-        if _cells(*clip.frames.shape[:3], config) + sound <= allowance:
-            return clip, notes
-        # The packets told of less sound than there is: fit again, now with what was found.
-
-
-def _sound_tokens(clip: Clip) -> int:
-    return 0 if clip.waveform is None else audio_tokens(-(-len(clip.waveform) // HOP))
-
-
-def _sound_seconds(source: Source, settings: ClipSettings) -> float:
-    """Seconds of sound that are asked for and there, by the times of the file's packets."""
-    if not (settings.audio and source.has_audio):
-        return 0.0
-    end = source.audio_seconds if settings.end is None else min(settings.end, source.audio_seconds)
-    return max(end - (settings.start or 0.0), 0.0)
-
-
-def _fit(
-    source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
-) -> tuple[ClipSettings, list[str]]:
-    """Settings with which the picture takes at most `allowance` tokens, and notes of the changes.
-
-    Pixels are given up first, then frames. Raises UserError if that is not enough.
-    """
-    wanted = plan_frames(source, settings)
-    notes = []
-    if source.kind == "video" and len(wanted.indices) + 1 < (settings.frames or 0):
-        notes.append(f"{settings.frames} frames are asked for, {len(wanted.indices)} are there")
-    if _tokens(wanted, config) <= allowance:
-        return settings, notes
-    prefix = "image_" if source.kind == "image" else ""
-    pairs = -(-len(wanted.indices) // config.vision.temporal_patch_size)
-    pixels = allowance // pairs * config.vision.cell_pixels**2
-    least = getattr(settings, f"{prefix}min_pixels")
-    settings = dataclasses.replace(settings, **{f"{prefix}max_pixels": max(pixels, least)})
-    plan = plan_frames(source, settings)
-    if _tokens(plan, config) > allowance and source.kind == "video":
-        per_grid = plan.height * plan.width // config.vision.cell_pixels**2
-        frames = max(allowance // per_grid, 1) * config.vision.temporal_patch_size
-        settings = dataclasses.replace(settings, fps=None, frames=frames)
-        plan = plan_frames(source, settings)
-    if _tokens(plan, config) > allowance:
-        raise UserError(
-            f"{source.path}: picture needs {_tokens(plan, config)} tokens even as {_size(plan)}, "
-            f"and {max(allowance, 0)} are left; raise max_tokens, lower {prefix}min_pixels or "
-            "max_audio_seconds, or choose start and end"
-        )
-    need = f"picture needs {_tokens(wanted, config)} tokens, the budget has {allowance} left"
-    return settings, [*notes, f"{need}: {_size(wanted)} became {_size(plan)}"]
-
-
-def _tokens(plan: Plan, config: OmniConfig) -> int:
-    return _cells(len(plan.indices), plan.height, plan.width, config)
-
-
-def _cells(frames: int, height: int, width: int, config: OmniConfig) -> int:
-    """Tokens of so many frames: merged cells of the frame pairs."""
-    pairs = -(-frames // config.vision.temporal_patch_size)
-    return pairs * height * width // config.vision.cell_pixels**2
-
-
-def _size(plan: Plan) -> str:
-    count = len(plan.indices)
-    return f"{f'{count} frames of ' if count > 1 else ''}{plan.width}x{plan.height}"
-
-
-# ---- the report ----------------------------------------------------------------------------------
-
-
-def sound_notes(clip: Clip, mel: np.ndarray | None, settings: ClipSettings) -> list[str]:
-    """What became of a clip's sound, where it is not simply in the prompt."""
-    if clip.source.kind == "image":
-        return []
-    if not clip.source.has_audio:
-        return ["no sound in the file"]
-    if mel is None:
-        return ["no sound between start and end" if settings.audio else "sound left out, as asked"]
-    if not audio_tokens(len(mel)):
-        return ["the sound is too short to give a token"]
-    seconds, limit = _sound_seconds(clip.source, settings), settings.max_audio_seconds
-    if seconds > limit + 0.1:  # a codec's padding is no loss
-        cut = f"sound of {seconds:.1f} s is cut at {limit:g} s"
-        return [f"{cut}; raise max_audio_seconds to keep more"]
-    return []
-
-
-def _info(example: Example, clip: Clip | None, media: list[Loaded], notes: list[str]) -> ClipInfo:
+def _info(example: Example, clip: DecodedClip | None, media: list[MediumInput]) -> ClipInfo:
     frames, sample_fps, seconds, grid = 0, 0.0, 0.0, None
     if clip is not None:
         frames = 0 if clip.frames is None else len(clip.frames)
@@ -309,5 +218,5 @@ def _info(example: Example, clip: Clip | None, media: list[Loaded], notes: list[
         video_tokens=video,
         audio_tokens=audio,
         text_tokens=text,
-        notes=tuple(notes),
+        notes=() if clip is None else tuple(clip.notes),
     )

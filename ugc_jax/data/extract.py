@@ -22,16 +22,17 @@ from typing import NamedTuple
 
 from etils import epath
 
-from ugc_jax import __version__
+from ugc_jax import __version__, files
 from ugc_jax.data import records
-from ugc_jax.data.example import Taken, read_within, sound_notes, take
+from ugc_jax.data.example import RawMedium, raw_medium
 from ugc_jax.data.manifest import Row
 from ugc_jax.data.prompt import media_kinds
-from ugc_jax.data.records import GEOMETRY, Facts, Storage, shard_name, write_text
+from ugc_jax.data.records import MediumFacts, Storage, shard_name
 from ugc_jax.data.workers import work
 from ugc_jax.errors import UserError
-from ugc_jax.media.clip import probe
+from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 
 REPORTS, FAILURES = "shards", "failures.jsonl"
 
@@ -47,7 +48,7 @@ class Shard(NamedTuple):
     storage: Storage
 
 
-class Report(NamedTuple):
+class ShardReport(NamedTuple):
     """A finished shard. lines: of index.jsonl. failures: {"id", "media", "error"} of each."""
 
     name: str
@@ -94,18 +95,18 @@ class Extraction:
             for number, rows in enumerate(parts)
         ]
 
-    def begin(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
+    def prepare(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
         """Make the folder ready and return the shards that are still to be made.
 
         overwrite: throw away what is there. retry: make shards with failures again.
         Raises UserError if the folder holds something else or an extraction with other settings.
         """
-        plan = self._plan()
+        settings = self._settings()
         path = self.directory / records.EXTRACTION
         if overwrite and path.exists():
             self._clear()
         elif path.exists():
-            self._compare(path, plan)
+            self._compare(path, settings)
         elif self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: is a file; choose another output")
         elif self.directory.exists() and any(self.directory.iterdir()):
@@ -124,7 +125,7 @@ class Extraction:
                 for name in ("av", "numpy", "pillow", "librosa", "array_record")
             }
             made_by = {"ugc_jax": __version__, **versions}
-            write_text(path, json.dumps(plan | {"versions": made_by}, indent=1) + "\n")
+            files.write_json(path, settings | {"versions": made_by})
         missing = [
             shard
             for shard in self.shards()
@@ -144,12 +145,12 @@ class Extraction:
             )
             lines += report.lines
             failures += report.failures
-        text = "".join(json.dumps(failure) + "\n" for failure in failures)
-        write_text(self.directory / FAILURES, text)
+        text = files.to_lines(failures)
+        files.write_text(self.directory / FAILURES, text, errors="backslashreplace")
         records.write_index(self.directory, lines, shards, self.storage)
         return Totals(len(lines), len(failures), sum(shard["bytes"] for shard in shards))
 
-    def _plan(self) -> dict:
+    def _settings(self) -> dict:
         """What must be equal for finished shards to be kept."""
         digest = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
         return {
@@ -169,23 +170,21 @@ class Extraction:
             (self.directory / REPORTS).rmtree()
         (self.directory / records.EXTRACTION).unlink()
 
-    def _compare(self, path: epath.Path, plan: dict):
-        """Raise UserError unless `path` tells of an extraction by the same plan."""
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{path}: unreadable; overwrite=true makes this folder anew") from None
-        for part, wanted in plan.items():
-            there = found.get(part)
-            if there == wanted:
+    def _compare(self, path: epath.Path, settings: dict):
+        """Raise UserError unless `path` describes an extraction with the same settings."""
+        earlier = files.read_json(path, "overwrite=true makes this folder anew")
+        for part, wanted in settings.items():
+            found = earlier.get(part)
+            if found == wanted:
                 continue
             if part == "rows":
                 what = "the manifest has changed since"
             elif isinstance(wanted, dict):
-                name = next(name for name in wanted if (there or {}).get(name) != wanted[name])
-                what = f"{name} was {(there or {}).get(name)!r:.60} and is now {wanted[name]!r:.60}"
+                found = found or {}
+                name = next(name for name in wanted if found.get(name) != wanted[name])
+                what = f"{name} was {found.get(name)!r:.60} and is now {wanted[name]!r:.60}"
             else:
-                what = f"{part} was {there!r} and is now {wanted!r}"
+                what = f"{part} was {found!r} and is now {wanted!r}"
             raise UserError(
                 f"{self.directory}: holds an extraction with other settings ({what}); "
                 "choose another output, or overwrite=true to make it anew"
@@ -199,12 +198,12 @@ def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
     shard are done again. Raises UserError if the disk refuses.
     """
     tasks = deque((shard, {}) for shard in shards)
-    at: dict[int, str | None] = {}  # shard number -> the row that its process is reading
-    told: set[tuple[int, str]] = set()  # rows that have been yielded
+    reading: dict[int, str | None] = {}  # shard number -> the row that its process is reading
+    yielded: set[tuple[int, str]] = set()  # (shard number, row)
     for event in work(extract_shard, tasks, workers):
         shard, fatal = event.task
         if event.died is not None:
-            row = at.pop(shard.number, None)
+            row = reading.pop(shard.number, None)
             if row is None:
                 raise UserError(
                     f"{_record_path(shard)}: its process died (status {event.died}); free memory "
@@ -214,9 +213,9 @@ def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
             tasks.appendleft((shard, fatal | {row: reason}))
         elif not event.done:
             row, result = event.value
-            at[shard.number] = row if result is None else None
-            if result is not None and (shard.number, row) not in told:
-                told.add((shard.number, row))
+            reading[shard.number] = row if result is None else None
+            if result is not None and (shard.number, row) not in yielded:
+                yielded.add((shard.number, row))
                 yield result
 
 
@@ -260,12 +259,12 @@ def _report_path(shard: Shard) -> epath.Path:
     return epath.Path(shard.directory) / REPORTS / f"{shard.number:05d}-of-{shard.count:05d}.json"
 
 
-def read_report(shard: Shard) -> Report | None:
+def read_report(shard: Shard) -> ShardReport | None:
     """The report of a shard that is finished and whole; None otherwise."""
     try:
-        report = Report(**json.loads(_report_path(shard).read_text()))
+        report = ShardReport(**files.read_json(_report_path(shard), "make its shard"))
         whole = _record_path(shard).stat().length == report.bytes
-    except (OSError, ValueError, TypeError):
+    except (UserError, OSError, TypeError):
         return None
     return report if whole else None
 
@@ -313,8 +312,8 @@ def extract_shard(
             ) from None
         finally:
             new.unlink(missing_ok=True)
-    report = Report(final.name, size, lines, failures)
-    write_text(_report_path(shard), json.dumps(report._asdict()))
+    report = files.to_lines([ShardReport(final.name, size, lines, failures)._asdict()])
+    files.write_text(_report_path(shard), report, errors="backslashreplace")
 
 
 def _try_row(row: Row, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
@@ -347,28 +346,30 @@ def extract_row(row: Row, clip: ClipSettings, storage: Storage) -> tuple[dict, b
         "extra": row.extra,
         "media": [facts._asdict() for facts, _ in media],
     }
-    return line, records.encode(line, [taken for _, taken in media], storage)
+    return line, records.encode(line, [raw for _, raw in media], storage)
 
 
-def _read(path: str, kind: str, clip: ClipSettings, allowance: int) -> tuple[Facts, Taken]:
-    """One medium, with what the index tells of it. kind: what the messages call it."""
+def _read(
+    path: str, kind: str, settings: ClipSettings, allowance: int
+) -> tuple[MediumFacts, RawMedium]:
+    """One medium, with what the index holds of it. kind: what the messages call it."""
     source = probe(path)
     if source.kind != kind:
         raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")
-    read, notes = read_within(source, clip, allowance, GEOMETRY)
-    taken = take(read, clip, GEOMETRY)
-    frames, height, width = (0, 0, 0) if taken.frames is None else taken.frames.shape[:3]
-    facts = Facts(
+    clip = read_clip(source, settings, allowance, GEOMETRY)
+    raw = raw_medium(clip, settings, GEOMETRY.vision)
+    frames, height, width = (0, 0, 0) if raw.frames is None else raw.frames.shape[:3]
+    facts = MediumFacts(
         kind=kind,
         path=path,
         frames=frames,
         height=height,
         width=width,
-        seconds_per_grid=taken.seconds_per_grid,
-        mel_frames=None if taken.mel is None else len(taken.mel),
+        seconds_per_grid=raw.seconds_per_grid,
+        mel_frames=None if raw.mel is None else len(raw.mel),
         has_sound=source.has_audio,
         fps=source.fps,
-        instants=[round(time, 6) for time in read.times.tolist()],
-        notes=[*notes, *sound_notes(read, taken.mel, clip)],
+        instants=[round(time, 6) for time in clip.times.tolist()],
+        notes=clip.notes,
     )
-    return facts, taken
+    return facts, raw

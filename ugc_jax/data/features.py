@@ -1,67 +1,52 @@
-"""Pixels to patches and sound to log-mel, on the host; the layouts are those of `schema`.
+"""Pixels to patches (`VisionInput`) and sound to log-mel, on the host.
 
 Frames stay bytes: the device normalises them, so that a batch costs a quarter of the transfer and
 of the host memory that floats would cost.
 """
 
 import functools
-import math
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from ugc_jax.data.schema import VisionInput
-from ugc_jax.errors import UserError
-from ugc_jax.models.qwen2_5_omni.config import AudioConfig, VisionConfig
+from ugc_jax.models.qwen2_5_omni.config import (
+    FFT,
+    HOP,
+    MEL_BINS,
+    SAMPLE_RATE,
+    AudioConfig,
+    VisionConfig,
+)
 
-MAX_ASPECT_RATIO = 200
-
-SAMPLE_RATE = 16_000
-FFT = 400  # samples of an analysis window: 25 ms
-HOP = 160  # samples between windows: 10 ms
-MEL_BINS = 128
 REFERENCE_SAMPLES = 300 * SAMPLE_RATE  # the reference pads every sound with silence to this length
 
 
 # ---- picture -------------------------------------------------------------------------------------
 
 
-def smart_resize(
-    height: int, width: int, min_pixels: float, max_pixels: float, factor: int = 28
-) -> tuple[int, int]:
-    """Nearest size with sides that `factor` divides and an area within the limits (spec 4.2).
+class VisionInput(NamedTuple):
+    """One image or video, cut into patches in window order.
 
-    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely
-    long frame.
+    A temporal grid is a pair of frames (an image is one frame twice). Its patches are laid out
+    window by window; every window has K = 64 places in the order (cell row, cell column, patch
+    row, patch column), and windows at the edges are padded.
+
+    patches: u8[t, windows, K, patch_dim], the pixels of a patch in the order (channel, frame of
+      the pair, row, column); padding is 0.
+    coords: i32[t, windows, K, 2], (row, column) of the patch in its frame, counted in patches;
+      -1 marks padding.
+    grid: (t, h, w) counted in patches, as the reference's `video_grid_thw`.
     """
-    if min(height, width) < 1:
-        raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise UserError(
-            f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip"
-        )
-    sides = (height, width)
-    rounded = [max(factor, round(side / factor) * factor) for side in sides]
-    if math.prod(rounded) > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        rounded = [max(factor, math.floor(side / shrink / factor) * factor) for side in sides]
-    elif math.prod(rounded) < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        rounded = [math.ceil(side * grow / factor) * factor for side in sides]
-    return rounded[0], rounded[1]
 
-
-def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """u8[h, w, 3] -> u8[height, width, 3] by PIL's antialiased bicubic filter."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    patches: np.ndarray
+    coords: np.ndarray
+    grid: tuple[int, int, int]
 
 
 def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     """Cut frames u8[n, h, w, 3] into patches in window order.
 
-    h and w: multiples of `config.cell_pixels`, as `smart_resize` gives them; ValueError otherwise.
+    h and w: multiples of `config.cell_pixels`, as media gives them; ValueError otherwise.
     Frames are paired (an odd last one, or an image, with itself) and padded with zeros to whole
     windows; what is left is a transpose, done pair by pair to spare a copy of the whole clip.
     """
@@ -70,7 +55,7 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     if height % cell or width % cell:
         raise ValueError(f"frame of {width}x{height} pixels: sides must be multiples of {cell}")
     depth, side = config.temporal_patch_size, config.window_cells
-    rows, columns = frame_windows(height // cell, width // cell, config)
+    rows, columns = config.windows(height // cell, width // cell)
     grids = -(-count // depth)
 
     size = config.window_size
@@ -89,11 +74,6 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     return VisionInput(patches, np.tile(_coords(grid[1], grid[2], config), (grids, 1, 1, 1)), grid)
 
 
-def frame_windows(cell_rows: int, cell_columns: int, config: VisionConfig) -> tuple[int, int]:
-    """Windows (down, across) that cover a frame of so many merged cells."""
-    return -(-cell_rows // config.window_cells), -(-cell_columns // config.window_cells)
-
-
 @functools.lru_cache(maxsize=64)
 def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
     """i32[windows, K, 2]: (row, column) of each patch of a frame, -1 for padding.
@@ -101,7 +81,7 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
     height, width: of the frame, counted in patches.
     """
     merge, side = config.spatial_merge_size, config.window_cells
-    rows, columns = frame_windows(height // merge, width // merge, config)
+    rows, columns = config.windows(height // merge, width // merge)
     row, column = np.indices((rows * side * merge, columns * side * merge), dtype=np.int32)
     coords = np.stack([row, column], axis=-1)
     coords[(row >= height) | (column >= width)] = -1
@@ -119,7 +99,7 @@ def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
     """
     merge, side = config.spatial_merge_size, config.window_cells
     times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
-    _, columns = frame_windows(cell_rows, cell_columns, config)
+    _, columns = config.windows(cell_rows, cell_columns)
     time, row, column = np.indices((times, cell_rows, cell_columns), dtype=np.int32)
     window = row // side * columns + column // side
     place = row % side * side + column % side
@@ -171,18 +151,13 @@ def _mel_filters() -> np.ndarray:
     return np.ascontiguousarray(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS).T)
 
 
-def audio_tokens(frames: int) -> int:
-    """Tokens of a sound of so many mel frames: 25 a second (spec 2.2.5)."""
-    return ((frames - 1) // 2 - 1) // 2 + 1
-
-
 def chunk_mel(mel: np.ndarray, config: AudioConfig) -> tuple[np.ndarray, np.ndarray]:
     """Cut log-mel f32[frames, 128] into the encoder's chunks.
 
     Returns (f32[C, 200, 128] padded with 0, i32[C] valid frames of each chunk).
     """
     size = config.chunk_frames
-    chunks = -(-len(mel) // size)
+    chunks = config.chunks(len(mel))
     padded = np.zeros((chunks * size, mel.shape[1]), np.float32)
     padded[: len(mel)] = mel
     lengths = np.minimum(len(mel) - size * np.arange(chunks), size).astype(np.int32)

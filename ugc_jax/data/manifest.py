@@ -5,8 +5,8 @@ Forms: JSON Lines as released ({"videos": [...], "messages": [...]}, also "image
 """
 
 import csv
+import functools
 import io
-import json
 import mimetypes
 import os
 import re
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ugc_jax import files
 from ugc_jax.data.prompt import KINDS, ROLES
 from ugc_jax.errors import UserError
 from ugc_jax.media.find import find_clips
@@ -21,6 +22,7 @@ from ugc_jax.media.presets import ClipSettings, resolve
 
 PATH_COLUMNS = ("path", "video")
 PLACEHOLDER = re.compile(f"<({'|'.join(KINDS)})>")
+REMEDY = "name a .jsonl or .csv manifest or a folder"
 
 
 class Row(NamedTuple):
@@ -72,40 +74,27 @@ def read_manifest(
     return rows
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # spreadsheets begin with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"{path}: cannot be read ({reason}); name a .jsonl or .csv manifest or a folder"
-        ) from None
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
-    """(line number, what parses the line) of each line that is not blank."""
+    """(line number, what gives the row or raises ValueError) of each line that is not blank."""
 
-    def parse(line: str) -> dict:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"expected a JSON object, got {line:.60}")
-        return row
+    def row(line: files.Line) -> dict:
+        if line.error is not None:
+            raise ValueError(f"not JSON ({line.error})")
+        if not isinstance(line.value, dict):
+            raise ValueError(f"expected a JSON object, got {line.text:.60}")
+        return line.value
 
-    text = _text(path)
+    text = files.read_text(path, REMEDY)
     if text.lstrip().startswith("["):
         raise UserError(f"{path}: is one JSON array; write its objects one a line (.jsonl)")
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, lambda line=line: parse(line)
+    for line in files.parse_lines(text):
+        yield line.number, functools.partial(row, line)
 
 
 def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
     """(line number, what gives the row) of each row below the header."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    text = io.StringIO(_text(path), newline="")
+    text = io.StringIO(files.read_text(path, REMEDY), newline="")
     reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
 
     def parse(row: dict) -> dict:
@@ -140,8 +129,8 @@ def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
         raise ValueError(f"{column} is {path!r}, not a path")
     caption = None
     if "caption" in columns:
-        caption = _said(columns.pop("caption"), "caption")
-    solution = _said(columns.pop("solution"), "solution") if "solution" in columns else None
+        caption = _text(columns.pop("caption"), "caption")
+    solution = _text(columns.pop("solution"), "solution") if "solution" in columns else None
     row = _captioned(name, path, caption, columns, settings)
     return row._replace(media=_resolved([path], folder), solution=solution)
 
@@ -152,10 +141,10 @@ def _captioned(
     """The row of one file: the settings' question, and the caption, where there is one."""
     kind = (mimetypes.guess_type(path)[0] or "video").partition("/")[0]
     kind = kind if kind in KINDS else "video"
-    asked = [{"type": kind, kind: path}, {"type": "text", "text": settings.question}]
+    question = [{"type": kind, kind: path}, {"type": "text", "text": settings.question}]
     messages = [
         {"role": "system", "content": settings.system},
-        {"role": "user", "content": asked},
+        {"role": "user", "content": question},
         *([] if caption is None else [{"role": "assistant", "content": caption}]),
     ]
     return Row(name, messages, [path], None, extra)
@@ -171,7 +160,7 @@ def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings
         role = turn.get("role")
         if role not in ROLES:
             raise ValueError(f"messages: role {role!r} is none of {', '.join(ROLES)}")
-        content = _said(turn.get("content"), f"the {role}'s content")
+        content = _text(turn.get("content"), f"the {role}'s content")
         if role == "user":
             content = list(_parts(content, files, media))
         messages.append({"role": role, "content": content})
@@ -182,7 +171,7 @@ def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings
             raise ValueError(f"{kind}s lists {left} more files than messages have <{kind}>")
     if messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system})
-    solution = _said(columns.pop("solution"), "solution") if "solution" in columns else None
+    solution = _text(columns.pop("solution"), "solution") if "solution" in columns else None
     return Row(name, messages, _resolved(media, folder), solution, columns)
 
 
@@ -207,7 +196,7 @@ def _files(columns: dict, column: str) -> list[str]:
     return paths
 
 
-def _said(text: object, name: str) -> str:
+def _text(text: object, name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} is {'empty' if text in ('', None) else f'{text!r:.60}'}")
     try:

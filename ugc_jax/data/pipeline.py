@@ -20,12 +20,12 @@ import grain
 import numpy as np
 from absl import flags
 
-from ugc_jax.data.batching import collate_rows
-from ugc_jax.data.example import build_example
+from ugc_jax.data.batching import Batch, collate_rows
+from ugc_jax.data.example import Example, build_example
 from ugc_jax.data.planning import (
     DataConfig,
+    DataPlan,
     ExampleSet,
-    Plan,
     RowsConfig,
     make_plan,
     parse_mixture,
@@ -34,8 +34,7 @@ from ugc_jax.data.planning import (
     weighted,
 )
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.records import Entry, RecordSource
-from ugc_jax.data.schema import Batch, Example
+from ugc_jax.data.records import IndexEntry, RecordSource
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
@@ -130,7 +129,7 @@ class Pipeline:
     plan: of the whole run, the same in all processes; `len(plan)` steps. data: its settings.
     """
 
-    def __init__(self, plan: Plan, loader: "Loader", data: RowsConfig):
+    def __init__(self, plan: DataPlan, loader: "Loader", data: RowsConfig):
         self.plan, self.data, self._loader = plan, data, loader
 
     def __len__(self) -> int:
@@ -143,7 +142,7 @@ class Pipeline:
         """This process's rows of one step, read here and now."""
         return self._loader(step)
 
-    def entries(self, step: int) -> list[Entry | None]:
+    def entries(self, step: int) -> list[IndexEntry | None]:
         """What stands in the rows of a step, in those of all processes; None: an empty row.
 
         Of rows of one example each. Known without opening a record.
@@ -238,7 +237,7 @@ class Loader:
     """
 
     sources: Sequence[RecordSource]
-    plan: Plan
+    plan: DataPlan
     tokenizer: ChatTokenizer
     model: OmniConfig
     rows: Sequence[int]
@@ -280,7 +279,7 @@ def _init_worker(index: int, count: int) -> None:
 class Prompt(NamedTuple):
     """A question put to the model. answer: the one on record, None without."""
 
-    entry: Entry
+    entry: IndexEntry
     example: Example
     answer: str | None
 

@@ -19,7 +19,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ugc_jax.data.batching import BucketKey, Buckets, size_of_media
-from ugc_jax.data.packing import pack
 from ugc_jax.data.prompt import ChatTokenizer, text_counts
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -43,7 +42,7 @@ class RowsConfig:
     shuffle: bool = True  # false: the order of the folder, as far as rows of one shape keep it
     seed: int = 0  # of the order
     grids: int | None = None  # pairs of frames in a row (default: what the data needs)
-    windows: int | None = None  # 112-pixel windows of a frame (default: what the data needs)
+    windows: int | None = None  # attention windows of a frame (default: what the data needs)
     chunks: int | None = None  # two-second chunks of sound in a row (default: what the data needs)
     workers: int = 1  # processes that read and lay out batches; 0: a thread of this process
     read_ahead: int = 2  # batches that each of them holds ready
@@ -86,7 +85,7 @@ class Step(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class DataPlan:
     """All steps of a run; the rows of a step share a shape. `len(plan)` is the number of steps.
 
     buckets: the shapes. bucket: i32[steps], which of them. starts: i64[steps * batch_size + 1],
@@ -128,13 +127,13 @@ class Plan:
         )
 
 
-# ---- what there is -------------------------------------------------------------------------------
+# ---- data sets -----------------------------------------------------------------------------------
 
 
 def training_set(
     name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
-    """The entries (records.Entry) that have an answer and fit a row.
+    """The entries (records.IndexEntry) that have an answer and fit a row.
 
     What is dropped is counted and logged. Raises UserError if nothing is left.
     """
@@ -171,18 +170,18 @@ def _fitting(
             largest = sizes[excess, axis].max()
             reasons.append(f"{excess.sum()} over data.{field}={limit} (up to {largest})")
             kept = kept & ~excess
-    told = f"{len(kept) - kept.sum()} of {len(kept)} examples are dropped: {', '.join(reasons)}"
+    dropped = f"{len(kept) - kept.sum()} of {len(kept)} examples are dropped: {', '.join(reasons)}"
     if not kept.any():
-        raise UserError(f"{name}: no example to train on; {told}")
+        raise UserError(f"{name}: no example to train on; {dropped}")
     if reasons:
-        logger.warning("%s: %s", name, told)
-    said = json.dumps([(entry.id, _said(entry.messages), entry.solution) for entry in entries])
-    digest = hashlib.sha256(said.encode()).hexdigest()
+        logger.warning("%s: %s", name, dropped)
+    content = json.dumps([(entry.id, _texts(entry.messages), entry.solution) for entry in entries])
+    digest = hashlib.sha256(content.encode()).hexdigest()
     numbers = np.flatnonzero(kept)
     return ExampleSet(name, numbers, sizes[kept], digest, draws=len(numbers))
 
 
-def _said(messages: Sequence[dict]) -> list:
+def _texts(messages: Sequence[dict]) -> list:
     """Their texts, without the names of files, which may move."""
     return [
         content if isinstance(content, str) else [part.get("text") for part in content]
@@ -230,19 +229,19 @@ def make_plan(
     steps: int | None = None,
     epochs: float = 1.0,
     one_shape: bool = False,
-) -> Plan:
+) -> DataPlan:
     """Lay out `steps` steps or, without them, `epochs` passes over the data.
 
     Rows of one shape are gathered to steps in the order in which they come; what an epoch leaves
     over goes with the next one's, and at the end of the passes empty rows fill up. A longer run
     begins with the same full steps. one_shape: rows of one example have the largest one's shape.
     """
-    deck = _Deck(sets, data, one_shape)
+    sampler = _EpochSampler(sets, data, one_shape)
     rows: list[np.ndarray] = []
     kinds: list[int] = []
     waiting: dict[int, list[np.ndarray]] = {}
-    for row in deck.rows(None if steps else epochs):
-        kind = int(deck.kind[row[0]])
+    for row in sampler.rows(None if steps else epochs):
+        kind = int(sampler.kind[row[0]])
         waiting.setdefault(kind, []).append(row)
         if len(waiting[kind]) == data.batch_size:
             rows += waiting.pop(kind)
@@ -255,21 +254,21 @@ def make_plan(
         rows += group + [empty] * (data.batch_size - len(group))
         kinds.append(kind)
     drawn = np.concatenate(rows)
-    places = data.batch_size * sum(deck.buckets[kind].tokens for kind in kinds)
-    return Plan(
+    places = data.batch_size * sum(sampler.buckets[kind].tokens for kind in kinds)
+    return DataPlan(
         batch_size=data.batch_size,
-        buckets=deck.buckets,
+        buckets=sampler.buckets,
         bucket=np.array(kinds, np.int32),
         starts=np.cumsum([0, *map(len, rows)]),
-        items=deck.items[drawn],
-        steps_per_epoch=len(deck.first_epoch) / data.batch_size,
-        fill=float(deck.sizes[drawn, 0].sum() / places),
-        fingerprint=_fingerprint(sets, deck.buckets, data),
+        items=sampler.items[drawn],
+        steps_per_epoch=len(sampler.first_epoch) / data.batch_size,
+        fill=float(sampler.sizes[drawn, 0].sum() / places),
+        fingerprint=_fingerprint(sets, sampler.buckets, data),
     )
 
 
-class _Deck:
-    """The examples of all sets, numbered through, dealt out epoch by epoch.
+class _EpochSampler:
+    """The rows of one epoch after the other; the examples of all sets are numbered through.
 
     sizes: i64[n, 4]. items: i32[n, 2], (data set, record). buckets: the shapes of rows. kind:
     i64[n], the shape of an example's row. first_epoch: its rows.
@@ -335,6 +334,33 @@ class _Deck:
         return np.concatenate(orders)[first % n :][:draws]
 
 
+def pack(sizes: np.ndarray, limit: np.ndarray) -> list[np.ndarray]:
+    """Distribute items over as few rows as best-fit decreasing finds, within several limits.
+
+    sizes: i64[n, k], k sizes of each item. limit: i64[k], what the items of a row may have in all;
+    every item fits alone. Items go in the order of the share that they take of their scarcest
+    limit, each to the row, of those where it fits, with the least of the first size left. Returns
+    the items of each row, i64[m], ascending, rows in the order of their first items.
+    """
+    scarcest = (sizes / np.maximum(limit, 1)).max(axis=1)
+    free = np.empty_like(sizes)
+    row_of = np.empty(len(sizes), np.int64)
+    rows = 0
+    for item in np.argsort(-scarcest, kind="stable").tolist():
+        size = sizes[item]
+        fitting = np.flatnonzero((free[:rows] >= size).all(axis=1))
+        if len(fitting):
+            row = fitting[free[fitting, 0].argmin()]
+        else:
+            row, rows = rows, rows + 1
+            free[row] = limit
+        free[row] -= size
+        row_of[item] = row
+    order = np.argsort(row_of, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(row_of))[:-1])
+    return sorted(members, key=lambda row: row[0])
+
+
 Shapes = tuple[tuple[BucketKey, ...], np.ndarray]
 
 
@@ -348,28 +374,28 @@ def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Sha
     need = sizes.max(axis=0)
     of_average = np.ceil(SLACK * data.tokens * average).astype(np.int64)
     need[_SUMMED] = np.maximum(need, of_average)[_SUMMED]
-    return (_rung(need, data)._replace(tokens=data.tokens),), np.zeros(len(sizes), np.int64)
+    return (_next_sizes(need, data)._replace(tokens=data.tokens),), np.zeros(len(sizes), np.int64)
 
 
 def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shapes:
-    """A shape for each rung of the ladder of tokens: one by all four sizes would be many more."""
-    lengths = [rung for rung in Buckets().tokens if rung < data.tokens] + [data.tokens]
-    rungs = np.searchsorted(lengths, sizes[:, 0])
+    """A shape for each bucket size of tokens: one by all four sizes would be many more."""
+    lengths = [length for length in Buckets().tokens if length < data.tokens] + [data.tokens]
+    bucket = np.searchsorted(lengths, sizes[:, 0])
     if one_shape:
-        rungs = np.full_like(rungs, rungs.max())
-    found, kind = np.unique(rungs, return_inverse=True)
+        bucket = np.full_like(bucket, bucket.max())
+    used, kind = np.unique(bucket, return_inverse=True)
     shapes = [
-        _rung(sizes[rungs == rung].max(axis=0), data)._replace(tokens=lengths[rung])
-        for rung in found
+        _next_sizes(sizes[bucket == number].max(axis=0), data)._replace(tokens=lengths[number])
+        for number in used
     ]
     return tuple(shapes), kind
 
 
-def _rung(need: np.ndarray, data: RowsConfig) -> BucketKey:
-    """The sizes that the settings give, or else the ladders' next above the need."""
+def _next_sizes(need: np.ndarray, data: RowsConfig) -> BucketKey:
+    """The sizes that the settings give, or else the next bucket sizes above the need."""
     sizes = {}
     for field, size in zip(BucketKey._fields, need.tolist(), strict=True):
-        above = [rung for rung in getattr(Buckets(), field) if rung >= size]
+        above = [larger for larger in getattr(Buckets(), field) if larger >= size]
         given = getattr(data, field)
         sizes[field] = (above or [size])[0] if given is None else given
     return BucketKey(**sizes)

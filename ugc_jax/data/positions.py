@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.data.features import audio_tokens, vision_rows
+from ugc_jax.data.features import vision_rows
 from ugc_jax.data.prompt import Audio, Image, Medium, Piece, Text, Video
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
@@ -23,7 +23,7 @@ TEXT, VISION, AUDIO = 0, 1, 2  # values of `source`
 
 
 class Layout(NamedTuple):
-    """T tokens of a prompt: the fields of the same names in `schema.Example`."""
+    """T tokens of a prompt: the fields of the same names in `example.Example`."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -58,7 +58,7 @@ def layout(pieces: Sequence[Piece], config: OmniConfig) -> Layout:
         else:
             part = _medium(piece, grids, chunks, config)
             grids += 0 if isinstance(piece, Audio) else piece.grid[0]
-            chunks += -(-sound_frames(piece) // config.audio.chunk_frames)
+            chunks += config.audio.chunks(sound_frames(piece))
         parts.append(part._replace(positions=part.positions + np.int32(position)))
         position += part.end
     joined = _join(parts, end=position)
@@ -71,7 +71,7 @@ def medium_tokens(medium: Medium, config: OmniConfig) -> int:
     if not isinstance(medium, Audio):
         markers, count = 2, math.prod(medium.grid) // config.vision.spatial_merge_size**2
     if isinstance(medium, Audio) or (isinstance(medium, Video) and medium.audio_frames is not None):
-        markers, count = markers + 2, count + audio_tokens(sound_frames(medium))
+        markers, count = markers + 2, count + config.audio.tokens(sound_frames(medium))
     return markers + count
 
 
@@ -135,7 +135,7 @@ def _picture(piece: Image | Video, first_grid: int, config: OmniConfig) -> _Part
 
 def _sound(frames: int, first_chunk: int, config: OmniConfig) -> _Part:
     """Tokens of a sound, one a position (40 ms)."""
-    n = audio_tokens(frames)
+    n = config.audio.tokens(frames)
     index = np.arange(n, dtype=np.int32)
     chunk_tokens = config.audio.chunk_tokens
     rows = np.stack([first_chunk + index // chunk_tokens, index % chunk_tokens], axis=1)

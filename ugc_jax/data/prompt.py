@@ -19,27 +19,12 @@ import tokenizers
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import TokenIds
+from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM, SPELLINGS
 
-DEFAULT_SYSTEM = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
 # The kinds of medium, and the keys by which a part without a "type" shows its kind, in the
 # template's order.
 KINDS = {"image": ("image", "image_url"), "audio": ("audio", "audio_url"), "video": ("video",)}
-
-# How the special tokens of config.tokens are spelled in the tokenizer (spec 3.1).
-SPELLINGS = {
-    "pad_token_id": "<|endoftext|>",
-    "bos_token_id": "<|im_start|>",
-    "eos_token_id": "<|im_end|>",
-    "audio_token_id": "<|AUDIO|>",
-    "audio_start_token_id": "<|audio_bos|>",
-    "audio_end_token_id": "<|audio_eos|>",
-    "vision_start_token_id": "<|vision_bos|>",
-    "vision_end_token_id": "<|vision_eos|>",
-    "image_token_id": "<|IMAGE|>",
-    "video_token_id": "<|VIDEO|>",
-}
-
 
 _COUNTED = 1024  # texts that are counted at a time: bounds memory
 

@@ -22,17 +22,17 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from ugc_jax.data.example import Loaded, Taken, prepare, size_of
-from ugc_jax.data.features import MEL_BINS
+from ugc_jax import files
+from ugc_jax.data.example import MediumInput, RawMedium, medium_input, medium_size
 from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
-from ugc_jax.models.qwen2_5_omni.config import omni_3b
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, MEL_BINS
 
 NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
 INDEX, EXTRACTION, SHARDS = "index.jsonl", "extraction.json", "shards.json"
-GEOMETRY = omni_3b()  # patches and chunks are cut alike in every size of the model
 # of a reader: nothing is read ahead of the one record that is asked for
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+EXTRACT_AGAIN = "run ugc-jax extract again with the same settings"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Storage:
             raise UserError(f"quality is {self.quality}; use 1 to 100")
 
 
-class Entry(NamedTuple):
+class IndexEntry(NamedTuple):
     """What is known of a record without opening it.
 
     id: the manifest's line or the clip's path. messages: as `prompt.pieces` takes them.
@@ -80,8 +80,8 @@ class Entry(NamedTuple):
         return _text_of([turn for turn in self.messages if turn["role"] == "user"][-1])
 
 
-class Facts(NamedTuple):
-    """A medium of a record, as index and record tell it in JSON.
+class MediumFacts(NamedTuple):
+    """A medium of a record, as index and record hold it in JSON.
 
     mel_frames: None without sound. instants: seconds of the frames on the file's clock.
     fps: of the file. notes: what was done to it that its user should know.
@@ -102,7 +102,7 @@ class Facts(NamedTuple):
     def medium(self) -> Medium:
         """Its size in a prompt."""
         size = self.frames, self.height, self.width
-        return size_of(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
+        return medium_size(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
 
 
 def _text_of(message: dict) -> str:
@@ -128,21 +128,21 @@ def features(storage: Storage):
             "messages": tfds.features.Text(),  # JSON
             "solution": tfds.features.Text(),  # "" where there is none
             "extra": tfds.features.Text(),  # JSON
-            "media": tfds.features.Text(),  # JSON: a list of Facts
+            "media": tfds.features.Text(),  # JSON: a list of MediumFacts
             "frames": tfds.features.Sequence(frame),
             "mel": mel,
         }
     )
 
 
-def encode(line: dict, media: Sequence[Taken], storage: Storage) -> bytes:
+def encode(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
     """A record (a serialized tf.train.Example) of its index line and its frames and sounds."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     spec = _features(storage)
     mels = [np.zeros((0, MEL_BINS), storage.mel)]
-    mels += [taken.mel.astype(storage.mel) for taken in media if taken.mel is not None]
-    frames = [frame for taken in media if taken.frames is not None for frame in taken.frames]
+    mels += [raw.mel.astype(storage.mel) for raw in media if raw.mel is not None]
+    frames = [frame for raw in media if raw.frames is not None for frame in raw.frames]
     example = {
         "id": line["id"],
         "messages": _json(line["messages"]),
@@ -157,7 +157,7 @@ def encode(line: dict, media: Sequence[Taken], storage: Storage) -> bytes:
     )
 
 
-def decode(record: bytes, facts: Sequence[Facts], mel_dtype: str) -> list[Taken]:
+def decode(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:
     """The media of a record. mel_dtype: "float16" or "float32", as it was stored."""
     from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
 
@@ -174,7 +174,7 @@ def decode(record: bytes, facts: Sequence[Facts], mel_dtype: str) -> list[Taken]
         if fact.mel_frames is not None:
             sound = mel[place : place + fact.mel_frames].astype(np.float32)
             place += fact.mel_frames
-        media.append(Taken(fact.kind, pictures, fact.seconds_per_grid, sound))
+        media.append(RawMedium(fact.kind, pictures, fact.seconds_per_grid, sound))
     return media
 
 
@@ -207,18 +207,6 @@ def shard_name(number: int, count: int) -> str:
     return f"{NAME}-{SPLIT}.array_record-{number:05d}-of-{count:05d}"
 
 
-def write_text(path: epath.Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all. UserError if the disk refuses."""
-    new = path.parent / f"{path.name}.new"
-    try:
-        new.write_text(text)
-        new.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error}); free the disk, then run again to go on"
-        ) from None
-
-
 def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict], storage: Storage):
     """Write what makes a folder of finished shards complete, shards.json last.
 
@@ -248,17 +236,15 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
     try:
         info.write_to_directory(directory)
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be written ({error}); free the disk, then run again to go on"
-        ) from None
-    text = "".join(_json(line) + "\n" for line in lines)
-    write_text(directory / INDEX, text)
+        raise UserError(f"{directory}: cannot be written ({error}); {files.FULL_DISK}") from None
+    text = files.to_lines(lines)
+    files.write_text(directory / INDEX, text)
     summary = {"index_crc32": zlib.crc32(text.encode()), "shards": shards}
-    write_text(directory / SHARDS, json.dumps(summary, indent=1) + "\n")
+    files.write_json(directory / SHARDS, summary)
 
 
 class RecordSource:
-    """Random access to one extracted folder: `source[i]` is (Entry, its media ready for a prompt).
+    """Random access to one extracted folder: `source[i]` is (IndexEntry, media for its prompt).
 
     `entries` is known without opening a record. Files are opened when they are first read, in
     whichever process; a pickled source is only its folder's name. Threads may share one.
@@ -270,27 +256,28 @@ class RecordSource:
         Raises UserError for a folder that is incomplete, or whose files were cut off or changed.
         """
         self.directory = epath.Path(directory)
-        summary = _read_json(self.directory / SHARDS)
-        self._storage = Storage(**_read_json(self.directory / EXTRACTION)["storage"])
+        incomplete = (
+            "this folder is no complete extraction: run ugc-jax extract (again) with it as output"
+        )
+        summary = files.read_json(self.directory / SHARDS, incomplete)
+        extraction = files.read_json(self.directory / EXTRACTION, incomplete)
+        self._storage = Storage(**extraction["storage"])
         self._shards = summary["shards"]
         for shard in self._shards:
             _check_size(self.directory / shard["name"], shard["bytes"])
-        path = self.directory / INDEX
-        text = path.read_bytes() if path.exists() else b""
-        if zlib.crc32(text) != summary["index_crc32"]:
-            raise UserError(
-                f"{path}: missing or changed since it was written; run ugc-jax extract again "
-                "with the same settings, which writes it anew"
-            )
-        self._lines = [json.loads(line) for line in text.decode().split("\n")[:-1]]
-        self.entries: list[Entry] = []
-        self._facts: list[list[Facts]] = []
+        path, remedy = self.directory / INDEX, f"{EXTRACT_AGAIN}, which writes it anew"
+        text = files.read_text(path, remedy)
+        if zlib.crc32(text.encode()) != summary["index_crc32"]:
+            raise UserError(f"{path}: changed since it was written; {remedy}")
+        self._lines = [line.value for line in files.parse_lines(text)]
+        self.entries: list[IndexEntry] = []
+        self._facts: list[list[MediumFacts]] = []
         for line in self._lines:
-            facts = [Facts(**fact) for fact in line["media"]]
+            facts = [MediumFacts(**fact) for fact in line["media"]]
             media = tuple(fact.medium() for fact in facts)
             self._facts.append(facts)
             self.entries.append(
-                Entry(line["id"], line["messages"], line["solution"], line["extra"], media)
+                IndexEntry(line["id"], line["messages"], line["solution"], line["extra"], media)
             )
         self._readers = {}
         self._lock = threading.Lock()
@@ -301,10 +288,10 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> tuple[Entry, list[Loaded]]:
+    def __getitem__(self, index: int) -> tuple[IndexEntry, list[MediumInput]]:
         """Raises UserError, with the shard's name, for a record that does not read as written."""
         media = decode(self._record(index), self._facts[index], self._storage.mel)
-        return self.entries[index], [prepare(taken, GEOMETRY.vision) for taken in media]
+        return self.entries[index], [medium_input(raw, GEOMETRY.vision) for raw in media]
 
     def _record(self, index: int) -> bytes:
         line = self._lines[index]
@@ -329,10 +316,8 @@ class RecordSource:
 
 
 def _damaged(path: epath.Path, position: int) -> str:
-    return (
-        f"{path}: record {position} is damaged; delete this file and run ugc-jax extract again "
-        "with the same settings: only it is made anew"
-    )
+    remedy = f"delete this file and {EXTRACT_AGAIN}: only it is made anew"
+    return f"{path}: record {position} is damaged; {remedy}"
 
 
 def _check_size(path: epath.Path, size: int):
@@ -340,17 +325,4 @@ def _check_size(path: epath.Path, size: int):
     found = path.stat().length if path.exists() else None
     if found != size:
         state = "missing" if found is None else f"{found} bytes long instead of {size}"
-        raise UserError(
-            f"{path}: {state}; run ugc-jax extract again with the same settings: only it is made "
-            "anew"
-        )
-
-
-def _read_json(path: epath.Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path}: missing or unreadable, so this folder is no complete extraction; run "
-            "ugc-jax extract (again) with it as output"
-        ) from None
+        raise UserError(f"{path}: {state}; {EXTRACT_AGAIN}: only it is made anew")

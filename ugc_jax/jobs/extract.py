@@ -58,7 +58,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     rows = read_manifest(manifests[0], clip, config.media)
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, part(Storage, config), config.shard_clips)
-    shards = extraction.begin(config.overwrite, config.retry)
+    shards = extraction.prepare(config.overwrite, config.retry)
     todo = sum(len(shard.rows) for shard in shards)
     if config.runner is not None and shards:
         run_beam(shards, config.runner, config.beam_options)

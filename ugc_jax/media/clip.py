@@ -1,27 +1,40 @@
-"""A media file as the model will see it: frames of a video or an image, and 16 kHz sound."""
+"""A media file -> frames and 16 kHz sound that fit a budget of tokens.
 
+    probe: the file's facts -> read_clip: sound -> plan_frames, fit_frames -> pictures
+
+The sound is read first, so its tokens are counted, not estimated; what it leaves of the budget is
+the picture's. Which frames are taken and at what size (spec 4.1, 4.2) is arithmetic on the file's
+facts. So a file is probed once, fitted once and read once.
+"""
+
+import dataclasses
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ugc_jax.data import features
 from ugc_jax.errors import UserError
 from ugc_jax.media import streams
-from ugc_jax.media.framing import Source, first_size, plan_frames
-from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.media.streams import Source
+from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
 STILL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
+MAX_ASPECT_RATIO = 200
+# The published captioner shrinks frames to this area before the model's own resize.
+UPSTREAM_PIXELS = 100_176
 
 
-class Clip(NamedTuple):
+class DecodedClip(NamedTuple):
     """What is taken of a file.
 
     frames: u8[n, h, w, 3] RGB (BGR if asked for), resized; n = 1 for an image; None for a sound.
     times: f64[n], seconds of each frame on the file's clock; empty unless video.
     sample_fps: frames taken per second of picture; 0 unless video.
-    waveform: f32[samples], mono, 16 kHz; None without sound.
+    waveform: f32[samples], at least one, mono, 16 kHz; None without sound.
+    notes: what was given up or is missing, a line each, for the clip's user.
     """
 
     source: Source
@@ -29,6 +42,28 @@ class Clip(NamedTuple):
     times: np.ndarray
     sample_fps: float
     waveform: np.ndarray | None
+    notes: list[str]
+
+
+class FramePlan(NamedTuple):
+    """Which frames are taken and at what size. Needs no decoding: it gives token counts early."""
+
+    indices: np.ndarray  # i64[n], frame numbers, ascending
+    height: int  # pixels, multiples of a token's cell
+    width: int
+    sample_fps: float  # n / frames in the range * fps; 0 for an image
+
+    def tokens(self, config: VisionConfig) -> int:
+        """Merged cells of the frame pairs (an odd last frame, or an image, is a pair alone)."""
+        pairs = -(-len(self.indices) // config.temporal_patch_size)
+        return pairs * self.height * self.width // config.cell_pixels**2
+
+    def __str__(self) -> str:
+        count = len(self.indices)
+        return f"{f'{count} frames of ' if count > 1 else ''}{self.width}x{self.height}"
+
+
+# ---- probing and reading -------------------------------------------------------------------------
 
 
 def probe(path: str | Path) -> Source:
@@ -50,37 +85,226 @@ def probe(path: str | Path) -> Source:
     return _probe_image(path) or streams.scan(path)
 
 
-def read_clip(source: Source, settings: ClipSettings) -> Clip:
-    """Read the frames and the sound of a probed file as `settings` (resolved or not) ask.
+def read_clip(
+    source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
+) -> DecodedClip:
+    """Read sound and frames of a probed file, at most `allowance` tokens with their markers.
 
-    A silent clip is normal and has waveform None. A video of one frame is taken as two equal
-    frames (the reference refuses it). Raises UserError naming the file if it does not decode or is
-    empty between start and end.
+    settings: resolved. The sound takes its tokens first; a picture that needs more than are left
+    gets fewer pixels, then fewer frames. A silent clip is normal and has waveform None. A video of
+    one frame is taken as two equal frames (the reference refuses it).
+
+    Raises UserError naming the file if it does not decode, is empty between start and end, or does
+    not fit however small.
     """
-    settings = resolve(settings)
-    frames, waveform, times, sample_fps = None, None, np.zeros(0), 0.0
-    if source.kind != "audio":
-        plan = plan_frames(source, settings)
-        size, sample_fps = (plan.height, plan.width), plan.sample_fps
-
-        def prepare(picture: np.ndarray) -> np.ndarray:
-            for height, width in (*first_size(source, settings), size):
-                picture = features.resize(picture, height, width)
-            return picture[..., ::-1] if settings.bgr else picture
-
-        if source.kind == "image":
-            frames = prepare(_read_image(source.path))[None]
-        else:
-            frames = streams.read_frames(source, plan.indices, size, prepare)
-            times = source.index.times[plan.indices]
+    allowance -= 4 if source.kind == "video" else 2  # markers
+    waveform, sound_tokens = None, 0
     if settings.audio and source.has_audio:
         waveform = streams.read_sound(
             source, settings.start or 0.0, settings.end, settings.max_audio_seconds
         )
-    if frames is None and waveform is None:
-        asked = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
-        raise UserError(f"{source.path}: holds no sound within {asked}; change these settings")
-    return Clip(source, frames, times, sample_fps, waveform)
+    if waveform is not None:
+        sound_tokens = config.audio.tokens(-(-len(waveform) // HOP))
+    sound_notes = _sound_notes(source, settings, waveform, sound_tokens)
+    if source.kind == "audio":
+        if waveform is None:
+            asked = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
+            raise UserError(f"{source.path}: holds no sound within {asked}; change these settings")
+        if sound_tokens > allowance:
+            raise UserError(
+                f"{source.path}: sound needs {sound_tokens - allowance} tokens more than the "
+                "budget has; raise max_tokens, or lower max_audio_seconds or end"
+            )
+        return DecodedClip(source, None, np.zeros(0), 0.0, waveform, sound_notes)
+    plan, notes = fit_frames(source, settings, allowance - sound_tokens, config.vision)
+    frames = _read_frames(source, settings, plan)
+    times = source.index.times[plan.indices] if source.kind == "video" else np.zeros(0)
+    return DecodedClip(source, frames, times, plan.sample_fps, waveform, [*notes, *sound_notes])
+
+
+def _sound_notes(
+    source: Source, settings: ClipSettings, waveform: np.ndarray | None, tokens: int
+) -> list[str]:
+    """What became of a clip's sound, where it is not simply in the prompt."""
+    if source.kind == "image":
+        return []
+    if not source.has_audio:
+        return ["no sound in the file"]
+    if waveform is None:
+        return ["no sound between start and end" if settings.audio else "sound left out, as asked"]
+    if not tokens:
+        return ["the sound is too short to give a token"]
+    end = source.audio_seconds if settings.end is None else min(settings.end, source.audio_seconds)
+    seconds, limit = end - (settings.start or 0.0), settings.max_audio_seconds
+    if seconds > limit + 0.1:  # a codec's padding is no loss
+        return [
+            f"sound of {seconds:.1f} s is cut at {limit:g} s; raise max_audio_seconds to keep more"
+        ]
+    return []
+
+
+def _read_frames(source: Source, settings: ClipSettings, plan: FramePlan) -> np.ndarray:
+    """u8[n, h, w, 3], the planned frames at their size."""
+    size = plan.height, plan.width
+
+    def prepare(picture: np.ndarray) -> np.ndarray:
+        for height, width in (*_first_size(source, settings), size):
+            picture = resize(picture, height, width)
+        return picture[..., ::-1] if settings.bgr else picture
+
+    if source.kind == "image":
+        return prepare(_read_image(source.path))[None]
+    return streams.read_frames(source, plan.indices, size, prepare)
+
+
+# ---- which frames, at what size ------------------------------------------------------------------
+
+
+def fit_frames(
+    source: Source, settings: ClipSettings, allowance: int, config: VisionConfig
+) -> tuple[FramePlan, list[str]]:
+    """Plan frames that take at most `allowance` tokens, and note what was given up.
+
+    settings: resolved. Pixels are given up first, down to min_pixels, then frames. Raises UserError
+    if that is not enough, and as `plan_frames`.
+    """
+    plan = wanted = plan_frames(source, settings, config)
+    notes = []
+    if source.kind == "video" and len(wanted.indices) + 1 < (settings.frames or 0):
+        notes.append(f"{settings.frames} frames are asked for, {len(wanted.indices)} are there")
+    need = wanted.tokens(config)
+    if need <= allowance:
+        return wanted, notes
+    prefix = "image_" if source.kind == "image" else ""
+    pairs = -(-len(wanted.indices) // config.temporal_patch_size)
+    pixels = max(
+        allowance // pairs * config.cell_pixels**2, getattr(settings, f"{prefix}min_pixels")
+    )
+    settings = dataclasses.replace(settings, **{f"{prefix}max_pixels": pixels})
+    plan = plan_frames(source, settings, config)
+    if plan.tokens(config) > allowance and source.kind == "video":
+        per_pair = plan.height * plan.width // config.cell_pixels**2
+        frames = max(allowance // per_pair, 1) * config.temporal_patch_size
+        settings = dataclasses.replace(settings, fps=None, frames=frames)
+        plan = plan_frames(source, settings, config)
+    if plan.tokens(config) > allowance:
+        raise UserError(
+            f"{source.path}: picture needs {plan.tokens(config)} tokens even as {plan}, and "
+            f"{max(allowance, 0)} are left; raise max_tokens, lower {prefix}min_pixels or "
+            "max_audio_seconds, or choose start and end"
+        )
+    change = f"{wanted} became {plan}"
+    return plan, [*notes, f"picture needs {need} tokens, the budget has {allowance} left: {change}"]
+
+
+def plan_frames(source: Source, settings: ClipSettings, config: VisionConfig) -> FramePlan:
+    """Choose frames (spec 4.1) and their size (spec 4.2) of a probed video or image.
+
+    settings: resolved. Raises UserError if [start, end] lies outside the clip or the picture is
+    longer than 200:1.
+    """
+    if source.kind == "image":
+        indices, sample_fps = np.zeros(1, np.int64), 0.0
+        limits = settings.image_min_pixels, settings.image_max_pixels
+    else:
+        first, last = _frame_range(source, settings)
+        total = last - first + 1
+        count = _frame_count(total, source, settings)
+        if settings.preset == "upstream":
+            indices = np.linspace(first, last, count).astype(np.int64)
+        else:
+            indices = _rounded_linspace(first, last, count)
+        sample_fps = count / total * source.fps
+        allowance = max(settings.total_pixels / count * 2, int(1.05 * settings.min_pixels))
+        limits = settings.min_pixels, min(settings.max_pixels, allowance)
+    try:
+        size = [(source.height, source.width), *_first_size(source, settings)][-1]
+        height, width = smart_resize(*size, *limits, factor=config.cell_pixels)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
+    return FramePlan(indices, height, width, sample_fps)
+
+
+def _first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]:
+    """The published captioner's resize before the model's: [(height, width)], or [] without one."""
+    if settings.preset != "upstream" or source.kind != "video":
+        return []
+    area = source.height * source.width
+    shrink = min(1.0, (UPSTREAM_PIXELS / area) ** 0.5) if area else 1.0
+    step = round if shrink == 1.0 else int
+    return [tuple(max(2, step(side * shrink / 2) * 2) for side in (source.height, source.width))]
+
+
+def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
+    """First and last frame number within [start, end] seconds."""
+    first = 0 if settings.start is None else int(np.ceil(settings.start * source.fps))
+    last = source.frames - 1
+    if settings.end is not None:
+        last = min(int(np.floor(settings.end * source.fps)), last)
+    if first > last:
+        asked = f"start={settings.start} and end={settings.end}"
+        raise UserError(
+            f"{source.path}: no frame between {asked}; the picture lasts {source.seconds:.2f} s"
+        )
+    return first, last
+
+
+def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
+    """An even number of frames, of `total` (spec 4.1)."""
+    if settings.preset == "upstream" and settings.frames:
+        return settings.frames + settings.frames % 2  # short clips repeat frames
+    if settings.frames:
+        return max(min(round(settings.frames / 2) * 2, total) // 2 * 2, 2)
+    low = settings.min_frames + settings.min_frames % 2
+    high = min(settings.max_frames, total) // 2 * 2
+    return max(int(min(max(total / source.fps * settings.fps, low), high, total)) // 2 * 2, 2)
+
+
+def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
+    """`count` frame numbers from `first` to `last`, rounded half to even.
+
+    In float32 from both ends inwards, as the reference computes it: float64 takes another frame in
+    one clip of forty.
+    """
+    step = np.float32(last - first) / np.float32(count - 1)
+    place = np.arange(count, dtype=np.float32)
+    rising, falling = np.float32(first) + step * place, np.float32(last) - step * place[::-1]
+    return np.rint(np.where(place < count // 2, rising, falling)).astype(np.int64)
+
+
+def smart_resize(
+    height: int, width: int, min_pixels: float, max_pixels: float, factor: int
+) -> tuple[int, int]:
+    """Nearest size with sides that `factor` divides and an area within the limits (spec 4.2).
+
+    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely
+    long frame.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise UserError(
+            f"a frame of {width}x{height} pixels is longer than {MAX_ASPECT_RATIO}:1; crop the clip"
+        )
+    sides = (height, width)
+    rounded = [max(factor, round(side / factor) * factor) for side in sides]
+    if math.prod(rounded) > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rounded = [max(factor, math.floor(side / shrink / factor) * factor) for side in sides]
+    elif math.prod(rounded) < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rounded = [math.ceil(side * grow / factor) * factor for side in sides]
+    return rounded[0], rounded[1]
+
+
+def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """u8[h, w, 3] -> u8[height, width, 3] by PIL's antialiased bicubic filter."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# ---- still images --------------------------------------------------------------------------------
 
 
 def _probe_image(path: Path) -> Source | None:

@@ -9,8 +9,9 @@ import dataclasses
 import math
 
 from ugc_jax.errors import UserError
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 
-CELL_AREA = 28 * 28  # pixels of one token's cell in the released models; limits are counted in it
+CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token; areas are counted in it
 
 QUESTION = (  # of the benchmark's final-caption task
     "You are given a short video with both audio and visual content. Write a detailed and coherent "
@@ -68,7 +69,7 @@ _QWEN = dict(  # spec 4.1 and 4.2
     max_frames=768,
     min_pixels=128 * CELL_AREA,
     max_pixels=768 * CELL_AREA,
-    total_pixels=90_316_800,  # 128000 tokens * CELL_AREA * 0.9
+    total_pixels=128_000 * CELL_AREA * 9 // 10,
     image_min_pixels=4 * CELL_AREA,
     image_max_pixels=16384 * CELL_AREA,
     system="You are a helpful assistant.",

@@ -13,14 +13,14 @@ import logging
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.stream import Disposition
 
-from ugc_jax.data.features import SAMPLE_RATE
 from ugc_jax.errors import UserError
-from ugc_jax.media.framing import Index, Source
+from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,39 @@ TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) <
 ALIGN_SECONDS = 0.04
 # Pixel aspect ratios this near 1 are encoders' rounding.
 SQUARE_PIXELS = 0.05
+
+
+class Index(NamedTuple):
+    """The packets of a picture stream. Frame k is the k-th picture shown.
+
+    stamps: i64[packets] in decoding order: presentation times, or running numbers if untimed.
+    keys: bool[packets], decoding may start here.
+    shown: i64[frames], ascending, the stamps of the pictures that are shown.
+    times: f64[frames], ascending, seconds on the file's clock.
+    timed: the stamps are presentation times.
+    """
+
+    stamps: np.ndarray
+    keys: np.ndarray
+    shown: np.ndarray
+    times: np.ndarray
+    timed: bool
+
+
+class Source(NamedTuple):
+    """A file's own facts. Sizes are as displayed: after rotation and pixel aspect ratio."""
+
+    path: str
+    kind: str  # "video", "image" or "audio"
+    width: int  # pixels; 0 for audio
+    height: int
+    fps: float  # average frames per second; 0 unless video
+    frames: int  # 1 for an image, 0 for audio
+    seconds: float  # of picture; of sound for audio; 0 for an image
+    rotation: int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180, 270
+    has_audio: bool
+    audio_seconds: float
+    index: Index | None  # None unless video
 
 
 # ---- opening and indexing ------------------------------------------------------------------------
@@ -322,7 +355,7 @@ def _run_decoder(
 def read_sound(source: Source, start: float, end: float | None, limit: float) -> np.ndarray | None:
     """f32[samples], mono, 16 kHz, from `start` to `end` seconds of the picture's clock.
 
-    None if there is no sound in between. limit: seconds that are kept at most.
+    None if there is not one sample in between. limit: seconds that are kept at most.
     As the reference: FFmpeg's samples as 16-bit integers, mean of the channels, soxr_hq resampling
     (spec 4.3).
     """
@@ -351,7 +384,8 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
         waveform = librosa.resample(
             waveform, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq"
         )
-    return np.ascontiguousarray(waveform[: round(limit * SAMPLE_RATE)], np.float32)
+    waveform = np.ascontiguousarray(waveform[: round(limit * SAMPLE_RATE)], np.float32)
+    return waveform if len(waveform) else None
 
 
 def _decode_sound(path: str) -> Iterator[tuple[float, int, np.ndarray]]:

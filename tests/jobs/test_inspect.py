@@ -1,7 +1,8 @@
-"""ugc_jax.data.overview: the facts of a clip, and how a person sees them."""
+"""ugc_jax.jobs.inspect: the facts of a clip, and how a person sees them."""
 
-from ugc_jax.data.overview import facts, table
+from ugc_jax.jobs.inspect import clip_facts, table
 from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CLIP = resolve(ClipSettings(frames=4, min_pixels=784, max_pixels=12544, question="What is it?"))
 
@@ -10,7 +11,7 @@ def test_kv_bytes(tiny_captioner, clips):
     """Two layers of two key and value heads of 16, for the bucket's tokens and 8 more."""
     path, config = str(clips / "a.mp4"), tiny_captioner.config
     rows = [
-        facts(path, CLIP, tiny_captioner.tokenizer, config, 8, dtype)
+        clip_facts(path, CLIP, tiny_captioner.tokenizer, config, 8, dtype)
         for dtype in ("float32", "bfloat16")
     ]
     tokens = rows[0]["bucket"]["tokens"] + 8
@@ -25,7 +26,7 @@ def test_table():
         "audio_tokens": 50, "text_tokens": 18, "notes": ("cut",), "kv_bytes": 3 << 20,
         "bucket": {"tokens": 128, "grids": 2, "windows": 1, "chunks": 1},
     }  # fmt: skip
-    assert table(row).splitlines() == [
+    assert table(row, tiny()).splitlines() == [
         "a.mp4 (video)",
         "  picture  4 frames (1.500 a second), grid 2 x 4 x 6 patches of 14 x 14 pixels",
         "  sound    2.00 s",
@@ -37,6 +38,8 @@ def test_table():
 
 
 def test_unreadable_clip(tiny_captioner):
-    row = facts("missing.mp4", CLIP, tiny_captioner.tokenizer, tiny_captioner.config, 8, "float32")
+    row = clip_facts(
+        "missing.mp4", CLIP, tiny_captioner.tokenizer, tiny_captioner.config, 8, "float32"
+    )
     assert list(row) == ["video", "error"]
-    assert table(row).splitlines()[1].startswith("  error    missing.mp4: ")
+    assert table(row, tiny()).splitlines()[1].startswith("  error    missing.mp4: ")
