@@ -13,6 +13,12 @@ from ugc_jax.generate.captioner import Captioner
 from ugc_jax.toy import world
 
 TONES = ["Positive", "Negative", "Neutral"]
+# As long as the OCR task's question: a model that is asked both compiles for one length.
+QUESTION = (
+    "Which tone do the voices, the music and the pictures of the clip have, all in all, and does "
+    "it stay the same from its first picture to the last one? Think of what the people in it say "
+    "and do, of how they look, of the music."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +41,7 @@ def qa(tmp_path):
         content = {"question": question, "valid_count": len(rows), "samples": rows}
         (folder / name).write_text(json.dumps(content))
 
-    write("tone.json", "Which tone?", answers, options=TONES)
+    write("tone.json", QUESTION, answers, options=TONES)
     write("final_caption_qa.json", "Describe.", [f"reference {i}" for i in range(4)])
     texts = [["Hello", "world"], ["one"], ["two three"], ["four"]]
     lines = (json.dumps({"video_id": f"c{i}", "ocr": text}) for i, text in enumerate(texts))

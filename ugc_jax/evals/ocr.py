@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Literal
 
 Normalisation = Literal["raw", "cleaned"]
@@ -24,22 +25,22 @@ def scores(
 ) -> dict[str, float] | None:
     """{"score", "bleu_1", "rouge_1", "rouge_2", "rouge_l"}: fractions; the score is their mean.
 
-    reference: the texts on record. prediction: what a model said, at best {"ocr": [...]} as JSON.
+    reference: the texts on record. prediction: a model's answer, at best {"ocr": [...]} as JSON.
     None where the normalisation leaves the sample out: "raw" one without a reference, "cleaned" one
     without a text on either side, such as a prediction that is neither JSON nor holds quotes.
     """
     if normalisation == "raw":
-        expected, said = " ".join(reference).lower(), _raw(prediction)
+        expected, predicted = " ".join(reference).lower(), _raw(prediction)
         is_left_out = not reference
     else:
         expected_texts = [_cleaned(text) for text in reference]
-        said_texts = [_cleaned(text) for text in _texts(prediction)]
-        expected, said = " ".join(expected_texts), " ".join(said_texts)
-        is_left_out = not expected_texts or not said_texts
+        predicted_texts = [_cleaned(text) for text in _texts(prediction)]
+        expected, predicted = " ".join(expected_texts), " ".join(predicted_texts)
+        is_left_out = not expected_texts or not predicted_texts
     if is_left_out:
         return None
-    rouge = _scorer().score(expected, said)
-    parts = {"bleu_1": bleu_1(expected, said)}
+    rouge = _scorer().score(expected, predicted)
+    parts = {"bleu_1": bleu_1(expected, predicted)}
     parts |= {name: rouge[key].fmeasure for name, key in _ROUGE.items()}
     return {"score": fmean(parts.values())} | parts
 
@@ -49,15 +50,20 @@ def bleu_1(reference: str, text: str) -> float:
 
     No brevity penalty. 0 for a text without tokens.
     """
-    expected, said = Counter(_TOKEN.findall(reference)), Counter(_TOKEN.findall(text))
-    return (expected & said).total() / said.total() if said else 0.0
+    expected, found = Counter(_TOKEN.findall(reference)), Counter(_TOKEN.findall(text))
+    return (expected & found).total() / found.total() if found else 0.0
 
 
 @functools.cache
 def _scorer():
+    """The package's ROUGE with stemming, which is most of its time: stems are remembered."""
+    from nltk.stem.porter import PorterStemmer
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenize import tokenize
 
-    return RougeScorer(list(_ROUGE.values()), use_stemmer=True)
+    stemmer = SimpleNamespace(stem=functools.lru_cache(2**16)(PorterStemmer().stem))
+    tokenizer = SimpleNamespace(tokenize=lambda text: tokenize(text, stemmer))
+    return RougeScorer(list(_ROUGE.values()), tokenizer=tokenizer)
 
 
 def _raw(text: str) -> str:
