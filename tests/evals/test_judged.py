@@ -282,7 +282,7 @@ def test_settings():
         EvalJudgeConfig(concurrency=0)
     comments = settings.field_help(EvalJudgeConfig)
     assert all(comments.values())
-    for task in module.FORMS:
+    for task in module.RUBRICS:
         assert task in comments["prompt"]
 
 

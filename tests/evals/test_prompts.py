@@ -6,7 +6,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts
-from ugc_jax.evals.prompts import FORMS
+from ugc_jax.evals.prompts import RUBRICS
 from ugc_jax.judge import messages
 
 OWN = """\
@@ -21,7 +21,7 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("task", FORMS)
+@pytest.mark.parametrize("task", RUBRICS)
 def test_our_questions(task):
     prompt = prompts.load(None, [task])[task]
     assert (prompt.name, prompt.is_ours) == ("ugc_jax", True)
@@ -38,7 +38,7 @@ def test_our_questions(task):
     likely = {"consistent": "yes", "matched": 1, "total": 2, "visual": 4, "audio": 4, "details": 4}
     needed = {key: value for key, value in likely.items() if key in keys}
     assert keys == {"reason", *needed}
-    assert FORMS[task].scores(needed).keys() == {"score", *FORMS[task].columns}
+    assert RUBRICS[task].scores(needed).keys() == {"score", *RUBRICS[task].columns}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_our_questions(task):
     ],
 )
 def test_scores(task, answer, scores):
-    assert FORMS[task].scores(answer) == pytest.approx(scores)
+    assert RUBRICS[task].scores(answer) == pytest.approx(scores)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_scores(task, answer, scores):
     ids=str,
 )
 def test_answers_of_another_form(task, answer):
-    assert messages.find_fault(answer, FORMS[task].scores)
+    assert messages.find_fault(answer, RUBRICS[task].scores)
 
 
 def test_a_file_is_the_whole_message(file):
@@ -107,7 +107,7 @@ def test_wordings_compare_by_what_they_say(file, tmp_path, monkeypatch):
     assert protocol(other) != own
     ours = protocol(None)
     assert re.fullmatch(r"own wording [0-9a-f]{12}", ours)
-    assert len({protocol(None, task) for task in FORMS}) == len(FORMS)
+    assert len({protocol(None, task) for task in RUBRICS}) == len(RUBRICS)
     monkeypatch.setattr(messages, "SYSTEM", messages.SYSTEM + " Be quick.")
     assert protocol(None) != ours
     assert protocol(file) == own  # it is the whole message

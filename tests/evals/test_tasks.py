@@ -91,9 +91,9 @@ def test_released_files(shared_data):
 
 def test_judged_tasks_have_questions_for_the_judge():
     judged = {name for name, form in tasks.FORMS.items() if form.score is None}
-    assert judged == set(prompts.FORMS)
+    assert judged == set(prompts.RUBRICS)
     for name in judged:
-        assert tasks.FORMS[name].columns == prompts.FORMS[name].columns
+        assert tasks.FORMS[name].columns == prompts.RUBRICS[name].columns
 
 
 def test_answers_are_spelled_as_options(tmp_path):
@@ -168,7 +168,7 @@ def test_a_part_of_the_samples_is_told(tmp_path, caplog):
         (
             "objects",
             {"question": "?", "samples": [sample(), sample()]},
-            "sample a: its id is there",
+            "sample a: its id stands twice",
         ),
         (
             "objects",

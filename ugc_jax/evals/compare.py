@@ -54,7 +54,7 @@ def _task(base: dict, other: dict, task: str) -> dict:
     shared = [c for c in columns(base["tasks"][task]) if c in other["tasks"][task]]
     table = {}
     for column in ("score", *shared):
-        # a column may be told of some clips only
+        # some clips may lack a column
         pairs = [(ours[n], theirs[n]) for n in both if column in ours[n] and column in theirs[n]]
         table[column] = difference([b[column] - a[column] for a, b in pairs])
         if protocol:
@@ -111,7 +111,7 @@ def _protocol(ours: Mapping, theirs: Mapping) -> list[str]:
 
 
 def _differences(ours: Mapping, theirs: Mapping) -> list[str]:
-    """What two scores were made by, where it differs."""
+    """The settings that differ, with both values."""
     return [
         f"{name}: {ours.get(name)} and {theirs.get(name)}"
         for name in sorted(ours.keys() | theirs.keys())

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts
-from ugc_jax.evals.prompts import FORMS
+from ugc_jax.evals.prompts import RUBRICS
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
 
@@ -79,7 +79,7 @@ class JudgedTasks:
     """One judge for all judged tasks of a run; a context manager. Not for use inside a loop."""
 
     def __init__(self, config: EvalJudgeConfig, tasks: Iterable[str]):
-        """tasks: those that will be judged, of `prompts.FORMS`.
+        """tasks: those that will be judged, of `prompts.RUBRICS`.
 
         Raises UserError for a prompt, a judge or a cache that cannot be used; asks nothing yet.
         """
@@ -117,7 +117,7 @@ class JudgedTasks:
         outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
         failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
         _log_failures(task, failures, len(items) * self.config.repeats)
-        columns = FORMS[task].columns
+        columns = RUBRICS[task].columns
         samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
         spread = noise([[o["score"] for o in _usable(all_)] for all_ in outcomes])
         return Judged(samples, spread, len(failures))
@@ -219,7 +219,7 @@ def _parser(task: str) -> Callable[[dict], dict]:
     """The judge's JSON object -> {"score", columns, "note": its reason, if it gives one}."""
 
     def parse(answer: dict) -> dict:
-        scores, reason = FORMS[task].scores(answer), answer.get("reason")
+        scores, reason = RUBRICS[task].scores(answer), answer.get("reason")
         has_reason = isinstance(reason, str) and reason.strip()
         return scores | {"note": encodable(reason.strip())} if has_reason else scores
 

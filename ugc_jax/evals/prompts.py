@@ -26,7 +26,7 @@ from ugc_jax.judge.messages import fenced, integer, with_system
 PLACEHOLDERS = ("{reference}", "{caption}")
 
 RATE = """\
-Rate a caption of a short video against a reference, which tells correctly what is {told} in it.
+Rate a caption of a short video against a reference, which tells correctly what is {content} in it.
 Rate each of these on its own:
 {aspects}
 
@@ -76,7 +76,7 @@ Answer with {"reason": "...", "matched": M, "total": N}: "reason" one short sent
 of objects (entries) in the reference, M the number of those that are matched."""
 
 
-class Form(NamedTuple):
+class Rubric(NamedTuple):
     """One judged task.
 
     wording: the question, of which PLACEHOLDERS are replaced.
@@ -94,17 +94,17 @@ def fill(template: str, **texts: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)
 
 
-def _ratings(told: str, *columns: str) -> Form:
+def _ratings(content: str, *columns: str) -> Rubric:
     """A caption that is rated 1..5 in each column; the score is the mean of the columns."""
     ratings = ", ".join(f'"{column}": N' for column in columns)
     aspects = "\n".join(f"{column}: {ASPECTS[column]}" for column in columns)
-    wording = fill(RATE, told=told, aspects=aspects, ratings=ratings)
+    wording = fill(RATE, content=content, aspects=aspects, ratings=ratings)
 
     def scores(answer: dict) -> dict[str, float]:
         rated = {column: integer(answer, column, 1, 5) / 5 * 100 for column in columns}
         return {"score": sum(rated.values()) / len(rated)} | rated
 
-    return Form(wording, scores, columns)
+    return Rubric(wording, scores, columns)
 
 
 def _is_consistent(answer: dict) -> dict[str, float]:
@@ -119,9 +119,9 @@ def _share_matched(answer: dict) -> dict[str, float]:
     return {"score": integer(answer, "matched", 0, total) / total * 100}
 
 
-FORMS = {
-    "background": Form(BACKGROUND, _is_consistent),
-    "objects": Form(OBJECTS, _share_matched),
+RUBRICS = {
+    "background": Rubric(BACKGROUND, _is_consistent),
+    "objects": Rubric(OBJECTS, _share_matched),
     "audio_caption": _ratings("heard", "audio", "details"),
     "visual_caption": _ratings("seen", "visual", "details"),
     "final_caption": _ratings("seen and heard", "visual", "audio", "details"),
@@ -158,7 +158,7 @@ def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
     """
     tasks = list(tasks)
     if path is None:
-        return {task: Prompt("ugc_jax", FORMS[task].wording, True) for task in tasks}
+        return {task: Prompt("ugc_jax", RUBRICS[task].wording, True) for task in tasks}
     folder = Path(path)
     if folder.is_dir():
         return {task: _read(folder / f"{task}.txt") for task in tasks}

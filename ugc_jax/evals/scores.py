@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.evals.prompts import FORMS
+from ugc_jax.evals.prompts import RUBRICS
 from ugc_jax.evals.tasks import clip_id
 from ugc_jax.judge.messages import encodable
 
@@ -45,9 +45,9 @@ def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
     UserError for a file that is no score file or has no usable rating, and for an id that it holds
     twice.
     """
-    columns = FORMS[task].columns if task in FORMS else ()
+    columns = RUBRICS[task].columns if task in RUBRICS else ()
     if not columns:
-        rated = ", ".join(name for name, form in FORMS.items() if form.columns)
+        rated = ", ".join(name for name, rubric in RUBRICS.items() if rubric.columns)
         raise UserError(f"{path}: a score file cannot be read for {task}, only for {rated}")
     content = _read(path)
     rows = content.get("evaluations", content)

@@ -182,7 +182,7 @@ def _options(file: str, count: int, aliases: tuple[str, ...] = ()) -> Form:
 def _judged(
     name: str, file: str, count: int, metric: str = _RATING, aliases: tuple[str, ...] = ()
 ) -> Form:
-    columns = prompts.FORMS[name].columns
+    columns = prompts.RUBRICS[name].columns
     return Form(file, metric, _read_texts, None, columns, aliases=aliases, count=count)
 
 
@@ -386,5 +386,5 @@ def _check_ids(samples: Collection[Sample]):
     seen = set()
     for sample in samples:
         if sample.id in seen:
-            raise ValueError(f"sample {sample.id}: its id is there twice")
+            raise ValueError(f"sample {sample.id}: its id stands twice")
         seen.add(sample.id)

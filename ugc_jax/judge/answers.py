@@ -19,7 +19,7 @@ class Answers:
     """
 
     def __init__(self, path: str | Path | None):
-        """path: made at once, with its folder; None keeps answers in memory.
+        """path: created at once, with its folder; None keeps answers in memory.
 
         Raises UserError if the file cannot be read or written, or holds lines but no answer.
         """

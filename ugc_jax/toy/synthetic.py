@@ -154,8 +154,8 @@ def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
             continue
         half = shape.size * min(size) / 2
         x, y = (
-            _bounce(begin + speed * age) * (length - 2 * half) + half
-            for begin, speed, length in zip(shape.start, shape.velocity, room, strict=True)
+            _bounce(start + speed * age) * (length - 2 * half) + half
+            for start, speed, length in zip(shape.start, shape.velocity, room, strict=True)
         )
         if scene.tiles:
             tile = width / scene.tiles
@@ -205,10 +205,10 @@ def sound(scene: Scene, seconds: float, rate: int = SOUND_RATE) -> np.ndarray:
     if scene.sound is not None:
         random = np.random.default_rng(scene.seed)
         wave += random.uniform(-1, 1, len(wave)) * scene.sound.hiss
-        begun = wave[round(scene.sound.begins * rate) :]
-        if len(begun):
-            begun += LOUDNESS * scene.sound.wave(len(begun), rate, random)
-            begun += scene.sound.ticks(len(begun), rate, random)
+        rest = wave[round(scene.sound.begins * rate) :]  # a view: what is added stands in wave
+        if len(rest):
+            rest += LOUDNESS * scene.sound.wave(len(rest), rate, random)
+            rest += scene.sound.ticks(len(rest), rate, random)
     return wave.astype(np.float32)
 
 

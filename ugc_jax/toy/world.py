@@ -351,12 +351,12 @@ def parse(caption: str) -> dict[str, str | None]:
     lower = caption.lower()
     found = {}
     for name, patterns in _PATTERNS.items():
-        said = {
+        values = {
             value or match[1]
             for pattern, value in patterns.items()
             for match in re.finditer(pattern, caption if name == "text" else lower)
         }
-        value = said.pop() if len(said) == 1 else None
+        value = values.pop() if len(values) == 1 else None
         found[name] = value if value in VALUES[name] else None
     return found
 

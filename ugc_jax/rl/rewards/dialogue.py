@@ -31,7 +31,7 @@ _ARTICLES = {"a", "an", "the", "his", "her", "their", "its"}
 
 
 class Line(NamedTuple):
-    """Something said. speaker: "" where it is not told."""
+    """A quotation. speaker: "" if unknown."""
 
     speaker: str
     words: str
@@ -70,20 +70,20 @@ def listed(lines: Sequence) -> list[Line]:
     return found
 
 
-def f1(said: Sequence[Line], expected: Sequence[Line]) -> float:
-    """2 * S / (number said + number expected); S is the best score of matching them in order.
+def f1(stated: Sequence[Line], expected: Sequence[Line]) -> float:
+    """2 * S / (number stated + number expected); S is the best score of matching them in order.
 
     The longest-common-subsequence recurrence over pairs of lines whose words are at least SAME
-    alike; a pair scores (speaker + words) / 2. 1 if nothing is said and nothing expected.
+    alike; a pair scores (speaker + words) / 2. 1 if nothing is stated and nothing expected.
     """
-    if not said and not expected:
+    if not stated and not expected:
         return 1.0
     best = [0.0] * (len(expected) + 1)  # of the lines so far with the first n that are expected
-    for line in said:
+    for line in stated:
         above = best.copy()
         for n, other in enumerate(expected, 1):
             best[n] = max(above[n], best[n - 1], above[n - 1] + likeness(line, other))
-    return 2 * best[-1] / (len(said) + len(expected))
+    return 2 * best[-1] / (len(stated) + len(expected))
 
 
 def likeness(line: Line, expected: Line) -> float:
@@ -94,14 +94,14 @@ def likeness(line: Line, expected: Line) -> float:
     """
     from rapidfuzz.distance import Levenshtein
 
-    said = Levenshtein.normalized_similarity(_plain(line.words), _plain(expected.words))
-    if said < SAME:
+    words = Levenshtein.normalized_similarity(_plain(line.words), _plain(expected.words))
+    if words < SAME:
         return 0.0
     names = [set(_plain(name).split()) - _ARTICLES for name in (line.speaker, expected.speaker)]
     if not names[1]:
-        return said
+        return words
     speaker = len(names[0] & names[1]) / max(1, min(map(len, names)))
-    return (speaker + said) / 2
+    return (speaker + words) / 2
 
 
 def _plain(text: str) -> str:
@@ -110,7 +110,7 @@ def _plain(text: str) -> str:
 
 
 def _speaker(before: str, after: str) -> str | None:
-    """Who says it, from the sentence around a quotation; "" untold, None: it is not said."""
+    """Who says it, from the sentence around a quotation; "" if unknown, None: no speech."""
     for verb in reversed(list(_VERB.finditer(before))):
         if _TO_QUOTE.fullmatch(before, verb.end()):
             return _named(_CLAUSE.split(before[: verb.start()])[-1])

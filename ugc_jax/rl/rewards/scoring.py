@@ -23,7 +23,7 @@ def completion_texts(completions: Completions, tokenizer: ChatTokenizer) -> list
 
 
 class Scoring:
-    """The rewards of one batch, begun part by part while the next part is sampled."""
+    """The rewards of one batch, submitted part by part while the next part is sampled."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Scoring:
         self._max_new_tokens = max_new_tokens
         self._pending: list[tuple[list[int], int, Pending]] = []
 
-    def begin(self, rows: slice, completions: Completions):
+    def submit(self, rows: slice, completions: Completions):
         """Let this process's share of the completions of these rows be scored; does not wait."""
         numbers = range(len(self._entries))[rows]
         count, own = jax.process_count(), jax.process_index()
@@ -82,11 +82,13 @@ class Scoring:
             raise refused
         return rewards
 
-    def _sample(self, entry: IndexEntry, text: str, made: Completions, row: int, g: int) -> Sample:
+    def _sample(
+        self, entry: IndexEntry, text: str, completions: Completions, row: int, g: int
+    ) -> Sample:
         metadata = entry.extra | {
             "id": entry.id,
-            "completion_tokens": int(made.lengths[row, g]),
+            "completion_tokens": int(completions.lengths[row, g]),
             "max_new_tokens": self._max_new_tokens,
-            "finish_reason": finish_reason(made.stopped[row, g]),
+            "finish_reason": finish_reason(completions.stopped[row, g]),
         }
         return Sample(entry.question, text, entry.answer, metadata)
