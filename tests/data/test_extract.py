@@ -214,7 +214,8 @@ class TestRestart:
 class TestMisfortune:
     def test_not_one_clip_can_be_read(self, run, tmp_path):
         (tmp_path / "m.csv").write_text("path,caption\na.mp4,A\nb.mp4,B\n")
-        assert run(tmp_path / "out", tmp_path / "m.csv", "--config.shard_clips=1") == 1
+        words = ["--config.shard_clips=1", "--config.workers=1"]
+        assert run(tmp_path / "out", tmp_path / "m.csv", *words) == 1
         assert len(RecordSource(tmp_path / "out")) == 0
 
     def test_an_unreadable_plan_and_an_impossible_folder(self, manifest, tmp_path):

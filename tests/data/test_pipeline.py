@@ -18,24 +18,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from fake_records import FakeSource
 
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import size_of
 from ugc_jax.data.example import build_example
+from ugc_jax.data.extract import Extraction, extract_shard
+from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.pipeline import (
-    DataConfig,
     evaluation,
     prompt_batches,
     prompt_evaluation,
     prompts,
     training,
 )
-from ugc_jax.data.planning import RowsConfig, prompt_set, training_set
-from ugc_jax.data.records import RecordSource
+from ugc_jax.data.planning import DataConfig, RowsConfig, prompt_set, training_set
+from ugc_jax.data.records import RecordSource, Storage
 from ugc_jax.errors import UserError
-from ugc_jax.jobs import extract
-from ugc_jax.jobs.extract import ExtractConfig
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 CONFIG = tiny()
@@ -166,7 +167,7 @@ def test_load_is_the_step_alone(start):
     same(pipe.load(1), list(pipe)[1])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_errors_arrive_as_one_line_and_workers_start_no_backend(workers, start):
     """The last record, read after others were laid out, is damaged and tells of its process."""
     assert jax.devices()  # here it is started
@@ -366,10 +367,14 @@ def test_real_records(clips, tokenizer, tmp_path, monkeypatch):
     lines = ["path,caption", *(f"{clips / name},{text}" for name, text in captions.items())]
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     folder = tmp_path / "records"
-    settings = ExtractConfig(output=str(folder), fps=2.0, workers=1)
-    assert extract.main(settings, [str(tmp_path / "manifest.csv")]) == 0
+    clip = resolve(ClipSettings(fps=2.0, min_pixels=4 * 784, max_pixels=12 * 784))
+    rows = read_manifest(tmp_path / "manifest.csv", clip)
+    extraction = Extraction(epath.Path(folder), rows, clip, Storage(), shard_clips=64)
+    for shard in extraction.prepare():
+        assert not any(reason for _, reason in extract_shard(shard))
+    assert extraction.finish().records == 3
 
-    data = config(train=str(folder), tokens=2048, workers=1)
+    data = config(train=str(folder), workers=1)
     pipe = training(data, tokenizer, CONFIG, ALL, epochs=2)
     told = []
     for batch in pipe:

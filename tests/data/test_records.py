@@ -10,7 +10,7 @@ from PIL import Image
 
 from ugc_jax.data.example import build_example, load_example
 from ugc_jax.data.extract import Extraction, extract_row, extract_shard
-from ugc_jax.data.manifest import Row, read_manifest
+from ugc_jax.data.manifest import ManifestRow, read_manifest
 from ugc_jax.data.records import IndexEntry, MediumFacts, RecordSource, Storage, decode, shard_name
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -97,7 +97,7 @@ def test_several_media_in_one_record(media, tmp_path, tokenizer):
     names = ["still.png", "b.mp4", "silent.mp4"]
     parts = [{"type": kind} for kind in ("image", "video", "video")]
     user = {"role": "user", "content": [*parts, {"type": "text", "text": "Which?"}]}
-    row = Row("r", [user], [str(media / name) for name in names], "b", {"tag": [1]})
+    row = ManifestRow("r", [user], [str(media / name) for name in names], "b", {"tag": [1]})
     extract([row], tmp_path / "out", EXACT)
     entry, loaded = RecordSource(tmp_path / "out")[0]
     assert entry[:4] == ("r", [user], "b", {"tag": [1]})

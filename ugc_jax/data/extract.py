@@ -25,7 +25,7 @@ from etils import epath
 from ugc_jax import __version__, files
 from ugc_jax.data import records
 from ugc_jax.data.example import RawMedium, raw_medium
-from ugc_jax.data.manifest import Row
+from ugc_jax.data.manifest import ManifestRow
 from ugc_jax.data.prompt import media_kinds
 from ugc_jax.data.records import MediumFacts, Storage, shard_name
 from ugc_jax.data.workers import work
@@ -43,7 +43,7 @@ class Shard(NamedTuple):
     directory: str
     number: int
     count: int
-    rows: list[Row]
+    rows: list[ManifestRow]
     clip: ClipSettings
     storage: Storage
 
@@ -80,7 +80,7 @@ class Extraction:
     """What is made of which rows, and where. `shards` are its tasks."""
 
     directory: epath.Path
-    rows: list[Row]
+    rows: list[ManifestRow]
     clip: ClipSettings  # resolved
     storage: Storage
     shard_clips: int  # at most, of a shard
@@ -316,7 +316,7 @@ def extract_shard(
     files.write_text(_report_path(shard), report, errors="backslashreplace")
 
 
-def _try_row(row: Row, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
+def _try_row(row: ManifestRow, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
     """`extract_row`, with a UserError for whatever goes wrong."""
     if row.id in fatal:
         raise UserError(fatal[row.id])
@@ -328,7 +328,7 @@ def _try_row(row: Row, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes
         raise UserError(f"{row.id}: unexpected {type(error).__name__}: {error}") from error
 
 
-def extract_row(row: Row, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
+def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
     """(index line, record) of a row. Raises UserError that names the file which cannot be used.
 
     Each medium has an equal share of the settings' max_tokens.

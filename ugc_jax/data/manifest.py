@@ -25,7 +25,7 @@ PLACEHOLDER = re.compile(f"<({'|'.join(KINDS)})>")
 REMEDY = "name a .jsonl or .csv manifest or a folder"
 
 
-class Row(NamedTuple):
+class ManifestRow(NamedTuple):
     """One conversation about media.
 
     id: "train.jsonl:12" for the line of a manifest, the path for a clip of a folder.
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 def read_manifest(
     path: str | Path, settings: ClipSettings, media: str | Path | None = None
-) -> list[Row]:
+) -> list[ManifestRow]:
     """All rows of a manifest (.jsonl, .csv, .tsv), or one row for each video of a folder.
 
     settings: give the system message where a row has none, and the question where it has only a
@@ -116,7 +116,7 @@ def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
         raise UserError(f"{path}:{reader.reader.line_num}: {error}; correct this line") from None
 
 
-def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
+def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> ManifestRow:
     """A row of its columns. Raises ValueError on what is wrong with them."""
     columns = dict(columns)
     if "messages" in columns:
@@ -137,7 +137,7 @@ def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
 
 def _captioned(
     name: str, path: str, caption: str | None, extra: dict, settings: ClipSettings
-) -> Row:
+) -> ManifestRow:
     """The row of one file: the settings' question, and the caption, where there is one."""
     kind = (mimetypes.guess_type(path)[0] or "video").partition("/")[0]
     kind = kind if kind in KINDS else "video"
@@ -147,10 +147,10 @@ def _captioned(
         {"role": "user", "content": question},
         *([] if caption is None else [{"role": "assistant", "content": caption}]),
     ]
-    return Row(name, messages, [path], None, extra)
+    return ManifestRow(name, messages, [path], None, extra)
 
 
-def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Row:
+def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings) -> ManifestRow:
     """The row of messages whose <video>, <image> and <audio> stand for files listed beside them."""
     files = {kind: iter(_files(columns, f"{kind}s")) for kind in KINDS}
     turns, messages, media = columns.pop("messages"), [], []
@@ -172,7 +172,7 @@ def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings
     if messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system})
     solution = _text(columns.pop("solution"), "solution") if "solution" in columns else None
-    return Row(name, messages, _resolved(media, folder), solution, columns)
+    return ManifestRow(name, messages, _resolved(media, folder), solution, columns)
 
 
 def _parts(content: str, files: dict[str, Iterator[str]], media: list[str]) -> Iterator[dict]:

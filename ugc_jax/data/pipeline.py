@@ -38,12 +38,6 @@ from ugc_jax.data.records import IndexEntry, RecordSource
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
-__all__ = [
-    "BatchIterator", "DataConfig", "Pipeline", "Prompt", "evaluation", "prompt_batches",
-    "prompt_evaluation", "prompts", "training",
-]  # fmt: skip
-
-
 _NO_LEAK = "ignore:resource_tracker:UserWarning"
 
 
@@ -221,7 +215,8 @@ class BatchIterator(Iterator[Batch]):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
-            gc.collect()  # Grain's last batch hangs in a cycle, and its shared memory with it
+            if self._pipeline.data.workers:
+                gc.collect()  # Grain's last batch hangs in a cycle, and its shared memory with it
 
 
 def _copied(batch: Batch) -> Batch:
@@ -276,7 +271,7 @@ def _init_worker(index: int, count: int) -> None:
 # ---- prompts without their answers ---------------------------------------------------------------
 
 
-class Prompt(NamedTuple):
+class RecordPrompt(NamedTuple):
     """A question put to the model. answer: the one on record, None without."""
 
     entry: IndexEntry
@@ -286,11 +281,11 @@ class Prompt(NamedTuple):
 
 def prompts(
     source: RecordSource, numbers: Sequence[int], tokenizer: ChatTokenizer, model: OmniConfig
-) -> list[Prompt]:
+) -> list[RecordPrompt]:
     """Records up to the last answer, which is held back: for sample captions."""
     out = []
     for number in numbers:
         entry, media = source[number]
         example = build_example(entry.prompt, media, tokenizer, model)
-        out.append(Prompt(entry, example, entry.answer))
+        out.append(RecordPrompt(entry, example, entry.answer))
     return out

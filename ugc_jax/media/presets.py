@@ -10,6 +10,7 @@ import math
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
+from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM
 
 CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token; areas are counted in it
 
@@ -72,7 +73,7 @@ _QWEN = dict(  # spec 4.1 and 4.2
     total_pixels=128_000 * CELL_AREA * 9 // 10,
     image_min_pixels=4 * CELL_AREA,
     image_max_pixels=16384 * CELL_AREA,
-    system="You are a helpful assistant.",
+    system=DEFAULT_SYSTEM,
     question=QUESTION,
 )
 PRESETS = {
