@@ -105,11 +105,11 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
 
 def _tensors(config: OmniConfig, settings: LoraConfig) -> list[Tensor]:
     """Every tensor of an adapter, named as the base model's tensors are."""
-    return [
-        dataclasses.replace(tensor, name=f"{tensor.name.rpartition('.')[0]}.{_LEAVES[kind]}")
-        for tensor in tensors(lora.declare(config, settings))
-        for kind in tensor.path[-1:]
-    ]
+    table = []
+    for tensor in tensors(lora.declare(config, settings)):
+        linear, _, leaf = tensor.name.rpartition(".")
+        table.append(dataclasses.replace(tensor, name=f"{linear}.{_LEAVES[leaf]}"))
+    return table
 
 
 def _target(tensor: Tensor) -> str:

@@ -110,15 +110,15 @@ def combine(params: dict, adapter: dict, lora: LoraConfig) -> dict:
     return _at_linears(
         params,
         adapter,
-        lambda linear, leaves: linear | leaves | {"lora_b": lora.scale * leaves["lora_b"]},
+        lambda linear, pair: linear | pair | {"lora_b": lora.scale * pair["lora_b"]},
     )
 
 
 def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
     """The tree with weights W + scale * B A, added up in float32, each in the dtype it has."""
 
-    def merged(linear: dict, leaves: dict) -> dict:
-        a, b, weight = leaves["lora_a"], leaves["lora_b"], linear["weight"]
+    def merged(linear: dict, pair: dict) -> dict:
+        a, b, weight = pair["lora_a"], pair["lora_b"], linear["weight"]
         change = jnp.einsum(
             "...or,...ri->...oi",
             b.astype(jnp.float32),
