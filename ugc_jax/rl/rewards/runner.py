@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 class RewardConfig(local_rewards.LocalConfig):
     """Rewards of sampled captions.
 
-    Functions that are shipped: length, repetition, format, rouge, attributes, dialogue; and by an
-    LLM judge: holistic, checklist, mcq.
+    Functions that are shipped: length, repetition, format, rouge, dialogue; by an LLM judge:
+    holistic, checklist, mcq; and those that the job adds.
     """
 
     functions: str = "rouge=1,length=0.5"  # what is rewarded, with weights: NAME=WEIGHT,...
