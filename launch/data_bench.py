@@ -23,10 +23,10 @@ from ugc_jax.data.records import RecordSource
 from ugc_jax.errors import UserError
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.settings import parse
+from ugc_jax.train.run import open_run
 from ugc_jax.train.settings import SftConfig
-from ugc_jax.train.start import begin
 from ugc_jax.train.state import create_state
-from ugc_jax.train.step import train_step
+from ugc_jax.train.step import jit_step, train_step
 
 TURNS, SECONDS = 5, 4.0  # seconds of one measurement, at least
 
@@ -42,17 +42,16 @@ def rate(work: Callable[[], int]) -> float:
 def main():
     config, _ = parse(SftConfig, sys.argv[1:])
     data = dataclasses.replace(config.data, workers=1)
-    base, model, tokenizer, mesh, rows = begin(
-        config.checkpoint, config.revision, config.mesh, data.batch_size, distributed=False
-    )
+    run = open_run(dataclasses.replace(config, distributed=False))
+    model, mesh = run.model, run.mesh
     source = RecordSource(parse_mixture(data.train)[0][0])
     size = sum(file.stat().length for file in source.directory.glob("*.array_record*"))
     numbers = random.Random(0)
 
-    feed = iter(pipeline.training(data, tokenizer, model, rows, epochs=1000))
+    feed = iter(pipeline.training(data, run.tokenizer, model, run.rows, epochs=1000))
     setup = config.setup(model, mesh, 1000)
     batch = sharding.place_batch(mesh, next(feed), data.batch_size)
-    step, state = train_step(setup), create_state(load_params(base, model), setup)
+    step, state = jit_step(train_step, setup), create_state(load_params(run.weights, model), setup)
 
     def read() -> int:
         source[numbers.randrange(len(source))]

@@ -9,6 +9,7 @@ prefilled and trained through once for each completion. Both in turns; medians.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
 from ugc_jax.rl.update import policy_step
 from ugc_jax.train.state import Setup, create_state
+from ugc_jax.train.step import jit_step
 
 
 def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Callable:
@@ -35,7 +37,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     model, mesh = load_config(checkpoint), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     setup, options = Setup(model, mesh), GrpoOptions(beta=0.0, shared_prompt=shared)
     rollout = Rollout(setup, RolloutConfig(samples=samples, max_new_tokens=new_tokens), shared)
-    update = policy_step(setup, options, samples)
+    update = jit_step(functools.partial(policy_step, options=options, samples=samples), setup)
     (prompt,) = examples(Workload(batch_size=1, frames=24, seconds=8.5), model)
     key = bucket_of(prompt, Buckets(), model)
     prompts = collate([prompt], key, 1, model)

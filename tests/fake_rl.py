@@ -26,11 +26,12 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
 from ugc_jax.models.qwen2_5_omni.config import tiny
 from ugc_jax.rl import rollout
-from ugc_jax.rl import step as loop
+from ugc_jax.rl import step as grpo
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.rows import Completions
 from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
+from ugc_jax.toy import corpus
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.loop import Loop
 
@@ -91,37 +92,37 @@ def _policy_step(state, batch):
     x = jnp.sum(batch.weight * slots)
     x += sum(jnp.mean(jnp.sum(leaf, axis=(1, 2))) for leaf in jax.tree.leaves(batch.media)) / 1000
     loss, grads = jax.value_and_grad(lambda p: jnp.mean((p["w"] - x) ** 2))(state.params)
-    healthy = state.healthy & jnp.isfinite(loss)
+    finite = state.finite & jnp.isfinite(loss)
     updates, opt_state = fake.TRANSFORM.update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-    new = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
-    told = dict.fromkeys(("loss", "grad_norm", "learning_rate", "entropy", "max_ratio"), loss)
-    told |= {"mult_prob_error": 1 + loss, "finite": healthy.astype(jnp.float32)}
-    told["tokens"] = jnp.sum(batch.weight > 0, dtype=jnp.float32)
-    return new._replace(healthy=healthy), told
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "entropy", "max_ratio"), loss)
+    metrics |= {"mult_prob_error": 1 + loss, "finite": finite.astype(jnp.float32)}
+    metrics["tokens"] = jnp.sum(batch.weight > 0, dtype=jnp.float32)
+    return new._replace(finite=finite), metrics
 
 
-def policy_step(*_):
-    """Its loss is mean((w - x)^2), x a sum of all that stands in the rows."""
+def jit_step(*_):
+    """The policy step: its loss is mean((w - x)^2), x a sum of all that stands in the rows."""
     return _policy_step
 
 
-def score_step(setup, options, temperature=1.0, of_reference=False):
-    return lambda state, batch: batch.rollout * (0.5 if of_reference else state.params["w"][0])
+def token_logprobs(state, batch, setup, options, temperature, of_reference=False):
+    return batch.rollout * (0.5 if of_reference else state.params["w"][0])
 
 
 def patch(set_attribute):
     """Put the toy in the place of the model and of the records. set_attribute: as `setattr`."""
     for name, value in (
-        ("Rollout", Rollout), ("policy_step", policy_step), ("score_step", score_step),
+        ("Rollout", Rollout), ("jit_step", jit_step), ("token_logprobs", token_logprobs),
     ):  # fmt: skip
-        set_attribute(loop, name, value)
+        set_attribute(grpo, name, value)
     set_attribute(pipeline, "RecordSource", FakeSource)
 
 
 def make_tokenizer(folder) -> ChatTokenizer:
-    build_tokenizer(MODEL, Path(folder))
+    build_tokenizer(MODEL, corpus.LINES, Path(folder))
     return load_chat_tokenizer(folder, MODEL.tokens)
 
 
@@ -180,7 +181,7 @@ class Run:
 
     state: object
     status: int
-    work: loop.Grpo
+    work: grpo.Grpo
 
 
 def settings(folder, rows=None, options=None, rollout=None, **loop):
@@ -198,7 +199,7 @@ def settings(folder, rows=None, options=None, rollout=None, **loop):
 
 def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
     """Train, or go on, as jobs/grpo.py does."""
-    data, loop_config, further = config.data, config.loop, config.further
+    data, loop_config, further = config.data, config.loop, config.further_batches
     feed = (data, tokenizer, MODEL, sharding.local_rows(mesh, data.batch_size))
     prompts = pipeline.prompt_batches(*feed, loop_config.steps, loop_config.epochs, further)
     evaluation = pipeline.prompt_evaluation(*feed, loop_config.eval_prompts) if data.eval else None
@@ -212,7 +213,7 @@ def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
             state, data_state = checkpoints.restore(fake.abstract_state(mesh))
             batches.set_state(data_state)
         rewards = rewards or Rewards()
-        work = wrap(loop.Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation))
+        work = wrap(grpo.Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation))
         whole = Loop(work, loop_config, config.output, checkpoints, dataclasses.asdict(config))
         state, status = whole.run(state)
     return Run(state, status, work)

@@ -7,13 +7,13 @@ import numpy as np
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, collate
+from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import config as config_lib
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.rl.advantages import token_weights
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
-from ugc_jax.train.state import Trainable
-from ugc_jax.train.state import Setup, TrainState, create_state
+from ugc_jax.train.state import Setup, Trainable, TrainState, create_state
 
 CONFIG = cases.fewer_layers(config_lib.tiny())
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)

@@ -6,6 +6,7 @@ trains, or goes on, with PAUSE seconds a batch; with the last two, as one of two
 """
 
 import dataclasses
+import functools
 import socket
 import sys
 import time
@@ -18,10 +19,11 @@ import optax
 from jax.sharding import Mesh
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch, LogMel, Patches
+from ugc_jax.data.batching import Batch, LogMel, Patches
 from ugc_jax.train import loop, supervised
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.losses import LossSums
+from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import TrainState
 
 ROWS, TOKENS, WIDTH = 8, 4, 16
@@ -53,7 +55,7 @@ def create_state(mesh: Mesh) -> TrainState:
         params=params,
         frozen={"scale": jnp.full(WIDTH, 2, jnp.bfloat16)},
         opt_state=TRANSFORM.init(params),
-        healthy=jnp.bool_(True),
+        finite=jnp.bool_(True),
     )
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract_state(mesh)))
 
@@ -63,7 +65,7 @@ def abstract_state(mesh: Mesh) -> TrainState:
 
     def leaf(shape, dtype):
         axes = ("embed",) if shape else ()
-        split = jax.sharding.NamedSharding(mesh, sharding.RULES.spec(axes, shape, mesh))
+        split = jax.sharding.NamedSharding(mesh, sharding.spec(axes, shape, mesh))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
     vector = {"w": leaf((WIDTH,), jnp.float32)}
@@ -73,7 +75,7 @@ def abstract_state(mesh: Mesh) -> TrainState:
         params=vector,
         frozen={"scale": leaf((WIDTH,), jnp.bfloat16)},
         opt_state=(adam, optax.EmptyState()),
-        healthy=leaf((), jnp.bool_),
+        finite=leaf((), jnp.bool_),
     )
 
 
@@ -82,38 +84,42 @@ def _loss(params, state, batch):
     return jnp.where(jnp.any(batch.tokens < 0), jnp.nan, jnp.mean((params["w"] - x) ** 2))
 
 
-def train_step(setup: Setup):
-    def step(state: TrainState, batch: Batch):
-        loss, grads = jax.value_and_grad(_loss)(state.params, state, batch)
-        norm = optax.global_norm(grads)
-        healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = TRANSFORM.update(grads, state.opt_state)
-        new = state._replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-        )
-        new = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
-        metrics = {
-            "loss": loss,
-            "accuracy": 1 / (1 + loss),
-            "tokens": jnp.float32(batch.tokens.size),
-            "examples": jnp.float32(len(batch.tokens)),
-            "grad_norm": norm,
-            "learning_rate": jnp.float32(0.1),
-            "finite": healthy.astype(jnp.float32),
-        }
-        return new._replace(healthy=healthy), metrics
-
-    return jax.jit(step, donate_argnums=0)
+def train_step(state: TrainState, batch: Batch, setup: Setup):
+    loss, grads = jax.value_and_grad(_loss)(state.params, state, batch)
+    norm = optax.global_norm(grads)
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = TRANSFORM.update(grads, state.opt_state)
+    new = state._replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    metrics = {
+        "loss": loss,
+        "accuracy": 1 / (1 + loss),
+        "tokens": jnp.float32(batch.tokens.size),
+        "examples": jnp.float32(len(batch.tokens)),
+        "grad_norm": norm,
+        "learning_rate": jnp.float32(0.1),
+        "finite": finite.astype(jnp.float32),
+    }
+    return new._replace(finite=finite), metrics
 
 
-def eval_step(setup: Setup):
-    def step(state, batch):
-        count = jnp.float32(batch.tokens.size)
-        return LossSums(_loss(state.params, state, batch) * count, count / 2, count)
+def eval_step(state: TrainState, batch: Batch, setup: Setup) -> LossSums:
+    count = jnp.float32(batch.tokens.size)
+    return LossSums(_loss(state.params, state, batch) * count, count / 2, count)
 
-    return jax.jit(step)
+
+def jit_step(step, setup: Setup):
+    return jax.jit(functools.partial(step, setup=setup), donate_argnums=0)
+
+
+def patch(set_attribute):
+    """Put the toy in the place of the model. set_attribute: as `setattr`."""
+    for function in (train_step, eval_step, jit_step):
+        set_attribute(supervised, function.__name__, function)
 
 
 def make_rows(number: int, rows: Sequence[int] = range(ROWS)) -> Batch:
@@ -155,7 +161,7 @@ class Batches:
 
 def train(folder, mesh, steps=6, batches=None, evaluation=None, sample=None, **config):
     """Train up to step `steps`, or go on: (state, exit status)."""
-    config = loop.LoopConfig(**{"log_every": 1, "save_every": 2, **config})
+    config = LoopConfig(**{"log_every": 1, "save_every": 2, **config})
     batches = batches or Batches(mesh)
     with Checkpoints(folder, config.keep) as checkpoints:
         if checkpoints.latest is None:
@@ -170,7 +176,7 @@ def train(folder, mesh, steps=6, batches=None, evaluation=None, sample=None, **c
 
 
 def main(folder, steps, pause, port=None, process=None) -> int:
-    supervised.train_step, supervised.eval_step = train_step, eval_step
+    patch(setattr)
     if port is not None:
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     # Each of two processes feeds two parts of the batch that do not follow each other.

@@ -14,8 +14,9 @@ from ugc_jax.data.batching import BucketKey
 from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
 from ugc_jax.plan import grpo as plan
 from ugc_jax.plan.chips import Chip
-from ugc_jax.plan.flops import step_flops, traced_flops
-from ugc_jax.plan.sft import Memory, batch_shapes, shard_bytes
+from ugc_jax.plan.flops import program_flops, step_flops
+from ugc_jax.plan.memory import Memory, shard_bytes
+from ugc_jax.plan.shapes import batch_shapes
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.train.state import Setup, abstract_state
@@ -143,10 +144,10 @@ def test_what_sharing_a_prompt_saves():
         setup, options, config, prompts = big_text(shared)
         batch = plan.policy_shapes(setup, options, config, prompts)
         assert batch.inputs.tokens.shape == ((1, 2700 + 2400) if shared else (8, 2700 + 300))
-        make_step = plan._policy_step(options, config)
-        update[shared] = step_flops(setup, batch, make_step=make_step)
+        step = plan.policy_update(options, config)
+        update[shared] = step_flops(setup, batch, step=step)
         programs = Rollout(setup, config, shared).trace(prompts)
-        prefill[shared] = traced_flops(programs["prefill"], setup.model)
+        prefill[shared] = program_flops(programs["prefill"], setup.model.costly_share)
     assert update[True] / update[False] < 0.25
     assert prefill[True] / prefill[False] == 1 / 8
 

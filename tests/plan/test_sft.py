@@ -1,4 +1,4 @@
-"""The plan: its shapes and its sums; with the TPU compiler installed, a real one."""
+"""ugc_jax.plan.sft: the plan's sums; with the TPU compiler installed, a real one."""
 
 import importlib.util
 import json
@@ -12,89 +12,41 @@ import numpy as np
 import pytest
 
 from ugc_jax import sharding
-from ugc_jax.data.batching import BucketKey, collate_rows
-from ugc_jax.data.planning import DataConfig
+from ugc_jax.data.batching import BucketKey
 from ugc_jax.errors import UserError
-from ugc_jax.jobs import init
 from ugc_jax.jobs import plan as job
-from ugc_jax.jobs.init import InitConfig
-from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
-from ugc_jax.plan import sft as plan
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.plan import memory
 from ugc_jax.plan.chips import Chip
+from ugc_jax.plan.sft import plan_sft
+from ugc_jax.plan.shapes import batch_shapes
 from ugc_jax.settings import parse
-from ugc_jax.train.state import Setup
+from ugc_jax.train.state import Setup, abstract_state
 
 KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
 has_compiler = importlib.util.find_spec("libtpu") is not None
 
 
-def test_a_row_of_typical_clips():
-    """32 frames of 30 x 16 patches are 1920 tokens, 24 s of sound 600; 1.36 of them in a row."""
-    key = plan.Clip().bucket(DataConfig(train="-", tokens=4096), omni_3b())
-    assert key == BucketKey(tokens=4096, grids=24, windows=8, chunks=24)
-    single = plan.Clip().bucket(DataConfig(train="-", tokens=4096, packing=False), omni_3b())
-    assert single == BucketKey(tokens=3072, grids=16, windows=8, chunks=12)
-    with pytest.raises(UserError, match="takes 3024 tokens, and a row has data.tokens=2048"):
-        plan.Clip().bucket(DataConfig(train="-", tokens=2048), omni_3b())
-
-
-def test_batch_shapes_are_those_of_a_batch():
-    mesh = sharding.make_mesh(2, 2, 2)
-    shapes = plan.batch_shapes(KEY, 8, tiny(), mesh)
-    batch = collate_rows([], KEY, 8, tiny())
-    for shape, array in zip(shapes, batch, strict=True):
-        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
-        assert shape.sharding.shard_shape(shape.shape)[0] == 2
-    with pytest.raises(UserError, match="batch_size is 6, no multiple of the 4 devices"):
-        plan.batch_shapes(KEY, 6, tiny(), mesh)
-
-
-def test_a_run_is_planned_as_its_model(tmp_path):
-    init.main(InitConfig(output=str(tmp_path / "run" / "model")), [])
-    (tmp_path / "run" / "checkpoints").mkdir()
-    assert plan.model_of(str(tmp_path / "run")) == tiny()
-
-
 def test_a_plan_for_the_devices_here(monkeypatch):
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
-    setup, batch = Setup(tiny(), mesh), plan.batch_shapes(KEY, 4, tiny(), mesh)
+    setup, batch = Setup(tiny(), mesh), batch_shapes(KEY, 4, tiny(), mesh)
     with pytest.raises(UserError, match="the memory of cpu is not known"):
-        plan.plan_step(setup, batch)
-    monkeypatch.setattr(plan, "chip_of", lambda kind: Chip("test", 1e12, hbm=1 << 30))
-    found = plan.plan_step(setup, batch)
+        plan_sft(setup, batch)
+    monkeypatch.setattr(memory, "chip_of", lambda kind: Chip("test", 1e12, hbm=1 << 30))
+    found = plan_sft(setup, batch)
     assert found.fits
     assert "of 1.00 GiB: fits" in found.table()
     smaller = found._replace(chip=Chip("test", 1e12, hbm=found.peak - 1))
     assert not smaller.fits
     assert "DOES NOT FIT" in smaller.table()
     # Weights that learn in float32 with two moments, the frozen rest in float32, over two chips.
-    weights = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).params))
-    frozen = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract_state(setup).frozen))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(setup).params))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(setup).frozen))
     media = sum(np.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
     expected = (3 * weights + frozen) * 4 / 2 + media / 2
     assert abs(found.arguments - expected) < 0.03 * expected
     assert found.peak >= found.arguments
     assert found.executed_flops == found.model_flops > 0
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
-            "Exceeded hbm capacity by 4.75G.",
-            20.5 * 2**30,
-        ),
-        (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-            "temporaries (1.56T) exceeds available HBM (15.75G).",
-            1.56 * 2**40,
-        ),
-        ("INTERNAL: something else", None),
-    ],
-)
-def test_what_the_compiler_says_when_it_is_too_much(message, expected):
-    assert plan.wanted_bytes(message) == pytest.approx(expected)
 
 
 def words(folder, topology="v5e:2x2"):

@@ -1,4 +1,4 @@
-"""ugc_jax.rl.metrics: the figures of updates, draws and evaluations. (Their files: test_rl_loop.)"""
+"""ugc_jax.rl.metrics: of updates, samples and evaluations. (Their files: test_step.py.)"""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ugc_jax.rl import metrics as report
 from ugc_jax.rl.advantages import advantages
 from ugc_jax.rl.options import GrpoOptions
-from ugc_jax.rl.rows import Completions
+from ugc_jax.rl.rows import Completions, Groups
 
 NAMES, WEIGHTS = ("a", "b"), np.array([1.0, 0.0], np.float32)
 
@@ -26,13 +26,13 @@ def test_updates_become_one():
         "learning_rate": 0.2, "mult_prob_error": 2.0, "loss": 2.0, "max_ratio": 2.0, "finite": 0.0,
         "tokens": 30.0,
     }  # fmt: skip
-    assert report.of_updates([first, second]) == {
+    assert report.update_metrics([first, second]) == {
         "loss": 1.5, "max_ratio": 3.0, "finite": 0.0, "learning_rate": 0.2, "tokens": 20.0,
         "token_mult_prob_error": 1.75,
     }  # fmt: skip
     idle = second | {"tokens": 0.0, "mult_prob_error": 0.0}
-    assert report.of_updates([first, idle])["token_mult_prob_error"] == 1.0
-    assert report.of_updates([idle])["token_mult_prob_error"] is None
+    assert report.update_metrics([first, idle])["token_mult_prob_error"] == 1.0
+    assert report.update_metrics([idle])["token_mult_prob_error"] is None
 
 
 def test_draws_without_their_empty_rows():
@@ -42,7 +42,7 @@ def test_draws_without_their_empty_rows():
     )
     rewards = np.array([[[1, 5], [0, 5]], [[1, 5], [np.nan, 5]], [[np.nan] * 2] * 2], np.float32)
     result = advantages(rewards, WEIGHTS, GrpoOptions())
-    figures = report.of_draws(made, rewards, result, NAMES)
+    figures = report.sampling_metrics(Groups([], made, rewards, result), NAMES)
     assert figures["completion_tokens"] == pytest.approx(4.5)
     assert (figures["completion_tokens_min"], figures["completion_tokens_max"]) == (2, 6)
     assert figures["truncated"] == 0.5
@@ -52,13 +52,13 @@ def test_draws_without_their_empty_rows():
 
 
 def test_evaluation_says_nothing_of_what_it_does_not_know():
-    lengths, stopped = np.array([[3], [5]]), np.array([[True], [False]])
+    made = Completions(None, np.array([[3], [5]]), np.array([[True], [False]]), None)
     rewards = np.array([[0.5, np.nan], [np.nan, np.nan]], np.float32)
-    figures = report.of_evaluation(lengths, stopped, rewards, WEIGHTS, NAMES)
+    figures = report.evaluation_metrics(made, rewards, WEIGHTS, NAMES)
     assert figures == {
         "eval_reward": 0.5, "eval_rewards/a": 0.5, "eval_left_out": 0.5,
         "eval_completion_tokens": 4.0, "eval_truncated": 0.5,
     }  # fmt: skip
-    nothing = report.of_evaluation(lengths, stopped, rewards * np.nan, WEIGHTS, NAMES)
+    nothing = report.evaluation_metrics(made, rewards * np.nan, WEIGHTS, NAMES)
     assert "eval_reward" not in nothing
     assert nothing["eval_left_out"] == 1

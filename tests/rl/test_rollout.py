@@ -1,5 +1,7 @@
 """Rollout: parts, meshes and the plain way give the same; its log-probs are those of training."""
 
+import functools
+
 import fake_rollout as fake
 import jax
 import numpy as np
@@ -12,9 +14,8 @@ from ugc_jax.models.lora import LoraConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
-from ugc_jax.rl.update import score_step
-from ugc_jax.train.state import Trainable
-from ugc_jax.train.state import abstract_state, model_params
+from ugc_jax.rl.update import token_logprobs
+from ugc_jax.train.state import Trainable, abstract_state, model_params
 
 FROZEN = Trainable()  # the encoders do not learn
 SMALL = dict(samples=fake.G, max_new_tokens=fake.N, seed=3)
@@ -105,7 +106,8 @@ def mismatch(setup, state, temperature=1.0):
     rows = policy_rows(PROMPTS, made, weights, weights, size, fake.CONFIG, keep_media=False)
     rows = sharding.place_batch(setup.mesh, rows, len(rows.tokens))._replace(media=media)
     with jax.set_mesh(setup.mesh):
-        logprobs = score_step(setup, options, temperature)(state, rows)
+        bound = dict(setup=setup, options=options, temperature=temperature)
+        logprobs = jax.jit(functools.partial(token_logprobs, **bound))(state, rows)
     return np.abs(np.asarray(logprobs) - np.asarray(rows.rollout))[np.asarray(rows.weight) > 0]
 
 

@@ -76,7 +76,10 @@ def test_plain_rows_hold_a_prompt_and_one_completion():
     batch = lay_out(shared=False)
     assert len(batch.tokens) == len(PROMPTS.tokens) * fake.G
     assert set(np.unique(batch.inputs.segment_ids)) == {0, 1}
-    np.testing.assert_array_equal(batch.inputs.patches, np.repeat(PROMPTS.patches, fake.G, axis=0))
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (batch.inputs.media, PROMPTS.media)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, np.repeat(theirs, fake.G, axis=0))
 
 
 def test_media_may_be_left_out():

@@ -11,7 +11,7 @@ from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
 from ugc_jax.settings import describe, parse
 from ugc_jax.sharding import make_mesh
-from ugc_jax.train.groups import Trainable
+from ugc_jax.train.state import Trainable
 
 NEEDED = ["--config.checkpoint=c", "--config.output=o", "--config.data.train=t"]
 
@@ -26,8 +26,8 @@ def test_defaults():
     assert one.optimizer.schedule == "constant"
     assert one.loop.log_every == 1
     assert not one.data.packing
-    assert one.further == 0
-    assert config("--config.grpo.dynamic_sampling=true").further == one.grpo.resamples
+    assert one.further_batches == 0
+    assert config("--config.grpo.dynamic_sampling=true").further_batches == one.grpo.resamples
 
 
 def test_help_has_every_section_and_no_packing():

@@ -22,11 +22,11 @@ from fake_records import FakeSource
 
 from ugc_jax.errors import UserError
 from ugc_jax.judge.client import JudgeConfig
-from ugc_jax.rl import step as loop
+from ugc_jax.rl import step as grpo
 from ugc_jax.rl.rewards.runner import RewardConfig, Rewards
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train.checkpoint import Checkpoints
-from ugc_jax.train.loop import StopRequest
+from ugc_jax.train.stopping import StopRequest
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -161,9 +161,9 @@ def test_another_mesh_changes_nothing(tmp_path, train):
 
 def seen_batches(patch) -> list:
     """The batches that policy steps get from now on, in numpy."""
-    batches, make = [], loop.policy_step
+    batches, make = [], grpo.jit_step
 
-    def policy_step(*args):
+    def jit_step(*args):
         step = make(*args)
 
         def watched(state, batch):
@@ -172,7 +172,7 @@ def seen_batches(patch) -> list:
 
         return watched
 
-    patch.setattr(loop, "policy_step", policy_step)
+    patch.setattr(grpo, "jit_step", jit_step)
     return batches
 
 
@@ -216,13 +216,13 @@ def test_groups_that_say_nothing_are_replaced(tmp_path, train, monkeypatch, shar
     batches, draws = seen_batches(monkeypatch), []
 
     def wrap(work):
-        draw = work._draw
+        draw = work._sample_and_score
 
-        def watched(fed, clock):
-            draws.append(draw(fed, clock))
+        def watched(placed, clock):
+            draws.append(draw(placed, clock))
             return draws[-1]
 
-        work._draw = watched
+        work._sample_and_score = watched
         return work
 
     options = fake.HARD["options"] | dict(
@@ -232,28 +232,34 @@ def test_groups_that_say_nothing_are_replaced(tmp_path, train, monkeypatch, shar
     assert 1 < len(draws) <= 3
     (figure,) = figures(tmp_path)
     assert figure["draws"] == len(draws)
-    informative = [draw.result.informative for draw in draws]
+    informative = [draw.groups.advantages.informative for draw in draws]
     silent = np.flatnonzero(~informative[0])
     assert figure["replaced"] == min(len(silent), sum(map(sum, informative[1:]))) / 8
     assert figure["zero_std_groups"] == pytest.approx(1 - np.mean(informative))
     made = lines(tmp_path, "completions.jsonl")
     ids = [made[3 * row]["clip"] for row in range(8)]
-    spare = (d.entries[b].id for d in draws[1:] for b in np.flatnonzero(d.result.informative))
-    wanted = [entry.id for entry in draws[0].entries]
+    spare = (
+        draw.groups.entries[b].id
+        for draw, rows in zip(draws[1:], informative[1:], strict=True)
+        for b in np.flatnonzero(rows)
+    )
+    wanted = [entry.id for entry in draws[0].groups.entries]
     for row in silent:
         wanted[row] = next(spare, wanted[row])
     assert ids == wanted
     # The rows on the devices are those of the chosen groups, picture and sound included.
     (batch,) = batches
     copies = 1 if shared else 3
-    sources = {entry.id: (d, b) for d in draws for b, entry in enumerate(d.entries)}
+    sources = {entry.id: (d, b) for d in draws for b, entry in enumerate(d.groups.entries)}
     for row, name in enumerate(ids):
         draw, b = sources[name]
-        n = (draw.rows.segment_ids[b] > 0).sum()
+        rows = draw.placed.rows
+        n = (rows.segment_ids[b] > 0).sum()
         for copy in range(copies):
             at = row * copies + copy
-            np.testing.assert_array_equal(batch.inputs.tokens[at, :n], draw.rows.tokens[b, :n])
-            np.testing.assert_array_equal(batch.media[0][at], draw.media[0][b * copies + copy])
+            np.testing.assert_array_equal(batch.inputs.tokens[at, :n], rows.tokens[b, :n])
+            ours, theirs = batch.media["vision"], draw.media["vision"]
+            np.testing.assert_array_equal(ours[at], theirs[b * copies + copy])
 
 
 def test_no_further_draw_than_the_limit(tmp_path, train):
@@ -262,7 +268,7 @@ def test_no_further_draw_than_the_limit(tmp_path, train):
     assert run.work._rollout.calls == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert [line["zero_std_groups"] for line in lines(tmp_path)] == [1, 1]
     with Checkpoints(tmp_path) as checkpoints:
-        _, data = checkpoints.restore(fake_training.abstract_state(run.work.mesh))
+        _, data = checkpoints.restore(fake_training.abstract_state(run.work.setup.mesh))
     assert data["step"] == 4
 
 
@@ -310,7 +316,7 @@ def test_two_processes_equal_one(tmp_path, train):
     for name in ("completions.jsonl", "samples.jsonl"):
         assert lines(tmp_path / "two", name) == lines(tmp_path / "one", name)
     with Checkpoints(tmp_path / "two") as checkpoints:  # two processes wrote it, one reads it
-        state, _ = checkpoints.restore(fake_training.abstract_state(one.work.mesh))
+        state, _ = checkpoints.restore(fake_training.abstract_state(one.work.setup.mesh))
     np.testing.assert_allclose(state.params["w"], one.state.params["w"], rtol=1e-6)
 
 

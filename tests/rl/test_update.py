@@ -1,5 +1,7 @@
 """The policy step: shared prompts against the plain way, meshes, parts, references."""
 
+import functools
+
 import fake_rollout as fake
 import jax
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 from ugc_jax import sharding
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.rl import update as grpo
+from ugc_jax.rl import update
 from ugc_jax.rl.options import GrpoOptions
-from ugc_jax.train.state import Trainable
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.state import Trainable
+from ugc_jax.train.step import jit_step
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -22,17 +25,23 @@ def place(setup, batch):
     return sharding.place_batch(setup.mesh, batch, len(batch.tokens))
 
 
+def score(setup, options, of_reference=False):
+    bound = functools.partial(update.token_logprobs, setup=setup, options=options)
+    return jax.jit(functools.partial(bound, of_reference=of_reference))
+
+
 def run(setup, options, batch):
     """(sums, gradient, log-probs of the slots that are trained on, in the order of completions)."""
     state = fake.make_state(setup)
-    fast = dict(compiler_options={"xla_backend_optimization_level": 0})  # compiles twice as fast
+    fast = {"xla_backend_optimization_level": 0}  # compiles twice as fast
     with jax.set_mesh(setup.mesh):
         placed = place(setup, batch)
-        gradient = jax.jit(
-            lambda state, batch: grpo.policy_gradient(state, batch, setup, options, fake.G), **fast
+        gradient = functools.partial(
+            update.policy_gradient, setup=setup, options=options, samples=fake.G
         )
+        gradient = jax.jit(gradient, compiler_options=fast)
         sums, grads = jax.device_get(gradient(state, placed))
-        logprobs = grpo.score_step(setup, options)(state, placed)
+        logprobs = score(setup, options)(state, placed)
     return sums, grads, np.asarray(logprobs)[batch.weight > 0]
 
 
@@ -99,7 +108,8 @@ def test_media_computed_before_equal_media_computed_within():
 
 
 def steps(setup, options, batch, count=1):
-    step = grpo.policy_step(setup, options, fake.G)
+    step = functools.partial(update.policy_step, options=options, samples=fake.G)
+    step = jit_step(step, setup)
     state = fake.make_state(setup)
     with jax.set_mesh(setup.mesh):
         placed, metrics = place(setup, batch), []
@@ -130,7 +140,7 @@ def test_what_is_rewarded_becomes_likelier():
     state, metrics = steps(setup, options, batch, count=3)
     with jax.set_mesh(setup.mesh):
         before, after = (
-            np.asarray(grpo.score_step(setup, options)(s, place(setup, batch)))
+            np.asarray(score(setup, options)(s, place(setup, batch)))
             for s in (fake.make_state(setup), state)
         )
     change = (after - before)[batch.weight > 0]
@@ -148,16 +158,15 @@ def test_reference_stays_while_the_policy_moves_and_follows_when_told():
     state, _ = steps(setup, options, batch)
     with jax.set_mesh(setup.mesh):
         placed = place(setup, batch)
-        score, of_reference = (
-            grpo.score_step(setup, options, of_reference=which) for which in (False, True)
-        )
-        begun = np.asarray(score(first, placed))
+        of_policy, of_reference = (score(setup, options, which) for which in (False, True))
+        begun = np.asarray(of_policy(first, placed))
         np.testing.assert_array_equal(begun, of_reference(first, placed))
         np.testing.assert_array_equal(begun, of_reference(state, placed))
-        assert np.abs(np.asarray(score(state, placed)) - begun).max() > 0.01
+        assert np.abs(np.asarray(of_policy(state, placed)) - begun).max() > 0.01
         kept = jax.device_get(state.reference["lm_head"]["weight"])
         now = jax.device_get(state.params["lm_head"]["weight"])
-        mixed = grpo.sync_reference(setup, 0.6)(state).reference["lm_head"]["weight"]
+        mixed = jax.jit(update.mix_reference, static_argnums=1)(state, 0.6)
+        mixed = mixed.reference["lm_head"]["weight"]
     np.testing.assert_allclose(mixed, 0.6 * now + 0.4 * kept, rtol=1e-6, atol=1e-8)
 
 
@@ -171,9 +180,7 @@ def test_reference_of_an_adapter_is_the_model_without_it():
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
     with jax.set_mesh(setup.mesh):
         placed = place(setup, batch)
-        score, of_reference = (
-            grpo.score_step(setup, options, of_reference=which) for which in (False, True)
-        )
-        expected = np.asarray(score(state, placed))
+        of_policy, of_reference = (score(setup, options, which) for which in (False, True))
+        expected = np.asarray(of_policy(state, placed))
         np.testing.assert_allclose(of_reference(moved, placed), expected, rtol=1e-5, atol=1e-5)
-        assert np.abs(np.asarray(score(moved, placed)) - expected).max() > 0.01
+        assert np.abs(np.asarray(of_policy(moved, placed)) - expected).max() > 0.01

@@ -12,6 +12,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.sharding import make_mesh
+from ugc_jax.train import checkpoint
 from ugc_jax.train.checkpoint import Checkpoints
 
 
@@ -80,6 +81,26 @@ def test_a_reference_is_saved_where_there_is_one(tmp_path, mesh):
             np.testing.assert_array_equal(leaf, kept["w"])
 
 
+def test_a_checkpoint_of_the_version_before_is_restored(tmp_path, mesh, monkeypatch):
+    """Its state has the field `finite` under the name `healthy`."""
+    saved = state_of(mesh, 7)._replace(finite=jax.numpy.array(False))
+    with monkeypatch.context() as patch, Checkpoints(tmp_path) as checkpoints:
+        changing = {
+            "healthy" if name == "finite" else name: leaf
+            for name, leaf in checkpoint._changing(saved).items()
+        }
+        patch.setattr(checkpoint, "_changing", lambda _: changing)
+        checkpoints.save_frozen(saved)
+        checkpoints.save(7, saved, {"next": 7}, {})
+    for step in (7, 8):  # saved again, it has the name of today
+        with Checkpoints(tmp_path) as checkpoints:
+            state, data = checkpoints.restore(fake.abstract_state(mesh), step)
+            assert data == {"next": 7}
+            for leaf, wanted in zip(*map(jax.tree.leaves, (state, saved)), strict=True):
+                np.testing.assert_array_equal(np.asarray(leaf), np.asarray(wanted))
+            checkpoints.save(8, state, data, {})
+
+
 def test_without_evaluation_the_latest_is_the_best(tmp_path, mesh):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         save(checkpoints, mesh, 1)
@@ -110,12 +131,12 @@ def test_restored_on_any_mesh(tmp_path, mesh, sizes):
 def test_a_saved_state_may_be_used_up_at_once(tmp_path, mesh):
     advance = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     with Checkpoints(tmp_path, keep=10) as checkpoints:
-        state = fake.create_state(mesh)._replace(frozen={}, healthy=jax.numpy.int32(0))
+        state = fake.create_state(mesh)._replace(frozen={}, finite=jax.numpy.int32(0))
         for step in range(1, 6):
             checkpoints.save(step, state, {}, {})
             for _ in range(3):
                 state = advance(state)
-    abstract = fake.abstract_state(mesh)._replace(frozen={}, healthy=state.healthy)
+    abstract = fake.abstract_state(mesh)._replace(frozen={}, finite=state.finite)
     with Checkpoints(tmp_path, keep=10) as checkpoints:
         for step in range(1, 6):
             restored, _ = checkpoints.restore(abstract, step)

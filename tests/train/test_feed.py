@@ -8,8 +8,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.sharding import make_mesh
-from ugc_jax.train.feed import Feed
-from ugc_jax.train.loop import StepRefused
+from ugc_jax.train.feed import Feed, StepRefused
 
 
 class Batches(fake.Batches):
@@ -38,11 +37,11 @@ def test_batches_in_order_with_their_states(mesh):
     batches = Batches(mesh)
     feed = Feed(batches, mesh, fake.ROWS)
     for number in range(3):
-        fed = feed.take()
-        np.testing.assert_array_equal(fed.arrays.tokens, fake.make_rows(number).tokens)
-        np.testing.assert_array_equal(fed.rows.tokens, fake.make_rows(number).tokens)
-        assert fed.arrays.tokens.sharding.mesh == mesh
-        assert (fed.before, fed.after) == ({"next": number}, {"next": number + 1})
+        batch = feed.take()
+        np.testing.assert_array_equal(batch.arrays.tokens, fake.make_rows(number).tokens)
+        np.testing.assert_array_equal(batch.rows.tokens, fake.make_rows(number).tokens)
+        assert batch.arrays.tokens.sharding.mesh == mesh
+        assert (batch.before, batch.after) == ({"next": number}, {"next": number + 1})
     assert feed.take() is None
     feed.close()
     assert batches.closed

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax.sharding import make_mesh
 from ugc_jax.train import meter
-from ugc_jax.train.meter import Clock, Meter, memory_gb, peak_flops
+from ugc_jax.train.meter import Clock, Meter, memory_gb
 
 
 @pytest.fixture
@@ -61,12 +60,6 @@ def test_seconds_by_what_they_were_spent_on(clock):
     with one("update"):
         clock.now += 4.0
     assert one.seconds == {"rollout": 3.0, "update": 4.0}
-
-
-def test_peak_flops_of_a_mesh():
-    assert peak_flops(make_mesh(2, 2, 2)) is None  # CPUs
-    chips = np.array([SimpleNamespace(device_kind="TPU v5 lite")] * 4)
-    assert peak_flops(SimpleNamespace(devices=chips, size=4)) == 4 * 197e12
 
 
 def test_memory(monkeypatch):

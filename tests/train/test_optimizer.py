@@ -7,8 +7,20 @@ import optax
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.train.groups import Trainable, group_of, is_matrix
-from ugc_jax.train.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from ugc_jax.models.params import get_leaf, logical_axes
+from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.train.optimizer import (
+    OptimizerConfig,
+    group_of,
+    is_matrix,
+    learning_rates,
+    make_optimizer,
+    plain,
+)
+from ugc_jax.train.state import Trainable
+
+AXES = logical_axes(thinker.declare(tiny()))
 
 
 def test_learning_rate_rises_falls_and_ends():
@@ -45,8 +57,8 @@ def tree():
 
 def test_groups_and_matrices():
     found = {
-        ".".join(key.key for key in path): (group_of(path), is_matrix(path, leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree())
+        ".".join(plain(path)): (group_of(path), is_matrix(get_leaf(AXES, plain(path))))
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree())
     }
     assert found == {
         "model.layers.mlp.up_proj.weight": ("decoder", True),
@@ -65,18 +77,20 @@ def test_groups_and_matrices():
 
 
 def update(config: OptimizerConfig, grads):
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, AXES)
     return optimizer.update(grads, optimizer.init(tree()), tree())[0]
 
 
 def test_decay_is_adamws_and_of_matrices_only():
     params = jax.tree.map(lambda leaf: 3 * leaf, tree())
     config = OptimizerConfig(learning_rate=0.1, warmup=0, weight_decay=0.5)
-    ours = make_optimizer(config, 10)
+    ours = make_optimizer(config, 10, AXES)
     theirs = optax.adamw(
         learning_rates(config, 10),
         weight_decay=0.5,
-        mask=lambda tree: jax.tree_util.tree_map_with_path(is_matrix, tree),
+        mask=lambda tree: jax.tree_util.tree_map_with_path(
+            lambda path, _: is_matrix(get_leaf(AXES, plain(path))), tree
+        ),
     )
     unclipped = jax.tree.map(lambda leaf: leaf / 100, tree())
     made, expected = (one.update(unclipped, one.init(params), params)[0] for one in (ours, theirs))
@@ -87,7 +101,7 @@ def test_decay_is_adamws_and_of_matrices_only():
 def test_a_run_may_go_on_with_other_figures():
     """The state has one form for every decay, rate and clipping, or none: checkpoints fit."""
     states = [
-        make_optimizer(OptimizerConfig(**fields), 10).init(tree())
+        make_optimizer(OptimizerConfig(**fields), 10, AXES).init(tree())
         for fields in ({}, {"weight_decay": 0.1}, {"clip_norm": 0.0}, {"schedule": "linear"})
     ]
     forms = {str(jax.tree.structure(state)) for state in states}
@@ -107,7 +121,7 @@ def test_each_group_has_its_rate():
 
 def test_a_large_gradient_is_cut_to_the_norm_before_the_moments():
     config = OptimizerConfig(clip_norm=1.0)
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(config, 10, AXES)
     _, state = optimizer.update(
         jax.tree.map(lambda x: 100 * x, tree()), optimizer.init(tree()), tree()
     )
@@ -118,7 +132,7 @@ def test_a_large_gradient_is_cut_to_the_norm_before_the_moments():
 def test_adafactor_keeps_rows_and_columns_only():
     config = OptimizerConfig(name="adafactor")
     big = {"model": {"layers": {"mlp": {"weight": jnp.ones((2, 256, 512))}}}}
-    state = make_optimizer(config, 10).init(big)
+    state = make_optimizer(config, 10, AXES).init(big)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * (256 + 512)
 
 

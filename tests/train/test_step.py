@@ -1,5 +1,7 @@
 """The train step: loss and gradients against torch, itself packed, split, sharded, broken."""
 
+import functools
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,13 @@ from ugc_jax.data.batching import BucketKey, collate, collate_rows
 from ugc_jax.hf import mapping
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.models.params import tensors
 from ugc_jax.models.qwen2_5_omni import config as config_lib
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.train import step as steps
-from ugc_jax.train.state import Trainable
 from ugc_jax.train.losses import token_scores
 from ugc_jax.train.optimizer import OptimizerConfig
-from ugc_jax.train.state import Setup, create_state
+from ugc_jax.train.state import Setup, Trainable, create_state
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -130,8 +132,8 @@ def test_loss_and_gradients_equal_torch(form, request, params, torch_gradient):
     assert abs(loss - torch_loss) <= 1e-5 * torch_loss
     ours, theirs = {}, {}
     for tensor in tensors(thinker.declare(CONFIG)):
-        name = entry.hf_name
-        ours[name] = mapping.read_tensor(grads, entry)
+        name = tensor.name
+        ours[name] = mapping.read_tensor(grads, tensor)
         if name not in torch_grads:  # of which neither model makes any use
             assert "audio_bos_eos_token" in name
             assert not ours.pop(name).any()
@@ -151,7 +153,7 @@ def test_packed_equals_unpacked_for_each_example(params, examples, packed):
 
     @jax.jit
     def logprobs(batch):
-        hidden = omni.hidden_states(weights, CONFIG, Compute(), batch)
+        hidden = thinker.hidden_states(weights, CONFIG, Compute(), batch)
         return token_scores(
             weights, hidden, jnp.roll(batch.tokens, -1, axis=1), batch.tokens >= 0
         ).logprob
@@ -211,7 +213,7 @@ def test_sharded_equals_unsharded_at_awkward_lengths(length, small_params):
 
 
 def run(setup: Setup, params, batches):
-    step = steps.train_step(setup)
+    step = steps.jit_step(steps.train_step, setup)
     with jax.set_mesh(setup.mesh):
         state = create_state(jax.tree.map(jnp.array, params), setup)
         history = []
@@ -269,7 +271,7 @@ def test_a_step_that_is_not_finite_changes_nothing_ever_after(params, batch):
     good, _ = run(setup(), params, [batch])
     state, history = run(setup(), params, [batch, broken, batch])
     assert [float(metrics["finite"]) for metrics in history] == [1.0, 0.0, 0.0]
-    assert not bool(state.healthy)
+    assert not bool(state.finite)
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (good[:4], state[:4])))
 
@@ -278,7 +280,8 @@ def test_evaluation_gives_the_loss_of_the_step(params, batch):
     one = setup()
     with jax.set_mesh(one.mesh):
         state = create_state(jax.tree.map(jnp.array, params), one)
-        sums = steps.eval_step(one)(state, sharding.place_batch(one.mesh, batch, 4))
-        _, metrics = steps.train_step(one)(state, sharding.place_batch(one.mesh, batch, 4))
+        placed = sharding.place_batch(one.mesh, batch, 4)
+        sums = jax.jit(functools.partial(steps.eval_step, setup=one))(state, placed)
+        _, metrics = steps.jit_step(steps.train_step, one)(state, placed)
     np.testing.assert_allclose(sums.loss / sums.tokens, metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(sums.hits / sums.tokens, metrics["accuracy"], rtol=1e-6)

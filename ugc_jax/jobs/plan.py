@@ -9,18 +9,20 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from ugc_jax import files
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.data.planning import parse_mixture
-from ugc_jax.generate.results import write_json
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.plan.grpo import plan_grpo
-from ugc_jax.plan.sft import Clip, batch_shapes, describe, model_of, plan_step, topology_mesh
+from ugc_jax.plan.memory import topology_mesh
+from ugc_jax.plan.sft import plan_sft
+from ugc_jax.plan.shapes import TypicalClip, batch_shapes, describe, model_of
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.train.run import resolve_weights
 from ugc_jax.train.settings import SftConfig
-from ugc_jax.train.start import begin_from
 from ugc_jax.train.state import Setup
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class Planned:
 
     topology: str  # TPU slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4, tpu7x:2x2x1, ...
     report: str | None = None  # JSON file for the figures
-    clip: Clip = Clip()
+    clip: TypicalClip = TypicalClip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,11 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
         config.check_rows(mesh, Rollout(setup, config.rollout).mesh)
         plan = plan_grpo(setup, config.grpo, config.rollout, batch)
     else:
-        plan = plan_step(setup, batch)
+        plan = plan_sft(setup, batch)
     print(plan.table())
     if config.report is not None:
         about = {"settings": dataclasses.asdict(config), "row": key._asdict()}
-        write_json(config.report, about | plan.figures())
+        files.write_json(config.report, about | plan.figures(), "choose another file", indent=2)
     return 0 if plan.fits else 1
 
 
@@ -72,7 +74,7 @@ def _bucket(config: Planned, model: OmniConfig) -> BucketKey:
     if not all(Path(folder).is_dir() for folder, _ in parse_mixture(data.train)):
         logger.warning("%s is not here; planning for rows of typical clips", data.train)
         return config.clip.bucket(data, model)
-    base = begin_from(config.checkpoint, config.revision, weights=False)
+    base = resolve_weights(config.checkpoint, config.revision, weights=False)
     tokenizer = load_chat_tokenizer(base, model.tokens)
     rows = pipeline.prompt_batches if isinstance(config, GrpoConfig) else pipeline.training
     buckets = rows(data, tokenizer, model, (), *steps).plan.buckets

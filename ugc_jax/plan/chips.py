@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import jax
+
 GIB = 1 << 30
 
 
@@ -36,3 +38,9 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip that jax calls so; None for one that is not in the table, such as a CPU."""
     matches = [name for name in _CHIPS if device_kind.startswith(name) or f" {name}" in device_kind]
     return _CHIPS[max(matches, key=len)] if matches else None
+
+
+def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """bfloat16 operations a second of all devices; None for devices that are not in the table."""
+    chip = chip_of(mesh.devices.flat[0].device_kind)
+    return None if chip is None else chip.flops * mesh.size

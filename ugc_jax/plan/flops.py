@@ -4,49 +4,37 @@ XLA's own cost analysis takes the body of a loop once; here a scan counts as oft
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend import core
 
-from ugc_jax.data.schema import Batch
-from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.data.batching import Batch
 from ugc_jax.train.state import Setup, abstract_state
 from ugc_jax.train.step import train_step
 
 
-class Flops(NamedTuple):
-    """total: of matrix products and convolutions, 2 for a multiply-add.
-
-    loops: `while` loops, of which nobody knows how often they run; each is counted once.
-    """
-
-    total: float
-    loops: int
-
-
 def step_flops(
-    setup: Setup,
-    batch: Batch | Any,
-    remat: bool = False,
-    make_step: Callable[[Setup], Callable] = train_step,
+    setup: Setup, batch: Batch | Any, remat: bool = False, step: Callable = train_step
 ) -> float:
     """Operations of one train step on all devices together, without running it.
 
     batch: of arrays or jax.ShapeDtypeStructs, the global one. remat: with what the backward pass
     computes again (but for the head's logits, which the loss always computes twice): the operations
     executed. Without, those the model needs: what MFU is measured by (arXiv 2204.02311, app. B).
-    make_step: Setup -> the jitted step, where it is not that of SFT.
+    step: `step(state, batch, setup=setup)`, where it is not that of SFT.
     Attention is counted as XLA computes it, in blocks of the causal triangle.
     """
     setup = countable(setup)
     if not remat:
         setup = dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, remat="none"))
-    step, state = make_step(setup), abstract_state(setup)
+    program = jax.jit(functools.partial(step, setup=setup))
     with jax.set_mesh(setup.mesh):
-        return traced_flops(step.trace(state, batch), setup.model)
+        traced = program.trace(abstract_state(setup), batch)
+    return program_flops(traced, setup.model.costly_share)
 
 
 def countable(setup: Setup) -> Setup:
@@ -54,29 +42,21 @@ def countable(setup: Setup) -> Setup:
     return dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, attention="xla"))
 
 
-def traced_flops(program: jax.stages.Traced, model: OmniConfig) -> float:
-    """Operations of a program of this model on all devices together; a `while` loop's, once."""
-    # Only the vision encoder branches: into attention to whole grids or inside windows.
-    full = len(model.vision.fullatt_block_indexes) / model.vision.depth
-    return _of_jaxpr(program.jaxpr.jaxpr, full).total
+def program_flops(program: jax.stages.Traced, costly: float = 1.0) -> float:
+    """Operations of a program on all devices together: of matrix products and convolutions.
 
-
-def count_flops(function, *args, costly: float = 1.0) -> Flops:
-    """Count what `function(*args)` executes; it is only traced, args may be jax.ShapeDtypeStructs.
-
-    costly: how often `jax.lax.cond` takes the costliest of its branches and not the cheapest, of
-      those that hold products; 1 is an upper bound.
-    A Pallas kernel counts as if it skipped none of its blocks.
+    A multiply-add is 2. A `while` loop counts once, as nobody knows how often it runs, and a Pallas
+    kernel as if it skipped none of its blocks. costly: how often `jax.lax.cond` takes the costliest
+    of its branches and not the cheapest, of those that hold products; 1 is an upper bound.
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, costly)
+    return _of_jaxpr(program.jaxpr.jaxpr, costly)
 
 
-def _of_jaxpr(jaxpr: core.Jaxpr, costly: float) -> Flops:
-    parts = [_of_equation(equation, costly) for equation in jaxpr.eqns]
-    return Flops(sum(part.total for part in parts), sum(part.loops for part in parts))
+def _of_jaxpr(jaxpr: core.Jaxpr, costly: float) -> float:
+    return sum(_of_equation(equation, costly) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: core.JaxprEqn, costly: float) -> Flops:
+def _of_equation(equation: core.JaxprEqn, costly: float) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -88,9 +68,8 @@ def _of_equation(equation: core.JaxprEqn, costly: float) -> Flops:
         return _products(equation, math.prod(kernel) // features)
     inner = [_of_jaxpr(jaxpr, costly) for jaxpr in _jaxprs(params.values())]
     if name == "cond":
-        inner = sorted(part for part in inner if part.total) or [Flops(0.0, 0)]
-        total = costly * inner[-1].total + (1 - costly) * inner[0].total
-        return Flops(total, inner[-1].loops)
+        branches = sorted(filter(None, inner)) or [0.0]
+        return costly * branches[-1] + (1 - costly) * branches[0]
     times = 1
     if name == "scan":
         times = params["length"]
@@ -98,13 +77,12 @@ def _of_equation(equation: core.JaxprEqn, costly: float) -> Flops:
         times = math.prod(params["grid_mapping"].grid)
     elif name == "shard_map":  # its jaxpr is one device's
         times = params["mesh"].size
-    total = times * sum(part.total for part in inner)
-    return Flops(total, sum(part.loops for part in inner) + (name == "while"))
+    return times * sum(inner)
 
 
-def _products(equation: core.JaxprEqn, depth: int) -> Flops:
+def _products(equation: core.JaxprEqn, depth: int) -> float:
     """Of a product whose every output is a sum of `depth` terms."""
-    return Flops(2.0 * depth * math.prod(equation.outvars[0].aval.shape), 0)
+    return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
 
 
 def _jaxprs(values) -> Iterator[core.Jaxpr]:

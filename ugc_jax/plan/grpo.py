@@ -5,23 +5,24 @@ state stays where it is.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch
 from ugc_jax.models.qwen2_5_omni import thinker as omni
-from ugc_jax.plan.chips import GIB, Chip
-from ugc_jax.plan.flops import countable, step_flops, traced_flops
-from ugc_jax.plan.sft import Memory, chip_in, compiled_memory, shard_bytes
+from ugc_jax.plan.chips import Chip
+from ugc_jax.plan.flops import countable, program_flops, step_flops
+from ugc_jax.plan.memory import Memory, chip_in, compiled_memory, gib, shard_bytes
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
-from ugc_jax.rl.update import policy_step, score_step
+from ugc_jax.rl.update import policy_step, token_logprobs
 from ugc_jax.sharding import abstract, batch_shardings
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_params
+from ugc_jax.train.step import jit_step
 
 
 class Program(NamedTuple):
@@ -72,12 +73,9 @@ class GrpoPlan(NamedTuple):
         def line(name, *figures):
             return f"  {name:<11}" + "".join(f"{figure:>13}" for figure in figures)
 
-        def gib(count):
-            return "unknown" if count is None else f"{count / GIB:.2f}"
-
         rows = [
             f"{self.chips} chips {self.chip.name}; GiB that each needs of its "
-            f"{self.chip.hbm / GIB:.2f}, TFLOP of all in a step",
+            f"{gib(self.chip.hbm)}, TFLOP of all in a step",
             line("", "held besides", "arguments", "temporaries", "peak", "TFLOP", "runs"),
         ]
         for program in self.programs:
@@ -102,7 +100,7 @@ def plan_grpo(
 ) -> GrpoPlan:
     """Compile the programs of a step for the devices of `setup.mesh`.
 
-    prompts: of `train.plan.batch_shapes`. All completions are taken to be of max_new_tokens.
+    prompts: of `shapes.batch_shapes`. All completions are taken to be of max_new_tokens.
     Raises UserError if the devices are of no chip in the table, and as `Rollout`.
     """
     chip = chip_in(setup.mesh)
@@ -144,63 +142,62 @@ def policy_shapes(
 
 
 def _sampling(setup, options, config, prompts) -> Iterator[Program]:
-    """What `Rollout` runs."""
+    """The programs of `Rollout`."""
     rollout = Rollout(setup, config, options.shared_prompt)
     counted = Rollout(countable(setup), config, options.shared_prompt).trace(prompts)
-    there = shard_bytes((prompts, abstract_state(setup)))
+    present = shard_bytes((prompts, abstract_state(setup)))
     outputs = {}
     for name, traced in rollout.trace(prompts).items():
         runs = 1 if name == "weights" else config.parts
-        flops = traced_flops(counted[name], setup.model) * runs
+        flops = program_flops(counted[name], setup.model.costly_share) * runs
         if name == "decode":  # its loop counts once; the first token is of the prompt's logits
             flops *= config.max_new_tokens - 1
-            there -= outputs["embed"]
+            present -= outputs["embed"]
         with jax.set_mesh(rollout.mesh):
-            program = _program(name, traced, there, runs, flops, executed=flops)
+            program = _program(name, traced, present, runs, flops, executed=flops)
         yield program
         # The weights, the encoders' rows and the cache stay.
         outputs[name] = program.memory.outputs or 0
         if name == "weights" and rollout.mesh == setup.mesh:
             outputs[name] -= _passed_on(traced, abstract_state(setup))
-        there += outputs[name]
+        present += outputs[name]
 
 
 def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
     """What is run once the rollout has dropped its weights."""
+    score = functools.partial(token_logprobs, options=options, temperature=config.temperature)
+    reference = functools.partial(score, of_reference=True)
     update = _minibatch(batch, options, setup.mesh)
-    programs = [("update", _policy_step(options, config), update, options.updates)]
+    programs = [("update", policy_update(options, config), update, options.updates)]
     if options.beta > 0:
-        programs.insert(0, ("reference", _score_step(options, config, True), batch, 1))
+        programs.insert(0, ("reference", reference, batch, 1))
     if options.updates > 1:
-        programs.insert(0, ("old", _score_step(options, config, False), batch, 1))
+        programs.insert(0, ("old", score, batch, 1))
     state = abstract_state(setup)
-    for name, make_step, rows, runs in programs:
-        there = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)
-        flops, executed = (
-            step_flops(setup, rows, remat, make_step) * runs for remat in (False, True)
-        )
-        step = make_step(setup)
+    for name, step, rows, runs in programs:
+        present = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)
+        flops, executed = (step_flops(setup, rows, remat, step) * runs for remat in (False, True))
+        bound = functools.partial(step, setup=setup)
+        program = jit_step(step, setup) if name == "update" else jax.jit(bound)
         with jax.set_mesh(setup.mesh):
-            program = _program(name, step.trace(state, rows), there, runs, flops, executed)
-        yield program
+            yield _program(name, program.trace(state, rows), present, runs, flops, executed)
+
+
+def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
+    """The policy step of these settings: `step(state, batch, setup=setup)`."""
+    return functools.partial(
+        policy_step, options=options, samples=config.samples, temperature=config.temperature
+    )
 
 
 def _program(
-    name: str, traced: jax.stages.Traced, there: int, runs: int, flops: float, executed: float
+    name: str, traced: jax.stages.Traced, present: int, runs: int, flops: float, executed: float
 ) -> Program:
-    """Compile it. there: bytes on a chip before it runs; its arguments are among them."""
+    """Compile it. present: bytes on a chip before it runs; its arguments are among them."""
     memory = compiled_memory(traced)
-    # One that does not fit even alone does not tell its arguments.
-    held = 0 if memory.arguments is None else there - memory.arguments
+    # Of one that does not fit even alone, the arguments are unknown.
+    held = 0 if memory.arguments is None else present - memory.arguments
     return Program(name, held, memory, runs, flops, executed)
-
-
-def _policy_step(options: GrpoOptions, config: RolloutConfig):
-    return lambda setup: policy_step(setup, options, config.samples, config.temperature)
-
-
-def _score_step(options: GrpoOptions, config: RolloutConfig, of_reference: bool):
-    return lambda setup: score_step(setup, options, config.temperature, of_reference)
 
 
 def _passed_on(weights: jax.stages.Traced, state: TrainState) -> int:

@@ -97,13 +97,13 @@ def token_counts(
 
 
 def token_weights(
-    counts: np.ndarray, options: GrpoOptions, max_new_tokens: int, parts: int = 1
+    counts: np.ndarray, options: GrpoOptions, max_new_tokens: int, microbatches: int = 1
 ) -> np.ndarray:
     """Weight f32[B, G] of each token of a completion, by `options.aggregation`.
 
     counts: i32[B, G], of `token_counts`, for all rows of one update, as the update gets them (the
-    plain path has rows of one completion: [B * G, 1]). parts: those in which the rows pass through
-    the model; part p has the rows p, p + parts, ... (train/steps.py).
+    plain path has rows of one completion: [B * G, 1]). Microbatch m of them has the rows m,
+    m + microbatches, ... (train/step.py).
     """
     learned = counts > 0
     completions = learned.sum()
@@ -114,9 +114,9 @@ def token_weights(
     elif options.aggregation == "dr_grpo":
         below = np.broadcast_to(completions * max_new_tokens, counts.shape)
     else:
-        part = np.arange(len(counts)) % parts
-        tokens = np.bincount(part, weights=counts.sum(1), minlength=parts)
-        below = np.broadcast_to((parts * tokens[part])[:, None], counts.shape)
+        of_row = np.arange(len(counts)) % microbatches
+        tokens = np.bincount(of_row, weights=counts.sum(1), minlength=microbatches)
+        below = np.broadcast_to((microbatches * tokens[of_row])[:, None], counts.shape)
     return np.where(learned, 1 / np.maximum(below, 1), 0).astype(np.float32)
 
 

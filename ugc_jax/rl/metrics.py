@@ -1,4 +1,4 @@
-"""What a GRPO run tells: the figures of a step and of an evaluation, the tables of completions."""
+"""What a GRPO run reports: metrics of a step and of an evaluation, the tables of completions."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.records import Entry
 from ugc_jax.generate.engine import finish_reason
 from ugc_jax.rl.advantages import Advantages, reward_metrics
 from ugc_jax.rl.rewards.scoring import completion_texts
-from ugc_jax.rl.rows import Completions
+from ugc_jax.rl.rows import Completions, Groups
 
 _OF_TOKENS = {
     "kl", "entropy", "ratio", "clip_low", "clip_high", "dual_clip", "tis", "mult_prob_error",
@@ -18,10 +17,10 @@ _OF_TOKENS = {
 
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
-    """All figures that a run with these reward functions reports, the most telling first.
+    """All metrics that a run with these reward functions reports, the most telling first.
 
     reward, reward_std: of the weighted sum; rewards/NAME/...: of a function (failed: the share of
-    completions that it gave none). completion_tokens: mean length; truncated: share that
+    completions on which it failed). completion_tokens: mean length; truncated: share that
     max_new_tokens cut off; zero_std_groups: share of groups whose rewards are equal; left_out:
     share of completions that lack a reward; draws: batches of prompts drawn; replaced: share of
     groups that dynamic sampling replaced. tokens_per_second: of the rows trained on, by the time of
@@ -44,10 +43,10 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def of_updates(metrics: Sequence[dict]) -> dict[str, float]:
+def update_metrics(metrics: Sequence[dict]) -> dict[str, float]:
     """The metrics of a step's updates as one: means, but for a maximum, a minimum and a rate.
 
-    What is a mean over tokens is one over those of all updates, and not known (None) without any.
+    A mean over tokens is one over those of all updates; None without any.
     """
     tokens = np.array([one["tokens"] for one in metrics])
     joined = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
@@ -61,45 +60,39 @@ def of_updates(metrics: Sequence[dict]) -> dict[str, float]:
     return joined
 
 
-def of_draws(
-    completions: Completions, rewards: np.ndarray, result: Advantages, names: Sequence[str]
-) -> dict[str, float | None]:
-    """Figures of all that was sampled in a step, of [B, G] completions; empty rows not counted."""
-    real = completions.lengths.any(axis=1)
-    lengths, stopped = completions.lengths[real], completions.stopped[real]
-    result = Advantages(*(leaf[real] for leaf in result))
-    return reward_metrics(rewards[real], result, names) | {
+def sampling_metrics(groups: Groups, names: Sequence[str]) -> dict[str, float | None]:
+    """Metrics of all that was sampled in a step; empty rows are not counted."""
+    real = groups.completions.lengths.any(axis=1)
+    lengths, stopped = groups.completions.lengths[real], groups.completions.stopped[real]
+    rewards, result = groups.rewards[real], Advantages(*(leaf[real] for leaf in groups.advantages))
+    return reward_metrics(rewards, result, names) | {
         "completion_tokens": float(lengths.mean()),
         "completion_tokens_min": float(lengths.min()),
         "completion_tokens_max": float(lengths.max()),
         "truncated": float(1 - stopped.mean()),
         **{
-            f"rewards/{name}/failed": float(np.isnan(rewards[real][..., i]).mean())
+            f"rewards/{name}/failed": float(np.isnan(rewards[..., i]).mean())
             for i, name in enumerate(names)
         },
     }
 
 
-def of_evaluation(
-    lengths: np.ndarray,
-    stopped: np.ndarray,
-    rewards: np.ndarray,
-    weights: np.ndarray,
-    names: Sequence[str],
+def evaluation_metrics(
+    completions: Completions, rewards: np.ndarray, weights: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """Figures of n evaluated completions, whose rewards are f32[n, R]; what is not known, is not.
+    """Metrics of n evaluated completions [n, 1] with rewards f32[n, R]; no metric if unknown.
 
     A completion that lacks a reward is in no mean.
     """
     total = weighted_sum(rewards, weights)
-    figures = {
+    metrics = {
         "eval_reward": _mean(total),
         **{f"eval_rewards/{name}": _mean(rewards[:, i]) for i, name in enumerate(names)},
         "eval_left_out": float(np.isnan(total).mean()),
-        "eval_completion_tokens": float(lengths.mean()),
-        "eval_truncated": float(1 - stopped.mean()),
+        "eval_completion_tokens": float(completions.lengths.mean()),
+        "eval_truncated": float(1 - completions.stopped.mean()),
     }
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def weighted_sum(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -107,15 +100,9 @@ def weighted_sum(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return rewards[..., weights != 0] @ weights[weights != 0]
 
 
-def completion_rows(
-    entries: Sequence[Entry | None],
-    completions: Completions,
-    rewards: np.ndarray,
-    result: Advantages,
-    names: Sequence[str],
-    tokenizer: ChatTokenizer,
-) -> list[dict]:
+def completion_rows(groups: Groups, names: Sequence[str], tokenizer: ChatTokenizer) -> list[dict]:
     """A row for each completion of a step's groups."""
+    entries, completions, rewards, result = groups
     texts = completion_texts(completions, tokenizer)
     return [
         {

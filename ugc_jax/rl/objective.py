@@ -1,4 +1,4 @@
-"""The loss of GRPO on the tokens of a part of the batch: pure, f32, any aggregation by weights.
+"""The loss of GRPO on the tokens of a microbatch: pure, f32, any aggregation by weights.
 
 options.py has the formulas. Letters: B rows, S scored slots of a row, G completions of a row.
 """
@@ -40,9 +40,9 @@ def objective(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss f32[], sums of metrics f32[]) of some rows, with `samples` completions each.
 
-    Losses and sums of the parts of a batch are added up. Then sums[name] / sums["tokens"] is the
-    mean over tokens of: ratio (importance), clip_low, clip_high, dual_clip (whether that clip cut
-    the gradient), kl (if there is a reference), entropy, tis (the weight), mult_prob_error
+    Losses and sums of the microbatches of a batch are added up. Then sums[name] / sums["tokens"] is
+    the mean over tokens of: ratio (importance), clip_low, clip_high, dual_clip (whether that clip
+    cut the gradient), kl (if there is a reference), entropy, tis (the weight), mult_prob_error
     (exp|old - rollout|: 1 where rollout and training agree, as in NeMo-RL). Only max_ratio is not
     added up; take its maximum.
     """

@@ -28,7 +28,7 @@ kl: an estimate of KL(policy || reference) (joschu.net/blog/kl-approx.html). x =
 w:  the aggregation. Each sum is over the batch of one update, on all devices.
     dapo      1 / tokens (arXiv 2503.14476)
     grpo      1 / (completions * tokens of its own completion)
-    bnpo      1 / (parts * tokens of its part), the parts being those of loop.accumulate
+    bnpo      1 / (microbatches * tokens of its microbatch), by loop.accumulate
     dr_grpo   1 / (completions * max_new_tokens) (arXiv 2503.20783)
 A:  r is the sum of weight * reward; mean and std (divided by n - 1) are over the group.
     group   (r - mean) / (std + 1e-4)
@@ -50,7 +50,7 @@ Where this is not TRL's definition:
   is one that is alone in its group; TRL takes the sum of the rewards that there are.
 - Completions that are left out or masked as truncated are in no numerator and no denominator;
   TRL's grpo and dr_grpo go on counting them.
-- A part of bnpo lies on all devices; TRL's is one device's.
+- A microbatch of bnpo lies on all devices; TRL's is one device's.
 - The entropy bonus is summed with w, as everything else; TRL takes its mean over tokens, which is
   the same for dapo only.
 - TRL clamps no kl and no log-ratio. Here l - o and o - u are kept within +-20, as in verl.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig

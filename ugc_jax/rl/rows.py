@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ugc_jax.data.batching import Buckets
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch, Buckets
+from ugc_jax.data.records import IndexEntry
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.rl.advantages import Advantages
 
 
 class Completions(NamedTuple):
@@ -30,6 +31,19 @@ class Completions(NamedTuple):
     lengths: np.ndarray
     stopped: np.ndarray
     logprobs: np.ndarray
+
+
+class Groups(NamedTuple):
+    """B prompts with G completions each and what they are worth; the same in all processes.
+
+    entries: of the records; None for an empty row. rewards: f32[B, G, R], NaN where one failed.
+    advantages: of these groups together.
+    """
+
+    entries: list[IndexEntry | None]
+    completions: Completions
+    rewards: np.ndarray
+    advantages: Advantages
 
 
 class PolicyBatch(NamedTuple):
@@ -60,13 +74,13 @@ class PolicyBatch(NamedTuple):
 
 
 def slots(counts: np.ndarray, most: int, shared: bool) -> int:
-    """S: the next rung above what the fullest row needs, so that few programs are compiled.
+    """S: the next bucket size above what the fullest row needs, so that few programs are compiled.
 
     counts: i32[B, G], tokens of each completion that is trained on. most: of one completion.
     """
     need = int((counts.sum(axis=1) if shared else counts).max(initial=1))
     top = most * (counts.shape[1] if shared else 1)
-    return next((rung for rung in Buckets().tokens if need <= rung < top), top)
+    return next((size for size in Buckets().tokens if need <= size < top), top)
 
 
 def policy_rows(

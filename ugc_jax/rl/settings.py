@@ -1,27 +1,24 @@
 """The settings of a GRPO run, section by section."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar
 
 from jax.sharding import Mesh
 
 from ugc_jax.data.planning import RowsConfig
 from ugc_jax.errors import UserError
-from ugc_jax.models.compute import Compute
-from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.sharding import MeshConfig, whole_rows
-from ugc_jax.train.groups import Trainable
-from ugc_jax.train.loop import RunConfig
+from ugc_jax.sharding import whole_rows
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import Setup
 
 
 @dataclasses.dataclass(frozen=True)
-class GrpoLoopConfig(RunConfig):
+class GrpoLoopConfig(LoopConfig):
     """What GRPO has of its own in the loop, as its steps are long."""
 
     log_every: int = 1  # steps between lines of metrics, and between tables of completions
@@ -29,30 +26,33 @@ class GrpoLoopConfig(RunConfig):
     eval_prompts: int = 64  # prompts of the evaluation data, its first, that are scored
     samples: int = 4  # of them that are written down, with their completions
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_positive("eval_prompts")
+        self.require_not_negative("samples")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrpoConfig:
+class GrpoConfig(TrainConfig):
     """Settings of grpo."""
 
-    checkpoint: str  # directory, a run's output, or hub id, to begin with
-    output: str  # directory of the run, local or gs://...
-    revision: str | None = None  # branch, tag or commit of a hub id
-    master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
-    distributed: bool = False  # one of several processes (hosts) that train together
+    # A checkpoint counts updates and batches of prompts, and holds a reference or none.
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *TrainConfig.FIXED, "grpo.iterations", "grpo.minibatches", "grpo.dynamic_sampling",
+        "grpo.resamples",
+    )  # fmt: skip
+    FIXED_ZERO: ClassVar[tuple[str, ...]] = ("grpo.beta",)
+
     data: RowsConfig
-    trainable: Trainable = Trainable()
-    lora: LoraConfig = LoraConfig()
     # small steps, as the rewards are noise for the most part; an adapter takes 1e-5
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, schedule="constant")
-    mesh: MeshConfig = MeshConfig()
-    compute: Compute = Compute()
     loop: GrpoLoopConfig = GrpoLoopConfig()
     grpo: GrpoOptions = GrpoOptions()
     rollout: RolloutConfig = RolloutConfig()
     rewards: RewardConfig = RewardConfig()
 
     def __post_init__(self):
-        self.loop.check_export(self.data.eval)
+        super().__post_init__()
         if self.grpo.reference_sync and self.lora.rank:
             raise UserError(
                 "grpo.reference_sync: an adapter's reference is the model without it, which stays; "
@@ -65,15 +65,14 @@ class GrpoConfig:
             )
 
     @property
-    def further(self) -> int:
-        """Batches of prompts that a step may draw besides its own."""
+    def further_batches(self) -> int:
+        """Batches of prompts that a step may draw besides its own, by dynamic sampling."""
         return self.grpo.resamples if self.grpo.dynamic_sampling else 0
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
         """What the policy step is made of. steps: of the whole run. UserError as `Setup`."""
-        parts = (self.compute, self.trainable, self.lora, self.optimizer)
-        counts = steps * self.grpo.updates, self.loop.accumulate
-        return Setup(model, mesh, *parts, *counts, self.master, reference=self.grpo.beta > 0)
+        setup = super().setup(model, mesh, steps * self.grpo.updates)
+        return dataclasses.replace(setup, reference=self.grpo.beta > 0)
 
     def check_rows(self, mesh: Mesh, rollout_mesh: Mesh):
         """Raise UserError unless the batch can be shared out as the settings say."""

@@ -1,43 +1,47 @@
 """The policy step of GRPO: one pass forward and back over rows that share their prompts.
 
-One step: read this file, objective.py (the loss), rows.py (what a row is), train/steps.py (the
-update). The formulas of all options are in options.py.
+    rows (rows.py) -> microbatches -> log-probs -> loss (objective.py) -> gradient -> update
+
+The update is train/step.py's. The formulas of all options are in options.py.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from optax.tree_utils import tree_add
 
 from ugc_jax.models.qwen2_5_omni import thinker as omni
 from ugc_jax.rl.objective import Scored, objective
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import PolicyBatch
+from ugc_jax.sharding import constrain
 from ugc_jax.train.losses import TokenScores, token_scores
-from ugc_jax.train.state import Setup, TrainState, abstract_state, model_params, reference_params
-from ugc_jax.train.step import Metrics, added, apply, gradient, in_parts, jit_step
+from ugc_jax.train.state import Setup, TrainState, model_params, reference_params
+from ugc_jax.train.step import Metrics, accumulated_gradient, apply_gradient, map_microbatches
 
 
 def policy_step(
-    setup: Setup, options: GrpoOptions, samples: int, temperature: float = 1.0
-) -> Callable[[TrainState, PolicyBatch], tuple[TrainState, Metrics]]:
-    """The jitted update `(state, batch) -> (state, metrics)`; it uses up the state it is given.
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    samples: int,
+    temperature: float = 1.0,
+) -> tuple[TrainState, Metrics]:
+    """One update: (the new state, metrics). Pure; `train.step.jit_step` compiles it.
 
     samples: completions of a prompt. temperature: of the rollout.
     Metrics are f32 scalars: loss, tokens (trained on), those of `objective`, and those of
-    `train.steps.apply`. Call it under `jax.set_mesh(setup.mesh)`.
+    `train.step.apply_gradient`.
     """
-
-    def step(state: TrainState, batch: PolicyBatch) -> tuple[TrainState, Metrics]:
-        sums, grads = policy_gradient(state, batch, setup, options, samples, temperature)
-        # Without anything to learn from, even a gradient of 0 would go on with the momentum.
-        new, metrics = apply(setup, state, sums["loss"], grads, moves=sums["tokens"] > 0)
-        tokens = jnp.maximum(sums["tokens"], 1.0)
-        whole = ("loss", "tokens", "max_ratio")
-        return new, metrics | {name: x if name in whole else x / tokens for name, x in sums.items()}
-
-    return jit_step(step, setup)
+    sums, gradient = policy_gradient(state, batch, setup, options, samples, temperature)
+    # Without anything to learn from, even a gradient of 0 would go on with the momentum.
+    learns = sums["tokens"] > 0
+    state, metrics = apply_gradient(state, gradient, sums["loss"], setup, learns)
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    whole = ("loss", "tokens", "max_ratio")
+    return state, metrics | {name: x if name in whole else x / tokens for name, x in sums.items()}
 
 
 def policy_gradient(
@@ -50,61 +54,54 @@ def policy_gradient(
 ) -> tuple[dict[str, jax.Array], dict]:
     """(loss and sums of metrics over the batch, gradient f32 of the loss). Traceable."""
 
-    def loss(params, part: PolicyBatch):
+    def loss(params, microbatch: PolicyBatch):
         whole = model_params(state._replace(params=params), setup)
-        scores = score(whole, setup, part, options, temperature)
+        scores = score(whole, setup, microbatch, options, temperature)
         scored = Scored(
             logprob=scores.logprob,
             entropy=scores.entropy,
-            old=part.old,
-            reference=part.reference,
-            rollout=part.rollout,
-            advantage=part.advantage,
-            weight=part.weight,
-            sample=part.sample,
+            old=microbatch.old,
+            reference=microbatch.reference,
+            rollout=microbatch.rollout,
+            advantage=microbatch.advantage,
+            weight=microbatch.weight,
+            sample=microbatch.sample,
         )
         of_a_row = samples if options.shared_prompt else 1
         value, sums = objective(scored, options, of_a_row)
         return value, {"loss": value} | sums
 
-    return gradient(loss, state.params, batch, setup.accumulate, _joined)
+    return accumulated_gradient(loss, state.params, batch, setup.accumulate, _added)
 
 
-def score_step(
-    setup: Setup, options: GrpoOptions, temperature: float = 1.0, of_reference: bool = False
-) -> Callable[[TrainState, PolicyBatch], jax.Array]:
-    """The jitted log-probabilities f32[rows, S] of a batch's tokens: `old`, or by the reference.
+def token_logprobs(
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    temperature: float = 1.0,
+    of_reference: bool = False,
+) -> jax.Array:
+    """Log-probabilities f32[rows, S] of a batch's tokens, by the policy or by the reference. Pure.
 
     batch: of all minibatches. No more rows pass through the model at a time than in an update.
     """
-    weights = reference_params if of_reference else model_params
+    params = (reference_params if of_reference else model_params)(state, setup)
 
-    @jax.jit
-    def step(state: TrainState, batch: PolicyBatch) -> jax.Array:
-        params = weights(state, setup)
+    def logprobs(microbatch: PolicyBatch) -> jax.Array:
+        return score(params, setup, microbatch, options, temperature, entropy=False).logprob
 
-        def of_part(part: PolicyBatch) -> jax.Array:
-            return score(params, setup, part, options, temperature, entropy=False).logprob
-
-        return in_parts(of_part, batch, setup.accumulate * options.minibatches)
-
-    return step
+    return map_microbatches(logprobs, batch, setup.accumulate * options.minibatches)
 
 
-def sync_reference(setup: Setup, mix: float) -> Callable[[TrainState], TrainState]:
-    """The jitted `reference <- mix * policy + (1 - mix) * reference`; it uses up the state."""
+def mix_reference(state: TrainState, mix: float) -> TrainState:
+    """The state with `reference <- mix * policy + (1 - mix) * reference`. Pure."""
 
-    split = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
+    def mixed(kept, now):
+        both = mix * now.astype(jnp.float32) + (1 - mix) * kept.astype(jnp.float32)
+        return both.astype(kept.dtype)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=split)
-    def step(state: TrainState) -> TrainState:
-        def mixed(kept, now):
-            both = mix * now.astype(jnp.float32) + (1 - mix) * kept.astype(jnp.float32)
-            return both.astype(kept.dtype)
-
-        return state._replace(reference=jax.tree.map(mixed, state.reference, state.params))
-
-    return step
+    return state._replace(reference=jax.tree.map(mixed, state.reference, state.params))
 
 
 def score(
@@ -129,6 +126,18 @@ def score(
     return token_scores(params, hidden_BSD, batch.tokens, wanted_BS, temperature, entropy)
 
 
-def _joined(left: dict, right: dict) -> dict:
-    """The sums of two parts of a batch."""
-    return added(left, right) | {"max_ratio": jnp.maximum(left["max_ratio"], right["max_ratio"])}
+@functools.partial(jax.jit, static_argnames=("number", "count", "copies"))
+def minibatch(batch: PolicyBatch, number: int, count: int, copies: int) -> PolicyBatch:
+    """The groups number, number + count, ... of `copies` rows each; each device keeps its rows."""
+
+    def take(leaf):
+        groups = leaf.reshape(len(leaf) // (count * copies), count, copies, *leaf.shape[1:])
+        rows = groups[:, number].reshape(len(leaf) // count, *leaf.shape[1:])
+        return constrain(rows, ("batch",) + (None,) * (rows.ndim - 1))
+
+    return jax.tree.map(take, batch)
+
+
+def _added(left: dict, right: dict) -> dict:
+    """The sums of two microbatches."""
+    return tree_add(left, right) | {"max_ratio": jnp.maximum(left["max_ratio"], right["max_ratio"])}

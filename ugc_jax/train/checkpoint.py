@@ -27,6 +27,7 @@ from ugc_jax.train.state import TrainState
 logger = logging.getLogger(__name__)
 
 _UNSAVED = "a checkpoint cannot be saved"
+_DAMAGED = "remove that folder to go on from the checkpoint before it"
 _REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
 
 
@@ -96,7 +97,7 @@ class Checkpoints:
         """Begin to save; returns when the state is copied, so that the next step may use it up.
 
         data: the data iterator's state after `step` steps. config: the run's settings. Both and
-        metrics as JSON takes them. A failure in the background is told by a later `check`, `save`
+        metrics as JSON takes them. A failure in the background is raised by a later `check`, `save`
         or `wait`. All of them raise UserError where the disk refuses; earlier checkpoints stay.
         """
         if step == self.latest:
@@ -131,14 +132,22 @@ class Checkpoints:
         Raises UserError naming the folder that cannot be read.
         """
         step = self.latest if step is None else step
-        target = ocp.args.StandardRestore(_changing(abstract))
-        loaded = self._restore(step, state=target, data=ocp.args.JsonRestore())
+        target = _changing(abstract)
+        is_old = self._is_old(step)
+        if is_old:
+            target["healthy"] = target.pop("finite")
+        loaded = self._restore(
+            step, state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+        )
+        changing = dict(loaded.state)
+        if is_old:
+            changing["finite"] = changing.pop("healthy")
         frozen = abstract.frozen
         if frozen:
             remedy = "start again with another output"
             with _readable(self.frozen, remedy), ocp.StandardCheckpointer() as reader:
                 frozen = reader.restore(self.frozen, frozen)
-        return abstract._replace(frozen=frozen, **loaded.state), loaded.data
+        return abstract._replace(frozen=frozen, **changing), loaded.data
 
     def wait(self):
         """Wait until all is on disk."""
@@ -157,9 +166,14 @@ class Checkpoints:
         return metrics[self._metric]
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
-        remedy = "remove that folder to go on from the checkpoint before it"
-        with _readable(self.folder / str(step), remedy):
+        with _readable(self.folder / str(step), _DAMAGED):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _is_old(self, step: int) -> bool:
+        """Whether a checkpoint is from before TrainState.healthy was renamed to `finite`."""
+        folder = self.folder / str(step)
+        with _readable(folder, _DAMAGED), ocp.StandardCheckpointer() as reader:
+            return "healthy" in (reader.metadata(folder / "state").item_metadata or ())
 
     def _require_space(self, tree):
         """Refuse what a disk of this machine cannot hold before any of it is written."""

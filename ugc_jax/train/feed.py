@@ -6,9 +6,19 @@ from typing import NamedTuple, Protocol
 import jax
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.train.loop import StepRefused
+
+
+class StepRefused(Exception):
+    """A step that cannot be done, in one line with its remedy; the state is as it was.
+
+    data: state of the data iterator before the step.
+    """
+
+    def __init__(self, reason: str, data: dict):
+        super().__init__(reason)
+        self.data = data
 
 
 class Batches(Protocol):
@@ -26,8 +36,8 @@ class Batches(Protocol):
         """End what reads ahead."""
 
 
-class Fed(NamedTuple):
-    """A batch: this process's rows (numpy), the arrays on the mesh, where the data stands.
+class PlacedBatch(NamedTuple):
+    """A batch: this process's rows (numpy) and the whole batch's arrays on the mesh.
 
     before, after: states of the data iterator around this batch.
     """
@@ -47,19 +57,19 @@ class Feed:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._next = self._pool.submit(self._read)
 
-    def take(self) -> Fed | None:
+    def take(self) -> PlacedBatch | None:
         """The next batch, or None after the last. Raises StepRefused if it cannot be read."""
-        fed = self._next.result()
-        if fed is not None:
+        batch = self._next.result()
+        if batch is not None:
             self._next = self._pool.submit(self._read)
-        return fed
+        return batch
 
     def close(self):
         """Wait for the batch that is being read, and read no more."""
         self._pool.shutdown(cancel_futures=True)
         self._batches.close()
 
-    def _read(self) -> Fed | None:
+    def _read(self) -> PlacedBatch | None:
         before = self._batches.get_state()
         try:
             rows = next(self._batches, None)
@@ -70,4 +80,4 @@ class Feed:
         if rows is None:
             return None
         arrays = sharding.place_batch(self._mesh, rows, self._batch_size)
-        return Fed(rows, arrays, before, self._batches.get_state())
+        return PlacedBatch(rows, arrays, before, self._batches.get_state())

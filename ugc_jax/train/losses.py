@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import thinker as omni
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -54,11 +54,11 @@ def token_scores(
     pad = -T % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
     tokens_BT, wanted_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (tokens_BT, wanted_BT))
-    head_VD = constrain(params["lm_head"]["weight"], ("vocab", None))
+    head_VD = constrain(omni.head(params), ("vocab", None))
 
     @jax.checkpoint
     def scores(hidden_BCD, tokens_BC):
-        logits_BCV = omni.logits({"lm_head": {"weight": head_VD}}, hidden_BCD)
+        logits_BCV = omni.logits(head_VD, hidden_BCD)
         logits_BCV = constrain(logits_BCV, ("batch", None, "vocab")) / temperature
         # A masked sum, not a gather: the vocabulary may be split over devices.
         here_BCV = jnp.arange(logits_BCV.shape[-1])[None, None] == tokens_BC[..., None]
@@ -87,8 +87,8 @@ def token_scores(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], out)
 
 
-def sft_sums(params, config: OmniConfig, compute: Compute, batch: Batch) -> LossSums:
-    """Cross-entropy of the tokens in `batch.target`, each predicted from the tokens before it.
+def cross_entropy_sums(params, config: OmniConfig, compute: Compute, batch: Batch) -> LossSums:
+    """Sums of cross-entropy over the tokens in `batch.target`, each predicted from those before it.
 
     A target is never the first token of its segment, so its predecessor is its own example's.
     """

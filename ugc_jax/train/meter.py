@@ -9,23 +9,15 @@ from typing import TypeVar
 
 import jax
 
-from ugc_jax.plan.chips import chip_of
-
 T = TypeVar("T")
 
 
-def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """bfloat16 operations a second of all devices; None for devices that nobody states it of."""
-    chip = chip_of(mesh.devices.flat[0].device_kind)
-    return None if chip is None else chip.flops * mesh.size
-
-
 class Meter:
-    """Rates since they were last asked for."""
+    """Rates since the last call of `rates`."""
 
     def __init__(self, peak: float | None):
-        """peak: operations a second of all devices together; None is without MFU."""
-        self.peak = peak
+        """peak: operations a second of all devices together; without it, no MFU."""
+        self._peak = peak
         self._reset()
 
     def wait(self, function: Callable[[], T]) -> T:
@@ -59,7 +51,7 @@ class Meter:
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
             "data_wait": self._waited / seconds,
-            "mfu": None if self.peak is None else self._flops / seconds / self.peak,
+            "mfu": None if self._peak is None else self._flops / seconds / self._peak,
             "memory_gb": memory_gb(),
         }
         self._reset()

@@ -10,7 +10,12 @@ import jax
 import optax
 
 from ugc_jax.errors import UserError
-from ugc_jax.train.groups import GROUPS, group_of, is_matrix
+from ugc_jax.models import lora
+from ugc_jax.models.params import get_leaf
+from ugc_jax.models.qwen2_5_omni import names
+from ugc_jax.sharding import Axes
+
+GROUPS = (*names.GROUPS, "lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +70,27 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The chain for trees as in train/state.py, whose schedule ends after `steps` updates."""
+def group_of(path) -> str:
+    """The group (of GROUPS) of a leaf; path: its keys, plain or as jax.tree_util gives them."""
+    keys = plain(path)
+    return "lora" if keys[-1] in lora.LEAVES else names.group_of(keys)
+
+
+def is_matrix(axes: Axes) -> bool:
+    """Whether a leaf with these logical axes holds matrices: neither biases nor norm weights."""
+    return sum(name != "layers" for name in axes) >= 2
+
+
+def plain(path) -> tuple[str, ...]:
+    """The keys of a leaf, given as they are or as jax.tree_util gives them."""
+    return tuple(getattr(key, "key", key) for key in path)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, axes: dict) -> optax.GradientTransformation:
+    """The chain for trees as in train/state.py, whose schedule ends after `steps` updates.
+
+    axes: the logical axes of all leaves, a tree (`state.model_axes`).
+    """
     if config.name == "adamw":
         scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
     else:
@@ -76,21 +100,21 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         scale,
         optax.clip_by_block_rms(1.0) if config.name == "adafactor" else optax.identity(),
         # Without a state of their own, so that a run may go on with other figures, or with none.
-        optax.stateless(lambda updates, params: _decay(updates, params, config.weight_decay)),
+        optax.stateless(lambda updates, params: _decay(updates, params, axes, config.weight_decay)),
         optax.stateless(lambda updates, _: _scale_groups(updates, config)),
         optax.scale_by_learning_rate(learning_rates(config, steps)),
     )
 
 
-def _decay(updates, params, decay: float):
+def _decay(updates, params, axes: dict, decay: float):
     """AdamW's decay: of matrices only."""
     if decay == 0:
         return updates
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, param: leaf + decay * param if is_matrix(path, param) else leaf,
-        updates,
-        params,
-    )
+
+    def decayed(path, leaf, param):
+        return leaf + decay * param if is_matrix(get_leaf(axes, plain(path))) else leaf
+
+    return jax.tree_util.tree_map_with_path(decayed, updates, params)
 
 
 def _scale_groups(updates, config: OptimizerConfig):

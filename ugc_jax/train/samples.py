@@ -22,7 +22,7 @@ class Sampler:
 
     def __init__(
         self,
-        prompts: Sequence[pipeline.Prompt],
+        prompts: Sequence[pipeline.RecordPrompt],
         setup: Setup,
         tokenizer: ChatTokenizer,
         max_new_tokens: int,

@@ -1,31 +1,92 @@
-"""The settings of a training run, section by section."""
+"""The settings of a training run, section by section; rl/settings.py has GRPO's."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jax.sharding import Mesh
 
-from ugc_jax.data.planning import DataConfig
+from ugc_jax.data.planning import DataConfig, RowsConfig
+from ugc_jax.errors import UserError
+from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import MeshConfig
-from ugc_jax.train.groups import Trainable
-from ugc_jax.train.loop import LoopConfig
 from ugc_jax.train.optimizer import OptimizerConfig
-from ugc_jax.train.state import Setup
+from ugc_jax.train.state import Setup, Trainable
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train, and what to do on the way."""
+
+    steps: int | None = None  # steps in all; without it, `epochs` decides
+    epochs: float = 1.0  # passes over the training data
+    accumulate: int = 1  # parts of a batch that pass through the model one after the other
+    log_every: int = 10  # steps between lines of metrics
+    eval_every: int = 0  # steps between evaluations, besides those before a checkpoint
+    save_every: int = 200  # steps between checkpoints; the last step has one, too
+    keep: int = 2  # latest checkpoints that stay, besides the one of the best evaluation
+    profile: int | None = None  # first of three steps that a profiler trace is taken of
+    wandb: str | None = None  # project of Weights & Biases to report to
+    seed: int = 0  # of a new adapter's weights
+    export: Literal["last", "best"] = "last"  # which checkpoint becomes the exported model
+    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its weights
+
+    def __post_init__(self):
+        self.require_positive("steps", "epochs", "accumulate", "log_every", "save_every", "keep")
+        self.require_positive("profile")
+        self.require_not_negative("eval_every", "seed")
+
+    def require_positive(self, *names: str):
+        """Raise UserError for one of these settings that is 0 or less; None is accepted."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"loop.{name} is {value}; use a positive number")
+
+    def require_not_negative(self, *names: str):
+        """Raise UserError for one of these settings that is below 0."""
+        for name in names:
+            if getattr(self, name) < 0:
+                raise UserError(f"loop.{name} is {getattr(self, name)}; use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftLoopConfig(LoopConfig):
+    """What only SFT does on the way."""
+
+    samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
+    sample_tokens: int = 256  # longest of these captions
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_not_negative("samples")
+        self.require_positive("sample_tokens")
+        if self.sample_tokens > NEW_TOKENS[-1]:
+            raise UserError(
+                f"loop.sample_tokens is {self.sample_tokens}; use at most {NEW_TOKENS[-1]}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SftConfig:
-    """Settings of sft."""
+class TrainConfig:
+    """Settings of a training run."""
+
+    # Settings, by what their names begin with, that decide what a checkpoint holds: a run cannot go
+    # on with other values of them.
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "trainable.", "lora.rank", "lora.targets", "optimizer.name", "master",
+    )  # fmt: skip
+    # Settings of which only that matters to a checkpoint: whether they are 0.
+    FIXED_ZERO: ClassVar[tuple[str, ...]] = ()
 
     checkpoint: str  # directory, a run's output, or hub id, to begin with
     output: str  # directory of the run, local or gs://...
     revision: str | None = None  # branch, tag or commit of a hub id
     master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
     distributed: bool = False  # one of several processes (hosts) that train together
-    data: DataConfig
+    data: RowsConfig
     trainable: Trainable = Trainable()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -34,9 +95,27 @@ class SftConfig:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self):
-        self.loop.check_export(self.data.eval)
+        if self.loop.export == "best" and self.data.eval is None:
+            raise UserError("loop.export=best needs data.eval; set it, or use export=last")
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
         """What the train step is made of. steps: of the whole run. UserError as `Setup`."""
-        parts = (self.compute, self.trainable, self.lora, self.optimizer)
-        return Setup(model, mesh, *parts, steps, self.loop.accumulate, self.master)
+        return Setup(
+            model,
+            mesh,
+            compute=self.compute,
+            trainable=self.trainable,
+            lora=self.lora,
+            optimizer=self.optimizer,
+            steps=steps,
+            accumulate=self.loop.accumulate,
+            master=self.master,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """Settings of sft."""
+
+    data: DataConfig
+    loop: SftLoopConfig = SftLoopConfig()

@@ -17,21 +17,36 @@ from jax.sharding import Mesh
 
 from ugc_jax import sharding
 from ugc_jax.errors import UserError
-from ugc_jax.hf import mapping
 from ugc_jax.models import lora
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.params import abstract_params, logical_axes
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.train.groups import Trainable
-from ugc_jax.train.optimizer import OptimizerConfig, make_optimizer
+from ugc_jax.train.optimizer import OptimizerConfig, group_of, make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """Which parts learn. The others are frozen: in the compute dtype, without optimizer state."""
+
+    vision: bool = False  # the vision encoder
+    audio: bool = False  # the audio encoder
+    projector: bool = False  # the vision encoder's merger and the audio encoder's projection
+    decoder: bool = True  # the decoder's layers
+    embeddings: bool = True  # the token embeddings and the head
+
+    def includes(self, path) -> bool:
+        """Whether the leaf at `path` learns; the leaves of an adapter always do."""
+        group = group_of(path)
+        return group == "lora" or getattr(self, group)
 
 
 class TrainState(NamedTuple):
     """A pytree.
 
     step: i32[], updates done. params: leaves that learn (with an adapter, its leaves), nested dict.
-    frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. healthy: bool[], False
+    frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. finite: bool[], False
     from the step on whose loss or gradient was not finite; such a state no longer changes.
     reference: with Setup.reference, the leaves that learn (but for an adapter) as they were at the
     beginning, in the compute dtype: what GRPO stays near to. Else {}.
@@ -41,19 +56,19 @@ class TrainState(NamedTuple):
     params: dict
     frozen: dict
     opt_state: optax.OptState
-    healthy: jax.Array
+    finite: jax.Array
     reference: dict = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that decides the train step's program, but for the batch's shape.
+    """What decides the train step's program, besides the batch's shape.
 
     steps: updates of the whole run, for the learning rate's schedule.
-    accumulate: parts in which a batch passes through the model, one after the other.
+    accumulate: microbatches of a batch, which pass through the model one after the other.
     master: dtype of the weights that learn. In "bfloat16" they take half the memory, but updates
       below 1/256 of a weight are lost.
-    reference: whether the weights of the beginning are kept, too.
+    reference: whether the weights of the beginning are kept in the state, too.
     """
 
     model: OmniConfig
@@ -78,7 +93,7 @@ class Setup:
     @functools.cached_property
     def transform(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return make_optimizer(self.optimizer, self.steps)
+        return make_optimizer(self.optimizer, self.steps, model_axes(self))
 
 
 def create_state(params: dict, setup: Setup, seed: int = 0) -> TrainState:
@@ -87,14 +102,18 @@ def create_state(params: dict, setup: Setup, seed: int = 0) -> TrainState:
     params are used up: their buffers are given to the state where they fit. seed: of an adapter.
     """
     make = functools.partial(_initial, setup=setup, seed=seed)
-    out = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
     with jax.set_mesh(setup.mesh):
-        return jax.jit(make, out_shardings=out, donate_argnums=0)(params)
+        return jax.jit(make, out_shardings=state_shardings(setup), donate_argnums=0)(params)
+
+
+def state_shardings(setup: Setup) -> TrainState:
+    """The NamedSharding of each leaf of the state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
 
 
 def abstract_state(setup: Setup) -> TrainState:
     """The state's shapes, dtypes and shardings: to restore into, and to compile ahead of time."""
-    params = mapping.abstract_params(setup.model, setup.compute.dtype, stacked=True)
+    params = abstract_params(thinker.declare(setup.model), setup.compute.dtype)
     shapes = jax.eval_shape(functools.partial(_initial, setup=setup, seed=0), params)
     leaf_shardings = functools.partial(sharding.shardings, setup.mesh)
     learns, frozen = _partition(model_axes(setup), setup.trainable.includes)
@@ -113,7 +132,7 @@ def abstract_state(setup: Setup) -> TrainState:
             params_shardings,
             transform_non_params=lambda _: whole,
         ),
-        healthy=whole,
+        finite=whole,
         reference=leaf_shardings(shapes.reference, _partition(learns, _is_lora)[1])
         if setup.reference
         else {},
@@ -178,16 +197,16 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         params=learns,
         frozen=jax.tree.map(lambda leaf: leaf.astype(setup.compute.dtype), frozen),
         opt_state=moments,
-        healthy=jnp.bool_(True),
+        finite=jnp.bool_(True),
         reference=kept,
     )
 
 
 def model_axes(setup: Setup) -> dict:
     """The tree of `model_params` with each leaf's logical axes in its place."""
-    axes = omni.logical_axes(setup.model)
+    axes = logical_axes(thinker.declare(setup.model))
     if setup.lora.rank:
-        axes = _join(axes, lora.logical_axes(setup.model, setup.lora))
+        axes = _join(axes, logical_axes(lora.declare(setup.model, setup.lora)))
     return axes
 
 
@@ -211,4 +230,4 @@ def _is_lora(path) -> bool:
 
 
 def _is_table(path) -> bool:
-    return path[-2].key in ("embed_tokens", "lm_head")
+    return group_of(path) == "embeddings"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax import sharding
-from ugc_jax.data.schema import Batch, named_arrays
+from ugc_jax.data.batching import Batch, named_arrays
 from ugc_jax.train.feed import Batches, Feed, PlacedBatch
 from ugc_jax.train.loop import StepResult
 from ugc_jax.train.meter import Meter

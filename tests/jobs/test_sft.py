@@ -22,10 +22,10 @@ from ugc_jax.jobs import extract, sft
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.sharding import make_mesh
-from ugc_jax.train import loop
-from ugc_jax.train.groups import Trainable
-from ugc_jax.train.loop import LoopConfig
+from ugc_jax.train import loop, run
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.settings import SftLoopConfig
+from ugc_jax.train.state import Trainable
 
 QUESTION = "What is seen and heard?"
 
@@ -70,7 +70,7 @@ def settings(records, tiny_checkpoint):
         output="",
         data=DataConfig(train=records, eval=records, batch_size=2, tokens=512, workers=0),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        loop=LoopConfig(
+        loop=SftLoopConfig(
             steps=4, log_every=1, save_every=2, samples=1, sample_tokens=8, export_dtype="float32"
         ),
     )
@@ -176,9 +176,9 @@ def test_the_exported_model_captions_as_the_sample_says(whole, clips):
 def test_the_best_is_exported(whole, settings, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
     exported = []
-    monkeypatch.setattr(sft, "export", lambda state, *_: exported.append(int(state.step)))
+    monkeypatch.setattr(run, "export", lambda state, *_: exported.append(int(state.step)))
     for best in (2, 4):
-        monkeypatch.setattr(sft.Checkpoints, "best", best)
+        monkeypatch.setattr(run.Checkpoints, "best", best)
         sft.main(change(settings, tmp_path / "run", "loop", export="best"), [])
     assert exported == [2, 4]
 

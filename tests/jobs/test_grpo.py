@@ -27,8 +27,8 @@ from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
 from ugc_jax.settings import flatten
 from ugc_jax.sharding import make_mesh
 from ugc_jax.toy import world
-from ugc_jax.train.groups import Trainable
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.state import Trainable
 
 # `ugc-jax grpo` on the first of the devices, as in this process.
 PROGRAM = """

@@ -1,0 +1,109 @@
+"""What a program takes of a chip's memory, by the compiler of TPUs that need not be there."""
+
+import dataclasses
+import math
+import os
+import re
+from typing import NamedTuple
+
+import jax
+
+from ugc_jax.errors import UserError
+from ugc_jax.plan.chips import GIB, Chip, chip_of
+from ugc_jax.sharding import MeshConfig, make_mesh
+
+# The compiler's library looks for a TPU where it is loaded: for minutes, and with loud complaints.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the topology says what is compiled for
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a job that trains, or plans, on this machine
+}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Memory(NamedTuple):
+    """What a program takes, in bytes of one chip.
+
+    outputs: those that do not take the place of arguments. temporaries: all of them; they take
+    turns. peak: the most that is held at a time. The compiler stops at a program that does not fit;
+    then peak is what it asked for, and the others are None.
+    """
+
+    arguments: int | None
+    outputs: int | None
+    temporaries: int | None
+    peak: int
+
+
+def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
+    """A mesh over a described TPU slice such as "v5e:4x4".
+
+    Raises UserError if the TPU compiler is not installed, if it does not know the topology, and as
+    `sharding.make_mesh`.
+    """
+    from jax.experimental import topologies
+
+    for variable, value in _NO_TPU.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs here; a TPU that is here stays free
+    # Without this the compiler takes a v4 chip for two devices; a program finds one.
+    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if "not installed" in reason:
+            raise UserError(
+                "plan needs the TPU compiler, though no TPU; "
+                f'install it: pip install "jax[tpu]=={jax.__version__}"'
+            ) from None
+        raise UserError(
+            f"topology {name}: {reason}; name one such as v5e:4x4, v6e:2x4 or v5p:2x2x2"
+        ) from None
+    return make_mesh(**dataclasses.asdict(config), devices=slice_.devices)
+
+
+def chip_in(mesh: jax.sharding.Mesh) -> Chip:
+    """The chip that the mesh is made of. Raises UserError if it is not in the table."""
+    kind = mesh.devices.flat[0].device_kind
+    chip = chip_of(kind)
+    if chip is None:
+        raise UserError(f"the memory of {kind} is not known; name a topology of v4 to v7x TPUs")
+    return chip
+
+
+def compiled_memory(program: jax.stages.Traced) -> Memory:
+    """Compile a program for the mesh that it was traced for."""
+    try:
+        memory = program.lower().compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        peak = wanted_bytes(str(error))
+        if peak is None:
+            raise
+        return Memory(None, None, None, peak)
+    return Memory(
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+    )
+
+
+def wanted_bytes(message: str) -> int | None:
+    """What a program asked for, if this message of the compiler says that it is too much."""
+    found = re.search(r"Ran out of memory.*?(?:Used|temporaries \() *([\d.]+)([KMGT]?)", message)
+    return found and round(float(found[1]) * _UNITS[found[2]])
+
+
+def shard_bytes(tree) -> int:
+    """Bytes of one device's part of a tree of jax.ShapeDtypeStructs with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def gib(count: int | None) -> str:
+    """Bytes in GiB for people, without the unit."""
+    return "unknown" if count is None else f"{count / GIB:.2f}"

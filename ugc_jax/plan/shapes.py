@@ -1,0 +1,77 @@
+"""What is planned for: a model of a known size, and the shapes of its largest batch."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ugc_jax.data.batching import Batch, BucketKey, collate_rows, size_of_media
+from ugc_jax.data.planning import ExampleSet, RowsConfig, make_plan
+from ugc_jax.data.prompt import Video
+from ugc_jax.errors import UserError
+from ugc_jax.hf.config import load_config
+from ugc_jax.models.qwen2_5_omni.config import HOP, SAMPLE_RATE, SIZES, OmniConfig
+from ugc_jax.sharding import abstract, batch_shardings, check_batch
+from ugc_jax.train.run import resolve_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class TypicalClip:
+    """A typical clip, to plan for where no records are."""
+
+    frames: int = 32  # taken from it
+    height: int = 420  # of a frame, in pixels; a multiple of 28
+    width: int = 224  # of a frame, in pixels; a multiple of 28
+    seconds: float = 24.0  # of sound
+    text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
+
+    def bucket(self, data: RowsConfig, model: OmniConfig) -> BucketKey:
+        """The shape of a training row of such clips, packed or not, as `data` says."""
+        patch = model.vision.patch_size
+        grid = (self.frames // 2, self.height // patch, self.width // patch)
+        sound = round(self.seconds * SAMPLE_RATE / HOP)
+        size = size_of_media([Video(grid, 1.0, sound)], model)
+        size = size._replace(tokens=size.tokens + self.text)
+        if size.tokens > data.tokens:
+            raise UserError(
+                f"clip: takes {size.tokens} tokens, and a row has data.tokens={data.tokens}; "
+                "raise that or plan for a smaller clip"
+            )
+        one = ExampleSet("clip", np.zeros(1, np.int64), np.array([size]), digest="", draws=1)
+        return max(make_plan([one], data, steps=1).buckets)
+
+
+def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:
+    """The config of a checkpoint; of one that is not on this disk, of the size in its name."""
+    words = re.split("[^0-9a-z]+", checkpoint.lower())
+    sizes = [size for size in SIZES if size in words]
+    if sizes and not Path(checkpoint).is_dir():
+        return SIZES[sizes[0]]()
+    return load_config(resolve_weights(checkpoint, revision, weights=False))
+
+
+def batch_shapes(
+    key: BucketKey, rows: int, model: OmniConfig, mesh: jax.sharding.Mesh, accumulate: int = 1
+) -> Batch:
+    """The global Batch of a bucket: a jax.ShapeDtypeStruct with its sharding for every field.
+
+    Raises UserError if the mesh does not divide the rows of each microbatch.
+    """
+    check_batch(mesh, rows, accumulate)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
+        collate_rows([], key, 1, model),
+    )
+    return abstract(shapes, batch_shardings(mesh, shapes))
+
+
+def describe(batch: Batch) -> str:
+    """The shapes of a batch for people."""
+    rows, tokens = batch.tokens.shape
+    grids, chunks = batch.media["vision"].patches.shape, batch.media["audio"].mel.shape
+    return (
+        f"{rows} rows of {tokens} tokens, {grids[1]} grids of {grids[2]} windows and {chunks[1]} "
+        "chunks of sound"
+    )

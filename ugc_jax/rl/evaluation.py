@@ -1,0 +1,53 @@
+"""The evaluation of a GRPO run: rewards of the likeliest completion of each prompt."""
+
+import numpy as np
+
+from ugc_jax import sharding
+from ugc_jax.data.pipeline import Pipeline
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.rl import metrics as report
+from ugc_jax.rl.rewards.runner import Rewards
+from ugc_jax.rl.rewards.scoring import Scoring, completion_texts
+from ugc_jax.rl.rollout import Rollout
+from ugc_jax.rl.rows import Completions
+from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.train.state import TrainState
+
+
+def evaluate(
+    state: TrainState,
+    rollout: Rollout,
+    prompts: Pipeline,
+    rewards: Rewards,
+    tokenizer: ChatTokenizer,
+    config: GrpoConfig,
+) -> tuple[dict[str, float], list[dict]]:
+    """(Metrics, rows of the table "samples") of a state.
+
+    A batch is completed while the rewards of the batches before it are computed.
+    """
+    most, batches = config.rollout.max_new_tokens, []
+    rollout.load(state)
+    for number, rows in enumerate(prompts):
+        arrays = sharding.place_batch(rollout.setup.mesh, rows, config.data.batch_size)
+        entries = prompts.entries(number)
+        scoring = Scoring(rewards, tokenizer, entries, most)
+        completions = rollout.greedy(arrays, most)
+        scoring.submit(slice(None), completions)
+        batches.append((entries, completions, scoring))
+    rollout.drop()
+
+    entries = [entry for entries, _, _ in batches for entry in entries]
+    real = [row for row, entry in enumerate(entries) if entry is not None]
+    leaves = zip(*(completions for _, completions, _ in batches), strict=True)
+    completions = Completions(*(np.concatenate(leaf)[real] for leaf in leaves))
+    values = np.concatenate([scoring.result()[:, 0] for _, _, scoring in batches])[real]
+    metrics = report.evaluation_metrics(completions, values, rewards.weights, rewards.names)
+    shown = real[: config.loop.samples]
+    texts = completion_texts(Completions(*(leaf[: len(shown)] for leaf in completions)), tokenizer)
+    samples = [
+        {"clip": entries[row].id, "reference": entries[row].answer, "caption": texts[i][0]}
+        | report.reward_row(values[i], rewards.names)
+        for i, row in enumerate(shown)
+    ]
+    return metrics, samples

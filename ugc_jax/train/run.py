@@ -1,0 +1,175 @@
+"""A training run from its checkpoint of weights to its exported model: what sft and grpo share.
+
+open_run       processes, weights, tokenizer, mesh     -> OpenRun
+(the job)      data and steps                          -> loop.Work
+train          create or restore the state, run the loop, export
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from ugc_jax import sharding
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.errors import UserError
+from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf.config import load_config
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.tokenizer import load_chat_tokenizer
+from ugc_jax.models.params import param_shardings
+from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.settings import flatten
+from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.export import export
+from ugc_jax.train.loop import Loop, Work
+from ugc_jax.train.settings import TrainConfig
+from ugc_jax.train.state import TrainState, abstract_state, create_state
+
+logger = logging.getLogger(__name__)
+
+
+class OpenRun(NamedTuple):
+    """What a run of these settings has before any data.
+
+    weights: directory of those to begin with. rows: those of a global batch that this process has
+    to feed.
+    """
+
+    config: TrainConfig
+    weights: Path
+    model: OmniConfig
+    tokenizer: ChatTokenizer
+    mesh: jax.sharding.Mesh
+    rows: tuple[int, ...]
+
+
+def open_run(config: TrainConfig) -> OpenRun:
+    """Find the other processes (if `config.distributed`), the checkpoint, and the devices.
+
+    Raises UserError where one of them does not fit.
+    """
+    if config.distributed:
+        join_processes()
+    weights = resolve_weights(config.checkpoint, config.revision)
+    model = load_config(weights)
+    tokenizer = load_chat_tokenizer(weights, model.tokens)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    rows = sharding.local_rows(mesh, config.data.batch_size)
+    return OpenRun(config, weights, model, tokenizer, mesh, rows)
+
+
+def join_processes():
+    """Find the other processes of this run. UserError where no launcher names any."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"distributed: the other processes are not found ({str(error).splitlines()[0]}); "
+            "start it with a script of launch/, or leave distributed out"
+        ) from None
+
+
+def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The directory of weights to begin with: of a checkpoint, or the model that a run exported.
+
+    checkpoint: as `resolve_checkpoint` takes it, or the output of a run, whose folder `model` is
+    its result (as exact as its loop.export_dtype). weights: whether they are needed, too. Raises
+    UserError, too, for a run without it.
+    """
+    path = resolve_checkpoint(checkpoint, revision, weights)
+    if not (path / "checkpoints").is_dir():
+        return path
+    if not (path / "model").is_dir():
+        raise UserError(
+            f"{path}: a run that has not come to its end; run it again to go on, or name a "
+            "checkpoint of weights"
+        )
+    return path / "model"
+
+
+def train(run: OpenRun, work: Work, peak_flops: float | None = None) -> int:
+    """Train to the last step and export; go on where an earlier run of this output was left.
+
+    peak_flops: operations a second of all devices, for MFU. Returns the exit status: 0, or after a
+    signal 143 or 130. Raises UserError as `create_or_restore`, `Loop.run` and `export`.
+    """
+    config, settings = run.config, stored_settings(run.config, run.model)
+    with Checkpoints(config.output, config.loop.keep, *work.best_metric) as checkpoints:
+        state = create_or_restore(run, work, checkpoints, settings)
+        loop = Loop(work, config.loop, config.output, checkpoints, settings, peak_flops)
+        state, status = loop.run(state)
+        if status == 0 and config.loop.export == "best":
+            del state  # before another one takes its place
+            state, _ = checkpoints.restore(abstract_state(work.setup), checkpoints.best)
+    if status == 0:
+        export(state, work.setup, config.output, run.weights, config.loop.export_dtype)
+    return status
+
+
+def create_or_restore(
+    run: OpenRun, work: Work, checkpoints: Checkpoints, settings: dict
+) -> TrainState:
+    """The latest checkpoint's state, or, without one, a new one, whose frozen part is saved.
+
+    settings: of `stored_settings`; what differs from the checkpoint's is logged. The work's batches
+    are set to where the state's data stand. Raises UserError if the checkpoint cannot be read, or
+    the settings do not let it go on.
+    """
+    step, setup = checkpoints.latest, work.setup
+    if step is None:
+        split = param_shardings(thinker.declare(setup.model), setup.mesh)
+        params = load_params(run.weights, setup.model, shardings=split)
+        state = create_state(params, setup, run.config.loop.seed)
+        checkpoints.save_frozen(state)
+        return state
+    folder, config = checkpoints.folder / str(step), run.config
+    stored = checkpoints.config(step)
+    check_settings(stored, settings, str(folder), config.FIXED, config.FIXED_ZERO)
+    last = setup.steps // work.updates
+    if step > last:
+        raise UserError(
+            f"{folder}: the run is beyond step {last}, the last one of these settings; "
+            "raise loop.steps or loop.epochs, or choose another output"
+        )
+    state, data = checkpoints.restore(abstract_state(setup))
+    work.batches.set_state(data)
+    logger.info("%s: going on after step %d of %d", folder, step, last)
+    return state
+
+
+def stored_settings(config, model: OmniConfig) -> dict:
+    """What is kept with every checkpoint: the run's settings, and "model", its sizes; for JSON."""
+    content = dataclasses.asdict(config) | {"model": dataclasses.asdict(model)}
+    return json.loads(json.dumps(content))
+
+
+def check_settings(
+    before: dict, now: dict, folder: str, fixed: Sequence[str], fixed_zero: Sequence[str] = ()
+):
+    """Log each setting that differs from the checkpoint's; UserError if training cannot go on.
+
+    before, now: nested settings, as JSON takes them. folder: the checkpoint, in messages.
+    fixed, fixed_zero: as `TrainConfig.FIXED` and `TrainConfig.FIXED_ZERO`.
+    """
+    old, new = flatten(before), flatten(now)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        change = f"{key} was {old.get(key)} and is {new.get(key)}"
+        if key.startswith("model."):
+            raise UserError(
+                f"{folder}: is of another model ({change}); give the checkpoint that the run began "
+                "with, or choose another output"
+            )
+        zero_differs = key in fixed_zero and bool(old.get(key)) != bool(new.get(key))
+        if key.startswith(tuple(fixed)) or zero_differs:
+            raise UserError(
+                f"{folder}: {change}, which it does not fit; set it back, or choose another output"
+            )
+        logger.info("going on with a change: %s", change)
