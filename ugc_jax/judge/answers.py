@@ -32,9 +32,6 @@ class Answers:
                 self._read()
             self._file = self._open()
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def get(self, key: str) -> dict | None:
         """The answer on record, or None."""
         text = self._known.get(key)
