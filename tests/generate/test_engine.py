@@ -104,7 +104,7 @@ def test_cached_decoding_equals_recomputing(engine, examples, config, params):
     hidden = jax.jit(lambda p, b: thinker.hidden_states(p, config, Compute(), b))(params, batch)
     for i, example in enumerate(examples):
         last = len(example.tokens) - 1
-        again = thinker.logits(params, hidden[i, last : last + 16]).argmax(-1)
+        again = thinker.logits(thinker.head(params), hidden[i, last : last + 16]).argmax(-1)
         np.testing.assert_array_equal(again, generated.tokens[i])
 
 

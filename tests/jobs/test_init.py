@@ -13,7 +13,10 @@ from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
 from ugc_jax.jobs import init
 from ugc_jax.jobs.init import InitConfig
+from ugc_jax.models.params import tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.toy import corpus
 
 
 def test_tiny(tmp_path):
@@ -21,18 +24,18 @@ def test_tiny(tmp_path):
     assert load_config(tmp_path / "a") == tiny()
     assert special_token_ids(load_tokenizer(tmp_path / "a"), "a") == tiny().tokens
     params = load_params(tmp_path / "a", tiny())
-    for entry in mapping.entries(tiny()):
-        values = mapping.read_tensor(params, entry)
+    for tensor in tensors(thinker.declare(tiny())):
+        values = mapping.read_tensor(params, tensor)
         assert values.dtype.name == "bfloat16"
         values = values.astype(np.float32)
-        if entry.path[-1] == "weight" and values.ndim == 1:
-            assert np.all(values == 1), entry.hf_name
+        if tensor.path[-1] == "weight" and values.ndim == 1:
+            assert np.all(values == 1), tensor.name
             continue
         # Biases, too, are not zero: a model that forgets one is caught.
-        small = entry.path[-1] == "bias" or "embed_tokens" in entry.path
-        small |= "audio_bos_eos_token" in entry.path
-        deviation = 0.02 if small else np.prod(entry.shape[1:]) ** -0.5
-        assert 0.6 * deviation < values.std() < 1.4 * deviation, entry.hf_name
+        small = tensor.path[-1] == "bias" or "embed_tokens" in tensor.path
+        small |= "audio_bos_eos_token" in tensor.path
+        deviation = 0.02 if small else np.prod(tensor.shape[1:]) ** -0.5
+        assert 0.6 * deviation < values.std() < 1.4 * deviation, tensor.name
         assert len(np.unique(values)) > min(values.size, 256) / 2
 
 
@@ -45,11 +48,9 @@ def test_seed(tmp_path):
 
 
 def test_tensors_are_different():
-    table = mapping.entries(tiny())
-    firsts = {random_tensor(entry, 0).flat[0] for entry in table} - {1.0}
-    norms = sum(
-        "norm" in e.hf_name or "ln_" in e.hf_name for e in table if e.hf_name.endswith("weight")
-    )
+    table = tensors(thinker.declare(tiny()))
+    firsts = {random_tensor(tensor, 0).flat[0] for tensor in table} - {1.0}
+    norms = sum("norm" in e.name or "ln_" in e.name for e in table if e.name.endswith("weight"))
     assert len(firsts) == len(table) - norms
 
 
@@ -65,7 +66,7 @@ def test_existing_tokenizer(tmp_path, shared_data):
 
 
 def test_own_tokenizer_gives_the_same_ids(tmp_path):
-    build_tokenizer(tiny(), tmp_path)
+    build_tokenizer(tiny(), corpus.LINES, tmp_path)
     init.main(InitConfig(output=str(tmp_path / "a"), tokenizer=str(tmp_path)), [])
     assert load_config(tmp_path / "a") == tiny()
 
@@ -92,7 +93,7 @@ def test_overwrite(tmp_path):
 
 def test_transformers_loads_it(tmp_path):
     pytest.importorskip("torch")
-    thinker = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
+    theirs = pytest.importorskip("transformers").Qwen2_5OmniThinkerForConditionalGeneration
     init.main(InitConfig(output=str(tmp_path / "a")), [])
-    _, report = thinker.from_pretrained(tmp_path / "a", output_loading_info=True)
+    _, report = theirs.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not any(report.values()), report

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax.data.schema import Batch
+from ugc_jax.data.batching import Batch
 from ugc_jax.generate import sampling
 from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models.compute import Compute
@@ -222,7 +222,9 @@ def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> P
             keep_cache=True,
         )
         last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
-        logits_BV = thinker.logits(params, jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0])
+        logits_BV = thinker.logits(
+            thinker.head(params), jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
+        )
         return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
 
     T = x_BTD.shape[1]
@@ -307,7 +309,7 @@ def _decode(
             state.cache,
             state.step - 1,
         )
-        logits_RV = thinker.logits(params, hidden_RD)
+        logits_RV = thinker.logits(thinker.head(params), hidden_RD)
         return record(state, choose(logits_RV, state.seen_RV, state.step), cache)
 
     seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)

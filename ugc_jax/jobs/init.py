@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf import mapping
 from ugc_jax.hf.export import TOKENIZER_FILES, copy_files, new_directory, write_thinker
 from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.hf.tensorfile import Output, array_output, float_dtype
 from ugc_jax.hf.tokenizer import build_tokenizer, load_tokenizer, special_token_ids
+from ugc_jax.models.params import Tensor, tensors
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import SIZES, OmniConfig
+from ugc_jax.toy import corpus
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +44,18 @@ def main(config: InitConfig, args: list[str]) -> int:
         model = _with_tokenizer(model, Path(config.tokenizer))
     dtype = float_dtype(config.dtype)
 
-    def output(entry: mapping.Entry) -> Output:
+    def output(tensor: Tensor) -> Output:
         return array_output(
-            entry.hf_name, entry.shape, dtype, lambda: random_tensor(entry, config.seed)
+            tensor.name, tensor.shape, dtype, lambda: random_tensor(tensor, config.seed)
         )
 
     with new_directory(config.output, config.overwrite) as folder:
         write_thinker(folder, model, output, source=None, dtype=config.dtype)
         if config.tokenizer is None:
-            build_tokenizer(model, folder)
+            build_tokenizer(model, corpus.LINES, folder)
         else:
             copy_files(Path(config.tokenizer), folder, TOKENIZER_FILES)
-    count = sum(int(np.prod(entry.shape)) for entry in mapping.entries(model))
+    count = sum(int(np.prod(tensor.shape)) for tensor in tensors(thinker.declare(model)))
     logger.info("%s: %s, %s random parameters", config.output, config.size, f"{count:,}")
     return 0
 
