@@ -8,7 +8,6 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,139 +18,69 @@ INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
 class Job(NamedTuple):
-    """summary: one line for --help. arguments: its positional words there, "" if it takes none.
-
-    load: import its module, which has a docstring for its --help, `CONFIG`, a frozen dataclass or
-    several (see `settings.parse`), and `main(config, words)`, which returns the exit status.
-    """
+    """summary: one line for --help. arguments: its positional words there, "" if it takes none."""
 
     summary: str
-    arguments: str
-    load: Callable[[], ModuleType]
-
-
-# Each job is imported only when it is chosen, so that `ugc-jax --help` answers at once.
-
-
-def _init() -> ModuleType:
-    from ugc_jax.jobs import init
-
-    return init
-
-
-def _inspect() -> ModuleType:
-    from ugc_jax.jobs import inspect
-
-    return inspect
-
-
-def _caption() -> ModuleType:
-    from ugc_jax.jobs import caption
-
-    return caption
-
-
-def _convert() -> ModuleType:
-    from ugc_jax.jobs import convert
-
-    return convert
-
-
-def _bench() -> ModuleType:
-    from ugc_jax.jobs import bench
-
-    return bench
-
-
-def _extract() -> ModuleType:
-    from ugc_jax.jobs import extract
-
-    return extract
-
-
-def _world() -> ModuleType:
-    from ugc_jax.jobs import world
-
-    return world
-
-
-def _sft() -> ModuleType:
-    from ugc_jax.jobs import sft
-
-    return sft
-
-
-def _grpo() -> ModuleType:
-    from ugc_jax.jobs import grpo
-
-    return grpo
-
-
-def _evaluate() -> ModuleType:
-    from ugc_jax.jobs import evaluate
-
-    return evaluate
-
-
-def _compare() -> ModuleType:
-    from ugc_jax.jobs import compare
-
-    return compare
-
-
-def _report() -> ModuleType:
-    from ugc_jax.jobs import report
-
-    return report
-
-
-def _plan() -> ModuleType:
-    from ugc_jax.jobs import plan
-
-    return plan
+    arguments: str = ""
 
 
 JOBS = {
-    "init": Job(
-        "write a small random checkpoint with a tokenizer, to try everything offline", "", _init
-    ),
+    "init": Job("write a small random checkpoint with a tokenizer, to try everything offline"),
     "inspect": Job(
-        "show what the model would see of each video: frames, sound, tokens, memory",
-        "VIDEO...",
-        _inspect,
+        "show what the model would see of each video: frames, sound, tokens, memory", "VIDEO..."
     ),
-    "extract": Job(
-        "extract frames and sound of clips into records to train from", "MANIFEST", _extract
-    ),
-    "sft": Job("fine-tune a checkpoint on extracted clips and their captions", "", _sft),
-    "grpo": Job("train a captioner by rewards of the captions that it samples", "", _grpo),
-    "plan": Job(
-        "compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)", "", _plan
-    ),
+    "extract": Job("extract frames and sound of clips into records to train from", "MANIFEST"),
+    "sft": Job("fine-tune a checkpoint on extracted clips and their captions"),
+    "grpo": Job("train a captioner by rewards of the captions that it samples"),
+    "plan": Job("compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)"),
     "caption": Job(
-        "caption videos: files, folders or globs in, one JSON line per video out",
-        "VIDEO...",
-        _caption,
+        "caption videos: files, folders or globs in, one JSON line per video out", "VIDEO..."
     ),
     "evaluate": Job(
-        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed",
-        "",
-        _evaluate,
+        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed"
     ),
-    "compare": Job(
-        "tell better from noise: results of evaluate, clip by clip", "RESULT...", _compare
-    ),
-    "report": Job("make one HTML page of results: tables, plots, clips", "RESULT...", _report),
-    "convert": Job(
-        "change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax", "", _convert
-    ),
-    "world": Job(
-        "write the offline world: short clips with captions that can be checked exactly", "", _world
-    ),
-    "bench": Job(
-        "time prefill and decoding, and compare with torch if it is installed", "", _bench
-    ),
+    "compare": Job("tell better from noise: results of evaluate, clip by clip", "RESULT..."),
+    "report": Job("make one HTML page of results: tables, plots, clips", "RESULT..."),
+    "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax"),
+    "world": Job("write the offline world: short clips with captions that can be checked exactly"),
+    "bench": Job("time prefill and decoding, and compare with torch if it is installed"),
 }
+
+
+def load(name: str) -> ModuleType:
+    """The module of a job, imported when it is chosen, so that `ugc-jax --help` answers at once.
+
+    It has a docstring for its --help, `CONFIG`, a frozen dataclass or several (see
+    `settings.parse`), and `main(config, words)`, which returns the exit status.
+    """
+    match name:
+        case "init":
+            from ugc_jax.jobs import init as job
+        case "inspect":
+            from ugc_jax.jobs import inspect as job
+        case "extract":
+            from ugc_jax.jobs import extract as job
+        case "sft":
+            from ugc_jax.jobs import sft as job
+        case "grpo":
+            from ugc_jax.jobs import grpo as job
+        case "plan":
+            from ugc_jax.jobs import plan as job
+        case "caption":
+            from ugc_jax.jobs import caption as job
+        case "evaluate":
+            from ugc_jax.jobs import evaluate as job
+        case "compare":
+            from ugc_jax.jobs import compare as job
+        case "report":
+            from ugc_jax.jobs import report as job
+        case "convert":
+            from ugc_jax.jobs import convert as job
+        case "world":
+            from ugc_jax.jobs import world as job
+        case "bench":
+            from ugc_jax.jobs import bench as job
+    return job
 
 
 def usage() -> str:
@@ -173,7 +102,7 @@ ugc-jax JOB --help lists a job's settings. A first try, offline:
 def job_usage(name: str) -> str:
     """What `ugc-jax JOB --help` prints: the job module's docstring and its settings."""
     job = JOBS[name]
-    module = job.load()
+    module = load(name)
     line = " ".join(filter(None, ["[--config=FILE[:ARG]] [--config.KEY=VALUE ...]", job.arguments]))
     paragraphs = f"ugc-jax {name}: {module.__doc__.strip()}".split("\n\n")
     about = "\n\n".join(textwrap.fill(paragraph, settings.help_width()) for paragraph in paragraphs)
@@ -235,7 +164,7 @@ def run(argv: list[str]) -> int:
         return 0
     set_up_logging()
     job = JOBS[name]
-    module = job.load()
+    module = load(name)
     config, arguments = settings.parse(module.CONFIG, rest)
     if arguments and not job.arguments:
         raise UserError(
