@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,13 @@ def test_every_folder_says_what_lives_there(folder):
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
     assert text is not None
     assert len(text.splitlines()) <= 15
+
+
+def test_the_readme_names_files_that_are_there():
+    root = PACKAGE.parent
+    text = (root / "README.md").read_text()
+    named = set(re.findall(r"(?:tests|configs|launch|ugc_jax)/[\w/]+\.(?:py|sh|sbatch)", text))
+    assert {path for path in named if not (root / path).exists()} == set()
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,18 @@ import numpy as np
 from tqdm import tqdm
 
 from ugc_jax.data.batching import Buckets, bucket_of, collate
+from ugc_jax.data.example import Example
 from ugc_jax.data.features import log_mel, patchify
 from ugc_jax.data.positions import layout
 from ugc_jax.data.prompt import Text, Video
-from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig
+from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, SAMPLE_RATE, OmniConfig
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
 SECONDS_PER_GRID = 1.0  # two frames a second
-CELL = 28  # pixels: frames are whole cells, as after the resize of a real clip
+CELL = GEOMETRY.vision.cell_pixels  # frames are whole cells, as after the resize of a real clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Workload:
 
     batch_size: int = 4  # clips generated together
     frames: int = 16  # of each clip, 2 a second
-    height: int = 224  # of a frame, in pixels; a multiple of 28
-    width: int = 224  # of a frame, in pixels; a multiple of 28
+    height: int = 224  # of a frame, in pixels; whole cells of the vision encoder
+    width: int = 224  # of a frame, in pixels; whole cells of the vision encoder
     seconds: float = 8.0  # of sound in each clip
     new_tokens: int = 64  # to generate for each clip
 

@@ -19,9 +19,8 @@ import numpy as np
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
-from ugc_jax.data.example import load_example
+from ugc_jax.data.example import Example, load_example
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.schema import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine, finish_reason
 from ugc_jax.generate.settings import SamplingConfig

@@ -20,7 +20,7 @@ from ugc_jax.data.batching import Batch
 from ugc_jax.generate import sampling
 from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import in_chunks, split_like
+from ugc_jax.models.layers import in_chunks
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
@@ -212,15 +212,8 @@ def _embed(params, tokens_BT, splice_BT, media, *, compute) -> jax.Array:
 
 def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
     def rows(x_BTD, positions_B3T, segments_BT):
-        hidden, cache = decoder.forward(
-            params["model"],
-            config.text,
-            compute,
-            x_BTD,
-            positions_B3T,
-            segments_BT,
-            keep_cache=True,
-        )
+        places = positions_B3T, segments_BT
+        hidden, cache = thinker.prefill(params, config, compute, x_BTD, *places)
         last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
         logits_BV = thinker.logits(
             thinker.head(params), jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
@@ -266,7 +259,7 @@ def _decode(
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(key_ids_R)
     rows = jnp.arange(R)
     prompt_BT = segments_BT > 0
-    prompt_layers = split_like(params["model"]["layers"], prompt)  # once, not at every step
+    prompt_layers = thinker.split_cache(params, prompt)
 
     def for_samples(x):
         return x if samples == 1 else jnp.repeat(x, samples, axis=0)
@@ -299,17 +292,17 @@ def _decode(
         return (state.step < limit) & ~jnp.all(state.done_R)
 
     def one(state):
-        hidden_RD, cache = decoder.decode_step(
-            params["model"],
-            config.text,
-            thinker.embed(params, compute, state.token_R),
+        logits_RV, cache = thinker.decode_step(
+            params,
+            config,
+            compute,
+            state.token_R,
             position_R + state.step - 1,
             prompt_layers,
             prompt_BT,
             state.cache,
             state.step - 1,
         )
-        logits_RV = thinker.logits(thinker.head(params), hidden_RD)
         return record(state, choose(logits_RV, state.seen_RV, state.step), cache)
 
     seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)

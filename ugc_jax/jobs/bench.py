@@ -13,10 +13,10 @@ from typing import Literal
 
 import jax
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import write_json
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.jobs import init
 from ugc_jax.settings import part
@@ -61,7 +61,8 @@ def main(config: BenchConfig, args: list[str]) -> int:
     print(f"{benchmark.device()}; batch {config.batch_size}, {config.dtype}, medians")
     print(benchmark.summary(report, work))
     if config.output is not None:
-        write_json(config.output, {"settings": settings, "device": benchmark.device(), **report})
+        content = {"settings": settings, "device": benchmark.device(), **report}
+        files.write_json(config.output, content, "choose another file", indent=2)
     if report.get("token_agreement", 1) < LEAST_AGREEMENT:
         logger.error("the tokens are not those of the reference")
         return 1

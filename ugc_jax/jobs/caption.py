@@ -14,9 +14,10 @@ from typing import Literal
 
 import jax
 
+from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import Results, Totals, record_all, write_json
+from ugc_jax.generate.results import Results, Totals, record_all
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -59,7 +60,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
             totals.programs = sum(captioner.engine.programs().values())
     print(totals, file=sys.stderr)
     if config.report is not None:
-        write_json(config.report, totals.record())
+        files.write_json(config.report, totals.record(), "choose another file", indent=2)
     return 0 if totals.captioned + totals.skipped else 1
 
 

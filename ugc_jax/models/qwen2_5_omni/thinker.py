@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import Weight
+from ugc_jax.models.layers import Weight, split_like
 from ugc_jax.models.params import declared
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -21,7 +21,7 @@ from ugc_jax.sharding import constrain
 def encode_vision(
     params, config: OmniConfig, compute: Compute, patches_BFWKP, coords_BFWK2
 ) -> jax.Array:
-    """The fields of `schema.Patches` -> rows [B, F * W * K / 4, D] of the vision encoder."""
+    """The fields of `batching.Patches` -> rows [B, F * W * K / 4, D] of the vision encoder."""
     B, F, *patch = patches_BFWKP.shape
     flat = (
         patches_BFWKP.reshape(B * F, *patch),
@@ -32,7 +32,7 @@ def encode_vision(
 
 
 def encode_audio(params, config: OmniConfig, compute: Compute, mel_BCMI, frames_BC) -> jax.Array:
-    """The fields of `schema.LogMel` -> rows [B, C * 50, D] of the audio encoder."""
+    """The fields of `batching.LogMel` -> rows [B, C * 50, D] of the audio encoder."""
     B, C, *chunk = mel_BCMI.shape
     rows = audio.encode(
         params["audio_tower"],
@@ -89,7 +89,7 @@ def logits(head_VD, hidden_BTD) -> jax.Array:
 def hidden_states(
     params, config: OmniConfig, compute: Compute, batch, rows=None, shared_prompt: bool = False
 ) -> jax.Array:
-    """The whole model but for `logits`: schema.Batch -> final hidden states [B, T, D].
+    """The whole model but for `logits`: batching.Batch -> final hidden states [B, T, D].
 
     rows: `encode_media` of the batch, where they are known; None: they are computed.
     shared_prompt: see `decoder.forward`.
@@ -100,6 +100,30 @@ def hidden_states(
     return decoder.forward(
         params["model"], config.text, compute, x, *places, shared_prompt=shared_prompt
     )[0]
+
+
+def prefill(params, config: OmniConfig, compute: Compute, x_BTD, positions_B3T, segments_BT):
+    """Spliced embeddings of prompts -> (final hidden states [B, T, D], decoder.Cache)."""
+    places = positions_B3T, segments_BT
+    return decoder.forward(params["model"], config.text, compute, x_BTD, *places, keep_cache=True)
+
+
+def split_cache(params, cache: decoder.Cache):
+    """A prompt's cache by layer, as `decode_step` takes it: once, not at every step."""
+    return split_like(params["model"]["layers"], cache)
+
+
+def decode_step(
+    params, config: OmniConfig, compute: Compute, token_R, position_R, prompt, prompt_BT, own, step
+):
+    """One token a row, i32[R] -> (logits f32[R, V] of the next, own cache with this token).
+
+    prompt: of `split_cache`. The other arguments are those of `decoder.decode_step`.
+    """
+    x_RD = embed(params, compute, token_R)
+    caches = prompt, prompt_BT, own, step
+    hidden_RD, own = decoder.decode_step(params["model"], config.text, x_RD, position_R, *caches)
+    return logits(head(params), hidden_RD), own
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The vision encoder (spec 2.1), on patches in window order (data/schema.py).
+"""The vision encoder (spec 2.1), on patches in window order (data/features.py).
 
 Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full
 attention one of F grids. Letters: F temporal grids (frame pairs), W windows a grid, K patches a
