@@ -1,4 +1,4 @@
-"""A job's settings: `--config=FILE[:ARG]` and `--config.key=value` -> a frozen dataclass, and help.
+"""A job's settings: from `--config=FILE[:ARG]` and `--config.key=value` to a frozen dataclass.
 
 The dataclass is the only declaration: its field types check the values, its defaults are the
 defaults, and the comments beside its fields are the help. A field that is itself a dataclass is a
@@ -20,7 +20,7 @@ import tokenize
 import traceback
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ugc_jax.errors import UserError
@@ -30,17 +30,18 @@ _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type
 
 
 class _Setting(typing.NamedTuple):
-    """One setting: the type of its field, its default (MISSING: required), its comment."""
+    """One setting. default: MISSING if it is required. heading: of its group in the help."""
 
     hint: typing.Any
     default: typing.Any
     comment: str
+    heading: str
 
 
 def parse(cls: type | tuple[type, ...], argv: list[str]) -> tuple[typing.Any, list[str]]:
-    """Command-line words -> (an instance of the dataclass `cls`, the positional words).
+    """Return (an instance of the dataclass `cls`, the positional words) of a command line.
 
-    Of several dataclasses, the one that has most of the fields and sections given is meant.
+    Of several dataclasses, the one with the most of the given fields and sections is chosen.
     Understands --config=FILE[:ARG], --config.key=value, --config.flag (true), and `--`, after which
     all words are positional. Values of a tuple are separated by commas. Raises UserError for an
     unknown or missing key, a value of a wrong type, and a config file that cannot be used.
@@ -67,35 +68,36 @@ def parse(cls: type | tuple[type, ...], argv: list[str]) -> tuple[typing.Any, li
             remedy = f"write --config.{known[0]}=..." if len(known) == 1 else "see --help"
             raise UserError(f"unknown option {flag}; {remedy}")
     source, content = (None, {}) if file is None else _read_file(file)
-    given = {*content, *(key.partition(".")[0] for key in overrides)}
+    given = {key.partition(".")[0] for key in (*content, *overrides)}
     cls = max(
         classes, key=lambda one: len(given & {field.name for field in dataclasses.fields(one)})
     )
-    settings, values = _settings(cls), {}
-    if file is not None:
-        for key, value in _flat(content, settings):
-            values[key] = _checked(settings, key, value, f"{source}: {key}")
+    settings = _settings(cls)
+    values = {key: setting.default for key, setting in settings.items()}
+    for key, value in content.items():
+        label = f"{source}: {key}"
+        values[key] = _checked(_kinds_of(settings, key, label), value, label)
     for key, text in overrides.items():
         label = f"--config.{key}"
-        values[key] = _checked(settings, key, _from_text(settings, key, text), label)
-    for key, setting in settings.items():
-        if key not in values and setting.default is dataclasses.MISSING:
-            raise UserError(f"--config.{key}=... is required: {setting.comment}")
-    defaults = {key: setting.default for key, setting in settings.items()}
-    return _build(cls, defaults | values), positional
+        kinds = _kinds_of(settings, key, label)
+        values[key] = _checked(kinds, _from_text(kinds, text, label), label)
+    for key, value in values.items():
+        if value is dataclasses.MISSING:
+            raise UserError(f"--config.{key}=... is required: {settings[key].comment}")
+    return _build(cls, values), positional
 
 
 def part(cls: type, config) -> typing.Any:
-    """The settings of the dataclass `cls` out of a job's config that inherits them."""
+    """Return the settings of the dataclass `cls` from a job's config that inherits them."""
     return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
 def flatten(config) -> dict[str, typing.Any]:
-    """{dotted key: value} of a job's config, or of its `dataclasses.asdict`."""
+    """Return {dotted key: value} of a job's config, or of its `dataclasses.asdict`."""
     content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     flat = {}
     for name, value in content.items():
-        if isinstance(value, Mapping):
+        if hasattr(value, "items"):
             flat |= {f"{name}.{key}": item for key, item in flatten(value).items()}
         else:
             flat[name] = value
@@ -103,23 +105,29 @@ def flatten(config) -> dict[str, typing.Any]:
 
 
 def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]:
-    """All settings of a dataclass by dotted key, own ones first; defaults are those of `instance`.
+    """All settings of a dataclass by dotted key, in the order of the help.
 
-    instance: None or MISSING takes the defaults of the class.
+    First those that the class declares, then inherited ones, then sections. instance: has the
+    defaults; None or MISSING takes those of the class.
     """
     comments, hints = field_help(cls), typing.get_type_hints(cls)
-    own, sections = {}, {}
-    for field in dataclasses.fields(cls):
-        key, hint, given = prefix + field.name, hints[field.name], _given(field, instance)
-        if dataclasses.is_dataclass(hint):
-            sections |= _settings(hint, given, f"{key}.")
-        else:
-            own[key] = _Setting(hint, given, comments[field.name])
-    return own | sections
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    settings, sections = {}, {}
+    for name, field in fields.items():
+        if dataclasses.is_dataclass(hints[name]):
+            sections |= _settings(hints[name], _default(field, instance), f"{prefix}{name}.")
+    for base in cls.__mro__:
+        heading = (base.__doc__ or base.__name__).strip().partition(".")[0]
+        for name in base.__dict__.get("__annotations__", {}):
+            if name in fields and not dataclasses.is_dataclass(hints[name]):
+                default = _default(fields[name], instance)
+                setting = _Setting(hints[name], default, comments[name], heading)
+                settings.setdefault(prefix + name, setting)
+    return settings | sections
 
 
 def _build(cls: type, values: dict[str, typing.Any], prefix: str = "") -> typing.Any:
-    """The dataclass `cls` of values by dotted key."""
+    """An instance of the dataclass `cls` from values by dotted key."""
     hints = typing.get_type_hints(cls)
     fields = {}
     for field in dataclasses.fields(cls):
@@ -129,22 +137,12 @@ def _build(cls: type, values: dict[str, typing.Any], prefix: str = "") -> typing
     return cls(**fields)
 
 
-def _flat(content: Mapping, settings: dict, prefix: str = "") -> Iterator[tuple[str, typing.Any]]:
-    """(dotted key, value) pairs of what a config file returned; a section is a nested mapping."""
-    for name, value in content.items():
-        key = f"{prefix}{name}"
-        if _in_section(key, settings) and hasattr(value, "items"):
-            yield from _flat(value, settings, f"{key}.")
-        else:
-            yield key, value
-
-
 def _in_section(key: str, settings: dict) -> list[str]:
     """The settings of the section `key`; none if there is no such section."""
     return [known for known in settings if known.startswith(f"{key}.")]
 
 
-def _given(field: dataclasses.Field, instance):
+def _default(field: dataclasses.Field, instance):
     """The field's value in `instance`; without one its default, MISSING if it has none."""
     if instance not in (None, dataclasses.MISSING):
         return getattr(instance, field.name)
@@ -173,13 +171,13 @@ def _name(kind) -> str:
     return _NAMES[kind]
 
 
-def _type_of(settings: dict[str, _Setting], key: str, label: str):
-    """The type of setting `key`; UserError with the closest names if there is none.
+def _kinds_of(settings: dict[str, _Setting], key: str, label: str) -> tuple:
+    """The types that setting `key` allows; UserError with the closest names if there is none.
 
     label: how messages call it.
     """
     if key in settings:
-        return settings[key].hint
+        return _kinds(settings[key].hint)
     if inside := _in_section(key, settings):
         raise UserError(f"{label}: is a section; set one of {', '.join(inside)}")
     section, _, name = key.rpartition(".")
@@ -193,21 +191,19 @@ def _type_of(settings: dict[str, _Setting], key: str, label: str):
     raise UserError(f"{label}: unknown setting; {remedy}")
 
 
-def _from_text(settings: dict[str, _Setting], key: str, text: str | None):
-    """A value typed on the command line as the setting's type allows, or left as text.
+def _from_text(kinds: tuple, text: str | None, label: str):
+    """A value from the command line as one of the types, or left as text.
 
     text: None where there was no `=`.
     """
-    kinds = _kinds(_type_of(settings, key, f"--config.{key}"))
-    if text is None and bool not in kinds:
-        raise UserError(f"--config.{key} needs a value: --config.{key}=...")
     if text is None:
+        if bool not in kinds:
+            raise UserError(f"{label} needs a value: {label}=...")
         return True
     if text.lower() in ("none", "null") and type(None) in kinds:
         return None
-    for kind in kinds:
-        if item := _item_kind(kind):
-            return tuple(_scalar((item,), word.strip()) for word in text.split(",") if word.strip())
+    for item in filter(None, map(_item_kind, kinds)):
+        return tuple(_scalar((item,), word.strip()) for word in text.split(",") if word.strip())
     return _scalar(kinds, text)
 
 
@@ -217,16 +213,13 @@ def _scalar(kinds: tuple, text: str):
         return lower in _TRUE
     for number in (int, float):
         if number in kinds:
-            try:
+            with contextlib.suppress(ValueError):
                 return number(text)
-            except ValueError:
-                pass
     return text
 
 
-def _checked(settings: dict[str, _Setting], key: str, value, label: str):
-    """`value` if the setting's type allows it; UserError otherwise."""
-    kinds = _kinds(_type_of(settings, key, label))
+def _checked(kinds: tuple, value, label: str):
+    """`value` if one of the types allows it; UserError otherwise."""
     for kind in kinds:
         with contextlib.suppress(TypeError):
             return _as(kind, value)
@@ -248,8 +241,8 @@ def _as(kind, value):
     raise TypeError
 
 
-def _read_file(spec: str) -> tuple[str, Mapping]:
-    """FILE or FILE:ARG -> (FILE, what its get_config returned)."""
+def _read_file(spec: str) -> tuple[str, dict[str, typing.Any]]:
+    """Return (FILE, {dotted key: value} of its get_config) for FILE or FILE:ARG."""
     path, arg = spec, None
     if not Path(spec).is_file() and ":" in spec:
         path, _, arg = spec.partition(":")
@@ -263,16 +256,16 @@ def _read_file(spec: str) -> tuple[str, Mapping]:
         if not callable(get_config):
             raise UserError(f"{path}: defines no get_config(arg=None); see configs/ for an example")
         content = get_config() if arg is None else get_config(arg)
-    if not isinstance(content, Mapping) and not hasattr(content, "items"):
+    if not hasattr(content, "items"):
         raise UserError(
             f"{path}: get_config returned {type(content).__name__}; expected a ConfigDict"
         )
-    return path, content
+    return path, flatten(content)
 
 
 @contextlib.contextmanager
 def user_code(path: str) -> Iterator[None]:
-    """Around running a user's Python file: what it raises becomes a UserError of its line."""
+    """Turn what a user's Python file raises inside the block into a UserError with its line."""
     try:
         yield
     except UserError:
@@ -289,7 +282,7 @@ def user_code(path: str) -> Iterator[None]:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """Field name -> its comment, on its line or on the lines right above it; "" without one."""
+    """Return {field: its comment on its line or on the lines right above it, "" without one}."""
     found = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -318,49 +311,31 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def describe(cls: type | tuple[type, ...]) -> str:
-    """The settings of a job for its --help, with types and defaults: own, shared, then sections.
+    """Return the settings of a job for its --help, with types and defaults.
 
     Of several dataclasses, those of the first and the sections that only others have.
     """
     first, *others = cls if isinstance(cls, tuple) else (cls,)
-    rows, known = _describe(first, None, ""), {field.name for field in dataclasses.fields(first)}
+    settings, known = _settings(first), {field.name for field in dataclasses.fields(first)}
     for other in others:
-        hints = typing.get_type_hints(other)
-        for field in dataclasses.fields(other):
-            if field.name not in known and dataclasses.is_dataclass(hints[field.name]):
-                rows += _describe(hints[field.name], _given(field, None), f"{field.name}.")
+        for key, setting in _settings(other).items():
+            if "." in key and key.partition(".")[0] not in known:
+                settings.setdefault(key, setting)
+    rows, last = [], None
+    for key, (hint, default, comment, heading) in settings.items():
+        if (group := (key.rpartition(".")[0], heading)) != last:
+            rows += ["", f"{heading}:"]
+            last = group
+        note = "required" if default is dataclasses.MISSING else f"default {_show(default)}"
+        note = "" if default in (None, ()) else f"({note})"
+        allowed = "|".join(_name(kind) for kind in _kinds(hint) if kind is not type(None))
+        rows += _row(f"{key}={allowed}", f"{comment} {note}".strip())
     return "\n".join(rows[1:])
-
-
-def _describe(cls: type, instance, prefix: str) -> list[str]:
-    """Lines of help; the arguments are those of `_settings`."""
-    settings, hints = _settings(cls, instance, prefix), typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    rows, seen = [], set()
-    for base in cls.__mro__:
-        own = [name for name in base.__dict__.get("__annotations__", {}) if name not in seen]
-        own = [name for name in own if prefix + name in settings]
-        seen |= set(own)
-        if own:
-            rows += ["", f"{(base.__doc__ or base.__name__).strip().partition('.')[0]}:"]
-        for name in own:
-            hint, default, comment = settings[prefix + name]
-            note = "required" if default is dataclasses.MISSING else f"default {_show(default)}"
-            note = "" if default in (None, ()) else f"({note})"
-            rows += _row(f"{prefix}{name}={_metavar(hint)}", f"{comment} {note}".strip())
-    for name, field in fields.items():
-        if dataclasses.is_dataclass(hints[name]):
-            rows += _describe(hints[name], _given(field, instance), f"{prefix}{name}.")
-    return rows
 
 
 def help_width() -> int:
     """Columns that help text may take: those of the terminal, within reason."""
     return max(60, min(shutil.get_terminal_size().columns, 100))
-
-
-def _metavar(hint) -> str:
-    return "|".join(_name(kind) for kind in _kinds(hint) if kind is not type(None))
 
 
 def _show(value) -> str:
@@ -371,8 +346,8 @@ def _show(value) -> str:
 
 def _row(head: str, text: str, indent: int = 30) -> list[str]:
     """`head` on the left, `text` wrapped on the right; it begins a line lower after a long head."""
-    lines = textwrap.wrap(text, help_width() - indent) or [""]
-    head = f"  {head}"
-    if len(head) > indent - 2:
-        return [head, *(" " * indent + line for line in lines)]
-    return [f"{head:<{indent}}{lines[0]}".rstrip(), *(" " * indent + line for line in lines[1:])]
+    lines = textwrap.wrap(text, help_width() - indent)
+    left = f"  {head}"
+    if lines and len(left) <= indent - 2:
+        left = f"{left:<{indent}}{lines.pop(0)}"
+    return [left, *(" " * indent + line for line in lines)]
