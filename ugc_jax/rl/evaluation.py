@@ -6,8 +6,7 @@ from ugc_jax import sharding
 from ugc_jax.data.pipeline import Pipeline
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.rl import metrics as report
-from ugc_jax.rl.rewards.runner import Rewards
-from ugc_jax.rl.rewards.scoring import Scoring, completion_texts
+from ugc_jax.rl.rewards.runner import BatchRewards, Rewards, completion_texts
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.rows import Completions
 from ugc_jax.rl.settings import GrpoConfig
@@ -31,17 +30,17 @@ def evaluate(
     for number, rows in enumerate(prompts):
         arrays = sharding.place_batch(rollout.setup.mesh, rows, config.data.batch_size)
         entries = prompts.entries(number)
-        scoring = Scoring(rewards, tokenizer, entries, most)
+        scores = BatchRewards(rewards, tokenizer, entries, most)
         completions = rollout.greedy(arrays, most)
-        scoring.submit(slice(None), completions)
-        batches.append((entries, completions, scoring))
+        scores.submit(slice(None), completions)
+        batches.append((entries, completions, scores))
     rollout.drop()
 
     entries = [entry for entries, _, _ in batches for entry in entries]
     real = [row for row, entry in enumerate(entries) if entry is not None]
     leaves = zip(*(completions for _, completions, _ in batches), strict=True)
     completions = Completions(*(np.concatenate(leaf)[real] for leaf in leaves))
-    values = np.concatenate([scoring.result()[:, 0] for _, _, scoring in batches])[real]
+    values = np.concatenate([scores.result()[:, 0] for _, _, scores in batches])[real]
     metrics = report.evaluation_metrics(completions, values, rewards.weights, rewards.names)
     shown = real[: config.loop.samples]
     texts = completion_texts(Completions(*(leaf[: len(shown)] for leaf in completions)), tokenizer)

@@ -8,7 +8,7 @@ import numpy as np
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.generate.engine import finish_reason
 from ugc_jax.rl.advantages import Advantages, reward_metrics
-from ugc_jax.rl.rewards.scoring import completion_texts
+from ugc_jax.rl.rewards.runner import completion_texts
 from ugc_jax.rl.rows import Completions, Groups
 
 _OF_TOKENS = {

@@ -32,8 +32,7 @@ from ugc_jax.rl.advantages import (
     token_weights,
 )
 from ugc_jax.rl.evaluation import evaluate
-from ugc_jax.rl.rewards.runner import Rewards
-from ugc_jax.rl.rewards.scoring import Scoring
+from ugc_jax.rl.rewards.runner import BatchRewards, Rewards
 from ugc_jax.rl.rollout import Media, Rollout
 from ugc_jax.rl.rows import Completions, Groups, PolicyBatch, policy_rows, slots
 from ugc_jax.rl.settings import GrpoConfig
@@ -141,16 +140,18 @@ class Grpo:
         """
         config, number = self.config, placed.before["step"]
         entries = self._prompts.entries(number)
-        scoring = Scoring(self._rewards, self._tokenizer, entries, config.rollout.max_new_tokens)
+        scores = BatchRewards(
+            self._rewards, self._tokenizer, entries, config.rollout.max_new_tokens
+        )
         parts = []
         for part in range(config.rollout.parts):
             with clock("rollout"):
                 parts.append(self._rollout.sample(placed.arrays, number, part))
-            scoring.submit(parts[-1].rows, parts[-1].completions)
+            scores.submit(parts[-1].rows, parts[-1].completions)
         completions, media = self._rollout.joined(parts)
         try:
             with clock("reward"):
-                rewards = scoring.result()
+                rewards = scores.result()
         except UserError as error:  # such as a judge's key that is refused from now on
             raise StepRefused(str(error), placed.before) from None
         groups = Groups(entries, completions, rewards, self._advantages(rewards, completions))

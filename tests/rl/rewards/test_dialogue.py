@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ugc_jax.rl.rewards.dialogue import Line, f1, likeness, listed, quoted
+from ugc_jax.rl.rewards.dialogue import Quotation, f1, likeness, listed, quoted
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,16 @@ from ugc_jax.rl.rewards.dialogue import Line, f1, likeness, listed, quoted
     ],
 )
 def test_quoted(text, expected):
-    assert quoted(text) == [Line(*line) for line in expected]
+    assert quoted(text) == [Quotation(*line) for line in expected]
 
 
 def test_listed():
     lines = [{"speaker": "a man", "text": "Hi"}, {"text": "Ho"}, ["a dog", "Wuff"]]
-    assert listed(lines) == [Line("a man", "Hi"), Line("", "Ho"), Line("a dog", "Wuff")]
+    assert listed(lines) == [
+        Quotation("a man", "Hi"),
+        Quotation("", "Ho"),
+        Quotation("a dog", "Wuff"),
+    ]
     for wrong in ({"speaker": "a man"}, "Hi", ["a", "b", "c"], 7, {"speaker": 3, "text": "Hi"}):
         with pytest.raises(ValueError, match="dialogue holds"):
             listed([wrong])
@@ -56,7 +60,7 @@ def test_listed():
     ],
 )
 def test_likeness(line, expected, score):
-    assert likeness(Line(*line), Line(*expected)) == pytest.approx(score)
+    assert likeness(Quotation(*line), Quotation(*expected)) == pytest.approx(score)
 
 
 def best_in_order(said, expected):
@@ -71,7 +75,7 @@ def best_in_order(said, expected):
 
 def test_f1_is_the_best_match_in_order():
     words = ["come over here", "come over there", "go away", "go away now", "what is that"]
-    lines = [Line(speaker, text) for speaker in ("a man", "a girl") for text in words]
+    lines = [Quotation(speaker, text) for speaker in ("a man", "a girl") for text in words]
     said, expected = lines[::2], lines[1:8][::-1] + lines[:2]
     total = len(said) + len(expected)
     assert f1(said, expected) == pytest.approx(2 * best_in_order(said, expected) / total)
@@ -79,7 +83,7 @@ def test_f1_is_the_best_match_in_order():
 
 
 def test_nothing_said():
-    line = Line("a man", "Hello")
+    line = Quotation("a man", "Hello")
     assert f1([], []) == 1
     assert f1([line], []) == 0
     assert f1([], [line]) == 0

@@ -27,7 +27,7 @@ def rewards(server, name, captions, reference=REFERENCE, metadata=None):
     async def run():
         config = JudgeConfig(model="fake", base_url=server.url, backoff=0.01, malformed=1)
         judge = Judge(config)
-        function = judged_rewards.functions(judge)[name]
+        function = judged_rewards.judged_functions(judge)[name]
         calls = (function("What is it?", text, reference, metadata or {}) for text in captions)
         found = await asyncio.gather(*calls, return_exceptions=True)
         await judge.close()
@@ -37,7 +37,7 @@ def rewards(server, name, captions, reference=REFERENCE, metadata=None):
 
 
 def test_names():
-    assert set(judged_rewards.functions(None)) == set(judged_rewards.NAMES)
+    assert set(judged_rewards.judged_functions(None)) == set(judged_rewards.JUDGED)
 
 
 def test_holistic(server):

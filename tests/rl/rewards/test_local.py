@@ -10,7 +10,7 @@ from ugc_jax.rl.rewards.local import LocalConfig, distinct_runs, length_band, ro
 
 
 def reward(name, completion, reference=None, metadata=None, **parameters):
-    function = local_rewards.functions(LocalConfig(**parameters))[name]
+    function = local_rewards.local_functions(LocalConfig(**parameters))[name]
     return function("What is it?", completion, reference, metadata or {})
 
 

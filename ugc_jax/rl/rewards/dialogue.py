@@ -1,16 +1,16 @@
 """How well a caption reports who says what: dialogue F1 (AVoCaDO, arXiv 2510.10395, R_D).
 
-    A man asks, "Where are you?"  ->  Line("A man", "Where are you?")
+    A man asks, "Where are you?"  ->  Quotation("A man", "Where are you?")
 
-A caption's lines are its quotations with a verb of saying before or after them; the speaker is who
-stands beside the verb. Quotations without one (signs, titles, sounds) are no dialogue.
+The dialogue of a caption is its quotations with a verb of saying before or after them; the name
+beside the verb is the speaker. Quotations without such a verb (signs, titles, sounds) do not count.
 """
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SAME = 0.6  # similarity from which two lines may be the same one
+SAME = 0.6  # the least similarity of two quotations that can be the same
 
 _QUOTE = re.compile(r"“([^”]+)”|\"([^\"]+)\"")
 _SENTENCE = re.compile(r"[.!?。！？]\s+")
@@ -30,15 +30,15 @@ _PRONOUNS = {"he", "she", "they", "it", "who", "i", "we", "you"}
 _ARTICLES = {"a", "an", "the", "his", "her", "their", "its"}
 
 
-class Line(NamedTuple):
+class Quotation(NamedTuple):
     """A quotation. speaker: "" if unknown."""
 
     speaker: str
     words: str
 
 
-def quoted(text: str) -> list[Line]:
-    """The lines that a text quotes, in their order."""
+def quoted(text: str) -> list[Quotation]:
+    """The quotations of a text that are speech, in their order."""
     lines, end, speaker = [], 0, None
     for match in _QUOTE.finditer(text):
         between = text[end : match.start()]
@@ -46,13 +46,13 @@ def quoted(text: str) -> list[Line]:
             after = _SENTENCE.split(text[match.end() :], maxsplit=1)[0]
             speaker = _speaker(_SENTENCE.split(between)[-1], after)
         if speaker is not None:
-            lines.append(Line(speaker, (match[1] or match[2]).strip()))
+            lines.append(Quotation(speaker, (match[1] or match[2]).strip()))
         end = match.end()
     return lines
 
 
-def listed(lines: Sequence) -> list[Line]:
-    """The lines of a manifest's "dialogue" column: {"speaker", "text"} objects or pairs.
+def listed(lines: Sequence) -> list[Quotation]:
+    """The quotations in a manifest's "dialogue" column: {"speaker", "text"} objects or pairs.
 
     Raises ValueError for anything else.
     """
@@ -60,9 +60,9 @@ def listed(lines: Sequence) -> list[Line]:
     for line in lines:
         match line:
             case {"speaker": str(speaker), "text": str(words)} | [str(speaker), str(words)]:
-                found.append(Line(speaker, words))
+                found.append(Quotation(speaker, words))
             case {"text": str(words), **others} if others.get("speaker") is None:
-                found.append(Line("", words))
+                found.append(Quotation("", words))
             case _:
                 raise ValueError(
                     f'dialogue holds {line!r:.60}, not {{"speaker": ..., "text": ...}}'
@@ -70,15 +70,15 @@ def listed(lines: Sequence) -> list[Line]:
     return found
 
 
-def f1(stated: Sequence[Line], expected: Sequence[Line]) -> float:
+def f1(stated: Sequence[Quotation], expected: Sequence[Quotation]) -> float:
     """2 * S / (number stated + number expected); S is the best score of matching them in order.
 
-    The longest-common-subsequence recurrence over pairs of lines whose words are at least SAME
-    alike; a pair scores (speaker + words) / 2. 1 if nothing is stated and nothing expected.
+    S follows from the longest-common-subsequence recurrence; a matched pair adds its `likeness`.
+    1.0 if both are empty.
     """
     if not stated and not expected:
         return 1.0
-    best = [0.0] * (len(expected) + 1)  # of the lines so far with the first n that are expected
+    best = [0.0] * (len(expected) + 1)  # [n]: of `stated` so far with the first n of `expected`
     for line in stated:
         above = best.copy()
         for n, other in enumerate(expected, 1):
@@ -86,11 +86,12 @@ def f1(stated: Sequence[Line], expected: Sequence[Line]) -> float:
     return 2 * best[-1] / (len(stated) + len(expected))
 
 
-def likeness(line: Line, expected: Line) -> float:
-    """0..1 of a pair: 0 below SAME. Where no speaker is expected, only the words count.
+def likeness(line: Quotation, expected: Quotation) -> float:
+    """The score of a pair, 0..1: (speaker + words) / 2, or 0 where the words are below SAME.
 
     Words: 1 - edit distance / longer length. Speaker: common words over those of the shorter name,
-    articles aside, so that "the woman" is "a young woman in red", and no man.
+    without articles, so that "the woman" matches "a young woman in red" but no man. Where no
+    speaker is expected, only the words count.
     """
     from rapidfuzz.distance import Levenshtein
 
@@ -110,7 +111,7 @@ def _plain(text: str) -> str:
 
 
 def _speaker(before: str, after: str) -> str | None:
-    """Who says it, from the sentence around a quotation; "" if unknown, None: no speech."""
+    """The speaker, from the sentence around a quotation; "" if unknown, None if it is no speech."""
     for verb in reversed(list(_VERB.finditer(before))):
         if _TO_QUOTE.fullmatch(before, verb.end()):
             return _named(_CLAUSE.split(before[: verb.start()])[-1])
@@ -125,7 +126,7 @@ def _speaker(before: str, after: str) -> str | None:
 
 
 def _named(clause: str) -> str | None:
-    """The speaker's name in the clause before a verb of saying; None if it is something written."""
+    """The speaker's name in the clause beside a verb of saying; None if it names something written."""
     if _WRITTEN.search(clause):
         return None
     match = _NAME.search(clause)

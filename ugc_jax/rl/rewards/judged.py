@@ -1,6 +1,7 @@
-"""Rewards that an LLM judge gives: it reads the caption, and where needed the reference, no video.
+"""Rewards that an LLM judge gives: it reads the caption and, where needed, the reference; no video.
 
-All lie in 0..1, more is better. A judge without a usable answer raises JudgeError, never a zero.
+All lie in 0..1, more is better. Where the judge has no usable answer they raise JudgeError, which
+counts as a failure and not as a zero.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from ugc_jax.judge.client import Judge
 from ugc_jax.judge.messages import fenced, integer
 from ugc_jax.rl.rewards.local import required
 
-MOST_POINTS = 20  # that are taken out of a reference
+MAX_POINTS = 20  # key points of a reference; further ones are dropped
 
 HOLISTIC = """\
 Rate a caption of a short video against a reference that tells the video fully and correctly.
@@ -59,8 +60,8 @@ not tell the answer, do not guess: answer "none".
 Answer with {{"answer": "X"}}, X one of the letters {letters}, or "none"."""
 
 
-def functions(judge: Judge) -> dict[str, Callable]:
-    """The judged rewards by name, in the form that `rewards.Rewards` calls."""
+def judged_functions(judge: Judge) -> dict[str, Callable]:
+    """The judged rewards by name, in the form that `runner.Rewards` calls."""
 
     async def holistic(prompt, completion, reference, metadata):
         return await rate(judge, completion, required(reference))
@@ -68,20 +69,20 @@ def functions(judge: Judge) -> dict[str, Callable]:
     async def checklist(prompt, completion, reference, metadata):
         points = metadata.get("checklist") or await key_points(judge, required(reference))
         if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
-            raise ValueError("the row's checklist is no list of texts")
+            raise ValueError("the row's checklist is not a list of texts")
         return await coverage(judge, completion, points)
 
     async def mcq(prompt, completion, reference, metadata):
         if not metadata.get("questions"):
             raise ValueError("the row has no questions")
-        answers = (choose(judge, completion, **question) for question in metadata["questions"])
+        answers = (answer_mcq(judge, completion, **one) for one in metadata["questions"])
         right = await asyncio.gather(*answers)
         return sum(right) / len(right)
 
     return {"holistic": holistic, "checklist": checklist, "mcq": mcq}
 
 
-NAMES = ("holistic", "checklist", "mcq")
+JUDGED = ("holistic", "checklist", "mcq")
 
 
 async def rate(judge: Judge, caption: str, reference: str) -> float:
@@ -92,22 +93,22 @@ async def rate(judge: Judge, caption: str, reference: str) -> float:
 
 
 async def key_points(judge: Judge, reference: str) -> list[str]:
-    """What a caption should mention, by the judge; asked once a reference."""
+    """The points that a caption should mention, as the judge lists them from a reference."""
 
     def parse(answer: dict) -> list[str]:
         points = answer["points"]
         if not isinstance(points, list) or not points:
-            raise ValueError("points is no list of statements")
+            raise ValueError("points is not a list of statements")
         if not all(isinstance(point, str) and point.strip() for point in points):
-            raise ValueError("a point is no statement")
-        return [point.strip() for point in points[:MOST_POINTS]]
+            raise ValueError("a point is not a statement")
+        return [point.strip() for point in points[:MAX_POINTS]]
 
-    question = POINTS.format(reference=fenced("reference", reference), most=MOST_POINTS)
+    question = POINTS.format(reference=fenced("reference", reference), most=MAX_POINTS)
     return await judge.ask(question, parse)
 
 
 async def coverage(judge: Judge, caption: str, points: list[str]) -> float:
-    """Share of the points that the caption states (AVoCaDO's R_C, arXiv 2510.10395)."""
+    """The share of the points that the caption states (AVoCaDO's R_C, arXiv 2510.10395)."""
     numbers = [str(number) for number in range(1, len(points) + 1)]
 
     def parse(answer: dict) -> float:
@@ -123,13 +124,14 @@ async def coverage(judge: Judge, caption: str, points: list[str]) -> float:
     return await judge.ask(question, parse)
 
 
-async def choose(
+async def answer_mcq(
     judge: Judge, caption: str, question: str, options: list[str], answer: str
 ) -> bool:
-    """The judge, who sees the caption alone, finds the right option (CapRL, arXiv 2509.22647).
+    """True if the judge finds the right option from the caption alone (CapRL, arXiv 2509.22647).
 
-    answer: the right option, or its letter in the order given. Options are shuffled, always alike
-    for a question, so that no letter is favoured. Raises ValueError if `answer` is no option.
+    answer: the right option, or its letter in the given order. Options are shuffled, in the same
+    way each time for one question, so that no letter is favoured. Raises ValueError if `answer` is
+    none of the options.
     """
     letters = string.ascii_uppercase[: len(options)]
     right = answer if answer in options else dict(zip(letters, options, strict=False)).get(answer)

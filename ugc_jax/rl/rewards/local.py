@@ -1,7 +1,7 @@
 """Rewards that are computed in place: pure functions of a caption, its reference and its metadata.
 
-All lie in 0..1, more is better. One that lacks what it needs (a reference) raises ValueError: a
-failure, never a zero.
+All lie in 0..1, more is better. A function without an input that it needs (a reference) raises
+ValueError, which counts as a failure and not as a zero.
 """
 
 import dataclasses
@@ -24,9 +24,8 @@ class LocalConfig:
     length_low: int = 130
     length_high: int = 400  # 133 to 400 words are the lengths of the released training captions
     length_unit: Literal["words", "tokens"] = "words"  # what length counts
-    repetition_words: int = (
-        4  # repetition: length of the runs of words that should be all different
-    )
+    # repetition: length of the runs of words that should be all different
+    repetition_words: int = 4
     # format: regular expression that the whole caption has to match; none: the model has ended it,
     # with the end of a sentence
     format_pattern: str | None = None
@@ -47,8 +46,8 @@ class LocalConfig:
             ) from None
 
 
-def functions(config: LocalConfig) -> dict[str, Callable]:
-    """The shipped local rewards by name, in the form that `rewards.Rewards` calls."""
+def local_functions(config: LocalConfig) -> dict[str, Callable]:
+    """The shipped local rewards by name, in the form that `runner.Rewards` calls."""
 
     def length(prompt, completion, reference, metadata):
         in_words = config.length_unit == "words"
@@ -89,7 +88,7 @@ def required(reference: str | None) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Its words in lower case, without punctuation."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
@@ -99,9 +98,9 @@ def length_band(count: int, low: int, high: int) -> float:
 
 
 def distinct_runs(text: str, length: int) -> float:
-    """Different runs of `length` words over all such runs: 1 without repetition.
+    """The share of different runs among all runs of `length` words: 1 without repetition.
 
-    A text that is too short for two runs has none to repeat: 1; an empty one earns nothing: 0.
+    1 for a text that is too short for two runs, 0 for an empty one.
     """
     found = words(text)
     runs = [tuple(found[i : i + length]) for i in range(len(found) - length + 1)]
@@ -109,14 +108,14 @@ def distinct_runs(text: str, length: int) -> float:
 
 
 def is_complete(text: str) -> bool:
-    """It ends as a sentence does."""
+    """True if the text ends as a sentence does."""
     return bool(_SENTENCE_END.search(text.rstrip()))
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """ROUGE-L F1: the longest common subsequence of words over the mean length of the two.
+    """ROUGE-L F1: the longest common subsequence of words over the mean length of the two texts.
 
-    Equals the rouge-score package (no stemming) for English, whose words are those of a-z and 0-9.
+    Equals the rouge-score package (without stemming) for text whose words are of a-z and 0-9 only.
     """
     from rapidfuzz.distance import LCSseq
 

@@ -1,17 +1,17 @@
-"""Rewards of sampled captions: several functions at once, beside the device's work.
+"""Rewards of sampled captions, computed while the device works.
 
-    Rewards.submit(samples) -> Pending     at once; a thread of its own does the rest
-    Pending.result()        -> f32[n, R]   NaN where a function failed for good
+    Rewards        runs the reward functions on a thread of its own: n inputs -> f32[n, R]
+    BatchRewards   the rewards of one batch, shared among the processes: f32[B, G, R]
 
 A reward function is `(prompt, completion, reference, metadata) -> float`, or an `async def` of the
-same. prompt: the user's text. reference: the answer on record, or None. metadata: the other columns
+same. prompt: the user's text. reference: the reference answer, or None. metadata: the other columns
 of the manifest's row, and "id", "completion_tokens", "max_new_tokens", "finish_reason" ("stop" or
-"length"). One that raises, or returns no finite number, is called again (`retries`), and then has
-failed for that sample: NaN, counted, and logged once. So it is with one that takes too long. Only
-a UserError ends the run: a judge's wrong key would fail for every sample.
+"length"). A function that raises, returns no finite number or takes too long is called again
+(`retries`); after that its reward of this sample is NaN. Failures are counted, and the first of
+each kind is logged. Only a UserError ends the run: a wrong key of a judge fails for every sample.
 
 A judge's server that dies does not cost a step: its questions wait for it, up to `judge.wait`
-minutes, with a line in the log when the waiting begins and when it ends (judge/client.py).
+minutes, with a line in the log when the wait begins and when it ends (judge/client.py).
 """
 
 import asyncio
@@ -32,19 +32,25 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ugc_jax import settings
+from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax.data.records import IndexEntry
 from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import finish_reason
 from ugc_jax.judge.client import Judge, JudgeConfig
-from ugc_jax.rl.rewards import judged as judged_rewards
-from ugc_jax.rl.rewards import local as local_rewards
+from ugc_jax.rl.rewards.judged import JUDGED, judged_functions
+from ugc_jax.rl.rewards.local import LocalConfig, local_functions
+from ugc_jax.rl.rows import Completions
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig(local_rewards.LocalConfig):
+class RewardConfig(LocalConfig):
     """Rewards of sampled captions.
 
     Functions that are shipped: length, repetition, format, rouge, dialogue; by an LLM judge:
@@ -72,8 +78,8 @@ class RewardConfig(local_rewards.LocalConfig):
                 raise UserError(f"rewards.{field} is {getattr(self, field)}; give 0 or more")
 
 
-class Sample(NamedTuple):
-    """What a reward function is called with."""
+class RewardInput(NamedTuple):
+    """The arguments of a reward function, for one completion."""
 
     prompt: str
     completion: str
@@ -81,25 +87,17 @@ class Sample(NamedTuple):
     metadata: dict
 
 
-class Pending:
-    """Rewards that are being computed."""
-
-    def __init__(self, future: concurrent.futures.Future):
-        self._future = future
-
-    def result(self) -> np.ndarray:
-        """f32[n, R], once all are there; NaN where a function failed. Raises UserError."""
-        return self._future.result()
-
-
 class _Function(NamedTuple):
-    """A reward function and how it is called. timeout None: it has limits of its own."""
+    """A reward function and how it is called.
+
+    timeout: seconds; None for a function that limits itself. slots: held during a call.
+    """
 
     name: str
     call: Callable[[str, str, str | None, dict], Coroutine]
-    slots: contextlib.AbstractAsyncContextManager  # held during a call
     timeout: float | None = None
     retries: int = 0
+    slots: contextlib.AbstractAsyncContextManager = contextlib.nullcontext()
 
 
 class Rewards:
@@ -123,18 +121,21 @@ class Rewards:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
         self._thread.start()
 
-    def submit(self, samples: Sequence[Sample]) -> Pending:
-        """Begin to compute the rewards of n samples; does not wait."""
-        return Pending(asyncio.run_coroutine_threadsafe(self._all(list(samples)), self._loop))
+    def submit(self, inputs: Sequence[RewardInput]) -> concurrent.futures.Future[np.ndarray]:
+        """Start computing the rewards of n inputs; does not wait.
+
+        The result is f32[n, R], NaN where a function failed for good; it may raise UserError.
+        """
+        return asyncio.run_coroutine_threadsafe(self._all(list(inputs)), self._loop)
 
     def failures(self) -> dict[str, int]:
-        """Function -> samples on which it failed since this was last asked."""
+        """Function -> number of samples on which it failed since the last call of this method."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {name: counts[name] for name in self.names}
 
     def close(self):
-        """Give up what is still being computed, and end the thread."""
+        """Cancel what is still being computed, and end the thread."""
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -146,53 +147,52 @@ class Rewards:
     def _find(self, further: Mapping[str, Callable]) -> list[_Function]:
         """The functions that the config names. Raises UserError."""
         config = self.config
-        local = {**local_rewards.functions(config), **further}
-        own = _own_functions(config.file)
-        shipped = {*local, *judged_rewards.NAMES}
-        if both := shipped.intersection(own):
+        local = {**local_functions(config), **further}
+        own = _load_functions(config.file)
+        if both := own.keys() & {*local, *JUDGED}:
             raise UserError(f"{config.file}: {min(both)} is a shipped reward; choose another name")
         for name in self.names:
-            if name not in shipped and name not in own:
-                known = ", ".join([*local, *judged_rewards.NAMES, *own])
-                raise UserError(f"rewards.functions: unknown {name!r}; there are {known}")
-        judged = {}
-        if not set(self.names).isdisjoint(judged_rewards.NAMES):
-            self.judge = Judge(config.judge)
-            judged = judged_rewards.functions(self.judge)
-        return [self._function(name, local, judged, own) for name in self.names]
+            if name not in (known := [*local, *JUDGED, *own]):
+                raise UserError(
+                    f"rewards.functions: unknown {name!r}; there are {', '.join(known)}"
+                )
+        # pure and quick: a thread would take longer than they do
+        calls = {name: functools.partial(_at_once, call) for name, call in local.items()}
+        if not set(self.names).isdisjoint(JUDGED):
+            self.judge = Judge(config.judge)  # limits time, attempts and concurrency itself
+            calls |= judged_functions(self.judge)
+        return [
+            self._limited(name, own[name]) if name in own else _Function(name, calls[name])
+            for name in self.names
+        ]
 
-    def _function(self, name: str, local: dict, judged: dict, own: dict) -> _Function:
-        config = self.config
-        if name in judged:  # the judge limits time, attempts and concurrency
-            return _Function(name, judged[name], contextlib.nullcontext())
-        if name in local:  # pure and quick: a thread would take longer than they do
-            return _Function(
-                name, functools.partial(_at_once, local[name]), contextlib.nullcontext()
-            )
-        if _is_async(own[name]):
-            slots = asyncio.Semaphore(config.concurrency)
-            return _Function(name, own[name], slots, config.timeout, config.retries)
-        call = functools.partial(_in_thread, own[name])
-        return _Function(name, call, self._workers, config.timeout, config.retries)
+    def _limited(self, name: str, call: Callable) -> _Function:
+        """A function of the user's, with the limits of the config."""
+        slots = self._workers
+        if _is_async(call):
+            slots = asyncio.Semaphore(self.config.concurrency)
+        else:
+            call = functools.partial(_in_thread, call)
+        return _Function(name, call, self.config.timeout, self.config.retries, slots)
 
     # ---- on the loop's thread --------------------------------------------------------------------
 
-    async def _all(self, samples: list[Sample]) -> np.ndarray:
-        """f32[n, R] of n samples."""
-        keys = [_digest(sample) for sample in samples]
+    async def _all(self, inputs: list[RewardInput]) -> np.ndarray:
+        """f32[n, R] of n inputs."""
+        digests = [hashlib.sha256(json.dumps(one, default=str).encode()).digest() for one in inputs]
         jobs = [
-            self._one(function, sample, key)
-            for sample, key in zip(samples, keys, strict=True)
+            self._one(function, one, digest)
+            for one, digest in zip(inputs, digests, strict=True)
             for function in self._functions
         ]
         rewards = await asyncio.gather(*jobs)
-        return np.array(rewards, np.float32).reshape(len(samples), len(self._functions))
+        return np.array(rewards, np.float32).reshape(len(inputs), len(self._functions))
 
-    async def _one(self, function: _Function, sample: Sample, digest: bytes) -> float:
-        """The function's reward, computed once for equal samples; NaN if it failed for good."""
+    async def _one(self, function: _Function, one: RewardInput, digest: bytes) -> float:
+        """The function's reward, computed once for equal inputs; NaN if it failed for good."""
         key = (function.name, digest)
         if (task := self._cache.get(key)) is None:
-            task = asyncio.create_task(self._call(function, sample))
+            task = asyncio.create_task(self._call(function, one))
             if self.config.cache:
                 self._cache[key] = task
             if len(self._cache) > self.config.cache:
@@ -206,11 +206,11 @@ class Rewards:
             self._note(function.name, error)
             return math.nan
 
-    async def _call(self, function: _Function, sample: Sample) -> float:
-        """The reward, after as many attempts as the function has. Raises what the last one did."""
+    async def _call(self, function: _Function, one: RewardInput) -> float:
+        """The reward, after at most 1 + retries attempts. Raises what the last one raised."""
         for attempt in itertools.count():
             try:
-                return await _once(function, sample)
+                return await _once(function, one)
             except UserError:
                 raise
             except Exception:
@@ -219,7 +219,7 @@ class Rewards:
                 await asyncio.sleep(self.config.backoff * 2**attempt)
 
     def _note(self, name: str, error: Exception):
-        """Count a failure, and log it if it is the first of its kind."""
+        """Count a failure, and log it if it is the first of its type."""
         kind = (name, type(error))
         with self._lock:
             self._counts[name] += 1
@@ -239,10 +239,89 @@ class Rewards:
             await self.judge.close()
 
 
+def completion_texts(completions: Completions, tokenizer: ChatTokenizer) -> list[list[str]]:
+    """The text of each completion, row by row."""
+    return [
+        [tokenizer.decode(ids[:n].tolist()).strip() for ids, n in zip(*row, strict=True)]
+        for row in zip(completions.tokens, completions.lengths, strict=True)
+    ]
+
+
+class BatchRewards:
+    """The rewards of one batch, submitted in parts while the next part is sampled.
+
+    Each process computes its share of the rows; `result` gathers them.
+    """
+
+    def __init__(
+        self,
+        rewards: Rewards,
+        tokenizer: ChatTokenizer,
+        entries: Sequence[IndexEntry | None],
+        max_new_tokens: int,
+    ):
+        """entries: of the rows of the whole batch; None: an empty row, which has no rewards."""
+        self._rewards, self._tokenizer, self._entries = rewards, tokenizer, entries
+        self._max_new_tokens = max_new_tokens
+        self._pending: list[tuple[list[int], int, concurrent.futures.Future]] = []
+
+    def submit(self, rows: slice, completions: Completions):
+        """Start scoring this process's share of the completions of these rows; does not wait."""
+        numbers = range(len(self._entries))[rows]
+        share = range(jax.process_index(), len(numbers), jax.process_count())
+        mine = [place for place in share if self._entries[numbers[place]] is not None]
+        taken = Completions(*(leaf[mine] for leaf in completions))
+        numbers, samples = [numbers[place] for place in mine], taken.lengths.shape[1]
+        texts = completion_texts(taken, self._tokenizer)
+        inputs = [
+            self._input(self._entries[number], texts[row][g], taken, row, g)
+            for row, number in enumerate(numbers)
+            for g in range(samples)
+        ]
+        self._pending.append((numbers, samples, self._rewards.submit(inputs)))
+
+    def result(self) -> np.ndarray:
+        """f32[B, G, R] of all rows, the same in all processes; NaN where there is no reward.
+
+        Raises UserError in all processes if it is raised in one of them.
+        """
+        size, functions = len(self._entries), len(self._rewards.names)
+        rewards = np.full((size, self._pending[0][1], functions), np.nan, np.float32)
+        refused = None
+        try:
+            for rows, samples, pending in self._pending:
+                rewards[rows] = pending.result().reshape(len(rows), samples, functions)
+        except UserError as error:
+            refused = error
+        if jax.process_count() > 1:
+            # all processes come here: if one raised alone, the others would wait for ever
+            if multihost_utils.process_allgather(np.array(refused is not None)).any():
+                raise refused or UserError("rewards: another process was refused; see its log")
+            # Each row has its rewards in one process, and NaN in the others.
+            by_process = np.asarray(multihost_utils.process_allgather(rewards))
+            known = ~np.isnan(by_process)
+            rewards = np.where(known, by_process, 0).sum(axis=0, dtype=np.float32)
+            rewards[~known.any(axis=0)] = np.nan
+        elif refused is not None:
+            raise refused
+        return rewards
+
+    def _input(
+        self, entry: IndexEntry, text: str, completions: Completions, row: int, g: int
+    ) -> RewardInput:
+        metadata = entry.extra | {
+            "id": entry.id,
+            "completion_tokens": int(completions.lengths[row, g]),
+            "max_new_tokens": self._max_new_tokens,
+            "finish_reason": finish_reason(completions.stopped[row, g]),
+        }
+        return RewardInput(entry.question, text, entry.answer, metadata)
+
+
 def parse_weights(text: str) -> dict[str, float]:
     """Function -> weight of a text such as "rouge=1,length=0.5"; a name alone weighs 1.
 
-    A reward of weight 0 is computed and reported, and teaches nothing. Raises UserError for text of
+    A reward of weight 0 is computed and reported, but not trained on. Raises UserError for text of
     another form, a name given twice, and weights that are all 0.
     """
     weights = {}
@@ -265,7 +344,7 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _own_functions(file: str | None) -> dict[str, Callable]:
+def _load_functions(file: str | None) -> dict[str, Callable]:
     """REWARDS of a user's Python file; UserError if it cannot be used."""
     if file is None:
         return {}
@@ -283,17 +362,13 @@ def _own_functions(file: str | None) -> dict[str, Callable]:
     return found
 
 
-def _digest(sample: Sample) -> bytes:
-    return hashlib.sha256(json.dumps(sample, default=str).encode()).digest()
-
-
 def _is_async(function: Callable) -> bool:
-    """It is an `async def`, or an object that is called as one."""
+    """True for an `async def`, and for an object that is called as one."""
     called = getattr(function, "__call__", None)  # noqa: B004 (its method is what is looked at)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
-async def _once(function: _Function, sample: Sample) -> float:
+async def _once(function: _Function, one: RewardInput) -> float:
     """One call within its limits. Raises what it raises, and TypeError or ValueError for no number.
 
     The clock starts when the call does, not while it waits for a free slot.
@@ -301,7 +376,7 @@ async def _once(function: _Function, sample: Sample) -> float:
     async with function.slots:
         try:
             async with asyncio.timeout(function.timeout) as clock:
-                value = float(await function.call(*sample))
+                value = float(await function.call(*one))
         except TimeoutError:
             if clock.expired():
                 raise TimeoutError(f"took longer than {function.timeout:g} s") from None
