@@ -18,8 +18,10 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.jobs import init
+from ugc_jax.hf.random_weights import write_random
+from ugc_jax.models.qwen2_5_omni.config import SIZES
 from ugc_jax.settings import part
+from ugc_jax.toy import corpus
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,7 @@ def main(config: BenchConfig, args: list[str]) -> int:
 def _checkpoint(config: BenchConfig, folder: Path) -> Path:
     if config.checkpoint is not None:
         return resolve_checkpoint(config.checkpoint)
-    random = init.InitConfig(output=str(folder), size=config.size, dtype=config.dtype)
-    init.main(random, [])
+    write_random(folder, SIZES[config.size](), corpus.LINES, dtype=config.dtype)
     return folder
 
 
