@@ -8,7 +8,7 @@ from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import layout
-from ugc_jax.data.prompt import Audio, Image, Text, Video
+from ugc_jax.data.prompt import Medium, Text
 from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.models.params import build_tree, leaves
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -79,13 +79,18 @@ def make_example(config: OmniConfig, parts, seed: int = 0) -> Example:
             ids = rng.integers(0, config.tokens.pad_token_id, part[1])
             pieces.append(Text(ids.tolist(), target=True))
         elif part[0] == "image":
-            pieces.append(Image(picture(1, *part[1:])))
+            pieces.append(Medium("image", picture(1, *part[1:])))
         elif part[0] == "audio":
-            pieces.append(Audio(sound(part[1])))
+            pieces.append(Medium("audio", mel_frames=sound(part[1])))
         else:
             *size, frames = part[1:]
             pieces.append(
-                Video(picture(*size), SECONDS_PER_GRID, None if frames is None else sound(frames))
+                Medium(
+                    "video",
+                    picture(*size),
+                    SECONDS_PER_GRID,
+                    None if frames is None else sound(frames),
+                )
             )
     return Example(**layout(pieces, config)._asdict(), vision=tuple(pictures), mels=tuple(mels))
 

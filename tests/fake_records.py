@@ -7,7 +7,7 @@ import numpy as np
 
 from ugc_jax.data.example import MediumInput
 from ugc_jax.data.features import patchify
-from ugc_jax.data.prompt import Video
+from ugc_jax.data.prompt import Medium
 from ugc_jax.data.records import IndexEntry
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -37,7 +37,7 @@ class FakeSource:
     def _entry(self, number: int) -> IndexEntry:
         rng = np.random.default_rng([self.seed, number])
         grid = (int(rng.integers(1, 4)), int(rng.integers(1, 5)) * 2, int(rng.integers(1, 7)) * 2)
-        video = Video(grid, 1.0, int(rng.integers(2, 500)) if number % 2 else None)
+        video = Medium("video", grid, 1.0, int(rng.integers(2, 500)) if number % 2 else None)
         question = {
             "role": "user",
             "content": [{"type": "video"}, {"type": "text", "text": "What?"}],
@@ -54,8 +54,8 @@ class FakeSource:
         t, h, w = video.grid
         frames = rng.integers(0, 256, (2 * t, 14 * h, 14 * w, 3), dtype=np.uint8)
         mel = None
-        if video.audio_frames is not None:
-            mel = rng.normal(size=(video.audio_frames, 128)).astype(np.float32)
+        if video.mel_frames is not None:
+            mel = rng.normal(size=(video.mel_frames, 128)).astype(np.float32)
         return self.entries[number], [MediumInput(video, patchify(frames, CONFIG.vision), mel)]
 
 

@@ -22,7 +22,7 @@ from ugc_jax.data.batching import (
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import patchify
 from ugc_jax.data.positions import AUDIO, VISION, layout
-from ugc_jax.data.prompt import Audio, Image, Text, Video
+from ugc_jax.data.prompt import Medium, Text
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -58,11 +58,11 @@ def make(*parts, text=5):
             features.append(("audio", token_sums(mel)))
         grid = vision[-1].grid if frames is not None else None
         if frames is None:
-            pieces.append(Audio(len(mel)))
+            pieces.append(Medium("audio", mel_frames=len(mel)))
         elif len(frames) == 2 and mel is None:
-            pieces.append(Image(grid))
+            pieces.append(Medium("image", grid))
         else:
-            pieces.append(Video(grid, 1.0, None if mel is None else len(mel)))
+            pieces.append(Medium("video", grid, 1.0, None if mel is None else len(mel)))
     out = layout([*pieces, Text([7]), Text([8], target=True)], CONFIG)
     streams = {
         kind: [row for k, rows in features if k == kind for row in rows]
@@ -114,16 +114,16 @@ MIXED = {
 
 def test_sizes_are_known_from_the_facts_of_media():
     for name, media in {
-        "image": [Image((1, 10, 18))],
-        "video": [Video((3, 8, 12), 1.0)],
-        "sound": [Audio(437)],
-        "video with sound": [Video((4, 6, 10), 1.0, 450)],
+        "image": [Medium("image", (1, 10, 18))],
+        "video": [Medium("video", (3, 8, 12), 1.0)],
+        "sound": [Medium("audio", mel_frames=437)],
+        "video with sound": [Medium("video", (4, 6, 10), 1.0, 450)],
         "many": [
-            Image((1, 4, 20)),
-            Audio(201),
-            Video((2, 10, 8), 1.0, 77),
-            Video((2, 2, 2), 1.0),
-            Audio(3),
+            Medium("image", (1, 4, 20)),
+            Medium("audio", mel_frames=201),
+            Medium("video", (2, 10, 8), 1.0, 77),
+            Medium("video", (2, 2, 2), 1.0),
+            Medium("audio", mel_frames=3),
         ],
     }.items():
         example = MIXED[name][0]

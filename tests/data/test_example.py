@@ -100,7 +100,7 @@ def test_silence_is_a_fact_of_the_example(files, tokenizer):
     silent, info = load_example(files["silent"], ClipSettings(**SMALL), tokenizer, CONFIG)
     assert (info.has_audio, info.audio_tokens, info.notes) == (False, 0, ("no sound in the file",))
     muted, told = load_example(files["loud"], ClipSettings(**SMALL, audio=False), tokenizer, CONFIG)
-    assert (told.has_audio, told.notes) == (False, ("sound left out, as asked",))
+    assert (told.has_audio, told.notes) == (False, ("the sound is left out (audio=false)",))
     for example in (silent, muted):
         assert IDS.audio_start_token_id not in example.tokens
         assert example.mels == ()
@@ -164,7 +164,9 @@ def test_budget_takes_pixels_first_then_frames_and_never_tokens(files, tokenizer
     assert 2 <= fewer_frames.frames < 32
     assert fewer_frames.prompt_tokens <= budget
     assert fewer_frames.audio_tokens == info.audio_tokens
-    assert re.search(r"32 frames of 112x84 became \d+ frames of \d+x\d+", fewer_frames.notes[0])
+    assert re.search(
+        r"reduced from 32 frames of 112x84 to \d+ frames of \d+x\d+", fewer_frames.notes[0]
+    )
     collate([example], bucket_of(example, Buckets(), CONFIG), 1, CONFIG)  # which compares counts
     # fewer frames are spread over the same seconds
     assert example.positions[0, example.source == VISION].max() > 250
@@ -240,8 +242,8 @@ def test_budget_is_met_to_the_token(question, files, tokenizer):
 def test_what_is_left_away_is_noted(files, tokenizer):
     for settings, note in (
         (dict(max_audio_seconds=1.0), r"sound of 2.\d s is cut at 1 s; raise max_audio_seconds"),
-        (dict(frames=64), "64 frames are asked for, 50 are there"),
-        (dict(start=1.0, end=1.5, frames=20), "20 frames are asked for, 12 are there"),
+        (dict(frames=64), "64 frames are requested, the clip has 50"),
+        (dict(start=1.0, end=1.5, frames=20), "20 frames are requested, the clip has 12"),
     ):
         example, info = load_example(
             files["loud"], ClipSettings(**SMALL, **settings), tokenizer, CONFIG
@@ -290,7 +292,7 @@ def test_sound_under_40_ms_gives_markers_and_no_token(name, files, tokenizer):
 def test_sound_without_a_sample(files):
     settings = resolve(ClipSettings(**SMALL, max_audio_seconds=1e-5))
     silent = load_medium(files["loud"], settings)
-    assert (silent.mel, silent.piece.audio_frames) == (None, None)
+    assert (silent.mel, silent.piece.mel_frames) == (None, None)
     with pytest.raises(UserError, match="tone.wav: holds no sound within"):
         load_medium(files["tone"], settings)
 

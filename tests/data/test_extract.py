@@ -300,7 +300,7 @@ def test_the_token_budget_shrinks_a_clip_and_the_index_says_so(manifest, tmp_pat
     line = json.loads((tmp_path / "index.jsonl").read_text())
     assert "the budget has" in line["media"][0]["notes"][0]
     (medium,) = RecordSource(tmp_path).entries[0].media
-    assert math.prod(medium.grid) // 4 + GEOMETRY.audio.tokens(medium.audio_frames) + 4 <= 24
+    assert math.prod(medium.grid) // 4 + GEOMETRY.audio.tokens(medium.mel_frames) + 4 <= 24
 
 
 def test_beam_makes_the_same_folder(manifest, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ugc_jax.data.positions import AUDIO, TEXT, VISION, chunk_slices, layout, medium_tokens
-from ugc_jax.data.prompt import Audio, Image, Text, Video
+from ugc_jax.data.prompt import Medium, Text
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
 
 CONFIG = omni_3b()
@@ -32,16 +32,18 @@ def test_text_only():
 
 
 def test_targets_follow_their_text():
-    out = lay(Text([1, 2]), Video((2, 4, 4), 1.0, 30), Text([3]), Text([4, 5], target=True))
+    out = lay(
+        Text([1, 2]), Medium("video", (2, 4, 4), 1.0, 30), Text([3]), Text([4, 5], target=True)
+    )
     assert out.target.dtype == bool
     assert out.target.tolist() == [False] * (len(out.tokens) - 2) + [True] * 2
-    whole = lay(Text([1, 2]), Video((2, 4, 4), 1.0, 30), Text([3, 4, 5]))
+    whole = lay(Text([1, 2]), Medium("video", (2, 4, 4), 1.0, 30), Text([3, 4, 5]))
     for ours, theirs in zip(out[:-1], whole[:-1], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_image_example():
-    out = lay(Text([1, 2]), Image((1, 4, 6)), Text([3]))
+    out = lay(Text([1, 2]), Medium("image", (1, 4, 6)), Text([3]))
     t, h, w = out.positions.tolist()
     assert t == [0, 1, 2] + [3] * 6 + [6, 7]
     assert h == [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7]
@@ -50,7 +52,7 @@ def test_image_example():
 
 
 def test_video_example():
-    out = lay(Text([1]), Video((2, 4, 4), 1.0))
+    out = lay(Text([1]), Medium("video", (2, 4, 4), 1.0))
     t, h, w = out.positions.tolist()
     assert t == [0, 1] + [2] * 4 + [27] * 4 + [28]
     assert h == [0, 1] + [2, 2, 3, 3] * 2 + [28]
@@ -60,7 +62,7 @@ def test_video_example():
 
 def test_video_with_sound_example():
     frames = 54 * 4
-    out = lay(Text([1]), Video((3, 2, 2), 1.0, frames), Text([2]))
+    out = lay(Text([1]), Medium("video", (3, 2, 2), 1.0, frames), Text([2]))
     ends, sound = [56, 56, 57], [*range(52, 56)]
     assert out.positions[0].tolist() == [0, 1, 1, 2, 27, *range(2, 52), 52, *sound, *ends]
     assert out.positions[1].tolist() == [0, 1, 1, 2, 2, *range(2, 52), 2, *sound, *ends]
@@ -82,14 +84,17 @@ def test_walk_lags_below_one_frame_per_second():
 
 
 def test_sound_that_ends_before_the_picture_sets_the_next_position():
-    out = lay(Text([1]), Video((6, 4, 4), 1.0, 440))  # spec 7.1: 12 frames at 2 fps, 4.4 s of sound
+    # spec 7.1: 12 frames at 2 fps, 4.4 s of sound
+    out = lay(Text([1]), Medium("video", (6, 4, 4), 1.0, 440))
     assert out.positions.max() >= out.next_position
     assert out.next_position == out.positions[0, -1] + 1
 
 
 def test_sound_too_short_for_a_token_leaves_its_markers():
     """The reference fails here with one grid (maximum of nothing); text follows the picture."""
-    out = lay(Text([1]), Video((1, 4, 4), 1.0, 2), Audio(2), Text([2]))
+    out = lay(
+        Text([1]), Medium("video", (1, 4, 4), 1.0, 2), Medium("audio", mel_frames=2), Text([2])
+    )
     assert out.positions[0].tolist() == [0, 1, 1, 2, 2, 2, 2, 4, 4, 5, 6, 7]
     assert (out.source == AUDIO).sum() == 0
 
@@ -98,8 +103,15 @@ def test_sound_too_short_for_a_token_leaves_its_markers():
 
 
 def test_rows_count_through_all_media_and_are_taken_once():
-    pictures = Image((1, 6, 10)), Video((2, 4, 6), 1.0, 437)
-    out = lay(Text([1]), *pictures, Audio(201), Audio(2), Video((1, 2, 2), 1.0), Audio(7))
+    pictures = Medium("image", (1, 6, 10)), Medium("video", (2, 4, 6), 1.0, 437)
+    out = lay(
+        Text([1]),
+        *pictures,
+        Medium("audio", mel_frames=201),
+        Medium("audio", mel_frames=2),
+        Medium("video", (1, 2, 2), 1.0),
+        Medium("audio", mel_frames=7),
+    )
     vision, audio = (list(map(tuple, out.row[out.source == kind])) for kind in (VISION, AUDIO))
     assert len(set(vision)) == len(vision) == 15 + 12 + 1
     assert len(set(audio)) == len(audio) == 109 + 50 + 0 + 2
@@ -116,27 +128,37 @@ def test_rows_count_through_all_media_and_are_taken_once():
 @pytest.mark.parametrize("frames", [0, 1, 2, 3, 4, 5, 199, 200, 201, 1234])
 def test_tokens_are_counted_without_laying_them_out(frames):
     grid = (3, 6, 10)
-    for piece in (Audio(frames), Video(grid, 1.0, frames), Video(grid, 1.0), Image((1, 4, 2))):
+    for piece in (
+        Medium("audio", mel_frames=frames),
+        Medium("video", grid, 1.0, frames),
+        Medium("video", grid, 1.0),
+        Medium("image", (1, 4, 2)),
+    ):
         assert medium_tokens(piece, CONFIG) == len(lay(piece).tokens)
 
 
 # ---- parity with transformers --------------------------------------------------------------------
 
-AV = lambda t, h, w, frames, fps=2.0: Video((t, h, w), 2 / fps, frames)  # noqa: E731
+AV = lambda t, h, w, frames, fps=2.0: Medium("video", (t, h, w), 2 / fps, frames)  # noqa: E731
 CASES = {
     "text": [Text([9, 8, 7])],
-    "image": [Text([9]), Image((1, 8, 12)), Text([8, 7])],
-    "two images": [Text([9]), Image((1, 8, 12)), Image((1, 2, 40)), Text([8, 7])],
-    "audio": [Text([9]), Audio(437), Text([8])],
-    "video": [Text([9, 9]), Video((5, 6, 10), 1.0), Text([8])],
-    "video at its own rate": [Text([9, 9]), Video((5, 6, 10), 2 / 1.894), Text([8])],
-    "tall strip": [Text([9]), Video((1, 120, 2), 1.0), Text([8])],
+    "image": [Text([9]), Medium("image", (1, 8, 12)), Text([8, 7])],
+    "two images": [
+        Text([9]),
+        Medium("image", (1, 8, 12)),
+        Medium("image", (1, 2, 40)),
+        Text([8, 7]),
+    ],
+    "audio": [Text([9]), Medium("audio", mel_frames=437), Text([8])],
+    "video": [Text([9, 9]), Medium("video", (5, 6, 10), 1.0), Text([8])],
+    "video at its own rate": [Text([9, 9]), Medium("video", (5, 6, 10), 2 / 1.894), Text([8])],
+    "tall strip": [Text([9]), Medium("video", (1, 120, 2), 1.0), Text([8])],
     "image, video, audio": [
         Text([9]),
-        Image((1, 4, 4)),
+        Medium("image", (1, 4, 4)),
         Text([7, 7]),
-        Video((3, 4, 6), 1.0),
-        Audio(301),
+        Medium("video", (3, 4, 6), 1.0),
+        Medium("audio", mel_frames=301),
         Text([8]),
     ],
     "sound as long": [Text([9]), AV(4, 6, 4, 400), Text([8])],
@@ -155,9 +177,9 @@ CASES = {
     "with sound, image, audio": [
         Text([9]),
         AV(3, 4, 4, 350),
-        Image((1, 4, 6)),
+        Medium("image", (1, 4, 6)),
         Text([7]),
-        Audio(77),
+        Medium("audio", mel_frames=77),
         Text([8]),
     ],
     "slow": [Text([9]), AV(5, 4, 6, 2000, 0.3), Text([8])],
@@ -183,13 +205,9 @@ def reference():
     model.get_llm_pos_ids_for_vision = cls.get_llm_pos_ids_for_vision.__get__(model)
 
     def positions(tokens, pieces):
-        pictures = [p for p in pieces if isinstance(p, Image)]
-        videos = [p for p in pieces if isinstance(p, Video)]
-        sounds = [
-            p.frames if isinstance(p, Audio) else p.audio_frames
-            for p in pieces
-            if isinstance(p, Audio | Video)
-        ]
+        pictures = [p for p in pieces if getattr(p, "kind", None) == "image"]
+        videos = [p for p in pieces if getattr(p, "kind", None) == "video"]
+        sounds = [getattr(p, "mel_frames", None) for p in pieces]
         sounds = [frames for frames in sounds if frames is not None]
         ids = torch.tensor(np.asarray(tokens)[None], dtype=torch.long)
         out, _ = cls.get_rope_index(
@@ -198,7 +216,7 @@ def reference():
             torch.tensor([p.grid for p in pictures]) if pictures else None,
             torch.tensor([p.grid for p in videos]) if videos else None,
             torch.ones_like(ids),
-            any(v.audio_frames is not None for v in videos),
+            any(v.mel_frames is not None for v in videos),
             torch.tensor(sounds) if sounds else None,
             torch.tensor([v.seconds_per_grid for v in videos]) if videos else None,
         )
@@ -215,7 +233,7 @@ def test_positions_equal_the_reference_model(name, reference):
     assert out.next_position == out.positions[0, -1] + 1
 
 
-def reference_expansion(piece: Video) -> list[int]:
+def reference_expansion(piece: Medium) -> list[int]:
     """Ids of a video with sound by the reference's processor."""
     processing = pytest.importorskip("transformers.models.qwen2_5_omni.processing_qwen2_5_omni")
     cls = processing.Qwen2_5OmniProcessor
@@ -231,7 +249,7 @@ def reference_expansion(piece: Video) -> list[int]:
             "video_second_per_grid": [piece.seconds_per_grid],
         },
         0,
-        {"num_audio_tokens": [CONFIG.audio.tokens(piece.audio_frames)]},
+        {"num_audio_tokens": [CONFIG.audio.tokens(piece.mel_frames)]},
         0,
         position_id_per_seconds=25,
         seconds_per_chunk=2.0,
@@ -250,14 +268,14 @@ def reference_expansion(piece: Video) -> list[int]:
 )
 @pytest.mark.parametrize(("t", "frames"), [(1, 3), (4, 2), (7, 437), (40, 2000), (5, 3000)])
 def test_tokens_equal_the_reference_processor(fps, t, frames):
-    piece = Video((t, 4, 6), 2 / fps, frames)
+    piece = Medium("video", (t, 4, 6), 2 / fps, frames)
     assert lay(piece).tokens.tolist() == reference_expansion(piece)
 
 
 @pytest.mark.parametrize("fps", [1.98, 10.25, 11.75])
 def test_where_processor_and_model_disagree_the_model_is_followed(fps, reference):
     """Spec 7.4. The reference model agrees on our tokens, and misplaces those of its processor."""
-    piece = Video((400, 2, 4), 2 / fps, 30000)
+    piece = Medium("video", (400, 2, 4), 2 / fps, 30000)
     ours, theirs = lay(piece), reference_expansion(piece)
     np.testing.assert_array_equal(ours.positions, reference(ours.tokens, [piece]))
     assert ours.tokens.tolist() != theirs
@@ -269,7 +287,7 @@ def test_where_processor_and_model_disagree_the_model_is_followed(fps, reference
 def test_every_case_of_grid_and_sound_keeps_time_order():
     """All video of chunk k comes before all audio of chunk k, and both keep their order."""
     for t, frames in itertools.product((1, 2, 5, 9), (0, 3, 199, 200, 201, 1000)):
-        out = lay(Video((t, 2, 2), 1.0, frames))
+        out = lay(Medium("video", (t, 2, 2), 1.0, frames))
         for kind in (VISION, AUDIO):
             assert (np.diff(out.positions[0, out.source == kind]) >= 0).all()
         chunk = np.where(out.source == VISION, 2, 3) + 2 * ((out.positions[0] - 1) // 50)

@@ -73,7 +73,7 @@ def test_a_record_and_its_file_give_the_same_example(media, folder, tokenizer):
         assert_equal(build_example(entry.messages, loaded, tokenizer, CONFIG), wanted)
         assert [medium.piece for medium in loaded] == list(entry.media)
         assert entry.id == str(media / f"{name}.mp4")
-    assert source.entries[2].media[0].audio_frames is None
+    assert source.entries[2].media[0].mel_frames is None
 
 
 @pytest.mark.parametrize(("quality", "error"), [(95, 1.5), (60, 3.0)])

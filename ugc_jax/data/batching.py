@@ -15,8 +15,8 @@ import numpy as np
 
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import chunk_mel
-from ugc_jax.data.positions import AUDIO, VISION, medium_tokens, sound_frames
-from ugc_jax.data.prompt import Audio, Medium
+from ugc_jax.data.positions import AUDIO, VISION, medium_tokens
+from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
@@ -324,15 +324,12 @@ def size_of(example: Example, config: OmniConfig) -> BucketKey:
 
 
 def size_of_media(media: Sequence[Medium], config: OmniConfig) -> BucketKey:
-    """What media take of a row, from their facts alone; as `size_of` finds in their features."""
+    """Return what media take of a row: what `size_of` returns, without their features."""
     merge = config.vision.spatial_merge_size
-    grids = [medium.grid for medium in media if not isinstance(medium, Audio)]
+    cells = [(h // merge, w // merge) for _, h, w in (medium.grid for medium in media)]
     return BucketKey(
         tokens=sum(medium_tokens(medium, config) for medium in media),
-        grids=sum(t for t, _, _ in grids),
-        windows=max(
-            (math.prod(config.vision.windows(h // merge, w // merge)) for _, h, w in grids),
-            default=0,
-        ),
-        chunks=sum(config.audio.chunks(sound_frames(medium)) for medium in media),
+        grids=sum(medium.grid[0] for medium in media),
+        windows=max((math.prod(config.vision.windows(*size)) for size in cells), default=0),
+        chunks=sum(config.audio.chunks(medium.mel_frames or 0) for medium in media),
     )

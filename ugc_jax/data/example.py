@@ -19,7 +19,7 @@ import numpy as np
 
 from ugc_jax.data.features import VisionInput, log_mel, patchify
 from ugc_jax.data.positions import AUDIO, TEXT, VISION, layout
-from ugc_jax.data.prompt import Audio, ChatTokenizer, Image, Medium, Video, pieces
+from ugc_jax.data.prompt import ChatTokenizer, Medium, pieces
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import DecodedClip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -179,9 +179,7 @@ def medium_size(
     frames, height, width = size
     side = config.patch_size
     grid = -(-frames // config.temporal_patch_size), height // side, width // side
-    if kind == "image":
-        return Image(grid)
-    return Video(grid, seconds_per_grid, mel_frames) if kind == "video" else Audio(mel_frames)
+    return Medium(kind, grid, seconds_per_grid, mel_frames)
 
 
 def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:

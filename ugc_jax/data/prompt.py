@@ -1,14 +1,14 @@
 """The chat template (spec 5.1): OpenAI/Qwen messages -> the pieces that a prompt is made of.
 
-    messages + media facts -> pieces() -> [Text, Video, Text] -> positions.layout()
+    messages + media facts -> pieces() -> [Text, Medium, Text] -> positions.layout()
 
-Text between two media is tokenized in one go, exactly as the reference tokenizes the rendered
-template. Two deviations, on purpose. An assistant's text is tokenized apart from the "assistant\n"
-before it, so that training sees the ids that generation produces after its prompt (the reference
-joins a newline with which an answer begins to the one before it). And a special token's spelling
-inside a message ("<|VIDEO|>", "<|im_end|>") stays plain text here, where the reference would take
-it for the token. So no question, subtitle or caption can add a media token that has no features, or
-end its turn.
+Text between two media is tokenized in one call, exactly as the reference tokenizes the rendered
+template. There are two intended differences. The text of an assistant is tokenized separately from
+the "assistant\n" before it, so that training sees the ids that generation produces after its prompt
+(the reference merges that newline with one at the beginning of the answer). The spelling of a
+special token inside a message ("<|VIDEO|>", "<|im_end|>") stays plain text, where the reference
+would insert the token. So no question, subtitle or caption can add a media token without features,
+or end its turn.
 """
 
 import itertools
@@ -22,48 +22,37 @@ from ugc_jax.models.qwen2_5_omni.config import TokenIds
 from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM, SPELLINGS
 
 ROLES = ("system", "user", "assistant")
-# The kinds of medium, and the keys by which a part without a "type" shows its kind, in the
-# template's order.
+# The kinds of medium, and the keys that give the kind of a part without a "type", in the order in
+# which the template tests them.
 KINDS = {"image": ("image", "image_url"), "audio": ("audio", "audio_url"), "video": ("video",)}
 
-_COUNTED = 1024  # texts that are counted at a time: bounds memory
+_COUNT_BATCH = 1024  # texts that are counted at a time: bounds memory
 
 
 class Text(NamedTuple):
     """Tokenized text, chat markers included.
 
-    ids: list of T token ids. target: they are trained on.
+    ids: T token ids. target: whether the model is trained on them.
     """
 
     ids: list[int]
     target: bool = False
 
 
-class Image(NamedTuple):
-    """A still picture. grid: (1, h, w) in patches."""
+class Medium(NamedTuple):
+    """The kind and the size of a medium, all that the layout of a prompt needs of it.
 
-    grid: tuple[int, int, int]
-
-
-class Audio(NamedTuple):
-    """A sound on its own. frames: valid log-mel frames (10 ms each)."""
-
-    frames: int
-
-
-class Video(NamedTuple):
-    """A video.
-
-    grid: (t, h, w) in patches. seconds_per_grid: duration of a temporal grid (two frames).
-    audio_frames: log-mel frames of the sound that is interleaved with the picture; None without.
+    kind: "image", "audio" (sound alone) or "video". grid: (t, h, w) in patches; zeros for sound
+    alone. seconds_per_grid: duration of a temporal grid (two frames); 0 unless video.
+    mel_frames: valid log-mel frames (10 ms each) of the sound; None without sound.
     """
 
-    grid: tuple[int, int, int]
-    seconds_per_grid: float
-    audio_frames: int | None = None
+    kind: str
+    grid: tuple[int, int, int] = (0, 0, 0)
+    seconds_per_grid: float = 0.0
+    mel_frames: int | None = None
 
 
-Medium = Image | Audio | Video
 Piece = Text | Medium
 
 
@@ -73,9 +62,10 @@ class ChatTokenizer:
     def __init__(
         self, backend: tokenizers.Tokenizer, tokens: TokenIds, source: str = "tokenizer.json"
     ):
-        """Raises UserError if the ids of the backend contradict those of config.json.
+        """Wrap a byte-level BPE with Qwen2.5-Omni's special tokens.
 
-        backend: a byte-level BPE with Qwen2.5-Omni's special tokens. source: its name in messages.
+        source: the backend's name in messages. Raises UserError if its ids contradict those of
+        config.json (`tokens`).
         """
         for field, spelling in SPELLINGS.items():
             found, expected = backend.token_to_id(spelling), getattr(tokens, field)
@@ -89,24 +79,24 @@ class ChatTokenizer:
         self.turn_start, self.turn_end = tokens.bos_token_id, tokens.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; spellings of special tokens are taken letter by letter."""
+        """Return the token ids of plain text; spellings of special tokens are plain text, too."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def count(self, texts: Iterable[str]) -> dict[str, int]:
-        """Number of token ids of each text; different texts are encoded once, on all cores."""
+        """Return the number of token ids of each text; uses all cores, encodes each text once."""
         counts: dict[str, int] = {}
-        different = iter(dict.fromkeys(texts))
-        while batch := list(itertools.islice(different, _COUNTED)):
+        distinct = iter(dict.fromkeys(texts))
+        while batch := list(itertools.islice(distinct, _COUNT_BATCH)):
             encoded = self._backend.encode_batch_fast(batch, add_special_tokens=False)
             counts.update(zip(batch, map(len, encoded), strict=True))
         return counts
 
     def __setstate__(self, state: dict):
         self.__dict__.update(state)
-        self._backend.encode_special_tokens = True  # which a pickled backend has forgotten
+        self._backend.encode_special_tokens = True  # pickling does not keep it
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids, without special tokens; ids that stand for no token give nothing."""
+        """Return the text of ids; special tokens and ids without a token are left out."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
@@ -116,21 +106,23 @@ def pieces(
     tokenizer: ChatTokenizer,
     generation_prompt: bool = True,
 ) -> list[Piece]:
-    """Lay messages out as Qwen2.5-Omni's chat template does (spec 5.1).
+    """Apply Qwen2.5-Omni's chat template to messages (spec 5.1).
 
-    The text of an assistant's message and its <|im_end|> are pieces of their own, with `target`.
+    The text of an assistant's message and its <|im_end|> are separate pieces with `target` set.
 
     messages: [{"role": "system" | "user" | "assistant", "content": str | [part]}], a part being
       {"type": "text", "text": str} or {"type": "video" | "image" | "audio", ...}. A default system
-      message is added when the first is none.
-    media: the facts of each medium, in the order in which the messages name them.
-    generation_prompt: end with the opening of the assistant's turn.
+      message is added when the first message is not a system message.
+    media: in the order in which the messages name them.
+    generation_prompt: end with the beginning of an assistant's turn.
     Raises UserError on an unknown role or part, or when media and messages differ in number or
     kind.
     """
     out: list[Piece] = []
     atoms = _atoms(messages, media, tokenizer, generation_prompt)
-    for (is_text, target), run in itertools.groupby(atoms, _sort):
+    # Neighbouring atoms that are both text (or ids) and both trained on, or not, make one piece.
+    same_piece = lambda atom: (isinstance(atom[0], str | int), atom[1])  # noqa: E731
+    for (is_text, target), run in itertools.groupby(atoms, same_piece):
         if not is_text:
             out += [medium for medium, _ in run]
         elif ids := _encode((atom for atom, _ in run), tokenizer):
@@ -143,8 +135,8 @@ def text_counts(
     tokenizer: ChatTokenizer,
     generation_prompt: bool = True,
 ) -> list[int]:
-    """Ids in the texts of each prompt (messages, media), as `pieces` would find; much faster."""
-    runs: list[list[str]] = []  # of each prompt, the texts that are tokenized in one go
+    """Count the text ids of each prompt (messages, media), as in `pieces` but much faster."""
+    runs: list[list[str]] = []  # of each prompt, the texts that are tokenized in one call
     counts: list[int] = []
     for messages, media in prompts:
         runs.append([])
@@ -163,17 +155,12 @@ def text_counts(
 
 
 def media_kinds(messages: Sequence[dict]) -> list[str]:
-    """Kinds ("video", "image", "audio") of the media that messages name, in their order.
+    """Return the kinds ("video", "image", "audio") of the media that messages name, in order.
 
     Raises UserError on an unknown part.
     """
     kinds = [_kind(part) for message in messages for part in _parts(message)]
     return [kind for kind in kinds if kind != "text"]
-
-
-def _sort(atom: tuple[str | int | Medium, bool]) -> tuple[bool, bool]:
-    """(it is text, it is trained on): atoms of one sort in a row make one piece."""
-    return isinstance(atom[0], str | int), atom[1]
 
 
 def _encode(atoms: Iterable[str | int], tokenizer: ChatTokenizer) -> list[int]:
@@ -192,8 +179,8 @@ def _atoms(
     tokenizer: ChatTokenizer,
     generation_prompt: bool,
 ) -> Iterator[tuple[str | int | Medium, bool]]:
-    """Text, special ids and media in their order, each with whether it is trained on."""
-    kinds, given = media_kinds(messages), [type(medium).__name__.lower() for medium in media]
+    """Yield texts, special ids and media in order, each with whether it is trained on."""
+    kinds, given = media_kinds(messages), [medium.kind for medium in media]
     if kinds != given:
         raise UserError(
             f"messages name {len(kinds)} media ({', '.join(kinds) or 'none'}) but {len(given)} "

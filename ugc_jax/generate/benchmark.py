@@ -18,7 +18,7 @@ from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import log_mel, patchify
 from ugc_jax.data.positions import layout
-from ugc_jax.data.prompt import Text, Video
+from ugc_jax.data.prompt import Medium, Text
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
@@ -70,7 +70,7 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
         before, after = (
             Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
         )
-        clip = Video(picture.grid, SECONDS_PER_GRID, audio_frames=len(mel))
+        clip = Medium("video", picture.grid, SECONDS_PER_GRID, len(mel))
         laid = layout([before, clip, after], config)
         return Example(**laid._asdict(), vision=(picture,), mels=(mel,))
 

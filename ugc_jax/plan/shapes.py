@@ -9,7 +9,7 @@ import numpy as np
 
 from ugc_jax.data.batching import Batch, BucketKey, collate_rows, size_of_media
 from ugc_jax.data.planning import ExampleSet, RowsConfig, make_plan
-from ugc_jax.data.prompt import Video
+from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
 from ugc_jax.hf.config import load_config
 from ugc_jax.models.qwen2_5_omni.config import HOP, SAMPLE_RATE, SIZES, OmniConfig
@@ -32,7 +32,7 @@ class TypicalClip:
         patch = model.vision.patch_size
         grid = (self.frames // 2, self.height // patch, self.width // patch)
         sound = round(self.seconds * SAMPLE_RATE / HOP)
-        size = size_of_media([Video(grid, 1.0, sound)], model)
+        size = size_of_media([Medium("video", grid, 1.0, sound)], model)
         size = size._replace(tokens=size.tokens + self.text)
         if size.tokens > data.tokens:
             raise UserError(
