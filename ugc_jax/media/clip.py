@@ -2,9 +2,9 @@
 
     probe: the file's facts -> read_clip: sound -> plan_frames, fit_frames -> pictures
 
-The sound is read first, so its tokens are counted, not estimated; what it leaves of the budget is
-the picture's. Which frames are taken and at what size (spec 4.1, 4.2) is arithmetic on the file's
-facts. So a file is probed once, fitted once and read once.
+The sound is read first, so that its tokens are counted, not estimated; the picture gets the rest of
+the budget. Which frames are taken and at what size (spec 4.1, 4.2) follows from the file's facts
+alone. So a file is probed once, fitted once and read once.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ UPSTREAM_PIXELS = 100_176
 
 
 class DecodedClip(NamedTuple):
-    """What is taken of a file.
+    """Frames and sound of a file.
 
-    frames: u8[n, h, w, 3] RGB (BGR if asked for), resized; n = 1 for an image; None for a sound.
+    frames: u8[n, h, w, 3] RGB (BGR with settings.bgr), resized; n = 1 for an image; None for sound.
     times: f64[n], seconds of each frame on the file's clock; empty unless video.
     sample_fps: frames taken per second of picture; 0 unless video.
     waveform: f32[samples], at least one, mono, 16 kHz; None without sound.
-    notes: what was given up or is missing, a line each, for the clip's user.
+    notes: what was reduced or is missing, one line each, for the user.
     """
 
     source: Source
@@ -46,7 +46,7 @@ class DecodedClip(NamedTuple):
 
 
 class FramePlan(NamedTuple):
-    """Which frames are taken and at what size. Needs no decoding: it gives token counts early."""
+    """Which frames are taken and at what size, from the file's facts, without decoding."""
 
     indices: np.ndarray  # i64[n], frame numbers, ascending
     height: int  # pixels, multiples of a token's cell
@@ -54,7 +54,7 @@ class FramePlan(NamedTuple):
     sample_fps: float  # n / frames in the range * fps; 0 for an image
 
     def tokens(self, config: VisionConfig) -> int:
-        """Merged cells of the frame pairs (an odd last frame, or an image, is a pair alone)."""
+        """Return the number of tokens; an odd last frame, or an image, counts as a pair."""
         pairs = -(-len(self.indices) // config.temporal_patch_size)
         return pairs * self.height * self.width // config.cell_pixels**2
 
@@ -67,7 +67,7 @@ class FramePlan(NamedTuple):
 
 
 def probe(path: str | Path) -> Source:
-    """Facts about a video, image or sound file.
+    """Return the facts of a video, image or sound file.
 
     Raises UserError naming the file if it is missing, unreadable or cut off.
     """
@@ -88,14 +88,14 @@ def probe(path: str | Path) -> Source:
 def read_clip(
     source: Source, settings: ClipSettings, allowance: int, config: OmniConfig
 ) -> DecodedClip:
-    """Read sound and frames of a probed file, at most `allowance` tokens with their markers.
+    """Read sound and frames of a probed file: at most `allowance` tokens, markers included.
 
-    settings: resolved. The sound takes its tokens first; a picture that needs more than are left
-    gets fewer pixels, then fewer frames. A silent clip is normal and has waveform None. A video of
-    one frame is taken as two equal frames (the reference refuses it).
+    settings: resolved. The sound takes its tokens first; a picture that needs more than the rest
+    gets fewer pixels, then fewer frames. A clip without sound has waveform None. A video of one
+    frame becomes two equal frames (the reference refuses it).
 
     Raises UserError naming the file if it does not decode, is empty between start and end, or does
-    not fit however small.
+    not fit at its smallest.
     """
     allowance -= 4 if source.kind == "video" else 2  # markers
     waveform, sound_tokens = None, 0
@@ -108,8 +108,8 @@ def read_clip(
     sound_notes = _sound_notes(source, settings, waveform, sound_tokens)
     if source.kind == "audio":
         if waveform is None:
-            asked = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
-            raise UserError(f"{source.path}: holds no sound within {asked}; change these settings")
+            limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
+            raise UserError(f"{source.path}: holds no sound within {limits}; change these settings")
         if sound_tokens > allowance:
             raise UserError(
                 f"{source.path}: sound needs {sound_tokens - allowance} tokens more than the "
@@ -125,18 +125,22 @@ def read_clip(
 def _sound_notes(
     source: Source, settings: ClipSettings, waveform: np.ndarray | None, tokens: int
 ) -> list[str]:
-    """What became of a clip's sound, where it is not simply in the prompt."""
+    """Return notes on a clip's sound where it is missing or cut."""
     if source.kind == "image":
         return []
     if not source.has_audio:
         return ["no sound in the file"]
     if waveform is None:
-        return ["no sound between start and end" if settings.audio else "sound left out, as asked"]
+        return [
+            "no sound between start and end"
+            if settings.audio
+            else "the sound is left out (audio=false)"
+        ]
     if not tokens:
         return ["the sound is too short to give a token"]
     end = source.audio_seconds if settings.end is None else min(settings.end, source.audio_seconds)
     seconds, limit = end - (settings.start or 0.0), settings.max_audio_seconds
-    if seconds > limit + 0.1:  # a codec's padding is no loss
+    if seconds > limit + 0.1:  # less is a codec's padding
         return [
             f"sound of {seconds:.1f} s is cut at {limit:g} s; raise max_audio_seconds to keep more"
         ]
@@ -144,7 +148,7 @@ def _sound_notes(
 
 
 def _read_frames(source: Source, settings: ClipSettings, plan: FramePlan) -> np.ndarray:
-    """u8[n, h, w, 3], the planned frames at their size."""
+    """Read the planned frames at their size: u8[n, h, w, 3]."""
     size = plan.height, plan.width
 
     def prepare(picture: np.ndarray) -> np.ndarray:
@@ -163,20 +167,20 @@ def _read_frames(source: Source, settings: ClipSettings, plan: FramePlan) -> np.
 def fit_frames(
     source: Source, settings: ClipSettings, allowance: int, config: VisionConfig
 ) -> tuple[FramePlan, list[str]]:
-    """Plan frames that take at most `allowance` tokens, and note what was given up.
+    """Plan frames that take at most `allowance` tokens, and note what was reduced.
 
-    settings: resolved. Pixels are given up first, down to min_pixels, then frames. Raises UserError
+    settings: resolved. Pixels are reduced first, down to min_pixels, then frames. Raises UserError
     if that is not enough, and as `plan_frames`.
     """
-    plan = wanted = plan_frames(source, settings, config)
+    plan = full = plan_frames(source, settings, config)
     notes = []
-    if source.kind == "video" and len(wanted.indices) + 1 < (settings.frames or 0):
-        notes.append(f"{settings.frames} frames are asked for, {len(wanted.indices)} are there")
-    need = wanted.tokens(config)
+    if source.kind == "video" and len(full.indices) + 1 < (settings.frames or 0):
+        notes.append(f"{settings.frames} frames are requested, the clip has {len(full.indices)}")
+    need = full.tokens(config)
     if need <= allowance:
-        return wanted, notes
+        return full, notes
     prefix = "image_" if source.kind == "image" else ""
-    pairs = -(-len(wanted.indices) // config.temporal_patch_size)
+    pairs = -(-len(full.indices) // config.temporal_patch_size)
     pixels = max(
         allowance // pairs * config.cell_pixels**2, getattr(settings, f"{prefix}min_pixels")
     )
@@ -193,12 +197,12 @@ def fit_frames(
             f"{max(allowance, 0)} are left; raise max_tokens, lower {prefix}min_pixels or "
             "max_audio_seconds, or choose start and end"
         )
-    change = f"{wanted} became {plan}"
+    change = f"reduced from {full} to {plan}"
     return plan, [*notes, f"picture needs {need} tokens, the budget has {allowance} left: {change}"]
 
 
 def plan_frames(source: Source, settings: ClipSettings, config: VisionConfig) -> FramePlan:
-    """Choose frames (spec 4.1) and their size (spec 4.2) of a probed video or image.
+    """Select frames (spec 4.1) and their size (spec 4.2) of a probed video or image.
 
     settings: resolved. Raises UserError if [start, end] lies outside the clip or the picture is
     longer than 200:1.
@@ -226,7 +230,7 @@ def plan_frames(source: Source, settings: ClipSettings, config: VisionConfig) ->
 
 
 def _first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]:
-    """The published captioner's resize before the model's: [(height, width)], or [] without one."""
+    """Return the size of the published captioner's own resize: [(height, width)], or []."""
     if settings.preset != "upstream" or source.kind != "video":
         return []
     area = source.height * source.width
@@ -236,21 +240,21 @@ def _first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]
 
 
 def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
-    """First and last frame number within [start, end] seconds."""
+    """Return the first and the last frame number within [start, end] seconds."""
     first = 0 if settings.start is None else int(np.ceil(settings.start * source.fps))
     last = source.frames - 1
     if settings.end is not None:
         last = min(int(np.floor(settings.end * source.fps)), last)
     if first > last:
-        asked = f"start={settings.start} and end={settings.end}"
         raise UserError(
-            f"{source.path}: no frame between {asked}; the picture lasts {source.seconds:.2f} s"
+            f"{source.path}: no frame between start={settings.start} and end={settings.end}; the "
+            f"picture lasts {source.seconds:.2f} s"
         )
     return first, last
 
 
 def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
-    """An even number of frames, of `total` (spec 4.1)."""
+    """Return the even number of frames to take of `total` (spec 4.1)."""
     if settings.preset == "upstream" and settings.frames:
         return settings.frames + settings.frames % 2  # short clips repeat frames
     if settings.frames:
@@ -261,10 +265,10 @@ def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
 
 
 def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
-    """`count` frame numbers from `first` to `last`, rounded half to even.
+    """Return `count` frame numbers from `first` to `last`, rounded half to even.
 
-    In float32 from both ends inwards, as the reference computes it: float64 takes another frame in
-    one clip of forty.
+    Computed in float32 from both ends inwards, as in the reference: float64 selects another frame
+    in one clip of forty.
     """
     step = np.float32(last - first) / np.float32(count - 1)
     place = np.arange(count, dtype=np.float32)
@@ -275,10 +279,10 @@ def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
 def smart_resize(
     height: int, width: int, min_pixels: float, max_pixels: float, factor: int
 ) -> tuple[int, int]:
-    """Nearest size with sides that `factor` divides and an area within the limits (spec 4.2).
+    """Return the nearest size with sides divisible by `factor` and an area within the limits.
 
-    Returns (height, width), each at least `factor`. Raises UserError on an empty or an extremely
-    long frame.
+    Spec 4.2. Returns (height, width), each at least `factor`. Raises UserError on an empty frame
+    and on one longer than 200:1.
     """
     if min(height, width) < 1:
         raise UserError(f"a frame of {width}x{height} pixels is empty; encode the clip again")
@@ -298,7 +302,7 @@ def smart_resize(
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """u8[h, w, 3] -> u8[height, width, 3] by PIL's antialiased bicubic filter."""
+    """Resize u8[h, w, 3] to u8[height, width, 3] by PIL's antialiased bicubic filter."""
     if frame.shape[:2] == (height, width):
         return frame
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
@@ -308,7 +312,7 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _probe_image(path: Path) -> Source | None:
-    """Facts about a still image; None for anything else (an animation is a video)."""
+    """Return the facts of a still image; None for anything else (an animation is a video)."""
     Image.init()  # PIL knows the rarer formats only after this
     try:
         with Image.open(path, formats=STILL_FORMATS) as image:
@@ -316,17 +320,17 @@ def _probe_image(path: Path) -> Source | None:
                 return None
             width, height = image.size
             streams.check_size(path, width, height)
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the image does not decode ({error}); copy it again") from None
-    size = (height, width) if turned else (width, height)
+    size = (height, width) if rotated else (width, height)
     return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
 
 
 def _read_image(path: str) -> np.ndarray:
-    """u8[h, w, 3] RGB, upright; transparent pixels are put on white."""
+    """Read an image upright as u8[h, w, 3] RGB; transparent pixels become white."""
     try:
         with Image.open(path, formats=STILL_FORMATS) as image:
             image = ImageOps.exif_transpose(image)

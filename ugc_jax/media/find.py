@@ -12,13 +12,13 @@ VIDEO_SUFFIXES = (
 
 
 def find_clips(words: Iterable[str]) -> list[str]:
-    """The clips that `words` name, in their order, each once.
+    """Return the clips that `words` name, in their order, each once.
 
-    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted; a pattern with *, ?
-    or [ that is no file itself for the files that it matches; anything else is taken as a file,
-    whether or not it can be read. Raises UserError for a folder or a pattern without any.
+    A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted. A pattern with *, ?
+    or [ that is not itself a file stands for the files that it matches. Anything else is taken as a
+    file, readable or not. Raises UserError for a folder or a pattern without any clip.
     """
-    clips: dict[Path, str] = {}  # where it really is -> how it was written
+    clips: dict[Path, str] = {}  # resolved path -> path as given
     for word in words:
         path = Path(word)
         found = [word]
@@ -37,6 +37,6 @@ def find_clips(words: Iterable[str]) -> list[str]:
 
 
 def _is_video(file: Path) -> bool:
-    """By its name; hidden files are left out."""
+    """Decide by the name; hidden files are left out."""
     hidden = file.name.startswith(".")
     return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()

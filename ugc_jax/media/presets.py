@@ -1,8 +1,8 @@
-"""What a user may choose about the media of a clip, and the two named sets of choices.
+"""The settings of a clip's media, and the two named presets.
 
-Every job's config inherits from `ClipSettings`, so `--config.preset=upstream --config.fps=1` works
-everywhere. A field left at None takes the preset's value; `resolve` fills them in and refuses
-contradictions.
+The config of every job that reads clips inherits from `ClipSettings`, so that
+`--config.preset=upstream --config.fps=1` works everywhere. A field that is None takes the preset's
+value; `resolve` fills these in and refuses contradictions.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM
 
-CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token; areas are counted in it
+CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token: the unit of areas
 
 QUESTION = (  # of the benchmark's final-caption task
     "You are given a short video with both audio and visual content. Write a detailed and coherent "
@@ -34,7 +34,7 @@ UPSTREAM_SYSTEM = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """How a clip becomes frames, sound and a question. None means: as the preset says."""
+    """How a clip becomes frames, sound and a question. None: the preset's value."""
 
     # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
     preset: str = "qwen"
@@ -51,7 +51,7 @@ class ClipSettings:
 
     start: float | None = None  # seconds at which the part to use begins; None: the beginning
     end: float | None = None  # seconds at which the part to use ends; None: the end
-    audio: bool = True  # False: leave the sound away even if the clip has one
+    audio: bool = True  # False: leave the sound out even if the clip has some
     max_audio_seconds: float = 300.0  # longer sound is cut there, and the log says so
     bgr: bool = False  # swap red and blue, as the published captioner's inference code did
 
@@ -88,7 +88,7 @@ _LIMITS = (
     ("image_min_pixels", "image_max_pixels"),
 )
 
-# The least value of each integer field.
+# The minimum of each integer field.
 _LEAST = dict.fromkeys(("frames", "min_frames", "max_frames"), 2) | dict.fromkeys(
     ("total_pixels", "max_tokens", *_LIMITS[1], *_LIMITS[2]), 1
 )
@@ -105,10 +105,10 @@ def resolve(settings: ClipSettings) -> ClipSettings:
     _check(settings)
     values = dict(PRESETS[settings.preset])
     if settings.frames is not None or settings.fps is not None:
-        # either replaces the preset's way of counting
+        # fps and frames exclude each other, so either one replaces both of the preset's
         values.pop("fps", None)
         values.pop("frames", None)
-    for low, high in _LIMITS:  # the user's limit moves the preset's opposite one out of its way
+    for low, high in _LIMITS:  # the user's limit moves the preset's opposite one if they cross
         if getattr(settings, high) is not None:
             values[low] = min(values[low], getattr(settings, high))
         if getattr(settings, low) is not None:
@@ -118,7 +118,7 @@ def resolve(settings: ClipSettings) -> ClipSettings:
 
 
 def _check(settings: ClipSettings):
-    """Refuse values that no preset could make sense of."""
+    """Raise UserError for values that are invalid with every preset."""
     for name, least in _LEAST.items():
         value = getattr(settings, name)
         integer = isinstance(value, int) and not isinstance(value, bool)

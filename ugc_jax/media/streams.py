@@ -1,9 +1,9 @@
-"""Video and sound files through FFmpeg (PyAV): their facts, chosen pictures, and mono sound.
+"""Video and sound files through FFmpeg (PyAV): their facts, selected pictures, and mono sound.
 
-A file is read twice. The first pass only demultiplexes: it lists every picture's time stamp and
-key-frame flag, so that "frame k" means the same in any container, whatever its header says
-(variable rate, edit lists, B-frames, late start). The second pass decodes the runs of packets that
-lead from a key frame to a wanted picture and drops the others undecoded.
+A file is read twice. The first pass only demultiplexes: it lists the time stamp and the key-frame
+flag of every picture, so that "frame k" is the same picture in any container, whatever its header
+says (variable rate, edit lists, B-frames, late start). The second pass decodes the packets from a
+key frame to each required picture and skips the others.
 """
 
 import bisect
@@ -24,45 +24,46 @@ from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
-DEMUXERS = (  # nothing that reads other files (playlists), draws text, or guesses at raw bytes
+DEMUXERS = (  # none that reads other files (playlists), draws text, or guesses a raw format
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,mxf,ivf,gif,apng,h264,hevc,m4v,"
     "wav,w64,mp3,aac,flac,aiff,amr,caf,au,ac3,eac3"
 )
-# Pixels of one picture; beyond 16K video a header is broken or hostile.
+# Most pixels of one picture, those of 16K video; a larger header is broken or hostile.
 MAX_SOURCE_PIXELS = 1 << 27
-# Fewer undecoded packets than this between two runs do not pay for restarting the decoder.
+# Two spans with at most this many packets between them are decoded as one: a restart costs more.
 GAP_PACKETS = 8
-# Packets that a picture may follow its place by; no codec allows more.
+# Most packets by which a decoder may return a picture later than its packet; a limit of all codecs.
 REORDERED = 16
-# Codecs with hidden frames list a few more packets than they show pictures.
+# Codecs with hidden frames list up to this many more packets than they display pictures.
 TAIL_FRAMES = 5
-# A title in a broken encoding must not hide a clip; from av 19 on it does not.
+# A title in a broken encoding must not make a clip unreadable; from av 19 on it does not.
 TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# One audio token; smaller offsets of sound against picture are left as the reference leaves them.
+# Seconds of an audio token; smaller offsets of sound against picture are ignored, as the reference
+# ignores them.
 ALIGN_SECONDS = 0.04
-# Pixel aspect ratios this near 1 are encoders' rounding.
+# Pixel aspect ratios that differ from 1 by at most this are encoders' rounding.
 SQUARE_PIXELS = 0.05
 
 
 class Index(NamedTuple):
-    """The packets of a picture stream. Frame k is the k-th picture shown.
+    """The packets of a picture stream. Frame k is the k-th picture displayed.
 
     stamps: i64[packets] in decoding order: presentation times, or running numbers if untimed.
     keys: bool[packets], decoding may start here.
-    shown: i64[frames], ascending, the stamps of the pictures that are shown.
+    displayed: i64[frames], ascending, the stamps of the pictures that are displayed.
     times: f64[frames], ascending, seconds on the file's clock.
-    timed: the stamps are presentation times.
+    timed: whether the stamps are presentation times.
     """
 
     stamps: np.ndarray
     keys: np.ndarray
-    shown: np.ndarray
+    displayed: np.ndarray
     times: np.ndarray
     timed: bool
 
 
 class Source(NamedTuple):
-    """A file's own facts. Sizes are as displayed: after rotation and pixel aspect ratio."""
+    """The facts of a file. Sizes are as displayed: after rotation and pixel aspect ratio."""
 
     path: str
     kind: str  # "video", "image" or "audio"
@@ -82,10 +83,10 @@ class Source(NamedTuple):
 
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[av.container.InputContainer]:
-    """An opened media file; whatever FFmpeg has against it becomes a UserError."""
+    """Open a media file; FFmpeg's errors become a UserError."""
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     try:
-        # "file:", lest FFmpeg take "part 1: start.mp4" for an address
+        # "file:", so that FFmpeg does not take "part 1: start.mp4" for an address
         with av.open(f"file:{path}", container_options=options, **TOLERANT) as file:
             yield file
     except (av.FFmpegError, MemoryError) as error:
@@ -98,7 +99,7 @@ def _open(path: str) -> Iterator[av.container.InputContainer]:
 def _main_stream(
     container: av.container.InputContainer, kind: str
 ) -> av.VideoStream | av.AudioStream | None:
-    """The main "video" or "audio" stream that can be decoded; a song's cover art is no video."""
+    """Return the main "video" or "audio" stream that can be decoded, except cover art, or None."""
     streams = [
         stream
         for stream in getattr(container.streams, kind)
@@ -109,14 +110,14 @@ def _main_stream(
 
 
 def check_size(path: str | Path, width: int, height: int):
-    """Raise UserError, before anything is allocated, for a size that only a bad header claims."""
+    """Raise UserError, before anything is allocated, for a size that only a bad header has."""
     if not 0 < width * height <= MAX_SOURCE_PIXELS:
         claim = f"the header claims a picture of {width}x{height} pixels"
         raise UserError(f"{path}: {claim}; copy or encode it again")
 
 
 def scan(path: Path) -> Source:
-    """Facts about a video or a sound file, from all of its packets and its first picture.
+    """Return the facts of a video or a sound file, from all its packets and its first picture.
 
     Raises UserError naming the file if it is unreadable, cut off, or holds no media.
     """
@@ -142,13 +143,14 @@ def scan(path: Path) -> Source:
                 frame = frame or next(iter(_decode(picture, packet)), None)
         _check_complete(path, container, extents, picture is not None)
         low, high = extents.get(sound.index, (0.0, 0.0)) if sound else (0.0, 0.0)
-        heard = high - low
+        sound_seconds = high - low
         if picture is None:
-            if not heard:
+            if not sound_seconds:
                 raise UserError(
                     f"{path}: holds neither picture nor sound; name a video, image or sound file"
                 )
-            return Source(str(path), "audio", 0, 0, 0.0, 0, heard, 0, True, heard, None)
+            facts = 0, 0, 0.0, 0, sound_seconds, 0, True, sound_seconds, None
+            return Source(str(path), "audio", *facts)
         frame = frame or next(iter(_decode(picture, None)), None)
         if frame is None:
             raise UserError(
@@ -156,7 +158,7 @@ def scan(path: Path) -> Source:
             )
         announced = float(picture.average_rate or picture.guessed_rate or 0)
         index = _index(packets, float(picture.time_base), announced)
-        fps, count = _rate(index.times, announced), len(index.shown)
+        fps, count = _rate(index.times, announced), len(index.displayed)
         rotation = round(frame.rotation / 90) % 4 * 90
         width, height = _display_size(frame, picture.sample_aspect_ratio, rotation)
         check_size(path, width, height)
@@ -169,8 +171,8 @@ def scan(path: Path) -> Source:
             frames=count,
             seconds=count / fps,
             rotation=rotation,
-            has_audio=heard > 0,
-            audio_seconds=heard,
+            has_audio=sound_seconds > 0,
+            audio_seconds=sound_seconds,
             index=index,
         )
 
@@ -178,16 +180,16 @@ def scan(path: Path) -> Source:
 def _check_complete(
     path: Path, container: av.container.InputContainer, extents: dict, is_video: bool
 ):
-    """Refuse a file that ends early: half a clip would get a caption as if it were whole.
+    """Raise UserError for a file that was cut off, which would get a caption as if it were whole.
 
-    extents: of each stream, its first and last second by its packets.
+    extents: the first and the last second of each stream by its packets.
     """
     if "mp4" in container.format.name:
         found, announced = path.stat().st_size, _announced_bytes(path)
         if found < announced:
             kept = f"only {found} of its {announced} bytes are in the file"
             raise UserError(f"{path}: cut off, {kept}; copy it again")
-    elif is_video:  # many a sound file only estimates its length
+    elif is_video:  # many sound files only estimate their length
         announced = (container.duration or 0) / av.time_base
         last = max((high for _, high in extents.values()), default=0.0)
         found = last - (container.start_time or 0) / av.time_base
@@ -197,7 +199,7 @@ def _check_complete(
 
 
 def _announced_bytes(path: Path) -> int:
-    """Where an mp4's media data end by the sizes of its outer boxes (ISO/IEC 14496-12, 4.2)."""
+    """Return where an mp4's media data end by the sizes of its boxes (ISO/IEC 14496-12, 4.2)."""
     place, end, size = 0, 0, path.stat().st_size
     with path.open("rb") as file:
         while place + 8 <= size:
@@ -214,11 +216,11 @@ def _announced_bytes(path: Path) -> int:
 def _index(
     packets: list[tuple[int | None, int | None, bool, bool]], tick: float, rate: float
 ) -> Index:
-    """The index of packets, in decoding order.
+    """Index the packets of a picture stream.
 
-    packets: (presentation time, decoding time, is key frame, is hidden by an edit list) of each.
-    tick: seconds of a time stamp's unit.
-    rate: announced frames per second, for files without any time.
+    packets: in decoding order, (presentation time, decoding time, is key frame, is hidden by an
+      edit list) of each. tick: seconds of a time stamp's unit. rate: announced frames per second,
+      for files without time stamps.
     """
     pts, dts, keys, hidden = zip(*packets, strict=True)
     timed = None not in pts
@@ -230,7 +232,7 @@ def _index(
 
 
 def _rate(times: np.ndarray, announced: float) -> float:
-    """Average frames per second: as announced (an exact fraction) unless the times contradict."""
+    """Return the average frames per second: the announced fraction unless the times differ."""
     if times[-1] <= times[0]:
         return announced or 25.0
     measured = float((len(times) - 1) / (times[-1] - times[0]))
@@ -238,7 +240,7 @@ def _rate(times: np.ndarray, announced: float) -> float:
 
 
 def _display_size(frame: av.VideoFrame, aspect, rotation: int) -> tuple[int, int]:
-    """(width, height) after pixel aspect ratio and rotation."""
+    """Return (width, height) after pixel aspect ratio and rotation."""
     width, height = frame.width, frame.height
     if aspect and abs(aspect - 1) > SQUARE_PIXELS:
         width = max(1, round(width * aspect))
@@ -249,7 +251,7 @@ def _display_size(frame: av.VideoFrame, aspect, rotation: int) -> tuple[int, int
 
 
 def _decode(stream, packet: av.Packet | None) -> list:
-    """Frames that a packet (None: the end) sets free; none if it is damaged, as in any player."""
+    """Return the frames that a packet (None: the end) completes; none if it is damaged."""
     try:
         return stream.codec_context.decode(packet)
     except av.FFmpegError:
@@ -262,13 +264,14 @@ def read_frames(
     size: tuple[int, int],
     prepare: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """u8[n, *size, 3] RGB: the pictures numbered `indices`, each prepared as soon as it is decoded.
+    """Read the pictures numbered `indices`: u8[n, *size, 3] RGB.
 
-    prepare: u8[h, w, 3], upright, of the file's own size -> u8[*size, 3].
+    prepare: applied to each picture when it is decoded: u8[h, w, 3], upright, of the file's own
+      size -> u8[*size, 3].
     Raises UserError if too many pictures do not decode.
     """
     rows = {}  # time stamp -> rows of the result
-    for row, stamp in enumerate(source.index.shown[indices].tolist()):
+    for row, stamp in enumerate(source.index.displayed[indices].tolist()):
         rows.setdefault(stamp, []).append(row)
     result = np.empty((len(indices), *size, 3), np.uint8)
 
@@ -285,18 +288,20 @@ def read_frames(
 
 
 def _fill(source: Source, missing: list[int], put: Callable[[int, av.VideoFrame], None]):
-    """Damaged files: for each picture that does not decode, put the one a player would still show.
+    """Replace each picture that does not decode by the last one before it, as a player does.
 
     missing: time stamps, ascending.
     """
-    message = "%s: %d wanted pictures do not decode; the ones before them are taken"
+    message = "%s: %d selected pictures do not decode; the ones before them are taken"
     log.warning(message, source.path, len(missing))
-    shown, last_stamp, last_frame = source.index.shown, None, None
+    displayed, last_stamp, last_frame = source.index.displayed, None, None
     for stamp, frame in _run_decoder(source, [(0, len(source.index.stamps) - 1)]):
         while missing and missing[0] < stamp:
             put(missing.pop(0), last_frame or frame)
         last_stamp, last_frame = stamp, frame
-    readable = 0 if last_frame is None else int(np.searchsorted(shown, last_stamp, side="right"))
+    readable = 0
+    if last_frame is not None:
+        readable = int(np.searchsorted(displayed, last_stamp, side="right"))
     if missing and (not readable or source.frames - readable > TAIL_FRAMES):
         found = f"only {readable} of {source.frames} pictures decode"
         raise UserError(f"{source.path}: {found}; copy or encode it again")
@@ -304,17 +309,17 @@ def _fill(source: Source, missing: list[int], put: Callable[[int, av.VideoFrame]
         put(stamp, last_frame)
 
 
-def _spans(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
-    """Runs (first, last packet) to decode for wanted time stamps, each from a key frame on."""
+def _spans(index: Index, required: list[int]) -> list[tuple[int, int]]:
+    """Return the spans (first, last packet) to decode for the required time stamps."""
     if not index.timed:
-        return [(0, min(max(wanted) + REORDERED, len(index.stamps) - 1))]
+        return [(0, min(max(required) + REORDERED, len(index.stamps) - 1))]
     position = {stamp: place for place, stamp in enumerate(index.stamps.tolist())}
     keys = np.flatnonzero(index.keys).tolist()
     spans = []
-    for last in sorted(position[stamp] for stamp in wanted):
+    for last in sorted(position[stamp] for stamp in required):
         place = bisect.bisect_right(keys, last) - 1
         while place > 0 and index.stamps[keys[place]] > index.stamps[last]:
-            place -= 1  # stored after this key frame but shown before it: made from an earlier one
+            place -= 1  # displayed before this key frame: it depends on an earlier one
         first = keys[place] if place >= 0 else 0
         if spans and first <= spans[-1][1] + GAP_PACKETS:
             spans[-1] = spans[-1][0], last
@@ -326,7 +331,7 @@ def _spans(index: Index, wanted: list[int]) -> list[tuple[int, int]]:
 def _run_decoder(
     source: Source, spans: list[tuple[int, int]]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(time stamp, picture) of all in the given runs of packets; other packets are not decoded."""
+    """Yield (time stamp, picture) of the given spans of packets; others are not decoded."""
     spans = iter(spans)
     first, last = next(spans)
     with _open(source.path) as container:
@@ -353,29 +358,29 @@ def _run_decoder(
 
 
 def read_sound(source: Source, start: float, end: float | None, limit: float) -> np.ndarray | None:
-    """f32[samples], mono, 16 kHz, from `start` to `end` seconds of the picture's clock.
+    """Read sound from `start` to `end` seconds of the picture's clock: f32[samples], mono, 16 kHz.
 
-    None if there is not one sample in between. limit: seconds that are kept at most.
-    As the reference: FFmpeg's samples as 16-bit integers, mean of the channels, soxr_hq resampling
-    (spec 4.3).
+    limit: seconds that are kept at most. Returns None if there is no sample in between.
+    As in the reference: FFmpeg's samples as 16-bit integers, mean of the channels, soxr_hq
+    resampling (spec 4.3).
     """
-    length = limit + 1.0  # a second more, lest resampling hear the cut
+    length = limit + 1.0  # one second more, so that resampling at `limit` does not see the cut
     if end is not None:
         length = min(end - start, length)
-    pieces, rate, first, last, place, sounding = [], 0, 0, 0, 0, False
+    pieces, rate, first, last, place, found = [], 0, 0, 0, 0, False
     for time, rate, piece in _decode_sound(source.path):
         if not pieces:
             late = time - source.index.times[0] if source.index else 0.0
             first = round((start - (late if abs(late) >= ALIGN_SECONDS else 0.0)) * rate)
             last = first + round(length * rate)
-            # silence where the picture starts earlier
+            # silence while only the picture has started
             pieces.append(np.zeros(max(0, min(-first, last - first)), np.float32))
         pieces.append(piece[max(0, first - place) : max(0, last - place)])
-        sounding = sounding or len(pieces[-1]) > 0
+        found = found or len(pieces[-1]) > 0
         place += len(piece)
         if place >= last:
             break
-    if not sounding:
+    if not found:
         return None
     waveform = np.concatenate(pieces)
     if rate != SAMPLE_RATE:
@@ -389,7 +394,7 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
 
 
 def _decode_sound(path: str) -> Iterator[tuple[float, int, np.ndarray]]:
-    """(seconds, samples per second, f32[n] mono) of one piece of sound after the other."""
+    """Yield the sound piece by piece: (seconds, samples per second, f32[n] mono)."""
     with _open(path) as container:
         stream = _main_stream(container, "audio")
         to_int16 = av.AudioResampler(format="s16p")
