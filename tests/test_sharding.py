@@ -131,9 +131,9 @@ def test_sharded_equals_unsharded(model, alone, sizes):
 
 def test_the_same_devices_as_another_mesh():
     mesh = sharding.make_mesh(1, 4, 2)
-    other = sharding.reshaped(mesh, -1, 1, None)
+    other = sharding.reshape_mesh(mesh, -1, 1, None)
     assert dict(other.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
     assert list(other.devices.flat) == list(mesh.devices.flat)
     message = "rollout mesh data=-1 fsdp=3 tensor=2 needs a multiple of 6 devices, 8 found"
     with pytest.raises(UserError, match=message):
-        sharding.reshaped(mesh, -1, 3, None)
+        sharding.reshape_mesh(mesh, -1, 3, None)

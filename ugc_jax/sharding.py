@@ -32,10 +32,10 @@ RULES: dict[str, tuple[str, ...]] = {
 def spec(
     axes: Axes, shape: tuple[int, ...] | None = None, mesh: Mesh | None = None
 ) -> PartitionSpec:
-    """PartitionSpec of an array whose dimensions have these logical names (None: not split).
+    """Return the PartitionSpec of an array with these logical axes (None: not split).
 
-    With its shape and a mesh, a dimension that its mesh axes do not divide is left whole: correct,
-    only less split. Raises KeyError for a name that is not in RULES.
+    With its shape and a mesh, a dimension whose size the mesh axes do not divide is not split: that
+    is correct and only takes more memory. Raises KeyError for a name that is not in RULES.
     """
     split = [() if name is None else RULES[name] for name in axes]
     if shape is not None:
@@ -48,7 +48,7 @@ def spec(
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices share the work. One size may be -1: what is left of the devices."""
+    """How devices share the work. One size may be -1: all remaining devices."""
 
     data: int = 1  # copies of the model, each with its part of the batch
     fsdp: int = -1  # devices that share the weights, each with its part of the batch
@@ -56,7 +56,10 @@ class MeshConfig:
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices; one size may be -1, "what is left". UserError if it does not fit."""
+    """Return a mesh over all devices (default: jax.devices()); one size may be -1: the rest.
+
+    Raises UserError if the sizes do not use all devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = _mesh_sizes("mesh", (data, fsdp, tensor), len(devices))
     return jax.make_mesh(
@@ -64,8 +67,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     )
 
 
-def reshaped(mesh: Mesh, data: int | None, fsdp: int | None, tensor: int | None) -> Mesh:
-    """The devices of a mesh, in its order, as one of other sizes; None: the size that it has.
+def reshape_mesh(mesh: Mesh, data: int | None, fsdp: int | None, tensor: int | None) -> Mesh:
+    """Return a mesh of other sizes over the same devices in the same order; None keeps a size.
 
     Raises UserError as `make_mesh`.
     """
@@ -76,7 +79,10 @@ def reshaped(mesh: Mesh, data: int | None, fsdp: int | None, tensor: int | None)
 
 
 def _mesh_sizes(what: str, sizes: Sequence[int], devices: int) -> tuple[int, ...]:
-    """Sizes of the axes with -1 replaced by what is left; UserError if the devices do not fit."""
+    """The sizes of the axes, -1 replaced; UserError if their product is not `devices`.
+
+    what: names the mesh in messages.
+    """
     named = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{what} {named}: sizes are positive, at most one is -1")
@@ -89,14 +95,14 @@ def _mesh_sizes(what: str, sizes: Sequence[int], devices: int) -> tuple[int, ...
 
 
 def shardings(mesh: Mesh, shapes, axes):
-    """NamedShardings of a tree of arrays or shapes, given the matching tree of logical axes."""
+    """Return NamedShardings of a tree of arrays or shapes. axes: a like tree of logical axes."""
     return jax.tree.map(
         lambda leaf, names: NamedSharding(mesh, spec(names, leaf.shape, mesh)), shapes, axes
     )
 
 
 def abstract(shapes, shardings):
-    """jax.ShapeDtypeStructs of a tree of arrays or shapes, with the shardings of a like tree."""
+    """Return jax.ShapeDtypeStructs of a tree of arrays or shapes, with shardings of a like tree."""
     return jax.tree.map(
         lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
         shapes,
@@ -105,63 +111,64 @@ def abstract(shapes, shardings):
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding that has the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def rows_split(mesh: Mesh) -> NamedSharding:
-    """Split the leading dimension of an array of any rank over the batch axes."""
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that splits the leading dimension, of any rank, over the batch axes."""
     return NamedSharding(mesh, spec(("batch",)))
 
 
 def batch_shardings(mesh: Mesh, batch):
-    """NamedShardings that split the leading dimension of every leaf over the batch axes."""
+    """Return NamedShardings that split the leading dimension of every leaf over the batch axes."""
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, spec(("batch",) + (None,) * (leaf.ndim - 1))), batch
     )
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1):
-    """Raise UserError unless devices share the rows of each of `accumulate` parts evenly."""
-    devices = _parts(mesh, "batch")
-    if batch_size % (accumulate * devices):
-        times = f"loop.accumulate {accumulate} times the " if accumulate > 1 else "the "
+def check_batch(mesh: Mesh, rows: int, microbatches: int = 1):
+    """Raise UserError unless the mesh splits the rows of every microbatch of a batch evenly."""
+    devices = shard_count("batch", mesh)
+    if rows % (microbatches * devices):
+        times = f"{microbatches} microbatches times " if microbatches > 1 else ""
         raise UserError(
-            f"data.batch_size is {batch_size}, no multiple of {times}{devices} devices that share "
-            "the batch; change it, loop.accumulate or mesh"
+            f"batch of {rows} rows is no multiple of {times}{devices} devices that share it; "
+            "change the batch size, the number of microbatches or the mesh"
         )
 
 
-def whole_rows(mesh: Mesh | None, batch_size: int) -> int:
-    """The next batch size that the mesh splits evenly; without one, the same."""
-    devices = 1 if mesh is None else _parts(mesh, "batch")
-    return -(-batch_size // devices) * devices
+def round_up_rows(mesh: Mesh | None, rows: int) -> int:
+    """Return the next batch size that the mesh splits evenly; without a mesh, `rows`."""
+    devices = 1 if mesh is None else shard_count("batch", mesh)
+    return -(-rows // devices) * devices
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
-    """The rows of a global batch that this process has to feed, ascending: those of its devices.
+    """Return the rows of a global batch that this process feeds to its devices, ascending.
 
-    They need not follow each other: a mesh orders TPUs by where they lie, not by their hosts.
-
+    They may have gaps: a mesh orders TPUs by their position in the torus, not by their hosts.
     Raises UserError if the mesh does not divide the batch.
     """
     check_batch(mesh, batch_size)
-    split = NamedSharding(mesh, spec(("batch",)))
-    indices = [rows for (rows,) in split.addressable_devices_indices_map((batch_size,)).values()]
-    return tuple(sorted({row for rows in indices for row in range(*rows.indices(batch_size))}))
+    indices = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return tuple(sorted({row for (rows,) in indices for row in range(*rows.indices(batch_size))}))
 
 
 def place_batch(mesh: Mesh, batch, batch_size: int):
-    """This process's rows (`local_rows`, numpy) -> the whole batch, split over the mesh."""
+    """Return the global batch, split over the mesh, from this process's rows (`local_rows`, numpy).
 
-    def place(leaf, split):
-        return jax.make_array_from_process_local_data(split, leaf, (batch_size, *leaf.shape[1:]))
+    batch_size: rows of the global batch.
+    """
+
+    def place(leaf, sharding):
+        return jax.make_array_from_process_local_data(sharding, leaf, (batch_size, *leaf.shape[1:]))
 
     return jax.tree.map(place, batch, batch_shardings(mesh, batch))
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Fix how an intermediate is split over the mesh of `jax.set_mesh`; without one, do nothing.
+    """Return x, split by its logical axes over the mesh of `jax.set_mesh`; without a mesh, x.
 
     (`nn.with_logical_constraint` is silently dropped under `with mesh:`; this one is not.)
     """
@@ -172,31 +179,30 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what the mesh of `jax.set_mesh`, or else the default device, is."""
+    """Return "cpu", "gpu" or "tpu", of the mesh of `jax.set_mesh` or else of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def parts(axis: str) -> int:
-    """Into how many parts the mesh of `jax.set_mesh` splits a logical axis; without one, 1."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else _parts(mesh, axis)
+def shard_count(axis: str, mesh=None) -> int:
+    """Return into how many shards a mesh splits a logical axis; 1 without a mesh.
 
-
-def _parts(mesh: Mesh, axis: str) -> int:
-    return math.prod(mesh.shape[name] for name in RULES[axis])
+    mesh: None is that of `jax.set_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES[axis])
 
 
 def on_shards(function, arrays: tuple, axes: tuple[Axes, ...]) -> jax.Array:
-    """`function(*arrays)` run by each device on its own part of the arrays: for kernels.
+    """Return `function(*arrays)`, computed by each device on its shards: for kernels.
 
-    axes: logical axes of each array; the result is split as the first one. Without a mesh, one call
-    on all.
+    axes: logical axes of each array; the result is split as the first one. Without a mesh, it is
+    one call with the whole arrays.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return function(*arrays)
     specs = tuple(spec(names, x.shape, mesh) for x, names in zip(arrays, axes, strict=True))
-    # No check of what varies between devices: kernels do not say it of their results.
+    # check_vma=False: kernels do not declare over which mesh axes their results vary.
     mapped = jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)
     return mapped(*arrays)

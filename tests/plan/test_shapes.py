@@ -32,7 +32,7 @@ def test_batch_shapes_are_those_of_a_batch():
     for shape, array in zip(*map(jax.tree.leaves, (found, batch)), strict=True):
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
         assert shape.sharding.shard_shape(shape.shape)[0] == 2
-    with pytest.raises(UserError, match="batch_size is 6, no multiple of the 4 devices"):
+    with pytest.raises(UserError, match="batch of 6 rows is no multiple of 4 devices"):
         batch_shapes(KEY, 6, tiny(), mesh)
 
 

@@ -171,7 +171,7 @@ class Captioner:
         if batch_size < 1 or (workers is not None and workers < 1):
             raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
         clip = leave_room(resolve(clip), sampling.max_new_tokens, self.config)
-        batch_size = sharding.whole_rows(self.engine.mesh, min(batch_size, len(videos)))
+        batch_size = sharding.round_up_rows(self.engine.mesh, min(batch_size, len(videos)))
         workers = workers or min(8, os.cpu_count() or 1)
         return self._stream(videos, clip, sampling, batch_size, workers)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.layers import KERNEL_RESULT
-from ugc_jax.sharding import on_shards, parts, platform
+from ugc_jax.sharding import on_shards, platform, shard_count
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite
 _LANES = 128  # splash attention works on blocks of a multiple of this
@@ -156,7 +156,7 @@ def sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT) -> jax.Array:
     Where the mesh splits the query heads finer than the key/value heads, these are repeated until
     they split, too.
     """
-    N, K, split = q_BTNH.shape[2], k_BTKH.shape[2], parts("heads")
+    N, K, split = q_BTNH.shape[2], k_BTKH.shape[2], shard_count("heads")
     if N % split == 0:
         repeats = math.lcm(K, split) // K
         k_BTKH, v_BTKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BTKH, v_BTKH))

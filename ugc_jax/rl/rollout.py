@@ -80,7 +80,7 @@ class Rollout:
         Raises UserError for a mesh that the devices do not fill.
         """
         self.setup, self.config, self.shared = setup, config, shared
-        self.mesh = sharding.reshaped(setup.mesh, config.data, config.fsdp, config.tensor)
+        self.mesh = sharding.reshape_mesh(setup.mesh, config.data, config.fsdp, config.tensor)
         self._engine, self._params = Engine(setup.model, setup.compute, self.mesh), None
         learns = setup.trainable
         self.keeps_media = not (learns.vision or learns.audio or learns.projector)
@@ -91,7 +91,7 @@ class Rollout:
             split = sharding.shardings(self.mesh, shapes, model_axes(setup))
             move = functools.partial(_moved, setup=setup, split=split)
             self._weights = jax.jit(move, out_shardings=split)
-        here, training = (sharding.rows_split(mesh) for mesh in (self.mesh, setup.mesh))
+        here, training = (sharding.row_sharding(mesh) for mesh in (self.mesh, setup.mesh))
         self._take = jax.jit(_take, static_argnames=("part", "parts"), out_shardings=here)
         self._copies = jax.jit(_copies, static_argnames="samples", out_shardings=here)
         self._join = jax.jit(_join, static_argnames="prompts", out_shardings=training)

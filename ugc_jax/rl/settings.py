@@ -11,7 +11,7 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.sharding import whole_rows
+from ugc_jax.sharding import round_up_rows
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import Setup
@@ -83,7 +83,7 @@ class GrpoConfig(TrainConfig):
              updates * accumulate, mesh),
             (f"rollout.parts {parts}", parts, rollout_mesh),
         ):  # fmt: skip
-            devices = whole_rows(on, 1)
+            devices = round_up_rows(on, 1)
             if batch % (count * devices):
                 raise UserError(
                     f"data.batch_size is {batch}, no multiple of {factors} times the {devices} "

@@ -13,7 +13,7 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import RecordSource
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.sharding import whole_rows
+from ugc_jax.sharding import round_up_rows
 from ugc_jax.train.state import Setup, TrainState, model_params
 
 
@@ -37,7 +37,7 @@ class Sampler:
         engine, config = self._engine, self._engine.config
         with jax.set_mesh(engine.mesh):
             params = self._weights(state)  # a second copy, not kept while training goes on
-        batch_size = whole_rows(engine.mesh, len(self._prompts))
+        batch_size = round_up_rows(engine.mesh, len(self._prompts))
         tagged = [(prompt, prompt.example) for prompt in self._prompts]
         rows = []
         for key, members in group(tagged, batch_size, Buckets(), config):
