@@ -67,7 +67,7 @@ def tiny_captioner(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     """A folder of short clips of one shape: two with sound, one below, one silent, one broken."""
-    from ugc_jax.toy.synthetic import write_clip
+    from clips import write_clip
 
     folder = tmp_path_factory.mktemp("clips")
     (folder / "below").mkdir()

@@ -6,6 +6,7 @@ import struct
 import av
 import numpy as np
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from ugc_jax.data import example as module
@@ -17,7 +18,6 @@ from ugc_jax.media import streams
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
-from ugc_jax.toy.synthetic import write_clip
 
 CONFIG = tiny()
 IDS = CONFIG.tokens

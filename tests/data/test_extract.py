@@ -11,6 +11,7 @@ import time
 from collections import deque
 
 import pytest
+from clips import write_clip
 from etils import epath
 
 from ugc_jax import cli
@@ -22,7 +23,6 @@ from ugc_jax.data.workers import Event
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
-from ugc_jax.toy.synthetic import write_clip
 
 CLIP = ClipSettings(frames=2, min_pixels=784, max_pixels=4 * 784)
 WORDS = ["--config.frames=2", "--config.min_pixels=784", "--config.max_pixels=3136"]

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from ugc_jax.data.example import build_example, load_example
@@ -15,7 +16,6 @@ from ugc_jax.data.records import IndexEntry, MediumFacts, RecordSource, Storage,
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
-from ugc_jax.toy.synthetic import write_clip
 
 CONFIG = tiny()
 CLIP = resolve(ClipSettings(frames=5, min_pixels=4 * 784, max_pixels=12 * 784, question="What?"))

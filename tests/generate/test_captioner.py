@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from clips import write_clip
 
 from ugc_jax import Captioner
 from ugc_jax.data.batching import Buckets, bucket_of
@@ -19,7 +20,6 @@ from ugc_jax.generate.engine import Generated
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.sharding import make_mesh
-from ugc_jax.toy.synthetic import write_clip
 
 FEW_FRAMES = dict(frames=4, min_pixels=28 * 28, max_pixels=16 * 28 * 28, question="What is it?")
 SMALL = FEW_FRAMES | dict(max_new_tokens=8)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from clips import write_clip
 from safetensors.numpy import load_file, save_file
 
 from ugc_jax import cli
@@ -14,7 +15,6 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Caption, Captioner
 from ugc_jax.jobs import caption
 from ugc_jax.settings import parse
-from ugc_jax.toy.synthetic import write_clip
 
 SMALL = [
     "--config.frames=4", "--config.min_pixels=784", "--config.max_pixels=12544",

@@ -7,6 +7,7 @@ import zlib
 import av
 import numpy as np
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from ugc_jax.errors import UserError
@@ -15,7 +16,6 @@ from ugc_jax.media import streams
 from ugc_jax.media.clip import smart_resize
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
-from ugc_jax.toy.synthetic import write_clip
 
 NO_LIMIT = 1 << 30  # tokens
 

@@ -6,13 +6,14 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from clips import write_clip
 
 from ugc_jax.media import clip as media
 from ugc_jax.media import streams
 from ugc_jax.media.clip import plan_frames, resize
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
-from ugc_jax.toy.synthetic import Beeps, Scene, Shape, draw, write_clip
+from ugc_jax.toy.synthetic import Beeps, Scene, Shape, draw_scene
 
 NO_LIMIT = 1 << 30  # tokens
 SMALL = ClipSettings(min_pixels=1, max_pixels=100_000)
@@ -105,7 +106,7 @@ def test_rotation(tmp_path, rotation):
         audio=False,
     )
     clip = read_clip(tmp_path / "clip.mp4", SMALL)
-    upright = np.rot90(draw(scene, 0, (168, 112)), rotation // 90)
+    upright = np.rot90(draw_scene(scene, 0, (168, 112)), rotation // 90)
     assert clip.source.rotation == rotation
     assert (clip.source.height, clip.source.width) == upright.shape[:2]
     assert np.abs(clip.frames[0].astype(int) - upright).mean() < 6

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from clips import write_clip
 from PIL import Image
 
 from ugc_jax.errors import UserError
 from ugc_jax.report import pictures
-from ugc_jax.toy.synthetic import BACKGROUNDS, Scene, write_clip
+from ugc_jax.toy.synthetic import BACKGROUNDS, Scene
 
 
 def opened(uri: str) -> Image.Image:

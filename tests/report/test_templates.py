@@ -9,13 +9,13 @@ import shutil
 import urllib.parse
 
 import pytest
+from clips import write_clip
 from fake_results import DISPLAYS, NASTY, captions, options, result, world
 
 from ugc_jax.files import write_text
 from ugc_jax.jobs import report as job
 from ugc_jax.report import page as report
 from ugc_jax.report.pictures import make_album
-from ugc_jax.toy.synthetic import write_clip
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

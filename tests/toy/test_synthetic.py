@@ -1,8 +1,10 @@
 """Synthetic clips: real files, equal for equal arguments."""
 
 import av
+import clips
 import numpy as np
 import pytest
+from clips import random_scene
 
 from ugc_jax.toy.synthetic import (
     BACKGROUNDS,
@@ -12,17 +14,18 @@ from ugc_jax.toy.synthetic import (
     Noise,
     Scene,
     Shape,
-    draw,
-    random_scene,
+    draw_scene,
     sound,
     write_clip,
 )
 
+USUAL = dict(seconds=1, fps=25, size=(128, 128), sound_seconds=1.0, rate=44_100)
+
 
 def test_equal_arguments_give_equal_files(tmp_path):
     for name in ("a.mp4", "b.mp4"):
-        write_clip(tmp_path / name, seconds=1, seed=3)
-    write_clip(tmp_path / "c.mp4", seconds=1, seed=4)
+        write_clip(tmp_path / name, random_scene(3), **USUAL)
+    write_clip(tmp_path / "c.mp4", random_scene(4), **USUAL)
     a, b, c = ((tmp_path / name).read_bytes() for name in ("a.mp4", "b.mp4", "c.mp4"))
     assert a == b
     assert a != c
@@ -30,8 +33,17 @@ def test_equal_arguments_give_equal_files(tmp_path):
 
 @pytest.mark.parametrize(("audio", "seconds"), [(True, 1.2), (0.5, 0.5), (False, None)])
 def test_file_holds_what_was_asked(tmp_path, audio, seconds):
-    write_clip(tmp_path / "a.mp4", seconds=1.2, fps=30, size=(192, 128), audio=audio)
-    with av.open(str(tmp_path / "a.mp4")) as container:
+    asked = dict(seconds=1.2, fps=30, size=(192, 128))
+    clips.write_clip(tmp_path / "a.mp4", audio=audio, **asked)
+    _check_file(tmp_path / "a.mp4", seconds)
+    if seconds:
+        asked |= dict(sound_seconds=seconds, rate=44_100)
+        write_clip(tmp_path / "b.mp4", random_scene(0), **asked)
+        _check_file(tmp_path / "b.mp4", seconds)
+
+
+def _check_file(path, seconds):
+    with av.open(str(path)) as container:
         picture = container.streams.video[0]
         assert (picture.codec_context.name, picture.width, picture.height) == ("h264", 192, 128)
         assert (picture.frames, picture.average_rate) == (36, 30)
@@ -43,10 +55,11 @@ def test_file_holds_what_was_asked(tmp_path, audio, seconds):
 
 
 def test_picture_is_the_scene(tmp_path):
-    scene = write_clip(tmp_path / "a.mp4", seconds=1, seed=5, size=(128, 128), audio=False)
+    scene = random_scene(5)
+    write_clip(tmp_path / "a.mp4", scene, **USUAL)
     with av.open(str(tmp_path / "a.mp4")) as container:
         for frame in container.decode(video=0):
-            difference = frame.to_ndarray(format="rgb24").astype(int) - draw(
+            difference = frame.to_ndarray(format="rgb24").astype(int) - draw_scene(
                 scene, frame.time, (128, 128)
             )
             assert np.abs(difference).mean() < 6
@@ -56,11 +69,11 @@ def test_shapes_move_and_stay_inside():
     shape = Shape("square", "red", 0.25, (0.5, 0.5), (0.9, -0.7))
     scene = Scene("purple", (shape,), Beeps(440, 2), seed=0)
     areas = [
-        np.count_nonzero(draw(scene, time, (100, 80))[..., 0] > 200)
+        np.count_nonzero(draw_scene(scene, time, (100, 80))[..., 0] > 200)
         for time in np.linspace(0, 5, 40)
     ]
     assert min(areas) > 0.9 * max(areas) > 0
-    assert not np.array_equal(draw(scene, 0, (100, 80)), draw(scene, 0.2, (100, 80)))
+    assert not np.array_equal(draw_scene(scene, 0, (100, 80)), draw_scene(scene, 0.2, (100, 80)))
 
 
 def test_beeps_have_pitch_and_rhythm():
@@ -108,8 +121,8 @@ def test_sound_begins_when_it_should(kind):
 
 def test_silence_is_silent(tmp_path):
     scene = Scene("purple", (), None, seed=0)
-    assert not sound(scene, 1.0).any()
-    write_clip(tmp_path / "a.mp4", seconds=1, size=(64, 64), scene=scene, rate=16_000)
+    assert not sound(scene, 1.0, 44_100).any()
+    write_clip(tmp_path / "a.mp4", scene, **USUAL | dict(size=(64, 64), rate=16_000))
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.audio[0].rate == 16_000
         assert not any(frame.to_ndarray().any() for frame in container.decode(audio=0))
@@ -120,21 +133,23 @@ def test_shape_appears_and_background_turns():
     scene = Scene("purple", (shape,), None, seed=0, turns=("teal", 1.0))
     middle, corner = (40, 50), (2, 2)
     for time, ground, shown in ((0.0, "purple", False), (0.5, "purple", True), (1.0, "teal", True)):
-        picture = draw(scene, time, (100, 80))
+        picture = draw_scene(scene, time, (100, 80))
         assert tuple(picture[corner]) == BACKGROUNDS[ground]
         assert tuple(picture[middle]) == (COLOURS["red"] if shown else BACKGROUNDS[ground])
 
 
 def test_text_has_a_band_of_its_own():
     shape = Shape("circle", "red", 0.4, (0.5, 1.0), (0.0, 0.0))
-    plain = draw(Scene("purple", (shape,), None, seed=0, band=True), 0, (112, 112))
-    text = draw(Scene("purple", (shape,), None, seed=0, band=True, text="MOON"), 0, (112, 112))
+    plain = draw_scene(Scene("purple", (shape,), None, seed=0, band=True), 0, (112, 112))
+    moon = Scene("purple", (shape,), None, seed=0, band=True, text="MOON")
+    text = draw_scene(moon, 0, (112, 112))
     np.testing.assert_array_equal(plain[:84], text[:84])
     assert (plain[84:] == BACKGROUNDS["purple"]).all()
     ink = np.argwhere((text[84:] < 128).all(axis=-1))
     assert np.ptp(ink, axis=0).tolist() > [16, 70]
     assert ink.min() > 0  # not cut off
-    other = draw(Scene("purple", (shape,), None, seed=0, band=True, text="FISH"), 0, (112, 112))
+    fish = Scene("purple", (shape,), None, seed=0, band=True, text="FISH")
+    other = draw_scene(fish, 0, (112, 112))
     assert (other[84:] != text[84:]).any()
 
 

@@ -233,35 +233,3 @@ def test_muted_and_blanked_clips_are_the_same_but_for_that(tmp_path):
 def test_clip_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"test/000000.mp4: cannot be written"):
         world.write_example("test", 0, world.WorldSettings(), tmp_path / "absent")
-
-
-# ---- scores --------------------------------------------------------------------------------------
-
-
-def test_scores_of_right_wrong_and_constant_captions(clips):
-    attributes = [row for _, row, _ in clips["test"]]
-    captions = [caption for *_, caption in clips["test"]]
-    assert set(world.score(captions, attributes).values()) == {1.0}
-    assert set(world.score([""] * 300, attributes).values()) == {0.0}
-    constant, chance = world.score(captions[:1] * 300, attributes), world.chance(attributes)
-    for name in world.VALUES:
-        assert 0 < constant[name] <= chance[name]
-    assert chance["visual"] < 0.3
-    assert chance["audio"] < 0.4
-    assert chance["text"] < 0.1
-    assert chance["cross"] <= 0.51
-    half = world.score(captions[:150] + [""] * 150, attributes)
-    assert half["visual"] == half["shape"] == half["all"] == 0.5
-
-
-def test_table_lists_groups_and_attributes(clips):
-    attributes = [row for _, row, _ in clips["test"]]
-    captions = [caption for *_, caption in clips["test"]]
-    text = world.table(
-        {"after": world.score(captions, attributes), "chance": world.chance(attributes)}
-    )
-    rows = [line.split() for line in text.splitlines()]
-    assert rows[0] == ["after", "chance"]
-    assert [row[0] for row in rows[1:6]] == ["visual", "shape", "colour", "motion", "background"]
-    assert rows[-1] == ["all", "right", "100.0%"]
-    assert all(row[1] == "100.0%" for row in rows[1:-1])

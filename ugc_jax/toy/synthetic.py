@@ -1,13 +1,12 @@
 """Small synthetic clips as real H.264 and AAC: coloured shapes, text, and sounds with a rhythm.
 
-A `Scene` says what happens; `draw` shows an instant of it and `sound` plays it; `write_clip` makes
-the file. Everything follows from the scene, so equal arguments give equal files.
+A `Scene` describes what happens; `draw_scene` gives its picture at a time, `sound` its samples, and
+`write_clip` encodes both. All randomness has a seed in the scene: equal arguments, equal files.
 """
 
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SOUND_RATE = 44_100
 AAC_BLOCK = 1024  # samples that are coded together
 TIME_BASE = Fraction(1, 12_800)  # of pictures; common frame rates are whole numbers of it
 COLOURS = {
@@ -34,14 +32,14 @@ BACKGROUNDS = {
 }
 FORMS = ("circle", "square", "triangle")
 LOUDNESS = 0.4
-PLOUGH = 2 / 3  # how deep the two stripes of a plough are together, in halves of the shape
-TICK = 0.02  # seconds
+PLOUGH = 2 / 3  # depth of the two stripes of a plough together, in halves of the shape
+TICK = 0.02  # length of a tick in seconds
 MELODY_STEPS = (-5, -3, 0, 2, 4)  # semitones from a melody's pitch
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One thing that moves in a straight line and bounces off the edges."""
+    """A shape that moves in a straight line and bounces off the edges."""
 
     form: str  # of FORMS
     colour: str  # of COLOURS
@@ -49,23 +47,24 @@ class Shape:
     start: tuple[float, float]  # centre when it appears: (x, y) in 0..1 of the room that it has
     velocity: tuple[float, float]  # rooms crossed per second: (x, y)
     appears: float = 0.0  # seconds
-    # where it pushes a plough of a white and a black stripe: (x, y) of -1, 0, 1; (0, 0) for none
+    # direction in which it pushes a plough, a white and a black stripe: (x, y) of -1, 0, 1;
+    # (0, 0) for no plough
     plough: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sound(abc.ABC):
-    """Something to hear, with a pitch and a rhythm."""
+    """A sound with a pitch and a rhythm."""
 
     pitch: float  # hertz
     per_second: float  # beeps, notes or bursts a second
-    hiss: float = 0.02  # loudness of the noise below the whole clip, 0..1
+    hiss: float = 0.02  # loudness of background noise during the whole clip, 0..1
     begins: float = 0.0  # seconds
-    tick: float = 0.0  # loudness of a tick at the beginning of each, 0..1
+    tick: float = 0.0  # loudness of a tick at the start of each beep, note or burst, 0..1
 
     @abc.abstractmethod
     def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
-        """f64[count] in [-1, 1], from where the sound begins."""
+        """f64[count] in [-1, 1], from the moment at which the sound begins."""
 
     def ticks(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
         """f64[count]: short noise at the beginning of each beep, note or burst."""
@@ -73,12 +72,12 @@ class Sound(abc.ABC):
         return self.tick * random.uniform(-1, 1, count) * begins
 
     def _beat(self, count: int, rate: int) -> np.ndarray:
-        """f64[count]: beeps, notes or bursts until then."""
+        """f64[count]: number of beeps, notes or bursts since the beginning."""
         return np.arange(count) / rate * self.per_second
 
 
 class Beeps(Sound):
-    """A pure tone that is on half of the time."""
+    """A pure tone, on half of the time."""
 
     def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
         tone = np.sin(2 * np.pi * self.pitch * np.arange(count) / rate)
@@ -97,7 +96,7 @@ class Music(Sound):
 
 
 class Noise(Sound):
-    """Noise in the octave around the pitch that is on half of the time."""
+    """Noise in the octave around the pitch, on half of the time."""
 
     def wave(self, count: int, rate: int, random: np.random.Generator) -> np.ndarray:
         octaves = np.log2(np.fft.rfftfreq(count, 1 / rate)[1:] / self.pitch)
@@ -110,43 +109,25 @@ class Noise(Sound):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is seen and heard."""
+    """The content of a clip: what is seen and heard."""
 
     background: str  # of BACKGROUNDS
     shapes: tuple[Shape, ...]
     sound: Sound | None  # None: silence
     seed: int  # of what is random in the sound
-    turns: tuple[str, float] | None = None  # the background that follows, and from when (seconds)
+    turns: tuple[str, float] | None = None  # (the next background, its beginning in seconds)
     band: bool = False  # keep shapes out of the lowest quarter of the picture, for text
     text: str = ""  # shown in that band, black on white
-    tiles: int = 0  # of the width: shapes stand on them and move from one to the next; 0: anywhere
+    tiles: int = 0  # a row: shapes stand on tiles and move from one to the next; 0: anywhere
 
 
-def random_scene(seed: int) -> Scene:
-    """A scene with one to three shapes and beeps."""
-    random = np.random.default_rng(seed)
-    colours = random.permutation(sorted(COLOURS))
-    shapes = tuple(
-        Shape(
-            form=str(random.choice(FORMS)),
-            colour=str(colours[number]),
-            size=float(random.uniform(0.2, 0.4)),
-            start=tuple(random.uniform(0.2, 0.8, 2).tolist()),
-            velocity=tuple((random.uniform(0.2, 0.6, 2) * random.choice([-1, 1], 2)).tolist()),
-        )
-        for number in range(random.integers(1, 4))
-    )
-    beeps = Beeps(float(random.choice([220, 330, 440, 660, 880])), float(random.choice([1, 2, 4])))
-    return Scene(str(random.choice(sorted(BACKGROUNDS))), shapes, beeps, seed)
-
-
-def draw(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
-    """The picture at `time` seconds: u8[height, width, 3] for size = (width, height)."""
+def draw_scene(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
+    """The picture of a scene at `time` seconds: u8[height, width, 3] for size = (width, height)."""
     width, height = size
     turned = scene.turns is not None and time >= scene.turns[1]
     image = Image.new("RGB", size, BACKGROUNDS[scene.turns[0] if turned else scene.background])
     canvas = ImageDraw.Draw(image)
-    band = height * 3 // 4  # where it begins
+    band = height * 3 // 4  # first row of the band for text
     room = (width - 1, (band if scene.band else height) - 1)  # the last pixels are drawn, too
     for shape in scene.shapes:
         age = time - shape.appears
@@ -199,13 +180,13 @@ def _bounce(place: float) -> float:
     return 2 - place if place > 1 else place
 
 
-def sound(scene: Scene, seconds: float, rate: int = SOUND_RATE) -> np.ndarray:
-    """f32[seconds * rate] mono, in [-1, 1]."""
+def sound(scene: Scene, seconds: float, rate: int) -> np.ndarray:
+    """The sound of a scene: f32[seconds * rate] mono, in [-1, 1]."""
     wave = np.zeros(round(seconds * rate))
     if scene.sound is not None:
         random = np.random.default_rng(scene.seed)
         wave += random.uniform(-1, 1, len(wave)) * scene.sound.hiss
-        rest = wave[round(scene.sound.begins * rate) :]  # a view: what is added stands in wave
+        rest = wave[round(scene.sound.begins * rate) :]  # a view: additions change `wave`
         if len(rest):
             rest += LOUDNESS * scene.sound.wave(len(rest), rate, random)
             rest += scene.sound.ticks(len(rest), rate, random)
@@ -214,67 +195,53 @@ def sound(scene: Scene, seconds: float, rate: int = SOUND_RATE) -> np.ndarray:
 
 def write_clip(
     path: str | Path,
+    scene: Scene,
     *,
-    seconds: float = 4.0,
-    fps: float = 25.0,
-    size: tuple[int, int] = (320, 240),
-    audio: bool | float = True,
-    seed: int = 0,
-    scene: Scene | None = None,
-    rotation: int = 0,
-    key_every: int = 50,
-    faststart: bool = False,
-    times: Sequence[float] | None = None,
-    rate: int = SOUND_RATE,
-    preset: str = "veryfast",
-) -> Scene:
-    """Write a clip and return the scene shown in it.
+    seconds: float,
+    fps: float,
+    size: tuple[int, int],
+    sound_seconds: float,
+    rate: int,
+):
+    """Write a scene as H.264 and AAC; equal arguments give equal files.
 
-    path: its ending chooses the container: .mp4, .mov, .mkv, .avi, .ts.
-    size: (width, height) as stored, even numbers.
-    audio: False for none, True for as long as the picture, or seconds.
-    rotation: degrees counter-clockwise that a player turns the stored picture, as phones write it.
-    key_every: frames from one key frame to the next.
-    faststart: put the mp4's index first.
-    times: seconds of each frame, for a variable rate (instead of `seconds` and `fps`).
-    rate: samples of sound a second.
-    preset: x264's speed against size, "ultrafast" for many clips.
+    path: its suffix chooses the container, such as .mp4. size: (width, height) in pixels, even.
+    sound_seconds: length of the sound. rate: samples of sound a second. Raises OSError.
     """
-    scene = scene or random_scene(seed)
-    if times is None:
-        times = [frame / fps for frame in range(max(1, round(seconds * fps)))]
-    else:
-        seconds = times[-1] + 1 / fps
-    options = {"movflags": "faststart"} if faststart else {}
-    with av.open(str(path), "w", options=options) as container:
+    with av.open(str(path), "w") as container:
         picture = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         picture.width, picture.height = size
         picture.pix_fmt = "yuv420p"
         picture.codec_context.time_base = TIME_BASE
-        picture.codec_context.gop_size = key_every
+        picture.codec_context.gop_size = 50
         # A fixed quantiser and one thread: rate control does not always give the same bytes.
-        picture.options = {"preset": preset, "qp": "22", "threads": "1"}
-        if rotation:
-            picture.set_display_rotation(rotation)
-        track = None
-        if audio is not False:
-            track = container.add_stream("aac", rate=rate, layout="mono")
-            track.options = {"aac_coder": "fast"}
-        for time in times:
-            frame = av.VideoFrame.from_ndarray(draw(scene, time, size), format="rgb24")
-            frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
-            container.mux(picture.encode(frame))
+        picture.options = {"preset": "ultrafast", "qp": "22", "threads": "1"}
+        track = container.add_stream("aac", rate=rate, layout="mono")
+        track.options = {"aac_coder": "fast"}
+        for number in range(max(1, round(seconds * fps))):
+            encode_picture(container, picture, scene, number / fps)
         container.mux(picture.encode(None))
-        if track:
-            length = seconds if audio is True else float(audio)
-            _encode_sound(container, track, sound(scene, length, rate), rate)
-    return scene
+        encode_sound(container, track, sound(scene, sound_seconds, rate))
 
 
-def _encode_sound(
-    container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray, rate: int
+def encode_picture(
+    container: av.container.OutputContainer, stream: av.VideoStream, scene: Scene, time: float
 ):
-    """Encode f32[n] mono and end the track; n = 0 leaves a sound stream without sound."""
+    """Encode the picture at `time` seconds, in the size of the stream."""
+    image = draw_scene(scene, time, (stream.width, stream.height))
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    frame.pts, frame.time_base = round(time / TIME_BASE), TIME_BASE
+    container.mux(stream.encode(frame))
+
+
+def encode_sound(
+    container: av.container.OutputContainer, track: av.AudioStream, samples: np.ndarray
+):
+    """Encode f32[n] mono at the track's rate, and end the track.
+
+    n = 0 leaves a sound stream without sound.
+    """
+    rate = track.rate
     for first in range(0, len(samples), AAC_BLOCK):
         block = samples[None, first : first + AAC_BLOCK]
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout="mono")

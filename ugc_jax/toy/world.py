@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -218,13 +216,12 @@ def write_example(split: str, number: int, settings: WorldSettings, folder: Path
         try:
             synthetic.write_clip(
                 unfinished,
+                scene,
                 seconds=settings.seconds,
                 fps=settings.fps,
                 size=(settings.size, settings.size),
-                audio=sound_seconds(settings.seconds),
-                scene=scene,
+                sound_seconds=whole_blocks(settings.seconds),
                 rate=SAMPLE_RATE,
-                preset="ultrafast",
             )
             unfinished.replace(path)
         except OSError as error:
@@ -238,8 +235,8 @@ def write_example(split: str, number: int, settings: WorldSettings, folder: Path
     return {"videos": [name], "messages": messages, "attributes": attributes}
 
 
-def sound_seconds(seconds: float) -> float:
-    """The longest sound in `seconds` that fills whole blocks, as a coder pads the last one."""
+def whole_blocks(seconds: float) -> float:
+    """The longest sound in `seconds` that fills whole AAC blocks; an encoder pads the last one."""
     block = synthetic.AAC_BLOCK / SAMPLE_RATE
     return int(seconds / block) * block
 
@@ -372,36 +369,3 @@ def attribute_f1(caption: str, attributes: dict[str, str]) -> float:
     stated = parse(caption)
     right = sum(stated[name] == attributes[name] for name in VALUES)
     return 2 * right / (sum(value is not None for value in stated.values()) + len(VALUES))
-
-
-def score(captions: Sequence[str], attributes: Sequence[dict[str, str]]) -> dict[str, float]:
-    """Shares of right answers: by attribute, by group (mean of its attributes), and "all" right."""
-    checks = [check(*pair) for pair in zip(captions, attributes, strict=True)]
-    shares = {name: np.mean([row[name] for row in checks]) for name in VALUES}
-    return _with_groups(shares) | {"all": float(np.mean([all(row.values()) for row in checks]))}
-
-
-def chance(attributes: Sequence[dict[str, str]]) -> dict[str, float]:
-    """Scores of the best constant answer: the share of each attribute's most frequent value."""
-    counts = {name: Counter(row[name] for row in attributes) for name in VALUES}
-    return _with_groups({name: max(c.values()) / len(attributes) for name, c in counts.items()})
-
-
-def _with_groups(shares: dict[str, float]) -> dict[str, float]:
-    shares = {name: float(share) for name, share in shares.items()}
-    return shares | {
-        group: sum(shares[name] for name in names) / len(names) for group, names in GROUPS.items()
-    }
-
-
-def table(columns: dict[str, dict[str, float]]) -> str:
-    """Heading -> scores, as text in columns: each group, its attributes below it, and all."""
-    rows = []
-    for group, names in GROUPS.items():
-        rows += [(group, group), *((f"  {name}", name) for name in names if name != group)]
-    rows.append(("all right", "all"))
-    lines = ["".join([" " * 14, *(f"{heading:>12}" for heading in columns)])]
-    for label, name in rows:
-        cells = (f"{scores[name]:.1%}" if name in scores else "" for scores in columns.values())
-        lines.append("".join([f"{label:<14}", *(f"{cell:>12}" for cell in cells)]).rstrip())
-    return "\n".join(lines)
