@@ -6,6 +6,7 @@ import fake_rollout as fake
 import jax
 import numpy as np
 import pytest
+from fake_training import FAST_COMPILE
 
 from ugc_jax import sharding
 from ugc_jax.models.lora import LoraConfig
@@ -27,19 +28,19 @@ def place(setup, batch):
 
 def score(setup, options, of_reference=False):
     bound = functools.partial(update.token_logprobs, setup=setup, options=options)
-    return jax.jit(functools.partial(bound, of_reference=of_reference))
+    bound = functools.partial(bound, of_reference=of_reference)
+    return jax.jit(bound, compiler_options=FAST_COMPILE)
 
 
 def run(setup, options, batch):
     """(sums, gradient, log-probs of the slots that are trained on, in the order of completions)."""
     state = fake.make_state(setup)
-    fast = {"xla_backend_optimization_level": 0}  # compiles twice as fast
     with jax.set_mesh(setup.mesh):
         placed = place(setup, batch)
         gradient = functools.partial(
             update.policy_gradient, setup=setup, options=options, samples=fake.G
         )
-        gradient = jax.jit(gradient, compiler_options=fast)
+        gradient = jax.jit(gradient, compiler_options=FAST_COMPILE)
         sums, grads = jax.device_get(gradient(state, placed))
         logprobs = score(setup, options)(state, placed)
     return sums, grads, np.asarray(logprobs)[batch.weight > 0]
@@ -109,10 +110,10 @@ def test_media_computed_before_equal_media_computed_within():
 
 def steps(setup, options, batch, count=1):
     step = functools.partial(update.policy_step, options=options, samples=fake.G)
-    step = jit_step(step, setup)
     state = fake.make_state(setup)
     with jax.set_mesh(setup.mesh):
         placed, metrics = place(setup, batch), []
+        step = jit_step(step, setup).lower(state, placed).compile(FAST_COMPILE)
         for _ in range(count):
             state, found = step(state, placed)
             metrics.append(jax.device_get(found))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_training import FAST_COMPILE
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, collate, collate_rows
@@ -72,7 +73,7 @@ def gradient(setup: Setup, params, batch):
         batch = sharding.place_batch(setup.mesh, batch, len(batch.tokens))
         function = jax.jit(
             lambda *a: steps.sft_gradient(*a, setup),
-            compiler_options={"xla_backend_optimization_level": 0},  # compiles twice as fast
+            compiler_options=FAST_COMPILE,
         )
         sums, grads = function(state, batch)
     return float(sums.loss / sums.tokens), grads
@@ -166,10 +167,11 @@ def test_packed_equals_unpacked_for_each_example(params, examples, packed):
         np.testing.assert_allclose(whole[row, place], alone[0, : len(place)], rtol=1e-5, atol=1e-5)
 
 
-def test_accumulation_equals_one_pass(params, batch):
-    loss, grads = gradient(setup(), params, batch)
+def test_accumulation_equals_one_pass(small_params, batch):
+    loss, grads = gradient(setup(model=SMALL), small_params, batch)
     for parts in (2, 4):
-        loss_parts, grads_parts = gradient(setup(accumulate=parts), params, batch)
+        split = setup(model=SMALL, accumulate=parts)
+        loss_parts, grads_parts = gradient(split, small_params, batch)
         assert abs(loss - loss_parts) <= 1e-5 * loss
         assert largest_error(grads_parts, grads) <= 1e-5
 
@@ -212,13 +214,15 @@ def test_sharded_equals_unsharded_at_awkward_lengths(length, small_params):
 # ---- the step ------------------------------------------------------------------------------------
 
 
-def run(setup: Setup, params, batches):
-    step = steps.jit_step(steps.train_step, setup)
+def run(setup: Setup, params, batches, compiler_options=FAST_COMPILE):
+    """(last state, metrics of each step), of batches of one shape."""
     with jax.set_mesh(setup.mesh):
         state = create_state(jax.tree.map(jnp.array, params), setup)
-        history = []
-        for batch in batches:
-            state, metrics = step(state, sharding.place_batch(setup.mesh, batch, len(batch.tokens)))
+        placed = [sharding.place_batch(setup.mesh, one, len(one.tokens)) for one in batches]
+        step = steps.jit_step(steps.train_step, setup).lower(state, placed[0])
+        step, history = step.compile(compiler_options), []
+        for batch in placed:
+            state, metrics = step(state, batch)
             history.append(jax.device_get(metrics))
     return state, history
 
@@ -238,9 +242,11 @@ def run(setup: Setup, params, batches):
     ],
     ids=["adamw", "adafactor", "bf16", "bf16-master", "accumulated", "lora"],
 )
-def test_loss_falls(changes, params, batch):
+def test_loss_falls(changes, small_params, batch):
     optimizer = OptimizerConfig(learning_rate=3e-3, schedule="constant", weight_decay=0.01)
-    state, history = run(setup(**{"optimizer": optimizer, **changes}), params, [batch] * 8)
+    state, history = run(
+        setup(model=SMALL, **{"optimizer": optimizer, **changes}), small_params, [batch] * 8, None
+    )
     losses = [float(metrics["loss"]) for metrics in history]
     assert losses[-1] < losses[0] - 0.05
     assert int(state.step) == 8
@@ -249,10 +255,10 @@ def test_loss_falls(changes, params, batch):
     assert history[0]["tokens"] == sum(batch.segment_ids.ravel() > 0)
 
 
-def test_what_is_frozen_stays_and_carries_no_optimizer_state(params, batch):
+def test_what_is_frozen_stays_and_carries_no_optimizer_state(small_params, batch):
     trainable = Trainable(decoder=False, embeddings=False, projector=True)
     compute = Compute(dtype="bfloat16")
-    state, _ = run(setup(trainable=trainable, compute=compute), params, [batch])
+    state, _ = run(setup(model=SMALL, trainable=trainable, compute=compute), small_params, [batch])
     learnt = jax.tree.leaves(state.params)
     shapes = sorted(leaf.shape for leaf in learnt for _ in range(2))
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -260,28 +266,31 @@ def test_what_is_frozen_stays_and_carries_no_optimizer_state(params, batch):
     assert {str(leaf.dtype) for leaf in learnt + moments} == {"float32"}
     frozen = state.frozen["model"]["layers"]["mlp"]["up_proj"]["weight"]
     assert frozen.dtype == jnp.bfloat16
-    before = params["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    before = small_params["model"]["layers"]["mlp"]["up_proj"]["weight"]
     np.testing.assert_array_equal(np.asarray(frozen), np.asarray(before, jnp.bfloat16))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_ever_after(params, batch):
+def test_a_step_that_is_not_finite_changes_nothing_ever_after(small_params, batch):
     sound = batch.media["audio"]
     sound = sound._replace(mel=np.full_like(sound.mel, np.nan))
     broken = batch._replace(media=batch.media | {"audio": sound})
-    good, _ = run(setup(), params, [batch])
-    state, history = run(setup(), params, [batch, broken, batch])
+    good, _ = run(setup(model=SMALL), small_params, [batch])
+    state, history = run(setup(model=SMALL), small_params, [batch, broken, batch])
     assert [float(metrics["finite"]) for metrics in history] == [1.0, 0.0, 0.0]
     assert not bool(state.finite)
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (good[:4], state[:4])))
 
 
-def test_evaluation_gives_the_loss_of_the_step(params, batch):
-    one = setup()
+def test_evaluation_gives_the_loss_of_the_step(small_params, batch):
+    one = setup(model=SMALL)
     with jax.set_mesh(one.mesh):
-        state = create_state(jax.tree.map(jnp.array, params), one)
+        state = create_state(jax.tree.map(jnp.array, small_params), one)
         placed = sharding.place_batch(one.mesh, batch, 4)
-        sums = jax.jit(functools.partial(steps.eval_step, setup=one))(state, placed)
-        _, metrics = steps.jit_step(steps.train_step, one)(state, placed)
+        evaluation = jax.jit(
+            functools.partial(steps.eval_step, setup=one), compiler_options=FAST_COMPILE
+        )
+        sums = evaluation(state, placed)
+    _, (metrics,) = run(one, small_params, [batch])
     np.testing.assert_allclose(sums.loss / sums.tokens, metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(sums.hits / sums.tokens, metrics["accuracy"], rtol=1e-6)
