@@ -193,7 +193,7 @@ def test_no_room_for_longer_than_the_wait(server, config):
     server.script = [Reply(status=429, headers={"Retry-After": "3600"})]
     (error,), _ = ask(config, "Rate it.")
     assert isinstance(error, Overloaded)
-    assert "no room" in str(error)
+    assert "too many requests" in str(error)
 
 
 def test_concurrency(server, config):

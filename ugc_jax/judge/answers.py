@@ -1,4 +1,4 @@
-"""A judge's answers, kept in memory and in a file, so that no question is asked twice."""
+"""The cache of a judge's answers, in memory and in a file, so that no question is asked twice."""
 
 import json
 import logging
@@ -11,17 +11,17 @@ logger = logging.getLogger(__name__)
 
 
 class Answers:
-    """Question's key -> the JSON object that answered it. With a path it outlives the process.
+    """The key of a question -> the JSON object that answered it; kept in a file if a path is given.
 
-    The file is JSON Lines and only grows, by a whole line at a time: {"key", "answer", "tokens_in",
-    "tokens_out"}. What a killed run left half-written at its end is passed over, as is any line
-    that cannot be read.
+    The file is JSON Lines, to which whole lines are appended: {"key", "answer", "tokens_in",
+    "tokens_out"}. Lines that cannot be read are skipped, such as the incomplete last line of a run
+    that was killed.
     """
 
     def __init__(self, path: str | Path | None):
-        """path: created at once, with its folder; None keeps answers in memory.
+        """path: created at once, with its folder; None keeps answers in memory only.
 
-        Raises UserError if the file cannot be read or written, or holds lines but no answer.
+        Raises UserError if the file cannot be read or written, or has lines but no answer.
         """
         self.path = None if path is None else Path(path)
         self._known: dict[str, str] = {}  # as JSON: a tenth of the objects' memory
@@ -33,18 +33,18 @@ class Answers:
             self._file = self._open()
 
     def get(self, key: str) -> dict | None:
-        """The answer on record, or None."""
+        """The stored answer, or None."""
         text = self._known.get(key)
         return None if text is None else json.loads(text)
 
     def earlier(self, key: str) -> tuple[int, int]:
-        """Tokens (in, out) that the answer took in an earlier process; when asked again, zeros."""
+        """Tokens (in, out) that the answer took in an earlier process; (0, 0) from the second call."""
         return self._earlier.pop(key, (0, 0))
 
     def put(self, key: str, answer: dict, tokens: tuple[int, int] = (0, 0)):
-        """Record an answer; it is in the file when this returns. UserError if the disk refuses.
+        """Store an answer; it is in the file when this returns. UserError if it cannot be written.
 
-        tokens: (in, out) that it took, of all attempts.
+        tokens: (in, out), the sum over all attempts.
         """
         self._known[key] = json.dumps(answer, ensure_ascii=False)
         self._earlier.pop(key, None)
@@ -63,13 +63,13 @@ class Answers:
             self._file = None
 
     def _open(self):
-        """The file, to append to; unbuffered, so that a line is one write."""
+        """The file, opened to append; unbuffered, so that a line is one write."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+b", buffering=0)
             if file.tell():
                 file.seek(-1, 2)
-                if file.read(1) != b"\n":  # half-written: the next line shall stand alone
+                if file.read(1) != b"\n":  # an incomplete line: begin a new one
                     file.write(b"\n")
         except OSError as error:
             raise self._refused(error) from None
@@ -83,7 +83,7 @@ class Answers:
 
     def _read(self):
         unreadable = 0
-        # surrogates, not �: a damaged answer is passed over, not taken for the judge's
+        # surrogates, not �: a damaged answer is skipped, not taken for the judge's
         lines = files.read_lines(self.path, "name a file for the cache", errors="surrogateescape")
         for line in lines:
             try:

@@ -1,15 +1,16 @@
 """A client of an LLM judge: any server that speaks OpenAI's chat-completions protocol.
 
-    question -> Judge.ask -> (cache, a place among the concurrent, its turn in the rate) -> server
-             -> text -> json_object -> parse -> what the caller makes of it, or JudgeError
+    question -> Judge.ask -> (cache, limits of concurrency and rate) -> server
+             -> text -> json_object -> parse -> the caller's value, or JudgeError
 
-What can go wrong, and what is done about it:
-    cannot be reached, 502, 503, 504   waited for, `wait` minutes from the outage's beginning
-    breaks off, but answers others     asked again, `retries` times
-    429                                obeyed: all questions pause as long as the server says
-    time-out, other 5xx                asked again, `retries` times
-    not the JSON object asked for      asked again with the reason, `malformed` times
-    a wrong key, model or an empty account: UserError; everything else: JudgeError at once
+Errors and how they are handled:
+    unreachable, 502, 503, 504         wait up to `wait` minutes from the beginning of the outage
+    connection lost for one question   ask again, `retries` times
+    429                                pause all questions for as long as the server asks
+    time-out, other 5xx                ask again, `retries` times
+    not the JSON object asked for      ask again with the reason, `malformed` times
+    wrong key or model, empty account  UserError
+    anything else                      JudgeError at once
 """
 
 import asyncio
@@ -40,13 +41,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_PAUSE = 30.0  # seconds between two attempts, where the server asks for no longer one
+MAX_PAUSE = 30.0  # seconds between two attempts, unless the server asks for more
 
 
 class _Trouble(enum.Enum):
-    """What a failed attempt means; the policy is at the top of this file."""
+    """A kind of error of an attempt; the handling is described at the top of this file."""
 
-    MISTAKE = enum.auto()  # of the config
+    CONFIG = enum.auto()
     REFUSED = enum.auto()
     AWAY = enum.auto()
     BUSY = enum.auto()
@@ -54,31 +55,31 @@ class _Trouble(enum.Enum):
 
 
 _STATUS = {
-    **dict.fromkeys((401, 403, 404), _Trouble.MISTAKE),
+    **dict.fromkeys((401, 403, 404), _Trouble.CONFIG),
     429: _Trouble.BUSY,
-    **dict.fromkeys((502, 503, 504), _Trouble.AWAY),  # a proxy before a server that is not there
+    **dict.fromkeys((502, 503, 504), _Trouble.AWAY),  # a proxy before a server that is down
     **dict.fromkeys((408, 409), _Trouble.FAULT),
 }
 
 
 class JudgeError(Exception):
-    """A question that got no usable answer; the message is one line."""
+    """A question has no usable answer; the message is one line."""
 
 
 class Unreachable(JudgeError):
-    """The server was away for longer than it is waited for."""
+    """The server was unreachable for longer than `wait`."""
 
 
 class Overloaded(JudgeError):
-    """Nothing came but errors, time-outs or "too many requests"."""
+    """All attempts ended in errors, time-outs or "too many requests"."""
 
 
 class Refused(JudgeError):
-    """The server will not answer this question, however often it is asked."""
+    """The server refuses this question; asking again is of no use."""
 
 
 class Malformed(JudgeError):
-    """The judge answered, but not what it was asked for."""
+    """The judge answered in another form than asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,39 +126,39 @@ class JudgeConfig:
 
 @dataclasses.dataclass
 class Usage:
-    """Counts of a judge's work so far, and what it cost.
+    """Counts of questions, requests, tokens and cost so far.
 
-    The counts are of this process. tokens_in, tokens_out and cost are of all that its answers took,
-    whenever that was: of every response in this process, failed attempts too, and once of each
-    answer out of the cache what it took when it was asked (nothing where the cache does not say).
+    The counts are of this process. tokens_in, tokens_out and cost sum up every response in this
+    process, failed attempts included, and what each cached answer took when it was asked (counted
+    once; zero if the cache does not have it).
     """
 
-    answered: int = 0  # questions, by the server
-    cached: int = 0  # questions, by the cache
-    failed: int = 0  # questions
-    requests: int = 0  # to the server, retries included
+    answered: int = 0  # questions answered by the server
+    cached: int = 0  # questions answered from the cache
+    failed: int = 0  # questions without a usable answer
+    requests: int = 0  # requests to the server, retries included
     tokens_in: int = 0
     tokens_out: int = 0
-    cost: float = 0.0  # at the present prices of the config
-    spent: float = 0.0  # of the cost, in this process
+    cost: float = 0.0  # at the prices of the config
+    spent: float = 0.0  # the part of the cost that arose in this process
 
 
 @dataclasses.dataclass
 class _Trials:
-    """Of one question. patience: until when it is asked again after 429s (time.monotonic)."""
+    """The attempts of one question. deadline: of retries after 429s (time.monotonic)."""
 
-    patience: float
+    deadline: float
     attempts: int = 0
     faults: int = 0
-    broken: int = 0  # times that it was the first to find the server away
+    broken: int = 0  # lost connections while the server was not known to be unreachable
 
 
 class Judge:
-    """Asks questions on the event loop that it is first used on. Not for use on two loops."""
+    """Asks questions of an LLM judge; bound to the event loop on which it is first used."""
 
     def __init__(self, config: JudgeConfig):
-        """Raises UserError without a model, a key that is needed, the openai package, or a cache
-        that can be kept.
+        """Raises UserError without a model, a required key or the openai package, and for a cache
+        that cannot be written.
         """
         if config.model is None:
             raise UserError(
@@ -180,7 +181,7 @@ class Judge:
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
             api_key=key or "none",
-            max_retries=0,  # retries are ours: they obey `wait`, and share pauses
+            max_retries=0,  # retries are made here: they obey `wait`, and share pauses
             timeout=openai.Timeout(config.timeout, connect=min(10.0, config.timeout)),
         )
         self._answers = Answers(config.cache)
@@ -189,19 +190,19 @@ class Judge:
         self._gate = asyncio.Lock()
         self._next = 0.0  # when the next request may be made (time.monotonic)
         self._where = config.base_url or "at OpenAI"
-        self._down_since: float | None = None  # when the server was first found to be away
-        self._is_logged = False  # that it is away
+        self._down_since: float | None = None  # beginning of the outage
+        self._is_logged = False  # the outage has been logged
 
     async def ask(
         self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
     ) -> T:
-        """What `parse` makes of the JSON object with which the judge answers.
+        """`parse` of the JSON object in the judge's answer.
 
-        question: the user's text, asked under messages.SYSTEM, or whole messages.
-        parse: raises ValueError, TypeError or LookupError for an object that it cannot use; must
+        question: a text, which is sent after messages.SYSTEM, or complete messages.
+        parse: raises ValueError, TypeError or LookupError for an object that it cannot use; has to
           be the same for the same question.
-        repeat: number of this asking, to ask a question several times.
-        Raises JudgeError where there is no usable answer, UserError for a mistake of the config.
+        repeat: distinguishes several answers to the same question.
+        Raises JudgeError if there is no usable answer, UserError for a mistake in the config.
         """
         messages, key = _messages(question), self._key(question, repeat)
         if self.knows(question, parse, repeat):
@@ -212,18 +213,18 @@ class Judge:
             task = asyncio.create_task(self._ask(key, messages, parse))
             task.add_done_callback(lambda _: self._running.pop(key))
             self._running[key] = task
-        # one who stops waiting does not stop it for the others
+        # shielded: a caller that is cancelled does not cancel the question for others
         return parse(await asyncio.shield(self._running[key]))
 
     def knows(
         self, question: str | Sequence[dict], parse: Callable[[dict], T], repeat: int = 0
     ) -> bool:
-        """`ask` would answer at once, out of the cache."""
+        """True if `ask` would answer from the cache."""
         answer = self._answers.get(self._key(question, repeat))
         return answer is not None and find_fault(answer, parse) is None
 
     async def close(self):
-        """Give up what is still being asked; close connections and cache."""
+        """Cancel open questions; close connections and cache."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -232,12 +233,12 @@ class Judge:
         self._answers.close()
 
     def _key(self, question: str | Sequence[dict], repeat: int) -> str:
-        """Of the judge's name, not of its address: a server comes back on another port."""
+        """The cache key. It has the model but not the address: a server may return on another port."""
         content = [self.config.model, self.config.temperature, _messages(question), repeat]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     async def _ask(self, key: str, messages: list[dict], parse: Callable) -> dict:
-        """The judge's object, which `parse` can use, recorded under `key`."""
+        """A JSON object that `parse` can use; stored in the cache."""
         async with self._slots:
             try:
                 answer, tokens = await self._usable(messages, parse)
@@ -249,7 +250,7 @@ class Judge:
         return answer
 
     async def _usable(self, messages: list[dict], parse: Callable) -> tuple[dict, tuple[int, int]]:
-        """(the judge's object, tokens in and out of all attempts)."""
+        """(a JSON object that `parse` can use, (tokens in, tokens out) of all attempts)."""
         asked, tokens_in, tokens_out = messages, 0, 0
         for _ in range(self.config.malformed + 1):
             text, (more_in, more_out) = await self._text(asked)
@@ -262,10 +263,10 @@ class Judge:
         raise Malformed(f"the judge answers in another form than asked for: {fault}: {text[:80]!r}")
 
     async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
-        """`read_response` of one response, after all attempts that it takes."""
+        """(text, (tokens in, tokens out)) of one response, after as many attempts as needed."""
         limits = {"temperature": self.config.temperature, "max_tokens": self.config.max_tokens}
         limits = {name: value for name, value in limits.items() if value is not None}
-        trials = _Trials(patience=time.monotonic() + 60 * self.config.wait)
+        trials = _Trials(deadline=time.monotonic() + 60 * self.config.wait)
         while True:
             await self._turn()
             self.usage.requests += 1
@@ -284,10 +285,10 @@ class Judge:
                 return text, tokens
 
     def _pause(self, error: Exception, trials: _Trials) -> float:
-        """Seconds to wait after a failed attempt; raises what ends the question."""
+        """Seconds to wait after a failed attempt. Raises if the question is given up."""
         config = self.config
         trouble, reason = _diagnose(error, self._openai)
-        pause = min(config.backoff * 2 ** min(trials.attempts, 20), LONGEST_PAUSE)
+        pause = min(config.backoff * 2 ** min(trials.attempts, 20), MAX_PAUSE)
         pause *= random.uniform(0.5, 1)
         if isinstance(error, self._openai.APIStatusError):
             pause = _retry_after(error.response.headers) or pause
@@ -295,7 +296,7 @@ class Judge:
                 self._note_up()
         trials.attempts += 1
         match trouble:
-            case _Trouble.MISTAKE:
+            case _Trouble.CONFIG:
                 raise UserError(
                     f"judge {config.model}: {reason}; correct judge.model, judge.base_url or the "
                     f"key in {config.key}"
@@ -303,17 +304,19 @@ class Judge:
             case _Trouble.REFUSED:
                 raise Refused(reason) from None
             case _Trouble.AWAY:
-                # a question on which the server breaks off again and again, though it serves others
+                # the connection may break for this question only, while others are answered
                 trials.broken += self._down_since is None
                 if trials.broken > config.retries + 1:
                     raise Overloaded(
                         f"{trials.broken} attempts failed, the last: {reason}"
                     ) from None
                 self._note_down(reason)
-                return min(pause, LONGEST_PAUSE)
+                return min(pause, MAX_PAUSE)
             case _Trouble.BUSY:
-                if time.monotonic() + pause > trials.patience:
-                    raise Overloaded(f"no room for {config.wait:g} min: {reason}") from None
+                if time.monotonic() + pause > trials.deadline:
+                    raise Overloaded(
+                        f"too many requests for {config.wait:g} min: {reason}"
+                    ) from None
                 self._next = max(self._next, time.monotonic() + pause)  # for all questions
                 return 0.0
             case _Trouble.FAULT:
@@ -325,7 +328,7 @@ class Judge:
                 return min(pause, 60 * config.wait)
 
     async def _turn(self):
-        """Wait for the place of one request in the rate, and for the end of a pause."""
+        """Wait until the rate limit and the pauses allow the next request."""
         rate = self.config.requests_per_minute
         async with self._gate:
             while (left := self._next - time.monotonic()) > 0:
@@ -333,7 +336,7 @@ class Judge:
             self._next = time.monotonic() + (60 / rate if rate else 0)
 
     def _count(self, tokens_in: int, tokens_out: int) -> float:
-        """Add tokens to the usage; what they cost."""
+        """Add tokens to the usage; returns their cost."""
         usage, config = self.usage, self.config
         cost = (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6
         usage.tokens_in += tokens_in
@@ -342,11 +345,11 @@ class Judge:
         return cost
 
     def _note_down(self, reason: str):
-        """The server is away. Raises Unreachable when it has been for longer than `wait`."""
+        """Note an outage. Raises Unreachable if it has lasted longer than `wait`."""
         now = time.monotonic()
         if self._down_since is None:
             self._down_since = now
-        # a single broken connection is no outage
+        # a single lost connection is not logged as an outage
         away = now - self._down_since
         if not self._is_logged and away >= 0.4 * self.config.backoff:
             self._is_logged = True
@@ -371,15 +374,15 @@ def _messages(question: str | Sequence[dict]) -> list[dict]:
 
 
 def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
-    """What a failed attempt means, and why it failed, in a line. openai: the package."""
+    """(kind, reason in one line) of a failed attempt. openai: the package."""
     if isinstance(error, openai.APIStatusError):
         status, reason = error.status_code, one_line(f"HTTP {error.status_code}: {error}")
-        if error.code == "insufficient_quota":  # a 429 that no waiting ends
-            return _Trouble.MISTAKE, reason
+        if error.code == "insufficient_quota":  # a 429 that waiting does not end
+            return _Trouble.CONFIG, reason
         other = _Trouble.FAULT if status >= 500 else _Trouble.REFUSED
         return _STATUS.get(status, other), reason
     is_late = isinstance(error, TimeoutError | openai.APITimeoutError)
-    # a machine that is off does not even answer the attempt to connect
+    # a time-out of connecting means that the machine is off
     if is_late and "ConnectTimeout" not in type(error.__cause__).__name__:
         return _Trouble.FAULT, "no answer within the time limit"
     reason = one_line(str(error.__cause__ or error))
@@ -388,7 +391,7 @@ def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
 
 
 def _retry_after(headers) -> float | None:
-    """Seconds that the server asks to be left alone for (RFC 9110, 10.2.3); None if it does not."""
+    """Seconds of the header Retry-After (RFC 9110, 10.2.3); None without it."""
     value = headers.get("retry-after")
     if value is None:
         return None

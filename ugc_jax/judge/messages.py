@@ -1,4 +1,4 @@
-"""How a judge is asked and understood: text that cannot instruct it, JSON out of its answer."""
+"""Messages to a judge and from it: texts that cannot instruct it, JSON parsed from its answers."""
 
 import hashlib
 import json
@@ -16,12 +16,15 @@ AGAIN = (
 
 
 def with_system(question: str) -> list[dict]:
-    """A question in the protocol's form, under SYSTEM."""
+    """The messages of a question, in OpenAI's form: SYSTEM and the question."""
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
 def ask_again(question: Sequence[dict], answer: str, reason: str) -> list[dict]:
-    """The question, the answer that could not be used, and why; without an answer, the question."""
+    """Messages that ask again: the question, the unusable answer and the reason.
+
+    Only the question if the answer is blank.
+    """
     if not answer.strip():
         return list(question)
     reminder = {"role": "user", "content": AGAIN.format(reason=reason)}
@@ -29,13 +32,13 @@ def ask_again(question: Sequence[dict], answer: str, reason: str) -> list[dict]:
 
 
 def fenced(name: str, text: str) -> str:
-    """`text` between tags that it cannot hold, since their number is made of the text itself."""
+    """`text` between tags that it cannot contain, as they have a hash of the text in their names."""
     tag = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
 def read_response(response) -> tuple[str, tuple[int, int]]:
-    """(text, tokens in and out) of a response; "" for one without text (a page of HTML, ...)."""
+    """(text, (tokens in, tokens out)) of a response; "" if it has no text (a page of HTML, ...)."""
     usage = getattr(response, "usage", None)
     tokens_in = getattr(usage, "prompt_tokens", None) or 0
     tokens_out = getattr(usage, "completion_tokens", None) or 0
@@ -47,7 +50,7 @@ def read_response(response) -> tuple[str, tuple[int, int]]:
 
 
 def json_object(text: str) -> dict | None:
-    """The last JSON object in a judge's text, whatever prose or code fences stand around it."""
+    """The last JSON object in a text, between any prose or code fences; None without one."""
     decoder, found, start = json.JSONDecoder(), None, text.find("{")
     while start >= 0:
         try:
@@ -61,7 +64,7 @@ def json_object(text: str) -> dict | None:
 
 
 def integer(answer: dict, key: str, low: int, high: int) -> int:
-    """The whole number low..high of an answer; 4.0 and "4" are 4. ValueError for anything else."""
+    """answer[key] as an integer in low..high; 4.0 and "4" are 4. ValueError for anything else."""
     value = answer[key]
     number = float(value) if isinstance(value, str) else value
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
