@@ -18,7 +18,7 @@ def normal(*shape):
 
 def test_rotation_turns_pairs():
     x, angles = normal(1, 3, 2, 8), normal(1, 3, 4)
-    ours = np.asarray(layers.rotate(x, layers.rotation(angles)))
+    ours = np.asarray(layers.rotate(x, layers.cos_sin(angles)))
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[:, :, None]
     np.testing.assert_allclose(ours, np.concatenate([turned.real, turned.imag], -1), atol=1e-6)
 

@@ -13,7 +13,7 @@ from ugc_jax.models.params import (
     Stack,
     abstract_params,
     build_tree,
-    declared,
+    declare_module,
     get_leaf,
     leaves,
     locate,
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 def block():
-    return declared(Block(), lambda: (np.zeros((1, 2), np.float32),))
+    return declare_module(Block(), lambda: (np.zeros((1, 2), np.float32),))
 
 
 def test_declared_in_the_order_of_calls():

@@ -13,7 +13,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.models.layers import KERNEL_RESULT
 from ugc_jax.sharding import on_shards, platform, shard_count
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite
+MASKED = -1e30  # finite, so that a row without keys stays finite
 _LANES = 128  # splash attention works on blocks of a multiple of this
 _NEEDS = {"xla": None, "splash": "tpu", "cudnn": "gpu"}
 
@@ -21,10 +21,10 @@ _NEEDS = {"xla": None, "splash": "tpu", "cudnn": "gpu"}
 def causal_attention(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, implementation: str, shared_prompt: bool = False
 ) -> jax.Array:
-    """`attention(..., causal=True)` by the implementation of `compute.Compute.attention`.
+    """Return `attention(..., causal=True)`, computed by `implementation` (see `compute.Compute`).
 
-    The kernels never hold the [T, T] scores; under a mesh each device runs one on its own rows and
-    heads. Raises UserError where the mesh (or, without one, the default device) cannot run it.
+    The kernels never hold the [T, T] scores; with a mesh, each device runs one on its own rows and
+    heads. Raises UserError if the mesh (or, without one, the default device) cannot run it.
     """
     check_platform(implementation, platform())
     if implementation == "xla":
@@ -56,13 +56,13 @@ def attention(
     shared_prompt: bool = False,
     block: int = 256,
 ) -> jax.Array:
-    """Self-attention (T = S) inside segments -> [B, T, N, H] in q's dtype; grouped when K < N.
+    """Return self-attention (T = S) inside segments, [B, T, N, H] in q's dtype; grouped if K < N.
 
-    segments_BT: i32, a query attends to keys of its own segment. Padding is a segment like any
-      other (0), so no row is ever empty.
-    causal: a query attends to no later key. Computed in blocks of `block` queries against the keys
-      before the block's end: half the work, and scores of B * N * block * S floats at most.
-    shared_prompt: see `visible`.
+    segments_BT: i32, a query attends to keys of its own segment. Padding is a segment, too (0), so
+      every query has keys.
+    causal: a query attends to no later key. Computed in blocks of `block` queries and the keys up
+      to the block's end: half the work, and scores of B * N * block * S floats at most.
+    shared_prompt: see `visible_keys`.
     Scores and softmax are float32.
     """
     B, T, N, H = q_BTNH.shape
@@ -71,7 +71,7 @@ def attention(
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
 
     def queries(start: int, stop: int, keys: int):
-        mask_BTS = visible(segments_BT[:, start:stop], segments_BT[:, :keys], shared_prompt)
+        mask_BTS = visible_keys(segments_BT[:, start:stop], segments_BT[:, :keys], shared_prompt)
         if causal:
             mask_BTS &= (jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None])[None]
         scores = _scores(q_BKGTH[:, :, :, start:stop], k_BKHS[..., :keys], mask_BTS[:, None, None])
@@ -88,28 +88,28 @@ def attention(
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-def visible(segments_BT, segments_BS, shared_prompt: bool) -> jax.Array:
-    """Which keys each query may attend to, but for their order -> bool[B, T, S].
+def visible_keys(segments_BT, segments_BS, shared_prompt: bool) -> jax.Array:
+    """Return which keys each query may attend to, bool[B, T, S], without regard to their order.
 
-    Those of its own segment. shared_prompt: also those of segment 1, a prompt that the segments
-    after it (2, 3, ...) continue, each in its own way.
+    These are the keys of its own segment; with shared_prompt also those of segment 1, a prompt of
+    which the segments 2, 3, ... are completions.
     """
     queries, keys = segments_BT[:, :, None], segments_BS[:, None, :]
     return (queries == keys) | (keys == 1) & (queries > 1) if shared_prompt else queries == keys
 
 
 def cached_attention(q_RNH, prompt, own) -> jax.Array:
-    """Attention of one new token of each row over the prompt and over what the row has itself.
+    """Return attention [R, N, H] of one new token a row over its prompt's keys and the row's own.
 
     Rows share the caches of their prompts: row b * G + g is sample g of G of prompt b.
     prompt: (k_BKHS, v_BKSH, mask_BS bool). own: list of (k_BKGHS, v_BKGSH, mask_S bool or None for
-    all). One softmax runs over the keys of all of them together. Returns [R, N, H].
+    all). One softmax covers all these keys.
     """
     R, N, H = q_RNH.shape
     k_BKHS, v_BKSH, mask_BS = prompt
     B, K = k_BKHS.shape[:2]
-    # The samples of a prompt stand where `attention` has the heads that share a key head, and those
-    # heads where it has the queries.
+    # Axis G, in `attention` the heads that share a key head, is here the samples of a prompt; those
+    # heads take the axis of the queries, T.
     q_BKGTH = q_RNH.reshape(B, R // B, K, N // K, H).transpose(0, 2, 1, 3, 4)
     scored = [(_scores(q_BKGTH, k_BKHS, mask_BS[:, None, None, None]), v_BKSH)]
     for k_BKGHS, v_BKGSH, mask_S in own:
@@ -121,7 +121,7 @@ def cached_attention(q_RNH, prompt, own) -> jax.Array:
 def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
     """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them.
 
-    k_BKHS: with an axis G after K where each g has keys of its own.
+    k_BKHS: may have an axis G after K, if each g has keys of its own.
     """
     keys = "bkhs" if k_BKHS.ndim == 4 else "bkghs"
     scores = jnp.einsum(f"bkgth,{keys}->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
@@ -129,10 +129,10 @@ def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
 
 
 def softmax_weighted(scored) -> jax.Array:
-    """Values weighted by the softmax over the keys of all parts -> [B, K, G, T, H].
+    """Return values weighted by one softmax over the keys of all items, [B, K, G, T, H].
 
-    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H] or v[B, K, G, S, H]). Normalised after
-    the product with the values, which saves a pass over the scores.
+    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H] or v[B, K, G, S, H]). The division by
+    the sum comes after the product with the values, which saves a pass over the scores.
     """
     top = jnp.max(jnp.stack([jnp.max(scores, axis=-1) for scores, _ in scored]), axis=0)[..., None]
     top = jax.lax.stop_gradient(top)
@@ -151,10 +151,10 @@ def softmax_weighted(scored) -> jax.Array:
 
 
 def sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT) -> jax.Array:
-    """`kernel` on each device's rows and heads.
+    """Return the result of `kernel`, run by each device on its rows and heads.
 
-    Where the mesh splits the query heads finer than the key/value heads, these are repeated until
-    they split, too.
+    If the mesh splits the query heads into more shards than there are key/value heads, these are
+    repeated.
     """
     N, K, split = q_BTNH.shape[2], k_BTKH.shape[2], shard_count("heads")
     if N % split == 0:
@@ -168,11 +168,11 @@ def sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT) -> jax.Array:
 def splash_attention(
     q_BTNH, k_BTKH, v_BTKH, segments_BT, *, shared_prompt: bool = False, interpret: bool = False
 ) -> jax.Array:
-    """Splash attention, a Pallas kernel for TPUs that skips the blocks above the diagonal.
+    """Return splash attention, by a Pallas kernel for TPUs that skips blocks above the diagonal.
 
     T is padded to a multiple of 128; a multiple of 512 is fastest. interpret: run it as plain
-    operations, on any device. shared_prompt: see `visible`; the kernel then reads a mask [T, T] of
-    each row, which its heads share, and skips all blocks in which nothing is to be seen.
+    operations, on any device. shared_prompt: see `visible_keys`; the kernel then reads a mask
+    [T, T] for each row, which its heads share, and skips the blocks that are masked throughout.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -193,11 +193,11 @@ def splash_attention(
     )
 
     def row(q_NTH, k_KTH, v_KTH, segments_T):
-        if shared_prompt:  # equal segment ids cannot say it
-            mask_1TT = visible(segments_T[None], segments_T[None], True)
+        if shared_prompt:  # segment ids cannot express this mask
+            mask_1TT = visible_keys(segments_T[None], segments_T[None], True)
             mask_1TT &= jnp.tri(total, dtype=bool)[None]
             kernel = make_kernel(mask_1TT)
-            # It branches on this, which tracing has made an array of.
+            # The kernel branches on this field, which tracing has turned into an array.
             kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
             return kernel(q_NTH, k_KTH, v_KTH)
         causal = splash.MultiHeadMask([splash.CausalMask((total, total))] * N)
@@ -219,14 +219,14 @@ def cudnn_attention(
     shared_prompt: bool = False,
     implementation: str = "cudnn",
 ) -> jax.Array:
-    """Flash attention of cuDNN, for bfloat16 on GPUs; segments are a mask [B, 1, T, T] to it.
+    """Return cuDNN's flash attention, for bfloat16 on GPUs, with a mask [B, 1, T, T] of segments.
 
-    shared_prompt: see `visible`. implementation: "xla" computes the same without cuDNN, on any
-    device.
+    shared_prompt: see `visible_keys`. implementation: "xla" computes the same on any device.
+    Raises UserError for float32.
     """
     if implementation == "cudnn" and q_BTNH.dtype == jnp.float32:
         raise UserError("attention=cudnn computes in bfloat16; set dtype=bfloat16 or attention=xla")
-    mask_B1TT = visible(segments_BT, segments_BT, shared_prompt)[:, None]
+    mask_B1TT = visible_keys(segments_BT, segments_BT, shared_prompt)[:, None]
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation=implementation
     )

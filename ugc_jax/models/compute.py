@@ -1,4 +1,4 @@
-"""How a model runs, as opposed to what it is: its dtype, attention kernel and rematerialisation."""
+"""Settings of how a model runs: dtype, attention kernel, rematerialisation."""
 
 import dataclasses
 import typing
@@ -9,7 +9,7 @@ from ugc_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How to run the model, as opposed to what it is.
+    """How the model runs.
 
     Norm statistics, softmax, rotary angles and log-probabilities are float32 in any dtype.
     """

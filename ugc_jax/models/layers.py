@@ -1,8 +1,8 @@
-"""What the three towers share: linear, norms, rotation, the loop over layers.
+"""What the three towers share: linear, norms, rotary embedding, the loop over layers.
 
 Modules are flax.linen in its functional subset (compact, no mutable collections). Parameters carry
 the leaf names and the shapes of the Hugging Face checkpoint, so a linear's weight is (out, in) and
-conversion is a renaming.
+conversion only renames.
 Letters: B batch, T tokens, D model width, N heads, H head width.
 """
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from ugc_jax.models.params import param
 from ugc_jax.sharding import Axes, constrain, platform
 
-KERNEL_RESULT = "attention_kernel"  # what `remat` knows the result of an attention kernel by
+KERNEL_RESULT = "attention_kernel"  # name of an attention kernel's result for `remat`
 
 
 class Weight(nn.Module):
-    """A lone tensor called `weight`: embedding tables and kernels."""
+    """A single tensor called `weight`: embedding tables and kernels."""
 
     shape: tuple[int, ...]
     axes: Axes
@@ -30,8 +30,8 @@ class Weight(nn.Module):
 class Linear(nn.Module):
     """y[..., out] = x[..., in] @ weight[out, in].T + bias[out], computed in x's dtype.
 
-    Where its parameters hold `lora_a` [r, in] and `lora_b` [out, r], too (models/lora.py), their
-    (x A^T) B^T is added.
+    If its parameters have `lora_a` [r, in] and `lora_b` [out, r], too (models/lora.py), (x A^T) B^T
+    is added.
     """
 
     features: int
@@ -52,7 +52,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis; statistics in float32, the weight in x's dtype."""
+    """RMS norm over the last axis; statistics in float32, the weight applied in x's dtype."""
 
     eps: float
 
@@ -66,7 +66,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis, in float32 inside."""
+    """Layer norm over the last axis, computed in float32."""
 
     eps: float = 1e-5
 
@@ -97,23 +97,26 @@ class SwiGLU(nn.Module):
 
 
 def per_channel(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """vector[C] with leading axes of size one and the dtype of `like`[..., C]."""
+    """Return vector[C] with leading axes of size one and the dtype of `like`[..., C]."""
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU, as torch's default."""
+    """Return the exact (erf) GELU, torch's default."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def rotation(angles_BTh: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Angles f32[B, T, H/2] -> (cosines, sines) f32[B, T, 1, H/2], for all layers at once."""
+def cos_sin(angles_BTh: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return (cosines, sines) f32[B, T, 1, H/2] of angles f32[B, T, H/2], for all layers."""
     return jnp.cos(angles_BTh)[:, :, None], jnp.sin(angles_BTh)[:, :, None]
 
 
-def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary embedding in float32, half-split: elements i and i + H/2 turn by angle i."""
-    cos, sin = rotation
+def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Return the rotary embedding of x, in float32: elements i and i + H/2 rotate by angle i.
+
+    rope: of `cos_sin`.
+    """
+    cos, sin = rope
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
@@ -123,18 +126,20 @@ def rotate(x_BTNH: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     """Run a stack of equal layers: x, out = layer(params_i, x, per_layer_i) for each layer i.
 
+    Returns (x, outs stacked on the layer axis).
+
     params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
       for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
-    per_layer: what each layer gets beside its input, `split_like` the params. remat: see
-      `compute.Compute`.
-    Returns (x, outs stacked on the layer axis).
+    per_layer: each layer's further input, `split_like` the params. remat: see `compute.Compute`.
     """
 
     def body(x, inputs):
         return layer(inputs[0], x, inputs[1])
 
     if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=isinstance(params, tuple), policy=_kept(remat))
+        body = jax.checkpoint(
+            body, prevent_cse=isinstance(params, tuple), policy=_remat_policy(remat)
+        )
     if not isinstance(params, tuple):
         # On a CPU a few layers in a row run faster than one at a time.
         return jax.lax.scan(body, x, (params, per_layer), unroll=4 if platform() == "cpu" else 1)
@@ -145,8 +150,8 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-def _kept(remat: str):
-    """What the backward pass need not compute again, as a policy of `jax.checkpoint`."""
+def _remat_policy(remat: str):
+    """The policy of `jax.checkpoint`: which results the backward pass takes from memory."""
     policies = jax.checkpoint_policies
     if remat == "full":
         return policies.nothing_saveable
@@ -156,20 +161,20 @@ def _kept(remat: str):
 
 
 def split_like(params, stacked):
-    """A tree stacked on the layer axis -> `per_layer` of `run_layers`, beside `params`."""
+    """Return a tree stacked on the layer axis in the form of `params`: as it is, or a tuple."""
     if not isinstance(params, tuple):
         return stacked
     return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(params)))
 
 
-def in_chunks(function, arrays, row_tokens: int, slab: int):
-    """`function(*arrays)`, a few rows of the arrays' leading axis at a time.
+def in_chunks(function, arrays, row_tokens: int, chunk_tokens: int):
+    """Return `function(*arrays)`, computed on chunks of rows of the leading axis by `lax.map`.
 
-    row_tokens: tokens in a row. slab: tokens in a chunk of rows, which has at least one row; 0: all
-      rows are one chunk. One program for any number of chunks; the size bounds the activations.
+    This bounds the activations. row_tokens: tokens in a row. chunk_tokens: tokens in a chunk, which
+    has at least one row; 0: all rows are one chunk.
     """
     total = arrays[0].shape[0]
-    most = max(slab // row_tokens, 1) if slab else total
+    most = max(chunk_tokens // row_tokens, 1) if chunk_tokens else total
     rows = max(n for n in range(1, min(most, total) + 1) if total % n == 0)
     if rows == total:
         return function(*arrays)
@@ -179,6 +184,6 @@ def in_chunks(function, arrays, row_tokens: int, slab: int):
 
 
 def split_heads(x_BTD: jax.Array, heads: int) -> jax.Array:
-    """[B, T, heads * H] -> [B, T, heads, H], heads split over the mesh as their projections are."""
+    """Reshape [B, T, heads * H] to [B, T, heads, H], split over the mesh as the projections are."""
     B, T, D = x_BTD.shape
     return constrain(x_BTD.reshape(B, T, heads, D // heads), ("batch", None, "heads", None))

@@ -1,8 +1,8 @@
 """LoRA: a low-rank correction B A beside a frozen linear's weight W (arXiv 2106.09685).
 
 Its leaves `lora_a` [r, in] and `lora_b` [out, r] lie beside `weight` in the parameter tree, stacked
-like it; `layers.Linear` adds (x A^T) B^T where it finds them. An adapter is the pruned tree of
-these leaves alone.
+like it; `layers.Linear` adds (x A^T) B^T if it has them. An adapter is the tree of only these
+leaves.
 """
 
 import dataclasses
@@ -38,40 +38,39 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter's two matrices is multiplied by."""
+        """Factor of the correction B A."""
         return self.alpha / self.rank
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The targets."""
+        """The targets as a tuple."""
         return tuple(filter(None, (name.strip() for name in self.targets.split(","))))
 
 
 def declare(config: OmniConfig, lora: LoraConfig) -> dict:
-    """The declared tree (models/params.py) of an adapter.
+    """Return the declared tree (models/params.py) of an adapter.
 
-    A leaf without the dimension of the tower's width has its rank split like that instead, so that
-    no leaf is whole on every device. Raises UserError for a target that the decoder's layers do not
-    have.
+    The rank of a leaf without an "embed" dimension has that axis, so that every leaf is split over
+    devices. Raises UserError for a target that the decoder's layers do not have.
     """
-    found = []
-    for path, weight in _targeted(config, lora).items():
+    pairs = []
+    for path, weight in _target_weights(config, lora).items():
         (features, width), (out_axis, in_axis) = weight.shape, weight.axes
         rank_axes = [None if axis == "embed" else "embed" for axis in (in_axis, out_axis)]
-        found += [
+        pairs += [
             ((*path, "lora_a"), Param((lora.rank, width), (rank_axes[0], in_axis))),
             ((*path, "lora_b"), Param((features, lora.rank), (out_axis, rank_axes[1]))),
         ]
     stack = get_leaf(thinker.declare(config), ADAPTABLE)
-    return build_tree([(ADAPTABLE, Stack(stack.layers, build_tree(found)))])
+    return build_tree([(ADAPTABLE, Stack(stack.layers, build_tree(pairs)))])
 
 
 def init(config: OmniConfig, lora: LoraConfig, key: jax.Array) -> dict:
-    """A new adapter: A uniform in +-1 / sqrt(in), as the peft package has it, B zero; float32.
+    """Return a new adapter, float32: A uniform in +-1 / sqrt(in), as in the peft package, B zero.
 
     Raises UserError as `declare`.
     """
-    targets = _targeted(config, lora)
+    targets = _target_weights(config, lora)
     noise = dict(zip(targets, jax.random.split(key, len(targets)), strict=True))
     values = []
     for leaf in leaves(declare(config, lora)):
@@ -84,8 +83,8 @@ def init(config: OmniConfig, lora: LoraConfig, key: jax.Array) -> dict:
     return build_tree(values)
 
 
-def _targeted(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], Param]:
-    """{path of a target inside a layer: its weight}. UserError for an unknown target."""
+def _target_weights(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], Param]:
+    """{path of a target inside a layer: its weight}; UserError for an unknown target."""
     layer = get_leaf(thinker.declare(config), ADAPTABLE).layer
     linears = {
         path[-2]: (path[:-1], weight)
@@ -103,11 +102,11 @@ def _targeted(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...], Par
 
 
 def combine(params: dict, adapter: dict, lora: LoraConfig) -> dict:
-    """The tree for a forward pass: the adapter's leaves beside the weights, the scale in B.
+    """Return the tree for a forward pass: the adapter's leaves beside the weights, B scaled.
 
     params: with stacked or unrolled layers.
     """
-    return _at_linears(
+    return _map_linears(
         params,
         adapter,
         lambda linear, pair: linear | pair | {"lora_b": lora.scale * pair["lora_b"]},
@@ -115,7 +114,7 @@ def combine(params: dict, adapter: dict, lora: LoraConfig) -> dict:
 
 
 def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
-    """The tree with weights W + scale * B A, added up in float32, each in the dtype it has."""
+    """Return the tree with weights W + scale * B A, summed in float32, in the weights' dtypes."""
 
     def merged(linear: dict, pair: dict) -> dict:
         a, b, weight = pair["lora_a"], pair["lora_b"], linear["weight"]
@@ -128,15 +127,15 @@ def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
         total = weight.astype(jnp.float32) + lora.scale * change
         return linear | {"weight": total.astype(weight.dtype)}
 
-    return _at_linears(params, adapter, merged)
+    return _map_linears(params, adapter, merged)
 
 
-def _at_linears(params, adapter: dict, change: Callable[[dict, dict], dict]):
-    """params with `change(linear, its leaves in the adapter)` wherever the adapter has some."""
+def _map_linears(params, adapter: dict, change: Callable[[dict, dict], dict]):
+    """params with `change(linear, its adapter leaves)` for each linear that the adapter has."""
     if LEAVES[0] in adapter:
         return change(params, adapter)
     if isinstance(params, tuple):
         pairs = zip(params, split_like(params, adapter), strict=True)
-        return tuple(_at_linears(layer, part, change) for layer, part in pairs)
-    changed = {key: _at_linears(params[key], part, change) for key, part in adapter.items()}
+        return tuple(_map_linears(layer, part, change) for layer, part in pairs)
+    changed = {key: _map_linears(params[key], part, change) for key, part in adapter.items()}
     return params | changed

@@ -1,9 +1,9 @@
 """Parameters, declared once: by the Flax modules, which know each one's shape and logical axes.
 
-`declared` runs a module for its shapes alone and gives a tree of `Param`. A family joins the trees
-of its modules and wraps what every layer repeats in a `Stack` (`thinker.declare`). The rest follows
-from that one tree: shapes, logical axes and shardings of the arrays, stacked or unrolled, and the
-tensors of a checkpoint under the names that they have in Hugging Face's files.
+`declare_module` traces a module for its shapes and returns a tree of `Param`. A family joins the
+trees of its modules and wraps that of a repeated layer in a `Stack` (`thinker.declare`). From this
+one tree follow the shapes, logical axes and shardings of the arrays, stacked or unrolled, and the
+tensors of a checkpoint with their names in Hugging Face's files.
 
 Stacked, a stack is a dict whose arrays have a leading layer axis; unrolled, it is a tuple of dicts.
 A tensor's name is its path joined by dots, with the layer's number after the stack's name:
@@ -28,7 +28,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """A parameter as its module declares it. axes: the logical names of its dimensions."""
+    """A declared parameter. axes: the logical names of its dimensions."""
 
     shape: Shape
     axes: Axes
@@ -46,7 +46,7 @@ class Stack:
 class Tensor:
     """One tensor of a checkpoint.
 
-    path: leads to its array in the stacked tree. layer: its row there, or None.
+    path: of its array in the stacked tree. layer: its row there, or None.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the parameter tree; `tensors` fill it, in order of its leading axis."""
+    """One array of the parameter tree; it consists of `tensors`, in order of its leading axis."""
 
     path: Path
     shape: Shape
@@ -76,23 +76,23 @@ class Leaf:
 def param(module: nn.Module, name: str, shape: Shape, axes: Axes) -> jax.Array:
     """Declare a parameter with the logical names of its dimensions (see `sharding.RULES`).
 
-    Values come from a checkpoint; the initialiser only serves `declared`.
+    Values come from a checkpoint; only `declare_module` uses the initialiser.
     """
     init = nn.with_partitioning(nn.initializers.zeros, axes)
-    # Taken out of its box by hand: flax would look for our logical names among the mesh's axes.
+    # Unboxed here, because flax would look up our logical names among the mesh's axes.
     value = module.param(name, init, shape, jnp.float32, unbox=False)
     return value.value if isinstance(value, nn.Partitioned) else value
 
 
-def declared(module: nn.Module, inputs: Callable[[], tuple] = lambda: ()) -> dict:
-    """The declared tree of a module, in the order of its calls; nothing is computed.
+def declare_module(module: nn.Module, inputs: Callable[[], tuple] = lambda: ()) -> dict:
+    """Return the declared tree of a module, in the order of its calls, without computing anything.
 
-    inputs: a function that makes the arguments of the module's call; it is only traced.
+    inputs: returns the arguments of the module's call; it is only traced.
     """
     boxes = {}
 
     def trace():
-        # Kept here because the result of jax.eval_shape would be sorted by name.
+        # A side effect, because the result of jax.eval_shape would be sorted by name.
         boxes.update(module.init(jax.random.key(0), *inputs())["params"])
 
     jax.eval_shape(trace)
@@ -106,10 +106,10 @@ def _unboxed(node: dict | nn.Partitioned) -> dict | Param:
 
 
 def walk(tree: dict) -> Iterator[tuple[tuple[str, ...], Param | Stack]]:
-    """(path, what stands there) for each Param and Stack of a declared tree, in its order."""
+    """Yield (path, node) for each Param and Stack of a declared tree, in its order."""
     for name, child in tree.items():
         if isinstance(child, dict):
-            yield from (((name, *path), found) for path, found in walk(child))
+            yield from (((name, *path), node) for path, node in walk(child))
         else:
             yield (name,), child
 
@@ -118,12 +118,12 @@ def walk(tree: dict) -> Iterator[tuple[tuple[str, ...], Param | Stack]]:
 
 
 def leaves(tree: dict, stacked: bool = True) -> list[Leaf]:
-    """Every array of the parameter tree that the declared `tree` describes, in its order."""
-    found = []
+    """Return every array of the parameter tree that a declared tree describes, in its order."""
+    result = []
     for path, node in walk(tree):
         if isinstance(node, Param):
             tensor = Tensor(".".join(path), path, None, node.shape)
-            found.append(Leaf(path, node.shape, node.axes, (tensor,)))
+            result.append(Leaf(path, node.shape, node.axes, (tensor,)))
             continue
         for inner, one in walk(node.layer):
             paths = [(*path, i, *inner) for i in range(node.layers)]
@@ -133,34 +133,34 @@ def leaves(tree: dict, stacked: bool = True) -> list[Leaf]:
             )
             if stacked:
                 shape, axes = (node.layers, *one.shape), ("layers", *one.axes)
-                found.append(Leaf((*path, *inner), shape, axes, tensors))
+                result.append(Leaf((*path, *inner), shape, axes, tensors))
             else:
-                found += [
+                result += [
                     Leaf(numbered, one.shape, one.axes, (tensor,))
                     for numbered, tensor in zip(paths, tensors, strict=True)
                 ]
-    return found
+    return result
 
 
 def tensors(tree: dict) -> list[Tensor]:
-    """Every tensor of a checkpoint that the declared `tree` describes, in the order of exports."""
+    """Return every tensor of a checkpoint that a declared tree describes, in export order."""
     return [tensor for leaf in leaves(tree) for tensor in leaf.tensors]
 
 
 def abstract_params(tree: dict, dtype, stacked: bool = True) -> dict:
-    """The parameter tree with a jax.ShapeDtypeStruct at every leaf; dtype as jax takes it."""
+    """Return the parameter tree with a jax.ShapeDtypeStruct at every leaf."""
     return build_tree(
         (leaf.path, jax.ShapeDtypeStruct(leaf.shape, dtype)) for leaf in leaves(tree, stacked)
     )
 
 
 def logical_axes(tree: dict, stacked: bool = True) -> dict:
-    """The parameter tree with each leaf's logical axes in its place."""
+    """Return the parameter tree with each leaf's logical axes in its place."""
     return build_tree((leaf.path, leaf.axes) for leaf in leaves(tree, stacked))
 
 
 def param_shardings(tree: dict, mesh: jax.sharding.Mesh, stacked: bool = True) -> dict:
-    """The parameter tree with a NamedSharding at every leaf."""
+    """Return the parameter tree with a NamedSharding at every leaf."""
     shapes = abstract_params(tree, jnp.float32, stacked)
     return sharding.shardings(mesh, shapes, logical_axes(tree, stacked))
 
@@ -169,7 +169,7 @@ def param_shardings(tree: dict, mesh: jax.sharding.Mesh, stacked: bool = True) -
 
 
 def build_tree(items: Iterable[tuple[Path, Any]]) -> dict:
-    """(path, value) pairs -> nested dict; integer keys become the items of a tuple."""
+    """Return the nested dict of (path, value) pairs; integer keys become the items of a tuple."""
     root: dict = {}
     for path, value in items:
         node = root
@@ -187,14 +187,14 @@ def _with_tuples(node: Any) -> Any:
 
 
 def get_leaf(tree: dict, path: Path) -> Any:
-    """The value at `path` of a nested dict or tuple."""
+    """Return the value at `path` of a nested dict or tuple."""
     for key in path:
         tree = tree[key]
     return tree
 
 
 def locate(tree: dict, tensor: Tensor) -> tuple[jax.Array, int | None]:
-    """(array, row) of a tensor in a stacked or an unrolled tree; row None: it is the array."""
+    """Return (array, row) of a tensor in a stacked or unrolled tree; row None: the whole array."""
     node, row = tree, tensor.layer
     for key in tensor.path:
         node = node[key]

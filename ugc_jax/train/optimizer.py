@@ -73,7 +73,7 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def group_of(path) -> str:
     """The group (of GROUPS) of a leaf; path: its keys, plain or as jax.tree_util gives them."""
     keys = plain(path)
-    return "lora" if keys[-1] in lora.LEAVES else names.group_of(keys)
+    return "lora" if keys[-1] in lora.LEAVES else names.parameter_group(keys)
 
 
 def is_matrix(axes: Axes) -> bool:

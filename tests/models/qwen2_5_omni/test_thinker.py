@@ -6,7 +6,7 @@ from collections import Counter
 from ugc_jax.models.params import leaves, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
-from ugc_jax.models.qwen2_5_omni.names import GROUPS, LOOKED_UP, group_of
+from ugc_jax.models.qwen2_5_omni.names import GROUPS, LOOKED_UP, parameter_group
 from ugc_jax.sharding import RULES
 
 
@@ -36,7 +36,7 @@ def test_rules_name_every_logical_axis_of_the_model():
 
 def test_every_leaf_has_a_group():
     declared = leaves(thinker.declare(tiny()))
-    sizes = Counter(group_of(leaf.path) for leaf in declared)
+    sizes = Counter(parameter_group(leaf.path) for leaf in declared)
     assert set(sizes) == set(GROUPS)
     assert sizes["embeddings"] == 2
     # The merger's norm and two linears; the audio encoder's last norm, projection and two tokens.

@@ -1,6 +1,6 @@
 """The audio encoder (spec 2.2), on log-mel that the host cut into chunks of 200 frames.
 
-A chunk never sees its neighbours. Letters: C chunks, M mel frames of a chunk (200), S positions
+Chunks are independent of each other. Letters: C chunks, M mel frames of a chunk (200), S positions
 after the strided convolution (100), D model width.
 """
 
@@ -21,7 +21,7 @@ from ugc_jax.models.layers import (
     run_layers,
     split_heads,
 )
-from ugc_jax.models.params import Stack, declared, param
+from ugc_jax.models.params import Stack, declare_module, param
 from ugc_jax.models.qwen2_5_omni.config import AudioConfig
 from ugc_jax.sharding import constrain
 
@@ -46,7 +46,7 @@ class Conv(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """[C, S, D] -> [C, S, D]: attention inside each chunk. valid_CS: i32, 0 padding."""
+    """Attention inside each chunk: [C, S, D] -> [C, S, D]. valid_CS: i32, 0 for padding."""
 
     heads: int
 
@@ -64,7 +64,7 @@ class AudioAttention(nn.Module):
 
 
 class AudioLayer(nn.Module):
-    """[C, S, D] -> [C, S, D]: attention and MLP, normalised before. valid_CS: as AudioAttention."""
+    """Pre-norm attention and MLP: [C, S, D] -> [C, S, D]. valid_CS: as in AudioAttention."""
 
     config: AudioConfig
 
@@ -80,11 +80,11 @@ class AudioLayer(nn.Module):
         return x_CSD + Linear(c.d_model, ("embed", "mlp"), name="fc2")(hidden)
 
 
-def encode(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> jax.Array:
-    """Log-mel f32[C, M, 128] and valid frames i32[C] (0: padding) -> [C, M / 4, output_dim].
+def encode_mel(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> jax.Array:
+    """Return the rows [C, M / 4, output_dim] of log-mel chunks.
 
-    Rows past a chunk's own tokens are finite and mean nothing.
-    params: the `audio_tower` part of the parameter tree.
+    mel_CMI: f32[C, M, 128]. frames_C: i32, valid frames of a chunk, 0 for padding; the rows after
+    those of the valid frames are finite and have no meaning. params: the `audio_tower` subtree.
     """
     C, M, _ = mel_CMI.shape
     if C == 0:
@@ -95,13 +95,8 @@ def encode(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> 
 
     def tower(mel_CMI, frames_C):
         inside_CM1 = (jnp.arange(M)[None] < frames_C[:, None])[..., None]
-        x = gelu(
-            apply(
-                "conv1",
-                Conv(config.d_model, stride=1),
-                jnp.where(inside_CM1, mel_CMI, 0).astype(compute.dtype),
-            )
-        )
+        x = jnp.where(inside_CM1, mel_CMI, 0).astype(compute.dtype)
+        x = gelu(apply("conv1", Conv(config.d_model, stride=1), x))
         x = gelu(apply("conv2", Conv(config.d_model, stride=2), jnp.where(inside_CM1, x, 0)))
         C, S, D = x.shape
         x = constrain(x + jnp.asarray(sinusoids(S, D), x.dtype)[None], ("batch", None, None))
@@ -118,7 +113,7 @@ def encode(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C) -> 
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """f32[length, width]: Whisper's position table, sines then cosines."""
+    """Return Whisper's position table f32[length, width]: sines, then cosines."""
     inverse = np.exp(
         -np.log(10000.0) / (width // 2 - 1) * np.arange(width // 2, dtype=np.float32)
     ).astype(np.float32)
@@ -131,19 +126,21 @@ def _projection(config: AudioConfig) -> Linear:
 
 
 def declare(config: AudioConfig) -> dict:
-    """The declared tree (models/params.py) of the encoder."""
+    """Return the declared tree (models/params.py) of the encoder."""
     M, S, D = config.chunk_frames, config.n_window, config.d_model
 
     def x():
         return jnp.zeros((1, S, D))
 
-    layer = declared(AudioLayer(config), lambda: (x(), jnp.zeros((1, S), jnp.int32)))
+    layer = declare_module(AudioLayer(config), lambda: (x(), jnp.zeros((1, S), jnp.int32)))
     return {
-        "conv1": declared(Conv(D, stride=1), lambda: (jnp.zeros((1, M, config.num_mel_bins)),)),
-        "conv2": declared(Conv(D, stride=2), lambda: (jnp.zeros((1, M, D)),)),
-        # Stored by the checkpoints and used by no forward pass (spec 1.4); kept for the round trip.
-        "audio_bos_eos_token": declared(Weight((2, config.output_dim), (None, "embed"))),
-        "ln_post": declared(LayerNorm(), lambda: (x(),)),
-        "proj": declared(_projection(config), lambda: (x(),)),
+        "conv1": declare_module(
+            Conv(D, stride=1), lambda: (jnp.zeros((1, M, config.num_mel_bins)),)
+        ),
+        "conv2": declare_module(Conv(D, stride=2), lambda: (jnp.zeros((1, M, D)),)),
+        # In checkpoints, but used by no forward pass (spec 1.4); kept for exports.
+        "audio_bos_eos_token": declare_module(Weight((2, config.output_dim), (None, "embed"))),
+        "ln_post": declare_module(LayerNorm(), lambda: (x(),)),
+        "proj": declare_module(_projection(config), lambda: (x(),)),
         "layers": Stack(config.encoder_layers, layer),
     }

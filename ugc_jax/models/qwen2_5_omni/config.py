@@ -8,7 +8,7 @@ import dataclasses
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.tokens import token_ids
 
-# What the preprocessor of every released size does to pixels and to sound (spec 4.2, 4.3).
+# Preprocessing of pixels and sound in every released size (spec 4.2, 4.3).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in 0..1
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 SAMPLE_RATE = 16_000
@@ -76,7 +76,7 @@ class VisionConfig:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     def windows(self, cell_rows: int, cell_columns: int) -> tuple[int, int]:
-        """Windows (down, across) that cover a frame of so many merged cells."""
+        """Return (rows, columns) of windows that cover a frame of so many merged cells."""
         return -(-cell_rows // self.window_cells), -(-cell_columns // self.window_cells)
 
 
@@ -104,11 +104,11 @@ class AudioConfig:
         return self.n_window // 2
 
     def chunks(self, frames: int) -> int:
-        """Chunks that hold so many mel frames."""
+        """Return the number of chunks for so many mel frames."""
         return -(-frames // self.chunk_frames)
 
     def tokens(self, frames: int) -> int:
-        """Tokens of a sound of so many mel frames: 25 a second (spec 2.2.5)."""
+        """Return the number of tokens for so many mel frames: 25 a second (spec 2.2.5)."""
         return ((frames - 1) // 2 - 1) // 2 + 1
 
 
@@ -130,7 +130,7 @@ class TokenIds:
 
 @dataclasses.dataclass(frozen=True)
 class OmniConfig:
-    """The thinker: two encoders, a decoder, and what joins them."""
+    """The thinker: two encoders, a decoder, special tokens and time positions."""
 
     text: TextConfig
     vision: VisionConfig
@@ -144,15 +144,15 @@ class OmniConfig:
 
     @property
     def costly_share(self) -> float:
-        """How often a `lax.cond` of the model takes the branch that costs more.
+        """Share of the model's `lax.cond`s that take the more expensive branch.
 
-        Only the blocks of the vision encoder have one: attention to the whole grid, not to windows.
+        Only the blocks of the vision encoder have one: full attention or attention in windows.
         """
         return len(self.vision.fullatt_block_indexes) / self.vision.depth
 
 
 def _check(config: OmniConfig):
-    """Refuse a config whose fields contradict each other; messages begin with the field."""
+    """Raise UserError if fields contradict each other; messages begin with the field."""
     text, vision, audio = config.text, config.vision, config.audio
 
     def require(holds: bool, message: str):
@@ -223,7 +223,7 @@ def _check(config: OmniConfig):
 
 
 def _omni(text: dict, vision: dict, audio: dict, first_special: int) -> OmniConfig:
-    """What all sizes share, with the fields that differ."""
+    """A size: the fields that all sizes share, and those given."""
     width = text["hidden_size"]
     return OmniConfig(
         text=TextConfig(
@@ -243,7 +243,7 @@ def _omni(text: dict, vision: dict, audio: dict, first_special: int) -> OmniConf
 
 
 def tiny() -> OmniConfig:
-    """0.85 M parameters: for tests and for trying every job in seconds."""
+    """Return a size of 0.85 M parameters, for tests and quick trials of every job."""
     return _omni(
         text=dict(
             vocab_size=2048, hidden_size=64, intermediate_size=176, num_hidden_layers=2,
@@ -259,7 +259,7 @@ def tiny() -> OmniConfig:
 
 
 def mid() -> OmniConfig:
-    """67.7 M parameters with the 3B's head sizes and proportions: for measurements on a CPU."""
+    """Return a size of 67.7 M parameters with the 3B's head sizes, for measurements on a CPU."""
     return _omni(
         text=dict(
             vocab_size=16384, hidden_size=512, intermediate_size=2048, num_hidden_layers=8,
@@ -285,7 +285,7 @@ _RELEASED_ENCODERS = dict(
 
 
 def omni_3b() -> OmniConfig:
-    """The thinker of Qwen2.5-Omni-3B: 4,703,464,448 parameters (spec section 0)."""
+    """Return the size of Qwen2.5-Omni-3B's thinker: 4,703,464,448 parameters (spec section 0)."""
     text = dict(
         vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
         num_attention_heads=16, num_key_value_heads=2, head_dim=128, mrope_section=(16, 24, 24),
@@ -294,7 +294,7 @@ def omni_3b() -> OmniConfig:
 
 
 def omni_7b() -> OmniConfig:
-    """The thinker of Qwen2.5-Omni-7B: the 3B's encoders with a wider decoder."""
+    """Return the size of Qwen2.5-Omni-7B's thinker: the 3B's encoders with a wider decoder."""
     text = dict(
         vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
         num_attention_heads=28, num_key_value_heads=4, head_dim=128, mrope_section=(16, 24, 24),
@@ -303,5 +303,5 @@ def omni_7b() -> OmniConfig:
 
 
 SIZES = {"tiny": tiny, "mid": mid, "3b": omni_3b, "7b": omni_7b}
-# Patches, windows and chunks are the same in all released sizes, and so are the features cut by it.
+# All released sizes have these patches, windows and chunks, so features do not depend on the size.
 GEOMETRY = omni_3b()

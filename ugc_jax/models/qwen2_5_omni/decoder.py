@@ -18,13 +18,13 @@ from ugc_jax.models.layers import (
     RMSNorm,
     SwiGLU,
     Weight,
+    cos_sin,
     rotate,
-    rotation,
     run_layers,
     split_heads,
     split_like,
 )
-from ugc_jax.models.params import Stack, declared
+from ugc_jax.models.params import Stack, declare_module
 from ugc_jax.models.qwen2_5_omni.config import TextConfig
 from ugc_jax.sharding import constrain
 
@@ -32,8 +32,8 @@ from ugc_jax.sharding import constrain
 class Cache(NamedTuple):
     """Keys [L, B, K, H, tokens] and values [L, B, K, tokens, H] of all layers for some tokens.
 
-    Laid out as the products of attention read them, so that no step of decoding copies them. Where
-    each prompt is completed G times, the completions' caches have an axis G after K.
+    The layout is that of attention's products, so that no decode step copies a cache. The caches of
+    G completions of each prompt have an axis G after K.
     """
 
     k: jax.Array
@@ -41,15 +41,15 @@ class Cache(NamedTuple):
 
 
 class DecoderAttention(nn.Module):
-    """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which says over what to attend.
+    """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which computes attention.
 
-    Returns (x_BTD, (k, v)). turn: `layers.rotation` of the tokens' positions.
+    Returns (x_BTD, (k, v)). rope: `layers.cos_sin` of the tokens' angles.
     """
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self, x_BTD, turn, attend):
+    def __call__(self, x_BTD, rope, attend):
         c = self.config
 
         def project(name: str, heads: int):
@@ -57,23 +57,23 @@ class DecoderAttention(nn.Module):
                 Linear(heads * c.head_dim, ("heads", "embed"), name=name)(x_BTD), heads
             )
 
-        q = rotate(project("q_proj", c.num_attention_heads), turn)
-        k = rotate(project("k_proj", c.num_key_value_heads), turn)
+        q = rotate(project("q_proj", c.num_attention_heads), rope)
+        k = rotate(project("k_proj", c.num_key_value_heads), rope)
         v = project("v_proj", c.num_key_value_heads)
         out = attend(q, k, v).reshape(*x_BTD.shape[:2], -1)
         return Linear(c.hidden_size, ("embed", "heads"), bias=False, name="o_proj")(out), (k, v)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, normalised before; arguments and result as DecoderAttention."""
+    """Pre-norm attention and MLP; arguments and result as in DecoderAttention."""
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self, x_BTD, turn, attend):
+    def __call__(self, x_BTD, rope, attend):
         c = self.config
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x_BTD)
-        out, keys_values = DecoderAttention(c, name="self_attn")(normed, turn, attend)
+        out, keys_values = DecoderAttention(c, name="self_attn")(normed, rope, attend)
         x_BTD = x_BTD + out
         normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x_BTD)
         return x_BTD + SwiGLU(c.intermediate_size, bias=False, name="mlp")(normed), keys_values
@@ -89,39 +89,41 @@ def forward(
     keep_cache: bool = False,
     shared_prompt: bool = False,
 ):
-    """Embedded tokens -> (final hidden states [B, T, D] after the last norm, Cache or None).
+    """Return (hidden states [B, T, D] after the last norm, Cache or None) of embedded tokens.
 
-    positions_B3T: i32, (time, height, width). segments_BT: i32, 0 padding; attention is causal
-    inside a segment and, with shared_prompt, to segment 1 from those after it (see
-    `attention.visible`). params: the `model` part of the parameter tree.
+    positions_B3T: i32, (time, height, width). segments_BT: i32, 0 for padding; attention is causal
+    inside a segment and, with shared_prompt, also to segment 1 (see `attention.visible_keys`).
+    keep_cache: return a Cache. params: the `model` subtree.
     """
-    turn = rotation(rotary_angles(positions_B3T, config))
+    rope = cos_sin(mrope_angles(positions_B3T, config))
     x_BTD = constrain(x_BTD, ("batch", None, None))
 
     def attend(q, k, v):
         return causal_attention(q, k, v, segments_BT, compute.attention, shared_prompt)
 
     def layer(layer_params, x, _):
-        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
-        kept = _kept(k, v) if keep_cache else None
+        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
+        kept = _prompt_cache(k, v) if keep_cache else None
         return constrain(x, ("batch", None, None)), kept
 
     x_BTD, cache = run_layers(layer, params["layers"], x_BTD, remat=compute.remat)
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_BTD), cache
 
 
-def decode_step(params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own: Cache, step):
-    """One new token a row against two caches: the prompts' and that of the rows' tokens before it.
+def decode_layers(
+    params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own: Cache, step
+):
+    """Run one new token a row, with the cache of the prompts and that of the rows' earlier tokens.
 
     The R = B * G rows are G samples of each of B prompts, row b * G + g; they share its cache.
     x_RD: the tokens' embeddings. position_R: i32, their position on all three axes. prompt: a
-    Cache, after `split_like` the layers. prompt_BT: bool, which of its keys exist. own: of
-    `empty_cache`, with N places of which the first `step` (i32 scalar) are filled.
-    Returns (hidden [R, D] after the last norm, own with these tokens' keys and values at place
+    Cache, after `split_like` the layers. prompt_BT: bool, false for padding. own: of `empty_cache`,
+    with N slots of which the first `step` (i32 scalar) are filled.
+    Returns (hidden [R, D] after the last norm, own with these tokens' keys and values in slot
     `step`).
     """
     position_R3T = jnp.broadcast_to(position_R[:, None, None], (len(position_R), 3, 1))
-    turn = rotation(rotary_angles(position_R3T, config))
+    rope = cos_sin(mrope_angles(position_R3T, config))
     samples = own.k.shape[3]
     earlier_N = jnp.arange(own.k.shape[-1]) < step
 
@@ -129,11 +131,11 @@ def decode_step(params, config: TextConfig, x_RD, position_R, prompt, prompt_BT,
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
-            rows = [(*own_layer, earlier_N), (*_of_samples(k, v, samples), None)]
+            rows = [(*own_layer, earlier_N), (*_completion_cache(k, v, samples), None)]
             return cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
 
-        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, turn, attend)
-        return x, _of_samples(k, v, samples)
+        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
+        return x, _completion_cache(k, v, samples)
 
     caches = (prompt, split_like(params["layers"], own))
     if isinstance(params["layers"], tuple):
@@ -145,20 +147,20 @@ def decode_step(params, config: TextConfig, x_RD, position_R, prompt, prompt_BT,
 
 
 def empty_cache(config: TextConfig, batch: int, samples: int, tokens: int, dtype) -> Cache:
-    """A Cache of zeros for `tokens` places of each of `samples` completions of `batch` prompts."""
+    """Return a zero Cache: `tokens` slots of each of `samples` completions of `batch` prompts."""
     heads = (config.num_hidden_layers, batch, config.num_key_value_heads, samples)
     shapes = (*heads, config.head_dim, tokens), (*heads, tokens, config.head_dim)
     axes = (None, "batch", "heads", None, None, None)
     return Cache(*(constrain(jnp.zeros(shape, dtype), axes) for shape in shapes))
 
 
-def _kept(k_BTKH, v_BTKH) -> Cache:
-    """One layer's keys and values as a Cache has them."""
+def _prompt_cache(k_BTKH, v_BTKH) -> Cache:
+    """One layer's keys and values in the layout of a prompt's Cache."""
     return Cache(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
 
 
-def _of_samples(k_R1KH, v_R1KH, samples: int) -> Cache:
-    """One layer's keys and values of one new token a row, as `empty_cache` has them."""
+def _completion_cache(k_R1KH, v_R1KH, samples: int) -> Cache:
+    """One layer's keys and values of one new token a row, in the layout of `empty_cache`."""
 
     def split(x_R1KH):
         R, _, K, H = x_R1KH.shape
@@ -167,8 +169,8 @@ def _of_samples(k_R1KH, v_R1KH, samples: int) -> Cache:
     return Cache(split(k_R1KH)[..., None], split(v_R1KH)[..., None, :])
 
 
-def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
-    """Angles f32[B, T, H / 2]: frequency j turns with the axis in whose `mrope_section` it is."""
+def mrope_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
+    """Return angles f32[B, T, H / 2]; `mrope_section` gives the position axis of each frequency."""
     half = config.head_dim // 2
     inverse = 1.0 / config.rope_theta ** (np.arange(half, dtype=np.float32) * 2 / config.head_dim)
     axis_of_frequency = np.repeat(np.arange(3), config.mrope_section)
@@ -179,18 +181,18 @@ def rotary_angles(positions_B3T: jax.Array, config: TextConfig) -> jax.Array:
 
 
 def declare(config: TextConfig) -> dict:
-    """The declared tree (models/params.py) of the decoder, without the head."""
+    """Return the declared tree (models/params.py) of the decoder, without the head."""
 
     def x():
         return jnp.zeros((1, 1, config.hidden_size))
 
     def inputs():
-        return x(), rotation(jnp.zeros((1, 1, config.head_dim // 2))), lambda q, k, v: q
+        return x(), cos_sin(jnp.zeros((1, 1, config.head_dim // 2))), lambda q, k, v: q
 
     return {
-        "embed_tokens": declared(
+        "embed_tokens": declare_module(
             Weight((config.vocab_size, config.hidden_size), ("vocab", "embed"))
         ),
-        "norm": declared(RMSNorm(config.rms_norm_eps), lambda: (x(),)),
-        "layers": Stack(config.num_hidden_layers, declared(DecoderLayer(config), inputs)),
+        "norm": declare_module(RMSNorm(config.rms_norm_eps), lambda: (x(),)),
+        "layers": Stack(config.num_hidden_layers, declare_module(DecoderLayer(config), inputs)),
     }

@@ -1,7 +1,7 @@
 """config.json's content <-> OmniConfig; hf/config.py reads the file.
 
-Nothing is defaulted that decides a shape: the class defaults of transformers are those of the 7B
-model and wrong for the 3B, so a missing field is an error that names it.
+Fields that decide a shape have no defaults: those of transformers' classes are the 7B model's and
+wrong for the 3B. So a missing field is an error that names it.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ THINKER_MODEL_TYPE = "qwen2_5_omni_thinker"
 
 
 def thinker_section(raw: dict, source: str) -> tuple[dict, str]:
-    """The thinker's part of a full or a thinker-only config.json, and its name for messages."""
+    """Return (the thinker's section of a config.json, full or thinker-only, its message prefix)."""
     if raw.get("model_type") == FULL_MODEL_TYPE:
         return _section(raw, "thinker_config", f"{source}: "), f"{source}: thinker_config."
     return raw, f"{source}: "
 
 
 def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
-    """config.json content (full or thinker only, 4.5x and 5.x field names) -> OmniConfig.
+    """Return the OmniConfig of a config.json (full or thinker only, 4.5x or 5.x field names).
 
     Raises UserError that names `source` and the field when one is missing, of a wrong type, or
     contradicts another.
@@ -40,12 +40,9 @@ def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     text.setdefault("rope_theta", rope.get("rope_theta"))
     text["mrope_section"] = rope.get("mrope_section")
-    if (
-        text.get("head_dim") is None
-        and _is_int(text.get("hidden_size"))
-        and _is_int(text.get("num_attention_heads"))
-    ):
-        text["head_dim"] = text["hidden_size"] // max(text["num_attention_heads"], 1)
+    width, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    if text.get("head_dim") is None and _is_int(width) and _is_int(heads):
+        text["head_dim"] = width // max(heads, 1)
     vision["in_channels"] = vision.get("in_channels", vision.get("in_chans", 3))
     ids = dict(thinker)
     for name in ("audio", "image", "video"):  # 4.5x calls them *_token_index
@@ -60,8 +57,8 @@ def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
             vision=_typed(VisionConfig, vision, f"{prefix}vision_config."),
             audio=_typed(AudioConfig, audio, f"{prefix}audio_config."),
             tokens=_typed(TokenIds, ids, prefix),
-            position_id_per_seconds=_int(thinker, "position_id_per_seconds", prefix),
-            seconds_per_chunk=_int(thinker, "seconds_per_chunk", prefix),
+            position_id_per_seconds=_value(thinker, "position_id_per_seconds", int, prefix),
+            seconds_per_chunk=_value(thinker, "seconds_per_chunk", int, prefix),
         )
     except UserError as error:
         message = str(error)
@@ -69,7 +66,7 @@ def from_hf(raw: dict, source: str = "config.json") -> OmniConfig:
 
 
 def to_hf(config: OmniConfig, dtype: str) -> dict:
-    """OmniConfig -> config.json content of a thinker-only checkpoint (transformers 4.52 and 5.x).
+    """Return a thinker-only checkpoint's config.json content, for transformers 4.52 and 5.x.
 
     dtype: of the stored tensors, "float32" or "bfloat16".
     """
@@ -122,14 +119,6 @@ def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _int(raw: dict, name: str, prefix: str) -> int:
-    if raw.get(name) is None:
-        raise UserError(f"{prefix}{name} is missing; take it from the model's original config.json")
-    if not _is_int(raw[name]):
-        raise UserError(f"{prefix}{name} must be an integer, got {raw[name]!r}")
-    return raw[name]
-
-
 def _refuse(raw: dict, name: str, prefix: str, what: str):
     if raw.get(name):
         raise UserError(
@@ -138,23 +127,23 @@ def _refuse(raw: dict, name: str, prefix: str, what: str):
 
 
 def _typed(cls, raw: dict, prefix: str):
-    """Build the dataclass `cls` from `raw`, checking that each field is there and has its type."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        if field.type is int:
-            values[field.name] = _int(raw, field.name, prefix)
-            continue
-        value = raw.get(field.name)
-        if value is None:
-            raise UserError(
-                f"{prefix}{field.name} is missing; take it from the model's original config.json"
-            )
-        if field.type is float:
-            if not _is_int(value) and not isinstance(value, float):
-                raise UserError(f"{prefix}{field.name} must be a number, got {value!r}")
-            values[field.name] = float(value)
-        else:
-            if not isinstance(value, list | tuple) or not all(map(_is_int, value)):
-                raise UserError(f"{prefix}{field.name} must be a list of integers, got {value!r}")
-            values[field.name] = tuple(value)
-    return cls(**values)
+    """An instance of the dataclass `cls` from the fields of `raw`, with their types checked."""
+    fields = dataclasses.fields(cls)
+    return cls(**{field.name: _value(raw, field.name, field.type, prefix) for field in fields})
+
+
+def _value(raw: dict, name: str, kind, prefix: str):
+    """The field `name` of `raw` as a `kind`: int, float, or a tuple of integers."""
+    value = raw.get(name)
+    if value is None:
+        raise UserError(f"{prefix}{name} is missing; take it from the model's original config.json")
+    if kind is int:
+        fits, expected = _is_int(value), "an integer"
+    elif kind is float:
+        fits, expected = _is_int(value) or isinstance(value, float), "a number"
+    else:
+        kind, expected = tuple, "a list of integers"
+        fits = isinstance(value, list | tuple) and all(map(_is_int, value))
+    if not fits:
+        raise UserError(f"{prefix}{name} must be {expected}, got {value!r}")
+    return kind(value)

@@ -1,6 +1,6 @@
 """The vision encoder (spec 2.1), on patches in window order (data/features.py).
 
-Nothing is gathered or permuted in here: window attention is a dense batch of F * W windows, full
+The encoder gathers and permutes nothing: window attention is a dense batch of F * W windows, full
 attention one of F grids. Letters: F temporal grids (frame pairs), W windows a grid, K patches a
 window (64), S = W * K patches a grid, P values a patch.
 """
@@ -17,25 +17,25 @@ from ugc_jax.models.layers import (
     RMSNorm,
     SwiGLU,
     Weight,
+    cos_sin,
     gelu,
     in_chunks,
     per_channel,
     rotate,
-    rotation,
     run_layers,
     split_heads,
     split_like,
 )
-from ugc_jax.models.params import Stack, declared
+from ugc_jax.models.params import Stack, declare_module
 from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, VisionConfig
 from ugc_jax.sharding import constrain
 
-EPS = 1e-6  # whatever the config says: the reference hard-codes it in this tower
+EPS = 1e-6  # the reference hard-codes it in this tower, whatever the config says
 ROPE_THETA = 10000.0
 
 
 class PatchEmbed(nn.Module):
-    """u8[F, S, P] -> [F, S, D]: pixels normalised in float32, then embedded.
+    """Normalise pixels in float32 and embed them: u8[F, S, P] -> [F, S, D].
 
     The reference's convolution has stride = kernel, so it is one matrix product.
     """
@@ -53,9 +53,8 @@ class PatchEmbed(nn.Module):
             for value in (PIXEL_MEAN, PIXEL_STD)
         )
         x = patches_FSP.astype(jnp.float32)
-        x = x * per_channel(jnp.asarray(1 / (255 * std)), x) - per_channel(
-            jnp.asarray(mean / std), x
-        )
+        scale, shift = (per_channel(jnp.asarray(v), x) for v in (1 / (255 * std), mean / std))
+        x = x * scale - shift
         return jnp.einsum(
             "fsp,dp->fsd",
             x.astype(self.dtype),
@@ -66,20 +65,20 @@ class PatchEmbed(nn.Module):
 class VisionAttention(nn.Module):
     """Attention inside windows of `window_patches`, or inside whole grids where `full` is true.
 
-    turn: `layers.rotation` of the patches' places. valid_FS: i32, 0 padding.
+    rope: `layers.cos_sin` of the patches' angles. valid_FS: i32, 0 for padding.
     """
 
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, x_FSD, turn, valid_FS, full):
+    def __call__(self, x_FSD, rope, valid_FS, full):
         c = self.config
         F, S, D = x_FSD.shape
         q, k, v = (
             split_heads(Linear(D, ("heads", "embed"), name=name)(x_FSD), c.num_heads)
             for name in "qkv"
         )
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k = rotate(q, rope), rotate(k, rope)
 
         def inside(span: int):
             pieces = (x.reshape(F * S // span, span, *x.shape[2:]) for x in (q, k, v, valid_FS))
@@ -90,20 +89,20 @@ class VisionAttention(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """[F, S, D] -> [F, S, D]: attention and MLP, normalised before. As VisionAttention."""
+    """Pre-norm attention and MLP: [F, S, D] -> [F, S, D]. Arguments as in VisionAttention."""
 
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, x_FSD, turn, valid_FS, full):
+    def __call__(self, x_FSD, rope, valid_FS, full):
         normed = RMSNorm(EPS, name="norm1")(x_FSD)
-        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, turn, valid_FS, full)
+        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, rope, valid_FS, full)
         normed = RMSNorm(EPS, name="norm2")(x_FSD)
         return x_FSD + SwiGLU(self.config.intermediate_size, bias=True, name="mlp")(normed)
 
 
 class MergerMLP(nn.Module):
-    """[F, C, E] -> [F, C, out]: the joined patches of each cell, E numbers, become a token."""
+    """Map each cell's concatenated patches (E values) to a token: [F, C, E] -> [F, C, out]."""
 
     config: VisionConfig
 
@@ -114,7 +113,7 @@ class MergerMLP(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """[F, S, D] -> [F, S / 4, out]: the patches of a cell (neighbours in S) become one token."""
+    """Merge the patches of a cell (neighbours in S) into a token: [F, S, D] -> [F, S / 4, out]."""
 
     config: VisionConfig
 
@@ -126,11 +125,13 @@ class PatchMerger(nn.Module):
         return MergerMLP(self.config, name="mlp")(x_FCE)
 
 
-def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_FWK2) -> jax.Array:
-    """Patches and their places -> [F, W * K / 4, out_hidden_size].
+def encode_patches(
+    params, config: VisionConfig, compute: Compute, patches_FWKP, coords_FWK2
+) -> jax.Array:
+    """Return the rows [F, W * K / 4, out_hidden_size] of patches, one for each cell.
 
-    patches_FWKP: u8. coords_FWK2: i32, (row, column) of each, -1 padding. Rows of padding cells are
-    finite and mean nothing. params: the `visual` part of the parameter tree.
+    patches_FWKP: u8. coords_FWK2: i32, (row, column) of each patch, -1 for padding; rows of padding
+    cells are finite and have no meaning. params: the `visual` subtree.
     """
     F, W, K, P = patches_FWKP.shape
     if F == 0:
@@ -141,11 +142,11 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
 
     def tower(patches_FSP, coords_FS2):
         valid_FS = (coords_FS2[..., 0] >= 0).astype(jnp.int32)
-        turn = rotation(rotary_angles(coords_FS2, config.head_dim))
+        rope = cos_sin(rotary_angles(coords_FS2, config.head_dim))
 
         def block(layer_params, x, full):
             return VisionBlock(config).apply(
-                {"params": layer_params}, x, turn, valid_FS, full
+                {"params": layer_params}, x, rope, valid_FS, full
             ), None
 
         x = PatchEmbed(config, compute.dtype).apply({"params": params["patch_embed"]}, patches_FSP)
@@ -159,7 +160,7 @@ def encode(params, config: VisionConfig, compute: Compute, patches_FWKP, coords_
 
 
 def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
-    """Angles f32[F, S, head_dim / 2]: half of them turn with the row, half with the column."""
+    """Return angles f32[F, S, head_dim / 2]: one half for the row, one for the column."""
     inverse = ROPE_THETA ** -(np.arange(0, head_dim // 2, 2, dtype=np.float32) / (head_dim // 2))
     angles = (
         coords_FS2.astype(jnp.float32)[..., None]
@@ -169,23 +170,23 @@ def rotary_angles(coords_FS2: jax.Array, head_dim: int) -> jax.Array:
 
 
 def declare(config: VisionConfig) -> dict:
-    """The declared tree (models/params.py) of the encoder."""
+    """Return the declared tree (models/params.py) of the encoder."""
     grid = (1, config.window_patches)
 
     def x():
         return jnp.zeros((*grid, config.hidden_size))
 
     def inputs():
-        turn = rotation(jnp.zeros((*grid, config.head_dim // 2)))
-        return x(), turn, jnp.zeros(grid, jnp.int32), True
+        rope = cos_sin(jnp.zeros((*grid, config.head_dim // 2)))
+        return x(), rope, jnp.zeros(grid, jnp.int32), True
 
-    block = declared(VisionBlock(config), inputs)
-    # Files have both norms first.
+    block = declare_module(VisionBlock(config), inputs)
+    # Checkpoints have both norms first.
     block = dict.fromkeys(("norm1", "norm2")) | block
     return {
-        "patch_embed": declared(
+        "patch_embed": declare_module(
             PatchEmbed(config, "float32"), lambda: (jnp.zeros((*grid, config.patch_dim)),)
         ),
-        "merger": declared(PatchMerger(config), lambda: (x(),)),
+        "merger": declare_module(PatchMerger(config), lambda: (x(),)),
         "blocks": Stack(config.depth, block),
     }
