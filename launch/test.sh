@@ -15,4 +15,4 @@ echo "[2/3] ruff"
 "$python" -m ruff format --check .
 
 echo "[3/3] pytest, two files at a time"
-exec "$python" -m pytest -n 2 --dist loadfile "$@"
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
