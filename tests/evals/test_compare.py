@@ -7,7 +7,7 @@ import pytest
 
 from ugc_jax import cli
 from ugc_jax.errors import UserError
-from ugc_jax.evals.compare import FEWEST, compare, difference, table
+from ugc_jax.evals.compare import MIN_CLIPS, compare_results, comparison_table, difference
 from ugc_jax.evals.results import write_result
 
 
@@ -43,9 +43,9 @@ class TestDifference:
         assert (fact["wins"], fact["ties"], fact["losses"]) == (1, 2, 1)
 
     def test_too_few(self):
-        fact = difference([1.0] * (FEWEST - 1))
+        fact = difference([1.0] * (MIN_CLIPS - 1))
         assert (fact["verdict"], fact["interval"], fact["difference"]) == ("too few", None, 1.0)
-        assert difference([1.0] * FEWEST)["verdict"] == "better"
+        assert difference([1.0] * MIN_CLIPS)["verdict"] == "better"
         assert difference([])["difference"] is None
 
 
@@ -53,7 +53,7 @@ class TestCompare:
     def test_only_clips_that_both_have_scored(self):
         base = result("a", [10, 20, None, 40], audio=[1, 2, 3, 4])
         other = result("b", [11, None, 30, 42], audio=[2, 2, 3, 4])
-        facts = compare([base, other])["against"][0]["tasks"]["final_caption"]
+        facts = compare_results([base, other])["against"][0]["tasks"]["final_caption"]
         assert facts["score"]["difference"] == 1.5
         assert facts["score"]["n"] == 2
         assert facts["audio"]["difference"] == 0.5
@@ -63,33 +63,33 @@ class TestCompare:
         base = result("a", [1, 2], {"judge": "x", "temperature": 1.0})
         other = result("b", [1, 2], {"judge": "y", "temperature": 1.0})
         third = result("c", [1, 2], task="tone")
-        comparison = compare([base, other, third])
+        comparison = compare_results([base, other, third])
         assert comparison["against"][0]["tasks"]["final_caption"]["protocol"] == ["judge: x and y"]
         assert comparison["against"][1]["missing"] == ["final_caption", "tone"]
-        text = table(comparison)
+        text = comparison_table(comparison)
         assert "does not compare: judge: x and y" in text
         verdicts = [one["tasks"]["final_caption"] for one in comparison["against"][:1]]
         assert verdicts[0]["score"]["verdict"] == "does not compare"
-        assert "only one of the two has: final_caption, tone" in text
+        assert "of only one result: final_caption, tone" in text
 
     def test_unknown_judges_do_not_compare(self):
         results = [result(name, [1, 2], {"judge": None, "temperature": None}) for name in "ab"]
-        facts = compare(results)["against"][0]["tasks"]["final_caption"]
+        facts = compare_results(results)["against"][0]["tasks"]["final_caption"]
         assert facts["score"]["verdict"] == "does not compare"
 
     def test_one_id_of_two_clips_is_no_pair(self):
         base, other = result("a", [1, 2, 3]), result("b", [1, 2, 9])
         for one, text in ((base, "a dog"), (other, "a cat")):
             one["clips"]["final_caption"][2]["reference"] = text
-        facts = compare([base, other])["against"][0]["tasks"]["final_caption"]
+        facts = compare_results([base, other])["against"][0]["tasks"]["final_caption"]
         assert (facts["score"]["n"], facts["strangers"]) == (2, 1)
-        assert "two different clips" in table(compare([base, other]))
+        assert "two different clips" in comparison_table(compare_results([base, other]))
 
     def test_models_that_saw_the_clips_in_different_ways(self):
         base, other = result("a", [1, 2]), result("b", [1, 2])
         base["asked"], other["asked"] = ({"clip": {"frames": n}} for n in (8, 32))
-        assert compare([base, other])["against"][0]["asked"] == ["clip.frames: 8 and 32"]
-        assert "frames: 8 and 32" in table(compare([base, other]))
+        assert compare_results([base, other])["against"][0]["asked"] == ["clip.frames: 8 and 32"]
+        assert "frames: 8 and 32" in comparison_table(compare_results([base, other]))
 
     def test_paper_s_gain_from_rl(self, shared_data):
         from ugc_jax.evals.evaluate import Evaluation, take_scores
@@ -99,7 +99,7 @@ class TestCompare:
             take_scores(Evaluation(name, {}), folder / f"{name}_4o.json", ["final_caption"], {}, {})
             for name in ("1k_sft", "UGC_Videocaptioner")
         )
-        facts = compare([sft, final])["against"][0]["tasks"]["final_caption"]
+        facts = compare_results([sft, final])["against"][0]["tasks"]["final_caption"]
         assert facts["score"]["difference"] == pytest.approx(1.05, abs=0.005)
         assert facts["score"]["interval"] == pytest.approx([0.23, 1.90], abs=0.05)
         counts = [facts["score"][name] for name in ("wins", "ties", "losses")]
@@ -134,7 +134,7 @@ class TestJob:
             bad.write_text(content)
         with pytest.raises(UserError, match="bad.json"):
             cli.run(["compare", str(good), str(bad)])
-        with pytest.raises(UserError, match="two results"):
+        with pytest.raises(UserError, match="two or more results"):
             cli.run(["compare", str(good)])
 
     def test_output_that_would_be_lost(self, tmp_path):

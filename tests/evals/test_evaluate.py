@@ -268,7 +268,7 @@ class TestMistakes:
             ({}, "nothing to score"),
             ({"predictions": "p.jsonl"}, "qa=DIR is needed"),
             ({"predictions": "p", "ask__checkpoint": "c", "ask__videos": "v"}, "one or the other"),
-            ({"predictions": "p.jsonl", "qa": "QA"}, "several|tasks are asked for"),
+            ({"predictions": "p.jsonl", "qa": "QA"}, "is one file for 3 tasks"),
             ({"predictions": "none.jsonl", "qa": "QA", "task": "tone"}, "none.jsonl"),
             ({"predictions": "p.jsonl", "qa": "QA", "task": "tune"}, "tune"),
             ({"scores": "s.json", "task": "caption,tone"}, "one task"),

@@ -225,7 +225,7 @@ def test_a_server_that_is_away_is_said_once(server, config, caplog, tmp_path):
     assert record["usage"]["requests"] < 200
     (line,) = told(caplog)
     assert "997 of 999 questions" in line
-    assert "not asked, since the judge was given up" in line
+    assert "not asked, as the judge was given up" in line
     assert f"{server.url} cannot be reached for" in line
     away = [r for r in caplog.records if "waiting for it" in r.getMessage()]
     assert len(away) == 1

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ugc_jax.evals import metrics
-from ugc_jax.evals.metrics import OTHER, choose
+from ugc_jax.evals.metrics import OTHER, chosen_option
 
 VOICE = ("Narration", "In-Video Voice", "Out-Video Voice")
 TONE = ("Positive", "Negative", "Neutral")
@@ -68,7 +68,7 @@ TONE = ("Positive", "Negative", "Neutral")
     ],
 )  # fmt: skip
 def test_choosing(text, options, expected):
-    assert choose(text, options) == expected
+    assert chosen_option(text, options) == expected
 
 
 def test_majority():
@@ -88,17 +88,17 @@ def test_majority_of_the_benchmark(shared_data, task, expected):
 def test_recall_and_confusion():
     answers = ["Positive", "Positive", "Positive", "Neutral"]
     said = ["Positive", OTHER, "Neutral", "Neutral"]
-    assert metrics.recall(answers, said, TONE) == pytest.approx(
+    assert metrics.recall(metrics.confusion_counts(answers, said, TONE)) == pytest.approx(
         {"Positive": 100 / 3, "Neutral": 100}
     )
-    assert metrics.confusion(answers, said, TONE) == {
+    assert metrics.confusion_counts(answers, said, TONE) == {
         "answers": list(TONE),
         "said": [*TONE, OTHER],
         "counts": [[1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]],
     }
-    json.dumps(metrics.confusion(answers, said, TONE))
+    json.dumps(metrics.confusion_counts(answers, said, TONE))
 
 
 def test_without_answers():
-    assert metrics.recall([], [], TONE) == {}
-    assert metrics.confusion([], [], TONE)["counts"] == [[0] * 4] * 3
+    assert metrics.recall(metrics.confusion_counts([], [], TONE)) == {}
+    assert metrics.confusion_counts([], [], TONE)["counts"] == [[0] * 4] * 3

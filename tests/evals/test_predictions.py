@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import predictions, tasks
-from ugc_jax.evals.predictions import find, read
+from ugc_jax.evals import tasks
+from ugc_jax.evals.predictions import find_predictions, read_predictions
 
 KNOWN = {"a", "b", "c"}
 
@@ -38,7 +38,7 @@ def lines(path, *rows):
 def test_forms(tmp_path, content):
     file = tmp_path / "file.jsonl"
     file.write_bytes(content.encode())
-    found = read(file, KNOWN)
+    found = read_predictions(file, KNOWN)
     assert found.texts == {"a": "x", "b": "y"}
     assert not found.errors
     assert not found.faults()
@@ -46,15 +46,17 @@ def test_forms(tmp_path, content):
 
 def test_one_line(tmp_path):
     file = lines(tmp_path / "file.jsonl", {"video_id": 7, "caption": "line\u2028separator"})
-    assert read(file, {"7"}).texts == {"7": "line\u2028separator"}
+    assert read_predictions(file, {"7"}).texts == {"7": "line\u2028separator"}
 
 
 def test_released_files(shared_data):
     released = shared_data / "ugc_videocap"
-    loaded = tasks.load(released / "qa", tasks.TASKS)
+    loaded = tasks.load_tasks(released / "qa", tasks.TASKS)
 
     def found(task, name):
-        return read(released / "results" / name, {one.id for one in loaded[task].samples})
+        return read_predictions(
+            released / "results" / name, {one.id for one in loaded[task].samples}
+        )
 
     background = found("background", "background/omni3b_output.json")
     assert (len(background.texts), background.faults()) == (310, [])
@@ -83,7 +85,7 @@ def test_faults_are_counted_and_the_rest_is_used(tmp_path):
         {"video_id": True, "caption": "x"},
         '[{"video_id": "b"}]',
     )
-    found = read(file, KNOWN)
+    found = read_predictions(file, KNOWN)
     assert found.texts == {"a": "second", "c": ""}
     assert found.faults() == [
         'file.jsonl:2: not a JSON object: {"video_id": "b", "capt',
@@ -108,13 +110,15 @@ def test_faults_in_a_line(tmp_path):
         {"video_id": "a", "caption": "y"},
         "oops",
     )
-    assert read(file, KNOWN).summary() == (
+    assert read_predictions(file, KNOWN).summary() == (
         "2 broken, 1 unknown, 1 duplicate rows (first: file.jsonl:3: not a JSON object: oops)"
     )
     lines(file, {"video_id": "a", "caption": "x"}, {"video_id": "a", "caption": "y"})
-    assert read(file, KNOWN).summary() == "1 duplicate row (first: file.jsonl:2: a again)"
+    assert (
+        read_predictions(file, KNOWN).summary() == "1 duplicate row (first: file.jsonl:2: a again)"
+    )
     lines(file, {"video_id": "a", "caption": "x"})
-    assert read(file, KNOWN).summary() is None
+    assert read_predictions(file, KNOWN).summary() is None
 
 
 def test_text_that_cannot_be_encoded(tmp_path):
@@ -123,14 +127,14 @@ def test_text_that_cannot_be_encoded(tmp_path):
         {"video_id": "b", "error": "y\udc00"},
         {"video_id": "c", "predict_ocr": ["\ud83d"]},
     ]
-    found = read(lines(tmp_path / "file.jsonl", *rows), {"a�", "b", "c"})
+    found = read_predictions(lines(tmp_path / "file.jsonl", *rows), {"a�", "b", "c"})
     assert (found.texts, found.errors) == ({"a�": "x� 😀", "c": '["�"]'}, {"b": "y�"})
 
 
 def test_faults_hold_no_control_characters(tmp_path):
     escape = {"video_id": "a\x1b[2J"}
     rows = [escape | {"caption": "x"}, escape | {"caption": "y"}, escape, "\x1b[31mred"]
-    found = read(lines(tmp_path / "file.jsonl", *rows), {"a\x1b[2J"})
+    found = read_predictions(lines(tmp_path / "file.jsonl", *rows), {"a\x1b[2J"})
     assert found.faults()[0].startswith("file.jsonl:3: no text of a [2J (looked")
     assert found.faults()[1:] == [
         "file.jsonl:4: not a JSON object: [31mred",
@@ -142,7 +146,7 @@ def test_faults_in_one_json_text(tmp_path):
     rows = [{"video_id": "a", "predict": "x"}, "text", {"video_id": "d", "predict": "y"}]
     file = tmp_path / "file.json"
     file.write_text(json.dumps({"samples": rows}, indent=1))
-    found = read(file, KNOWN)
+    found = read_predictions(file, KNOWN)
     assert found.texts == {"a": "x"}
     assert found.faults() == [
         "file.json:sample 2: not a JSON object: text",
@@ -163,7 +167,7 @@ def test_a_text_beats_an_error_and_a_blank_one(tmp_path):
         {"video": "e.mp4", "predict": None, "caption": "beside null"},
         {"video": "f.mp4", "caption": None},
     )
-    found = read(file, set("abcdef"))
+    found = read_predictions(file, set("abcdef"))
     assert found.texts == {"a": "good", "c": "good", "d": "late", "e": "beside null"}
     assert found.errors == {"b": "moov atom not found", "f": "caption is null"}
     assert len(found.duplicate) == len(found.faults()) == 3
@@ -176,16 +180,16 @@ def test_what_is_no_text_is_kept_as_json(tmp_path):
         {"video_id": "b", "predict_ocr": ["x", 1]},
         {"video_id": "c", "predict_ocr": 5},
     )
-    assert read(file, KNOWN).texts == {"a": '{"ocr": ["ä"]}', "b": '["x", 1]', "c": "5"}
+    assert read_predictions(file, KNOWN).texts == {"a": '{"ocr": ["ä"]}', "b": '["x", 1]', "c": "5"}
 
 
 def test_a_field_of_ones_own(tmp_path):
     file = lines(tmp_path / "file.jsonl", {"video_id": "a", "caption": "x", "answer": "y"})
-    assert read(file, KNOWN, field="answer").texts == {"a": "y"}
+    assert read_predictions(file, KNOWN, field="answer").texts == {"a": "y"}
     with pytest.raises(UserError, match=r"no text of a \(looked for text\)"):
-        read(file, KNOWN, field="text")
+        read_predictions(file, KNOWN, field="text")
     file.write_text('{"a": {"caption": "x", "answer": "y"}, "b": {"caption": "x"}, "c": "z"}')
-    found = read(file, KNOWN, field="answer")
+    found = read_predictions(file, KNOWN, field="answer")
     assert found.texts == {"a": "y", "c": "z"}
     assert found.broken == ["file.jsonl:sample 2: no text of b (looked for answer)"]
 
@@ -194,13 +198,13 @@ def test_a_field_of_ones_own(tmp_path):
 def test_encodings(tmp_path, encoding):
     file = tmp_path / "file.jsonl"
     file.write_text('{"video_id": "a", "caption": "猫"}\n', encoding=encoding)
-    assert read(file, KNOWN).texts == {"a": "猫"}
+    assert read_predictions(file, KNOWN).texts == {"a": "猫"}
 
 
 def test_bytes_that_are_no_text_are_told(tmp_path, caplog):
     file = tmp_path / "file.jsonl"
     file.write_bytes(b'{"video_id": "a", "caption": "x\xff"}\n{"video_id": "b", "caption": "y"}\n')
-    assert read(file, KNOWN).texts == {"a": "x�", "b": "y"}
+    assert read_predictions(file, KNOWN).texts == {"a": "x�", "b": "y"}
     assert "byte 31 is not utf-8" in caplog.text
 
 
@@ -214,7 +218,7 @@ def test_bytes_that_are_no_text_are_told(tmp_path, caplog):
         ("3", "not a JSON object: 3"),
         ("A caption.", "file.json:1: not a JSON object: A caption."),
         ('{"video_id": "zz", "caption": "x"}', "the task has no clip 'zz'"),
-        ('{"evaluations": {"a": {"visual_score": 4}}}', "holds scores.*give it as scores=FILE"),
+        ('{"evaluations": {"a": {"visual_score": 4}}}', "has scores.*give it as scores=FILE"),
         ("[" * 100_000, "not a JSON object"),
     ],
 )
@@ -222,16 +226,16 @@ def test_nothing_to_use(tmp_path, content, message):
     file = tmp_path / "file.json"
     file.write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        read(file, KNOWN)
+        read_predictions(file, KNOWN)
     assert str(caught.value).startswith(f"{file}: ")
     assert len(str(caught.value).replace(str(file), "")) < 200
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        read(tmp_path, KNOWN)
+        read_predictions(tmp_path, KNOWN)
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
-        find(tmp_path / "none", tasks.TASKS)
+        find_predictions(tmp_path / "none", tasks.TASKS)
 
 
 def test_the_files_of_a_folder(tmp_path):
@@ -241,19 +245,21 @@ def test_the_files_of_a_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "tone").mkdir()
-    found = find(tmp_path, tasks.TASKS)
-    assert found.files == {
+    files, unmatched = find_predictions(tmp_path, tasks.TASKS)
+    assert files == {
         "voice_source": tmp_path / "Voice-Source.json",
         "background": tmp_path / "background_change/any.json",
         "objects": tmp_path / "object.jsonl",
     }
-    assert found.unmatched == [tmp_path / "caption_score/a.json", tmp_path / "notes.json"]
-    assert find(tmp_path, ("tone", "objects")).files == {"objects": tmp_path / "object.jsonl"}
+    assert unmatched == [tmp_path / "caption_score/a.json", tmp_path / "notes.json"]
+    assert find_predictions(tmp_path, ("tone", "objects"))[0] == {
+        "objects": tmp_path / "object.jsonl"
+    }
 
 
 def test_several_files_of_a_task(tmp_path):
     for name in ("bgm.json", "BGM.jsonl"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"several files of bgm \(BGM\.jsonl, bgm\.json\)"):
-        find(tmp_path, tasks.TASKS)
-    assert find(tmp_path, ("tone",)) == predictions.Found({}, [])
+        find_predictions(tmp_path, tasks.TASKS)
+    assert find_predictions(tmp_path, ("tone",)) == ({}, [])

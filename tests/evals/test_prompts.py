@@ -23,7 +23,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("task", RUBRICS)
 def test_our_questions(task):
-    prompt = prompts.load(None, [task])[task]
+    prompt = prompts.load_prompts(None, [task])[task]
     assert (prompt.name, prompt.is_ours) == ("ugc_jax", True)
     system, user = prompt.messages("It rains {caption}.", "A cat {reference}.")
     assert system["content"] == messages.SYSTEM
@@ -85,18 +85,18 @@ def test_answers_of_another_form(task, answer):
 
 
 def test_a_file_is_the_whole_message(file):
-    prompt = prompts.load(str(file), ["final_caption"])["final_caption"]
+    prompt = prompts.load_prompts(str(file), ["final_caption"])["final_caption"]
     (message,) = prompt.messages("a {caption}", "b")
     assert message["role"] == "user"
     assert message["content"] == OWN.replace("{caption}", "b").replace("{reference}", "a {caption}")
     assert re.fullmatch(r"final_caption\.txt \([0-9a-f]{12}\)", prompt.name)
     file.write_text(OWN + " ")
-    assert prompts.load(str(file), ["final_caption"])["final_caption"].name != prompt.name
+    assert prompts.load_prompts(str(file), ["final_caption"])["final_caption"].name != prompt.name
 
 
 def test_wordings_compare_by_what_they_say(file, tmp_path, monkeypatch):
     def protocol(path, task="final_caption"):
-        return prompts.load(path and str(path), [task])[task].protocol
+        return prompts.load_prompts(path and str(path), [task])[task].protocol
 
     own = protocol(file)
     assert re.fullmatch(r"file [0-9a-f]{12}", own)
@@ -115,13 +115,13 @@ def test_wordings_compare_by_what_they_say(file, tmp_path, monkeypatch):
 
 def test_a_folder_holds_one_file_a_task(file):
     (file.parent / "objects.txt").write_text("{caption}{reference}")
-    loaded = prompts.load(str(file.parent), ["objects", "final_caption"])
+    loaded = prompts.load_prompts(str(file.parent), ["objects", "final_caption"])
     assert loaded["objects"].template == "{caption}{reference}"
     assert loaded["final_caption"].template == OWN
     with pytest.raises(UserError, match=r"background\.txt: no such file"):
-        prompts.load(str(file.parent), ["background"])
+        prompts.load_prompts(str(file.parent), ["background"])
     with pytest.raises(UserError, match=r"one file for 2 tasks \(objects, final_caption\)"):
-        prompts.load(str(file), ["objects", "final_caption"])
+        prompts.load_prompts(str(file), ["objects", "final_caption"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_folder_holds_one_file_a_task(file):
 def test_files_that_cannot_be_used(file, text, fault):
     file.write_text(text)
     with pytest.raises(UserError, match=fault) as caught:
-        prompts.load(str(file), ["final_caption"])
+        prompts.load_prompts(str(file), ["final_caption"])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -148,6 +148,6 @@ def test_files_that_cannot_be_used(file, text, fault):
 def test_files_that_cannot_be_read(file, tmp_path):
     file.write_bytes(b"{caption}{reference}\xff")
     with pytest.raises(UserError, match="not UTF-8 text.*; give a UTF-8 text file"):
-        prompts.load(str(file), ["final_caption"])
+        prompts.load_prompts(str(file), ["final_caption"])
     with pytest.raises(UserError, match=r"nowhere\.txt: no such file"):
-        prompts.load(str(tmp_path / "nowhere.txt"), ["final_caption"])
+        prompts.load_prompts(str(tmp_path / "nowhere.txt"), ["final_caption"])

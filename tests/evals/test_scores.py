@@ -66,8 +66,8 @@ def test_averages_that_count_zeros_are_told(write):
     }
     assert read_scores(write({"evaluations": rows} | overall)).notes == [
         TAKEN_FOR,
-        "score: the score file itself says 40.00, its clips 80.00",
-        "visual: the score file itself says 40.00, its clips 80.00",
+        "score: the score file states 40.00, its clips give 80.00",
+        "visual: the score file states 40.00, its clips give 80.00",
     ]
 
 
@@ -83,7 +83,7 @@ def test_who_judged_is_known_of_the_released_form_alone(write):
 def test_clips_by_their_files(write):
     names = {"clips/a.mp4": ratings(4, 4, 4), "b\ud83d": ratings(4, 4, 4)}
     assert [sample["id"] for sample in read_scores(write(names)).samples] == ["a", "b�"]
-    with pytest.raises(UserError, match="holds the clip 'a' twice"):
+    with pytest.raises(UserError, match="has the clip 'a' twice"):
         read_scores(write(names | {"a": ratings(4, 4, 4)}))
 
 
@@ -111,7 +111,7 @@ def test_plain_files_and_other_tasks(write):
         ({}, "has no usable ratings"),
         ({"evaluations": []}, "has no usable ratings"),
         ({"a": ratings(80, 60, 70)}, "has no usable ratings; give .* numbers from 1 to 5"),
-        ('{"a": {"visual": 1}, "a": {"visual": 2}}', "holds 'a' twice"),
+        ('{"a": {"visual": 1}, "a": {"visual": 2}}', "has 'a' twice"),
     ],
     ids=lambda value: str(value)[:40],
 )

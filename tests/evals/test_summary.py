@@ -2,7 +2,7 @@
 
 import pytest
 
-from ugc_jax.evals.summary import AVERAGED, average, summarize, table
+from ugc_jax.evals.summary import AVERAGED, average, result_table, summarize
 from ugc_jax.evals.tasks import FORMS, Sample, Task
 
 
@@ -48,7 +48,7 @@ def test_nothing_scored():
     facts = summarize(task, clips_of(task, [None, None]), {})
     assert (facts["score"], facts["interval"], facts["floor"], facts["n"]) == (None, None, None, 0)
     result = {"tasks": {"bgm": facts}, "average": None, "unscored": {"tone": "it is late"}}
-    assert "tone: not scored, it is late" in table(result)
+    assert "tone: not scored, it is late" in result_table(result)
 
 
 def test_average_is_that_of_the_paper():

@@ -6,7 +6,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals import prompts, tasks
-from ugc_jax.evals.tasks import FORMS, TASKS, Sample, load, named
+from ugc_jax.evals.tasks import FORMS, TASKS, Sample, load_tasks, task_names
 from ugc_jax.toy import task as world
 
 WITH_WORLD = FORMS | world.TASKS
@@ -48,13 +48,13 @@ def write_lines(path, *rows):
     ],
 )
 def test_names(text, expected):
-    assert named(text, WITH_WORLD) == expected
+    assert task_names(text, WITH_WORLD) == expected
 
 
 @pytest.mark.parametrize("text", ["", " , ", "tones", "ocr,colour"])
 def test_names_of_no_task(text):
     with pytest.raises(UserError, match="final_caption.*or all"):
-        named(text, WITH_WORLD)
+        task_names(text, WITH_WORLD)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_ids(path, expected):
 
 
 def test_released_files(shared_data):
-    loaded = load(shared_data / "ugc_videocap/qa", TASKS)
+    loaded = load_tasks(shared_data / "ugc_videocap/qa", TASKS)
     counts = {name: len(task.samples) for name, task in loaded.items()}
     assert list(counts) == list(TASKS)
     assert list(counts.values()) == [669, 999, 999, 826, 311, 997, 999, 999, 999]
@@ -98,7 +98,7 @@ def test_judged_tasks_have_questions_for_the_judge():
 
 def test_answers_are_spelled_as_options(tmp_path):
     file = write(tmp_path / "BGM.json", option(answer="yes"), option("b", "NO "))
-    (task,) = load(file, ("bgm",)).values()
+    (task,) = load_tasks(file, ("bgm",)).values()
     assert task.samples == (Sample("a", "Yes", ("Yes", "No")), Sample("b", "No", ("Yes", "No")))
     assert task.question == "Well? Options: Yes, No."
     assert (task.name, task.form, task.is_judged) == ("bgm", FORMS["bgm"], False)
@@ -106,44 +106,44 @@ def test_answers_are_spelled_as_options(tmp_path):
 
 def test_options_that_letters_do_not_tell_apart(tmp_path):
     signs = [option("a", "+", ("+", "-")), option("b", "-", ("+", "-"))]
-    (task,) = load(write(tmp_path / "tone.json", *signs), ("tone",)).values()
+    (task,) = load_tasks(write(tmp_path / "tone.json", *signs), ("tone",)).values()
     assert [sample.reference for sample in task.samples] == ["+", "-"]
     for answer, options in (("*", ("+", "-")), ("a", ("A+", "A-")), ("?", ("+", "Yes"))):
         with pytest.raises(UserError, match="is not an option"):
-            load(write(tmp_path / "tone.json", option("a", answer, options)), ("tone",))
+            load_tasks(write(tmp_path / "tone.json", option("a", answer, options)), ("tone",))
 
 
 def test_of_all_tasks_those_that_are_there(tmp_path, caplog):
     write(tmp_path / "object.json", sample(answer="cup"))
     write_lines(tmp_path / "ocr.jsonl", {"video_id": "a", "ocr": []})
-    assert list(load(tmp_path, named("all"))) == ["ocr", "objects"]
+    assert list(load_tasks(tmp_path, task_names("all"))) == ["ocr", "objects"]
     assert "has no files of voice_source, tone, bgm, background" in caplog.text
-    assert list(load(tmp_path, ("objects",))) == ["objects"]
+    assert list(load_tasks(tmp_path, ("objects",))) == ["objects"]
     with pytest.raises(UserError, match=r"has no tone\.json; give the folder"):
-        load(tmp_path, ("objects", "tone"))
+        load_tasks(tmp_path, ("objects", "tone"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"has no voice_source\.json, tone\.json"):
-        load(tmp_path / "empty", TASKS)
+        load_tasks(tmp_path / "empty", TASKS)
 
 
 def test_the_file_of_one_task(tmp_path):
     file = write(tmp_path / "object.json", sample(answer="cup"))
-    assert list(load(file, TASKS)) == ["objects"]
+    assert list(load_tasks(file, TASKS)) == ["objects"]
     own = write(tmp_path / "mine.json", sample(answer="cup"))
-    assert list(load(own, ("objects",))) == ["objects"]
-    with pytest.raises(UserError, match=r"mine\.json: its name does not tell its task"):
-        load(own, TASKS)
+    assert list(load_tasks(own, ("objects",))) == ["objects"]
+    with pytest.raises(UserError, match=r"mine\.json: is not named after a task"):
+        load_tasks(own, TASKS)
     for names in (("tone", "bgm"), ("tone", "objects", "bgm")):
         with pytest.raises(UserError, match="is of the task objects, not of tone, bgm; correct"):
-            load(file, names)
+            load_tasks(file, names)
     with pytest.raises(UserError, match="is of the task objects, not of background; correct"):
-        load(file, ("background",))
+        load_tasks(file, ("background",))
     with pytest.raises(UserError, match=r"none\.json: no such file; give the folder"):
-        load(tmp_path / "none.json", TASKS)
+        load_tasks(tmp_path / "none.json", TASKS)
 
 
 def test_a_part_of_the_samples_is_told(tmp_path, caplog):
-    load(write(tmp_path / "tone.json", option()), ("tone",))
+    load_tasks(write(tmp_path / "tone.json", option()), ("tone",))
     assert "tone.json: 1 samples, not the released 999" in caplog.text
 
 
@@ -168,18 +168,18 @@ def test_a_part_of_the_samples_is_told(tmp_path, caplog):
         (
             "objects",
             {"question": "?", "samples": [sample(), sample()]},
-            "sample a: its id stands twice",
+            "sample a: a second sample with this id",
         ),
         (
             "objects",
             {"question": "?", "valid_count": 3, "samples": [sample()]},
             "valid_count is 3, but it has 1 samples",
         ),
-        ("tone", {"question": "?", "samples": [sample()]}, "sample a: options are none"),
+        ("tone", {"question": "?", "samples": [sample()]}, "sample a: its options are missing"),
         (
             "tone",
             {"question": "?", "samples": [option(), option("b", options=("No", "Yes"))]},
-            "sample b: options are none, or not the first's",
+            "sample b: its options are missing, or not those of the first",
         ),
         (
             "tone",
@@ -200,7 +200,7 @@ def test_another_form(tmp_path, name, content, message):
     file = tmp_path / "file.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=message) as caught:
-        load(file, (name,), WITH_WORLD)
+        load_tasks(file, (name,), WITH_WORLD)
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
 
@@ -212,4 +212,4 @@ def test_what_is_no_text(tmp_path):
         with pytest.raises(
             UserError, match=r"tone\.json: .* \(not UTF-8 text\); give .* qa files as rel"
         ):
-            load(place, ("tone",))
+            load_tasks(place, ("tone",))

@@ -21,13 +21,13 @@ def test_the_manifest_of_a_world(tmp_path, caplog, names):
     manifest = tmp_path / "any name.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with caplog.at_level(logging.WARNING):
-        (found,) = tasks.load(manifest, names, FORMS).values()
+        (found,) = tasks.load_tasks(manifest, names, FORMS).values()
     assert (found.name, found.form, found.question) == ("world", task.FORM, world.QUESTION)
     assert found.samples[1] == tasks.Sample("000001", attributes)
     assert found.form.columns == ("visual", "audio", "text", "cross", "all_right")
     assert not caplog.text
     with pytest.raises(UserError, match="is of the task world, not of tone"):
-        tasks.load(manifest, ("tone",), FORMS)
+        tasks.load_tasks(manifest, ("tone",), FORMS)
 
 
 def test_scores():

@@ -1,8 +1,8 @@
-"""Is one result better than another, or is it noise? Differences of the same clips' scores.
+"""Comparison of results: paired differences of the scores of the same clips.
 
-Two models meet the same easy and hard clips, so the difference clip by clip is far surer than the
-difference of two means. Its 95 % interval is a bootstrap over the clips, which holds the judge's
-noise, too: each clip was judged on its own.
+Both models have the same easy and hard clips, so the mean of the differences clip by clip has a far
+smaller error than the difference of two means. Its 95 % interval is a bootstrap over the clips,
+which includes the noise of the judge, as each clip was judged on its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,51 +10,51 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ugc_jax.evals.intervals import interval
-from ugc_jax.evals.results import VERSION, columns
+from ugc_jax.evals.results import VERSION, column_names
 from ugc_jax.settings import flatten
 
-TIE = 1e-9  # differences of scores below it are rounding
-# A percentile bootstrap of fewer clips is too sure: where there is no difference, it calls 13 % of
-# sets of 5 clips better or worse, and 7 to 5 % of those of 20 and more; it should be 5 %.
-FEWEST = 20
+TIE = 1e-9  # smaller differences of scores are rounding errors
+# Intervals of a percentile bootstrap are too narrow for few clips: without any difference, 13 % of
+# sets of 5 clips come out better or worse, and 7 to 5 % of those of 20 and more; 5 % is right.
+MIN_CLIPS = 20
 
 
-def compare(results: Sequence[dict]) -> dict:
-    """The first result against each of the others: {"base": name, "against": [one each]}.
+def compare_results(results: Sequence[dict]) -> dict:
+    """The first result against each of the others: {"version", "base": name, "against": [dicts]}.
 
-    One holds "name" and "tasks": {task: {"score" and each common column: a `difference`, "only":
-    [clips scored in the base alone, in the other alone], "strangers": clips of one id and two
-    references, "protocol": [what differs, ...]}} of the tasks that both have; "missing" lists those
-    that only one has, "asked" what differs in how the models were asked.
+    Each dict has "name" and "tasks": {task: {"score" and each common column: a `difference`,
+    "only": [clips scored in the base alone, in the other alone], "strangers": clips of one id and
+    two references, "protocol": [differences]}} of the tasks that both have; "missing" lists tasks
+    that only one has, "asked" differences in how the models were asked.
     """
     base, *others = results
-    against = [_against(base, other) for other in others]
+    against = [_compare_two(base, other) for other in others]
     return {"version": VERSION, "base": base["name"], "against": against}
 
 
-def _against(base: dict, other: dict) -> dict:
+def _compare_two(base: dict, other: dict) -> dict:
     common = [task for task in base["tasks"] if task in other["tasks"]]
-    ours, theirs = (_asked(result) for result in (base, other))
+    settings = [_asked(result) for result in (base, other)]
     return {
         "name": other["name"],
-        "asked": _differences(ours, theirs) if ours and theirs else [],
-        "tasks": {task: _task(base, other, task) for task in common},
+        "asked": _differences(*settings) if all(settings) else [],
+        "tasks": {task: _compare_task(base, other, task) for task in common},
         "missing": sorted(set(base["tasks"]) ^ set(other["tasks"])),
     }
 
 
-def _task(base: dict, other: dict, task: str) -> dict:
+def _compare_task(base: dict, other: dict, task: str) -> dict:
     ours, theirs = (
         {clip["id"]: clip for clip in result["clips"][task] if "score" in clip}
         for result in (base, other)
     )
     common = [one for one in ours if one in theirs]
-    both = [one for one in common if same(ours[one], theirs[one])]
+    both = [one for one in common if is_same_clip(ours[one], theirs[one])]
     protocol = _protocol(*(result["tasks"][task].get("protocol") or {} for result in (base, other)))
-    shared = [c for c in columns(base["tasks"][task]) if c in other["tasks"][task]]
+    shared = [name for name in column_names(base["tasks"][task]) if name in other["tasks"][task]]
     table = {}
     for column in ("score", *shared):
-        # some clips may lack a column
+        # a clip may have no value in a column
         pairs = [(ours[n], theirs[n]) for n in both if column in ours[n] and column in theirs[n]]
         table[column] = difference([b[column] - a[column] for a, b in pairs])
         if protocol:
@@ -68,26 +68,26 @@ def _task(base: dict, other: dict, task: str) -> dict:
 
 
 def _asked(result: dict) -> dict:
-    """How a model was asked, by dotted setting; empty where it is not known."""
+    """Dotted setting -> value: how a model was asked; empty if unknown."""
     asked = result.get("asked") or {}
     return flatten({name: asked.get(name) or {} for name in ("clip", "sampling")})
 
 
-def same(clip: dict, other: dict) -> bool:
-    """Two clips of one id are the same: what is on record of them is not two things."""
+def is_same_clip(clip: dict, other: dict) -> bool:
+    """True unless two clips of one id have different references."""
     ours, theirs = clip.get("reference"), other.get("reference")
     return ours is None or theirs is None or ours == theirs
 
 
 def difference(values: Sequence[float]) -> dict:
-    """Facts of the differences of n clips, later minus earlier.
+    """Statistics of n differences, one a clip: the other result minus the base.
 
-    "difference": their mean; "interval": its 95 % interval; "wins", "ties", "losses": clips;
-    "verdict": "better" or "worse" where the interval leaves out 0, else "noise"; "too few" and no
-    interval for less than FEWEST clips.
+    "difference": their mean; "interval": its 95 % interval; "n", "wins", "ties", "losses": numbers
+    of clips; "verdict": "better" or "worse" if the interval excludes 0, else "noise"; "too few" and
+    no interval for less than MIN_CLIPS clips.
     """
     values = np.asarray(values, np.float64)
-    bounds = interval(values) if len(values) >= FEWEST else None
+    bounds = interval(values) if len(values) >= MIN_CLIPS else None
     verdict = "too few"
     if bounds is not None:
         verdict = "better" if bounds[0] > 0 else "worse" if bounds[1] < 0 else "noise"
@@ -104,9 +104,9 @@ def difference(values: Sequence[float]) -> dict:
 
 
 def _protocol(ours: Mapping, theirs: Mapping) -> list[str]:
-    """Why two scores do not compare; empty if they do. A judge that is not known is no one's."""
+    """Why two scores do not compare; empty if they do. An unknown judge compares with none."""
     if any(protocol.get("judge", "") is None for protocol in (ours, theirs)):
-        return ["it is not known who judged"]
+        return ["the judge is unknown"]
     return _differences(ours, theirs)
 
 
@@ -119,7 +119,7 @@ def _differences(ours: Mapping, theirs: Mapping) -> list[str]:
     ]
 
 
-def table(comparison: dict) -> str:
+def comparison_table(comparison: dict) -> str:
     """A comparison as text for a terminal."""
     lines = []
     for other in comparison["against"]:
@@ -129,7 +129,7 @@ def table(comparison: dict) -> str:
             f"{'clips':>6}{'wins':>6}{'ties':>6}{'losses':>7}  verdict"
         )
         if not other["tasks"]:
-            lines.append("no task that both have")
+            lines.append("no common task")
         for task, facts in other["tasks"].items():
             for column, fact in facts.items():
                 if isinstance(fact, dict):
@@ -141,13 +141,13 @@ def table(comparison: dict) -> str:
 
 
 def _line(label: str, fact: dict, digits: int) -> str:
-    shown, bounds = "-", "-"
+    mean, bounds = "-", "-"
     if fact["difference"] is not None:
-        shown = f"{fact['difference']:+.{digits}f}"
+        mean = f"{fact['difference']:+.{digits}f}"
     if fact["interval"] is not None:
         bounds = "{:+.{digits}f} to {:+.{digits}f}".format(*fact["interval"], digits=digits)
     counts = f"{fact['n']:>6}{fact['wins']:>6}{fact['ties']:>6}{fact['losses']:>7}"
-    return f"{label:<18}{shown:>10}  {bounds:<18}{counts}  {fact['verdict']}"
+    return f"{label:<18}{mean:>10}  {bounds:<18}{counts}  {fact['verdict']}"
 
 
 def _remarks(other: dict) -> list[str]:
@@ -157,12 +157,16 @@ def _remarks(other: dict) -> list[str]:
             remarks.append(f"{task} does not compare: {'; '.join(facts['protocol'])}")
         if any(facts["only"]):
             one, two = facts["only"]
-            remarks.append(f"{task}: left out are {one} and {two} clips that only one has scored")
+            remarks.append(
+                f"{task}: {one} and {two} clips that only one result has scored are left out"
+            )
         if facts["strangers"]:
             count = facts["strangers"]
-            remarks.append(f"{task}: left out are {count} ids of two different clips (references)")
+            remarks.append(f"{task}: {count} ids of two different clips (references) are left out")
     if other["asked"]:
-        remarks.append(f"the models saw the clips in different ways: {'; '.join(other['asked'])}")
+        remarks.append(
+            f"the models saw the clips with different settings: {'; '.join(other['asked'])}"
+        )
     if other["missing"]:
-        remarks.append(f"tasks that only one of the two has: {', '.join(other['missing'])}")
+        remarks.append(f"tasks of only one result: {', '.join(other['missing'])}")
     return remarks

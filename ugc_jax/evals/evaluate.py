@@ -1,8 +1,8 @@
-"""Predictions against what is on record: task by task, clip by clip -> a result.
+"""Scores predictions against references, task by task and clip by clip -> a result.
 
 qa files -> tasks --+
-prediction files ---+-> score of each clip, or why it has none -> summary -> result.json
-judge, where asked -+
+prediction files ---+-> score of each clip, or a failure -> summary -> result.json
+LLM judge, if any --+
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
-from ugc_jax.evals import predictions, scores
+from ugc_jax.evals import scores
 from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
-from ugc_jax.evals.predictions import Predictions
+from ugc_jax.evals.predictions import Predictions, find_predictions, read_predictions
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
 from ugc_jax.evals.tasks import FORMS, Form, Task
@@ -24,7 +24,7 @@ from ugc_jax.evals.tasks import FORMS, Form, Task
 logger = logging.getLogger(__name__)
 
 NEEDS_JUDGE = "it needs a judge: judge.model=NAME"
-MOST_FAULTS = 100  # that are listed one by one
+MAX_FAULTS = 100  # listed one by one in a result
 
 
 @dataclasses.dataclass
@@ -33,14 +33,12 @@ class Evaluation:
 
     name: str  # of the model, for tables
     sources: dict[str, str | None]
-    asked: dict | None = None  # which model was asked for the predictions, and how, if any was
+    asked: dict | None = None  # model and settings, if a model was asked for the predictions
     benchmark: str = "UGC-VideoCap"
     tasks: dict[str, dict] = dataclasses.field(default_factory=dict)
     clips: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
     unscored: dict[str, str] = dataclasses.field(default_factory=dict)
-    faults: dict = dataclasses.field(
-        default_factory=lambda: {"duplicate": 0, "unknown": 0, "broken": 0, "listed": []}
-    )
+    predictions: list[Predictions] = dataclasses.field(default_factory=list)
 
     @classmethod
     def create(
@@ -52,9 +50,9 @@ class Evaluation:
         checkpoint: str | None,
         judge: str | None = None,
     ) -> "Evaluation":
-        """name: None takes that of the file or the checkpoint. judge: the model that is asked.
+        """name: None takes that of the file or the checkpoint. judge: name of the judge's model.
 
-        Raises UserError where nothing is to be scored, or what is given does not go together.
+        Raises UserError if there is nothing to score, or if arguments exclude each other.
         """
         if not (predictions or scores or checkpoint):
             raise UserError(
@@ -81,22 +79,20 @@ class Evaluation:
         noise: float | None = None,
         notes: Sequence[str] = (),
     ):
-        """Add a task whose clips are scored; the arguments are those of `summary.summarize`."""
+        """Add a task with its scored clips; the arguments are those of `summary.summarize`."""
         self.tasks[task.name] = summarize(task, clips, protocol, noise, notes)
         if task.form.benchmark != Evaluation.benchmark:
             self.benchmark = task.form.benchmark
         self.clips[task.name] = clips
 
-    def note_faults(self, predictions: Predictions):
-        """Add what is wrong with a file of predictions."""
-        for kind in ("duplicate", "unknown", "broken"):
-            self.faults[kind] += len(getattr(predictions, kind))
-        room = MOST_FAULTS - len(self.faults["listed"])
-        self.faults["listed"] += predictions.faults()[:room]
-
     def result(self, judge: dict | None) -> dict:
-        """The content of result.json. judge: who judged, or None."""
+        """The content of result.json. judge: `JudgedTasks.record`, or None without a judge."""
         now = datetime.datetime.now(datetime.UTC)
+        faults = {
+            kind: sum(len(getattr(one, kind)) for one in self.predictions)
+            for kind in ("duplicate", "unknown", "broken")
+        }
+        listed = [fault for one in self.predictions for fault in one.faults()]
         return {
             "version": VERSION,
             "name": self.name,
@@ -109,7 +105,7 @@ class Evaluation:
             "average": average(self.tasks),
             "tasks": self.tasks,
             "unscored": self.unscored,
-            "faults": self.faults,
+            "faults": faults | {"listed": listed[:MAX_FAULTS]},
             "clips": self.clips,
         }
 
@@ -120,30 +116,30 @@ def read_all(
     field: str | None = None,
     forms: Mapping[str, Form] = FORMS,
 ) -> dict[str, Predictions]:
-    """Task -> its predictions, of a folder with a file a task, or of the file of one task.
+    """Task -> its predictions, from a folder with a file a task, or from the file of one task.
 
-    field: as in `predictions.read`. forms: of all tasks that a file may be named after. Raises
-    UserError for a file where several tasks are asked for, and for a folder without a file of any.
+    field: as in `read_predictions`. forms: the forms of all known tasks, to match file names.
+    Raises UserError for one file and several tasks, and for a folder without a file of any task.
     """
     path = Path(path)
     paths = {name: path for name in benchmark}
     if path.is_dir():
-        paths, unmatched = predictions.find(path, list(benchmark), forms)
+        paths, unmatched = find_predictions(path, list(benchmark), forms)
         for file in unmatched:
-            logger.warning("%s: its name is that of no task; left out", file)
+            logger.warning("%s: is not named after a task; left out", file)
         if not paths:
             raise UserError(
-                f"{path}: holds no file of predictions; name them TASK.jsonl, such as "
+                f"{path}: has no file of predictions; name them TASK.jsonl, such as "
                 f"{next(iter(benchmark))}.jsonl"
             )
     elif len(benchmark) > 1:
         raise UserError(
-            f"{path}: is one file, and {len(benchmark)} tasks are asked for; name its task=NAME, "
-            "or give a folder with a file a task"
+            f"{path}: is one file for {len(benchmark)} tasks; give its task as task=NAME, or a "
+            "folder with a file for each task"
         )
     texts = {}
     for name, file in paths.items():
-        texts[name] = predictions.read(file, set(benchmark[name].ids), field)
+        texts[name] = read_predictions(file, set(benchmark[name].ids), field)
         if (faults := texts[name].summary()) is not None:
             logger.warning("%s: %s", file, faults)
     return texts
@@ -153,10 +149,10 @@ def read_all(
 def judge_for(
     config: EvalJudgeConfig, tasks: Iterable[Task], output: Path
 ) -> Iterator[JudgedTasks | None]:
-    """The judge of those of the tasks that need one; None if none does or no model is named.
+    """The judge of the judged tasks; None without such tasks or without a model in the config.
 
-    Its answers are kept beside the output, unless the config names another file. Raises UserError
-    for a judge that cannot be asked, before anything is.
+    Its answers are cached beside the output, unless the config names another file. Raises UserError
+    for a judge that cannot be used, before it is asked anything.
     """
     names = [task.name for task in tasks if task.is_judged]
     if not names or config.model is None:
@@ -168,7 +164,7 @@ def judge_for(
 
 
 def beside(output: Path, name: str) -> Path:
-    """What belongs to a result: "result.judge.jsonl" of "result.json"."""
+    """The path of a file that belongs to a result: "result.judge.jsonl" for "result.json"."""
     stem = output.name.removesuffix(".json")
     return output.with_name(f"{stem}.{name}")
 
@@ -182,7 +178,7 @@ def score_all(
     """The result of the predictions of each task.
 
     A task without predictions, or without the judge that it needs, is listed in "unscored". Raises
-    UserError where that leaves none.
+    UserError if no other task is left.
     """
     for name, task in benchmark.items():
         if name not in texts:
@@ -197,7 +193,7 @@ def score_all(
         )
     for task in todo:
         predicted = texts[task.name]
-        evaluation.note_faults(predicted)
+        evaluation.predictions.append(predicted)
         clips, noise, notes = score_task(task, predicted, judge)
         protocol = judge.protocol(task.name) if task.is_judged else dict(task.form.protocol)
         evaluation.add(task, clips, protocol, noise, notes)
@@ -207,17 +203,17 @@ def score_all(
 def score_task(
     task: Task, predicted: Predictions, judge: JudgedTasks | None
 ) -> tuple[list[dict], float | None, list[str]]:
-    """(what became of each sample of a task, in its order; the judge's noise; notes).
+    """(clips of a result, one a sample and in their order; the judge's noise; notes).
 
-    A sample is {"id", "reference", "prediction" where there is one} and what `Form.score` gives, or
-    "failure": "missing" (no line), "error" (a line with an error), "empty" (no text), "judge" (no
-    usable answer), and those of `Form.score`: "skipped" (the OCR normalisation has nothing to
-    compare). judge: asked about the predictions of a judged task.
+    A clip is {"id", "reference", "prediction" if there is one} with the items of `Form.score`, or
+    with "failure": "missing" (no line), "error" (a line with an error), "empty" (no text), "judge"
+    (no usable answer), or a kind of `Form.score`: "skipped" (the OCR normalisation leaves nothing
+    to compare). judge: scores the predictions of a judged task.
     """
     clips, to_judge = [], []
     for sample in task.samples:
         text = predicted.texts.get(sample.id)
-        clip = {"id": sample.id, "reference": shown(sample.reference)}
+        clip = {"id": sample.id, "reference": reference_text(sample.reference)}
         if text is not None:
             clip["prediction"] = text
         clips.append(clip)
@@ -245,8 +241,8 @@ def score_task(
     return clips, noise, notes
 
 
-def shown(reference: object) -> str:
-    """A sample's reference as text."""
+def reference_text(reference: object) -> str:
+    """The reference of a sample as text."""
     if isinstance(reference, dict):
         return ", ".join(f"{name}: {value}" for name, value in reference.items())
     return reference if isinstance(reference, str) else "\n".join(reference)
@@ -261,20 +257,19 @@ def take_scores(
 ) -> dict:
     """The result of a file of a judge's scores of one task; no judge is asked.
 
-    benchmark, texts: give the clips their references and predictions, where they are known. A
-    sample of the task that the file does not rate is a failure "missing"; a clip that it rates and
-    the task lacks counts as it did in the release, and a note says so. Raises UserError for several
-    tasks, and as `scores.read_scores` does.
+    benchmark, texts: for the references and predictions of the clips, as far as they are known. A
+    sample without a rating is a failure "missing". A rated clip that is no sample counts, as in the
+    release, and a note says so. Raises UserError for several tasks, and as `scores.read_scores`.
     """
     if len(names) > 1:
-        raise UserError(f"{path}: holds scores of one task, not of {', '.join(names)}; name one")
+        raise UserError(f"{path}: has scores of one task, not of {', '.join(names)}; name one")
     (name,) = names
     rated, notes, protocol = scores.read_scores(path, name)
     references, predicted = {}, {}
     if name in benchmark:
-        references = {s.id: shown(s.reference) for s in benchmark[name].samples}
+        references = {s.id: reference_text(s.reference) for s in benchmark[name].samples}
     if name in texts:
-        evaluation.note_faults(texts[name])
+        evaluation.predictions.append(texts[name])
         predicted = texts[name].texts
     ids = {clip["id"] for clip in rated}
     missing = [{"id": one, "failure": "missing"} for one in references if one not in ids]
@@ -283,8 +278,8 @@ def take_scores(
         clip | {key: of[clip["id"]] for key, of in known.items() if clip["id"] in of}
         for clip in [*rated, *missing]
     ]
-    if references and (strange := len(ids - references.keys())):
-        notes = [*notes, f"{strange} rated clips are not among the task's samples; they count"]
+    if references and (unknown := len(ids - references.keys())):
+        notes = [*notes, f"{unknown} rated clips are not among the task's samples; they count"]
     task = benchmark.get(name, Task(name, FORMS[name], "", ()))
     evaluation.add(task, clips, protocol, notes=notes)
     return evaluation.result(None)

@@ -1,17 +1,17 @@
-"""How sure a mean over clips is."""
+"""The confidence interval of a mean over clips."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 RESAMPLES = 5000
-_AT_ONCE = 2**19  # numbers in memory
+_BATCH = 2**19  # resampled values in memory at a time
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of f[n], by a percentile bootstrap over the n.
+    """The 95 % interval of the mean of f[n], by a percentile bootstrap with a fixed seed.
 
-    Equal values give equal bounds, at any time. None for fewer than two values, which tell nothing.
+    Equal input gives equal bounds. None for fewer than two values.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:
@@ -24,7 +24,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float] | None
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
-        batch=max(1, _AT_ONCE // len(values)),
+        batch=max(1, _BATCH // len(values)),
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval

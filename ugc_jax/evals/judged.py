@@ -1,10 +1,10 @@
-"""The judged tasks: every caption is put to an LLM judge, as often as asked, on one event loop.
+"""The judged tasks: an LLM judge scores each caption, `repeats` times, on one event loop.
 
     with JudgedTasks(config, ["final_caption"]) as judge:
         samples, noise, unanswered = judge.judge("final_caption", items)
 
-What has been answered before, by a run that was killed too, comes out of the judge's cache. A
-caption without a usable answer is a failure, never a zero, and is asked about by the next run.
+Answers of earlier runs, also of runs that were killed, come from the judge's cache. A caption
+without a usable answer is a failure, not a zero; the next run asks about it again.
 """
 
 import asyncio
@@ -19,8 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import prompts
-from ugc_jax.evals.prompts import RUBRICS
+from ugc_jax.evals.prompts import RUBRICS, Prompt, load_prompts
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
 
@@ -48,7 +47,7 @@ class EvalJudgeConfig(JudgeConfig):
 
 
 class Item(NamedTuple):
-    """One caption, or answer, that is judged. No text is empty."""
+    """One caption, or answer, that is judged; its texts are not empty."""
 
     id: str
     reference: str
@@ -56,14 +55,14 @@ class Item(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What became of a task.
+    """The scores of a task.
 
-    samples: one each item, {"id", "score" and columns in percent or "failure": "judge",
-    "reference", "prediction", "note": the judge's reason, or why there is no answer}.
+    samples: one an item: {"id", "score" and columns in percent or "failure": "judge", "reference",
+    "prediction", "note": the judge's reason, or the error}.
     noise: standard deviation of the task's score from one judging of all captions to the next, in
-    percent; None where no caption was judged twice.
-    unanswered: questions, `repeats` a caption, that have no usable answer; the score of a caption
-    that has others is the mean of these.
+    percent; None if no caption was judged twice.
+    unanswered: number of questions (`repeats` a caption) without a usable answer; a caption's score
+    is the mean over its usable answers.
     """
 
     samples: list[dict]
@@ -72,19 +71,19 @@ class Judged(NamedTuple):
 
 
 class NotAsked(JudgeError):
-    """A question that was not asked, since the judge had been given up."""
+    """A question was not asked, as the judge had been given up."""
 
 
 class JudgedTasks:
-    """One judge for all judged tasks of a run; a context manager. Not for use inside a loop."""
+    """One judge for all judged tasks of a run; a context manager, not for use in an event loop."""
 
     def __init__(self, config: EvalJudgeConfig, tasks: Iterable[str]):
-        """tasks: those that will be judged, of `prompts.RUBRICS`.
+        """tasks: names of the tasks to judge, of `prompts.RUBRICS`.
 
-        Raises UserError for a prompt, a judge or a cache that cannot be used; asks nothing yet.
+        Asks nothing yet. Raises UserError for a prompt, a judge or a cache that cannot be used.
         """
         self.config = config
-        self._prompts = prompts.load(config.prompt, tasks)
+        self._prompts = load_prompts(config.prompt, tasks)
         self._judge = Judge(config)
         self._runner = asyncio.Runner()
 
@@ -110,8 +109,8 @@ class JudgedTasks:
     def judge(self, task: str, items: Sequence[tuple[str, str, str]]) -> Judged:
         """The judge's scores of n items (id, reference, prediction) of one task.
 
-        Logs all failures in one line. Raises UserError for a mistake of the config, such as a wrong
-        key; KeyboardInterrupt leaves all answers so far in the cache.
+        Logs all failures in one line. Raises UserError for a mistake in the config, such as a wrong
+        key; after a KeyboardInterrupt all answers so far are in the cache.
         """
         items = [Item(*item) for item in items]
         outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
@@ -123,12 +122,12 @@ class JudgedTasks:
         return Judged(samples, spread, len(failures))
 
     def protocol(self, task: str) -> dict:
-        """What has to be equal for two scores of the task to compare."""
+        """The settings that must be equal for two scores of the task to compare."""
         judge, temperature = self.config.model, self.config.temperature
         return {"judge": judge, "temperature": temperature, "prompt": self._prompts[task].protocol}
 
     def record(self) -> dict:
-        """The judge, how it was asked, and its usage (judge.Usage) so far, as JSON."""
+        """Model, settings and usage (judge.client.Usage) of the judge so far, as JSON."""
         names = dict.fromkeys(prompt.name for prompt in self._prompts.values())
         return {
             "model": self.config.model,
@@ -142,16 +141,16 @@ class JudgedTasks:
 def noise(scores: Sequence[Sequence[float]]) -> float | None:
     """Standard deviation of a task's score from one judging of all its clips to the next.
 
-    scores: of each clip, those of its repeats. The score is a mean over n clips that are judged
-    independently, so its variance is the sum of the clips' variances over n squared. Clips with
-    fewer than two scores tell nothing; None if there are no others.
+    scores: for each clip the scores of its repeats. The task's score is a mean over n clips, which
+    are judged independently, so its variance is the sum of the clips' variances over n squared.
+    Clips with fewer than two scores are left out; None if there are no others.
     """
     variances = [statistics.variance(repeats) for repeats in scores if len(repeats) > 1]
     return math.sqrt(sum(variances)) / len(variances) if variances else None
 
 
 class _Question(NamedTuple):
-    place: int  # of the item
+    item: int  # number of the item
     repeat: int
     messages: list[dict]
 
@@ -159,21 +158,22 @@ class _Question(NamedTuple):
 class _Round:
     """All questions of one task.
 
-    The judge is given up when it is Unreachable, and after as many failures in a row as no chance
-    brings: it would be asked in vain, and paid, for every caption.
+    The judge is given up when it is Unreachable, and after many failures in a row: the remaining
+    questions would fail too, and cost money.
     """
 
-    def __init__(self, judge: Judge, task: str, prompt: prompts.Prompt, items: Sequence[Item]):
+    def __init__(self, judge: Judge, task: str, prompt: Prompt, items: Sequence[Item]):
         config = judge.config
         self._judge, self._task, self._parse = judge, task, _parser(task)
         self._questions = [  # all captions once, before any of them twice
-            _Question(place, repeat, prompt.messages(item.reference, item.prediction))
+            _Question(number, repeat, prompt.messages(item.reference, item.prediction))
             for repeat in range(config.repeats)
-            for place, item in enumerate(items)
+            for number, item in enumerate(items)
         ]
-        # [n, repeats]: what `_parser` makes of the answer, or why there is none
+        # [n, repeats]: the parsed answer, or the error
         self.outcomes: list[list] = [[None] * config.repeats for _ in items]
-        self._failed, self._row, self._most = 0, 0, max(20, 2 * config.concurrency)
+        # failures in all, failures in a row, and the limit of these
+        self._failed, self._row, self._limit = 0, 0, max(20, 2 * config.concurrency)
 
     async def run(self) -> list[list[dict | JudgeError]]:
         """`outcomes`, complete. Raises UserError for a mistake of the config."""
@@ -204,19 +204,19 @@ class _Round:
 
     async def _ask(self, question: _Question):
         try:
-            if self._row >= self._most:
-                raise NotAsked("not asked, since the judge was given up")
+            if self._row >= self._limit:
+                raise NotAsked("not asked, as the judge was given up")
             outcome = await self._judge.ask(question.messages, self._parse, question.repeat)
             self._row = 0
         except JudgeError as error:
             outcome = error
             self._failed += 1
-            self._row = self._most if isinstance(error, Unreachable) else self._row + 1
-        self.outcomes[question.place][question.repeat] = outcome
+            self._row = self._limit if isinstance(error, Unreachable) else self._row + 1
+        self.outcomes[question.item][question.repeat] = outcome
 
 
 def _parser(task: str) -> Callable[[dict], dict]:
-    """The judge's JSON object -> {"score", columns, "note": its reason, if it gives one}."""
+    """A function: the judge's JSON object -> {"score", columns, "note": its reason, if any}."""
 
     def parse(answer: dict) -> dict:
         scores, reason = RUBRICS[task].scores(answer), answer.get("reason")
@@ -231,7 +231,7 @@ def _usable(outcomes: Sequence[dict | JudgeError]) -> list[dict]:
 
 
 def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence[str]) -> dict:
-    """An item of `Judged.samples`: the mean of the repeats that were answered."""
+    """A sample of `Judged`: means over the usable answers."""
     texts = {"reference": item.reference, "prediction": item.prediction}
     usable = _usable(outcomes)
     if not usable:
@@ -242,7 +242,7 @@ def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence
 
 
 def _log_failures(task: str, failures: Sequence[JudgeError], asked: int):
-    """One line for all failures of a task, each kind of them with its first message."""
+    """Log the failures of a task in one line: of each type the count and the first message."""
     if not failures:
         return
     counts, first = Counter(map(type, failures)), {type(e): e for e in reversed(failures)}

@@ -1,4 +1,4 @@
-"""Answers to questions with options: which one is chosen, and what an accuracy hides."""
+"""Answers to questions with options: the chosen option, majority, recall, confusion counts."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ugc_jax.judge.messages import json_object
 
-OTHER = "other"  # an answer that is none of the options, or several
+OTHER = "other"  # an answer that names no option, or several
 
 # "B", "(b)", "B. In-Video Voice", "Answer: B", "The answer is B."
 _LETTER = re.compile(
@@ -20,13 +20,13 @@ _LONE = re.compile(
 )
 
 
-def choose(text: str, options: Sequence[str]) -> str | None:
-    """The option that an answer names, in the option's spelling; None if it is not clear which.
+def chosen_option(text: str, options: Sequence[str]) -> str | None:
+    """The option that an answer names, in the option's spelling; None if that is ambiguous.
 
-    Understood are, in any case: the one option that the text holds as whole words, however they are
-    joined; an option's letter at the beginning ("B", "(B)", "B. ..."), unless the text names other
-    options; the only capital that stands alone ("I think it is B"), if the text names no option;
-    any of them in JSON under the key "answer".
+    Upper and lower case are equal. An option is chosen by its words, if the text has those of no
+    other (whatever joins them); by its letter at the beginning ("B", "(B)", "B. ..."), unless the
+    text has the words of other options; by the only capital letter that stands alone ("I think it
+    is B"), if the text has the words of none; by any of these in JSON under the key "answer".
     """
     for key, value in (json_object(text) or {}).items():
         if key.lower() == "answer":
@@ -45,7 +45,7 @@ def choose(text: str, options: Sequence[str]) -> str | None:
 
 
 def _named(text: str, options: Sequence[str]) -> set[str]:
-    """Options that a text holds as whole words; none inside a longer one."""
+    """The options whose words a text has; one inside a longer option does not count."""
     found = set()
     joined = {o: r"[\W_]*".join(map(re.escape, re.findall(r"[^\W_]+", o))) for o in options}
     # longest first: "not applicable" is not "not"
@@ -60,24 +60,22 @@ def _named(text: str, options: Sequence[str]) -> set[str]:
 
 
 def majority(answers: Sequence[str]) -> tuple[str, float]:
-    """The most frequent of at least one answer, and the accuracy of always saying it, percent."""
+    """(the most frequent of n > 0 answers, the accuracy of always giving it in percent)."""
     ((answer, count),) = Counter(answers).most_common(1)
     return answer, 100 * count / len(answers)
 
 
-def recall(
-    answers: Sequence[str], chosen: Sequence[str], options: Sequence[str]
-) -> dict[str, float]:
-    """Option -> percent of the clips with this answer for which it was chosen; only where any are.
+def confusion_counts(answers: Sequence[str], chosen: Sequence[str], options: Sequence[str]) -> dict:
+    """{"answers": options, "said": options and OTHER, "counts": [answers][said] numbers of clips}.
 
     answers, chosen: of n clips, the right option and the chosen one (or OTHER).
     """
-    counts, pairs = Counter(answers), Counter(zip(answers, chosen, strict=True))
-    return {one: 100 * (pairs[one, one] / counts[one]) for one in options if counts[one]}
-
-
-def confusion(answers: Sequence[str], chosen: Sequence[str], options: Sequence[str]) -> dict:
-    """{"answers": options, "said": options and OTHER, "counts": clips, a row for each answer}."""
     labels, pairs = [*options, OTHER], Counter(zip(answers, chosen, strict=True))
     counts = [[pairs[answer, label] for label in labels] for answer in options]
     return {"answers": list(options), "said": labels, "counts": counts}
+
+
+def recall(confusion: dict) -> dict[str, float]:
+    """Option -> percent of the clips with this answer for which it was chosen, if there are any."""
+    rows = enumerate(zip(confusion["answers"], confusion["counts"], strict=True))
+    return {option: 100 * (row[i] / sum(row)) for i, (option, row) in rows if any(row)}

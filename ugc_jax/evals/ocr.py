@@ -1,7 +1,7 @@
-"""Scores of read text as released: BLEU-1 and ROUGE after one of two normalisations.
+"""Scores of the OCR task as released: BLEU-1 and ROUGE after one of two normalisations.
 
-"raw" was used for some published models and "cleaned" for others; both are kept as they are, quirks
-included, since every published figure comes out of one of them to three decimals.
+"raw" was used for some published models and "cleaned" for others. Both follow the release exactly,
+quirks included: one of them gives each published figure to three decimals.
 """
 
 import functools
@@ -25,9 +25,9 @@ def scores(
 ) -> dict[str, float] | None:
     """{"score", "bleu_1", "rouge_1", "rouge_2", "rouge_l"}: fractions; the score is their mean.
 
-    reference: the texts on record. prediction: a model's answer, at best {"ocr": [...]} as JSON.
-    None where the normalisation leaves the sample out: "raw" one without a reference, "cleaned" one
-    without a text on either side, such as a prediction that is neither JSON nor holds quotes.
+    reference: the texts in the video. prediction: a model's answer, ideally JSON: {"ocr": [...]}.
+    None if the normalisation leaves the sample out: "raw" without a reference, "cleaned" without a
+    text on either side, such as a prediction that is not JSON and has no quotes.
     """
     if normalisation == "raw":
         expected, predicted = " ".join(reference).lower(), _raw(prediction)
@@ -46,9 +46,9 @@ def scores(
 
 
 def bleu_1(reference: str, text: str) -> float:
-    """Share of the text's tokens that the reference has, each at most as often as it has it.
+    """The share of the text's tokens that match one of the reference (clipped counts).
 
-    No brevity penalty. 0 for a text without tokens.
+    Without brevity penalty. 0 for a text without tokens.
     """
     expected, found = Counter(_TOKEN.findall(reference)), Counter(_TOKEN.findall(text))
     return (expected & found).total() / found.total() if found else 0.0
@@ -56,7 +56,7 @@ def bleu_1(reference: str, text: str) -> float:
 
 @functools.cache
 def _scorer():
-    """The package's ROUGE with stemming, which is most of its time: stems are remembered."""
+    """rouge_score with stemming. Stems are cached, as computing them takes most of the time."""
     from nltk.stem.porter import PorterStemmer
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenize import tokenize
@@ -67,21 +67,21 @@ def _scorer():
 
 
 def _raw(text: str) -> str:
-    """A prediction under "raw": its list joined, or else all of it; what is left without marks."""
+    """A prediction normalised as "raw": its list joined, or else all of it, without punctuation."""
     text = _unfenced(text)
     listed = _listed(_json(text))
     if listed is not None and all(isinstance(one, str) for one in listed):
         text = " ".join(listed)
-    text = text.lower().replace("\\n", " ")  # a line end that is written out
+    text = text.lower().replace("\\n", " ")  # an escaped line break
     text = re.sub(r'```(?:json)?|[\\"\[\]{}]', "", text)
     text = re.sub(r"\bocr\b\s*:", "", text)
     return " ".join(re.sub(r"[^\w\s']", "", text).split())
 
 
 def _texts(text: str) -> list[str]:
-    """A prediction under "cleaned": the texts of its list, before they are cleaned.
+    """The texts of a prediction for "cleaned", not cleaned yet: those of its list.
 
-    Of broken JSON all that stands between double quotes, which includes the key "ocr".
+    Of broken JSON all texts between double quotes, which includes the key "ocr".
     """
     text = _unfenced(text)
     content = _json(text)
@@ -102,7 +102,7 @@ def _unfenced(text: str) -> str:
 
 
 def _json(text: str) -> object:
-    """What a text is as JSON; None if it is not (or is null)."""
+    """The parsed JSON of a text; None if it is not JSON (or null)."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -110,7 +110,7 @@ def _json(text: str) -> object:
 
 
 def _listed(content: object) -> list | None:
-    """The list that JSON holds as the benchmark asks for; None if it holds another thing."""
+    """The list in JSON of the form that the benchmark asks for; None for another form."""
     if isinstance(content, dict):
         content = content.get("ocr")
         content = [content] if isinstance(content, str) else content

@@ -1,11 +1,11 @@
-"""What a model predicted for each clip: files of predictions in any released or usual form.
+"""Files of predictions, a text for each clip, in any released or usual form.
 
     JSON Lines  {"video_id", "caption"}, {"video_id", "ocr", "predict_ocr"}, {"video", "caption"},
                 {"video", "error"}
     JSON        {"question", "samples": [{"video_id", "answer", "predict"}]}, the list of samples
                 alone, {id: text}, {id: {"caption"}}
 
-What is wrong with a row is counted and listed, and the rest of the file is used.
+Rows with errors are counted and listed; the rest of the file is used.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
@@ -31,10 +30,10 @@ SUFFIXES = (".json", ".jsonl")
 
 @dataclasses.dataclass
 class Predictions:
-    """The predictions of a task, by clip, and what is wrong with their file.
+    """The predictions of a task, by clip id, and the faults of their file.
 
-    texts: "" among them. errors: why a clip has none, of clips with a row that says so.
-    duplicate, unknown, broken: a line for each such row, "FILE:3: what is wrong".
+    texts: of clips with a prediction, which may be "". errors: of clips whose row has an error
+    instead. duplicate, unknown, broken: a line for each such row, "FILE:3: what is wrong".
     """
 
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -44,11 +43,11 @@ class Predictions:
     broken: list[str] = dataclasses.field(default_factory=list)
 
     def faults(self) -> list[str]:
-        """All that is wrong, the worst first."""
+        """All faults, the worst kind first."""
         return [*self.broken, *self.unknown, *self.duplicate]
 
     def summary(self) -> str | None:
-        """How many rows are wrong, and the first of `faults`, in a line; None if there are none."""
+        """The number of rows of each kind of fault and the first fault, in a line; None without."""
         kinds = ("broken", "unknown", "duplicate")
         counts = {kind: len(getattr(self, kind)) for kind in kinds}
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
@@ -56,14 +55,16 @@ class Predictions:
         return f"{listed} {rows} (first: {self.faults()[0]})" if listed else None
 
 
-def read(path: str | Path, known: Collection[str], field: str | None = None) -> Predictions:
+def read_predictions(
+    path: str | Path, known: Collection[str], field: str | None = None
+) -> Predictions:
     """The predictions of a file.
 
-    known: ids of the task's clips; rows of others are `unknown`. field: with the predicted text;
-    None: the first of FIELDS that a row has. What is no text, such as a list, is kept as JSON.
+    known: ids of the task's clips; rows of others are `unknown`. field: of the predicted text;
+    None: the first of FIELDS that a row has. Values that are no text, such as lists, become JSON.
     Halves of surrogate pairs become �. Of several rows of a clip the last one with a text counts,
-    a blank one only if all are.
-    Raises UserError for a file that cannot be read and for one without a single row to use.
+    a blank one only if all are blank.
+    Raises UserError for a file that cannot be read and for one without a usable row.
     """
     path, predictions = Path(path), Predictions()
     for place, row in _rows(path, field):
@@ -87,38 +88,31 @@ def read(path: str | Path, known: Collection[str], field: str | None = None) -> 
     if not predictions.texts and not predictions.errors:
         first = next(iter(predictions.faults()), "it is empty")
         raise UserError(
-            f"{path}: holds no prediction of the task's clips ({first}); give another file or field"
+            f"{path}: has no prediction of the task's clips ({first}); give another file or field"
         )
     return predictions
 
 
-class Found(NamedTuple):
-    """Files of predictions in a folder: by task, and those that are of no task."""
+def find_predictions(
+    folder: str | Path, names: Sequence[str], forms: Mapping[str, Form] = FORMS
+) -> tuple[dict[str, Path], list[Path]]:
+    """({task: its file}, files that are not named after a task) of a folder of predictions.
 
-    files: dict[str, Path]
-    unmatched: list[Path]
-
-
-def find(folder: str | Path, names: Sequence[str], forms: Mapping[str, Form] = FORMS) -> Found:
-    """The file of each of the tasks `names` that has one in a folder.
-
-    It is called like its task (any name of it that `tasks.task_of` understands), or it is the only
-    one in a folder that is called so. forms: of all tasks that a file may be named after. Raises
-    UserError where several are of one task.
+    The file of a task is named after it (in any way that `tasks.task_of` understands), or is the
+    only one in a folder with such a name. names: the tasks to find. forms: of all known tasks.
+    Raises UserError if a task has several files.
     """
     folder = Path(folder)
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be read ({error.strerror}); give a folder with a file a task"
+            f"{folder}: cannot be read ({error.strerror}); give a folder with a file for each task"
         ) from None
     candidates: dict[str, list[Path]] = {name: [] for name in names}
     unmatched = []
     for entry in entries:
-        files = [entry]
-        if entry.is_dir():
-            files = sorted(entry.glob("[!.]*"))
+        files = sorted(entry.glob("[!.]*")) if entry.is_dir() else [entry]
         files = [file for file in files if file.suffix.lower() in SUFFIXES]
         task = task_of(entry.name if entry.is_dir() else entry.stem, forms)
         if task is None:
@@ -129,16 +123,16 @@ def find(folder: str | Path, names: Sequence[str], forms: Mapping[str, Form] = F
         if len(files) > 1:
             listed = ", ".join(str(file.relative_to(folder)) for file in files)
             raise UserError(f"{folder}: has several files of {name} ({listed}); leave one there")
-    return Found({name: files[0] for name, files in candidates.items() if files}, unmatched)
+    return {name: files[0] for name, files in candidates.items() if files}, unmatched
 
 
 # ---- rows ----------------------------------------------------------------------------------------
 
 
 def _rows(path: Path, field: str | None) -> Iterator[tuple[str, object]]:
-    """(place, row) of each row: the line of JSON Lines, or "sample 3" of one JSON text.
+    """(place, row) of each row: the line number in JSON Lines, or "sample 3" in a JSON text.
 
-    A row that is no JSON is the line as it stands.
+    A line that is not JSON is its own row, as text.
     """
     text = _text(path)
     try:
@@ -148,7 +142,7 @@ def _rows(path: Path, field: str | None) -> Iterator[tuple[str, object]]:
             yield str(line.number), line.text if line.error else line.value
         return
     if isinstance(content, dict) and "evaluations" in content:
-        raise UserError(f"{path}: holds scores, not predictions; give it as scores=FILE")
+        raise UserError(f"{path}: has scores, not predictions; give it as scores=FILE")
     if isinstance(content, dict) and isinstance(content.get("samples"), list):
         content = content["samples"]
     elif isinstance(content, dict) and _id(content) is None:
@@ -159,7 +153,7 @@ def _rows(path: Path, field: str | None) -> Iterator[tuple[str, object]]:
 
 
 def _row(clip: str, value: object, field: str | None) -> dict:
-    """The row that {id: text} or {id: {"caption": text}} stands for."""
+    """The row for an item of {id: text} or {id: {"caption": text}}."""
     if isinstance(value, dict) and (field or not {*FIELDS, "error"}.isdisjoint(value)):
         return value | {IDS[0]: clip}
     return {IDS[0]: clip, field or FIELDS[0]: value}
@@ -171,12 +165,14 @@ def _text(path: Path) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        logger.warning("%s: byte %d is not %s; such are read as �", path, error.start, encoding)
+        logger.warning(
+            "%s: byte %d is not %s; invalid bytes are read as �", path, error.start, encoding
+        )
         return raw.decode(encoding, "replace")
 
 
 def _prediction(row: object, field: str | None) -> tuple[str, str | None, str | None]:
-    """(clip, text, None), or (clip, None, why it has none). ValueError for any other row."""
+    """(clip, text, None) or (clip, None, error) of a row. ValueError for a row without either."""
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object: {one_line(str(row))[:60]}")
     clip = _id(row)
@@ -196,7 +192,7 @@ def _prediction(row: object, field: str | None) -> tuple[str, str | None, str | 
 
 
 def _id(row: Mapping) -> str | None:
-    """A row's clip, by its id or its file."""
+    """The id of a row's clip, from its id or its file; None without one."""
     for name in IDS:
         value = row.get(name)
         value = value[0] if isinstance(value, list) and value else value

@@ -1,16 +1,16 @@
-"""What the judge is asked about a judged task, and the scores that its answer makes.
+"""The prompts of the judged tasks, and the scores from the judge's answers.
 
 The criteria are the benchmark's (arXiv 2507.11336), the wording is ours. A caption cannot instruct
-the judge here: it stands between tags that it cannot close (`messages.fenced`). The judge answers
+the judge: it is between tags that it cannot close (`messages.fenced`). The judge answers
     final_caption           {"visual": N, "audio": N, "details": N}, each N from 1 to 5
-    audio_, visual_caption  the same with two of them (the release says nothing of these tasks)
+    audio_, visual_caption  the same with two of them (the release does not describe these tasks)
     background              {"consistent": "yes" or "no"}
     objects                 {"matched": M, "total": N}, M of the N objects of the reference
 and may add a "reason", which is kept beside the scores.
 
-A wording of the user's own is a text file with {reference} and {caption}. It is the whole message
-that the judge gets, with the two texts put in as they are, so that it can follow another protocol
-to the letter; other braces are the text's own, as in JSON.
+A user's own wording is a text file with {reference} and {caption}. It is the whole message to the
+judge, with the two texts inserted unchanged, so that it can follow another protocol exactly; other
+braces are part of the text, as in JSON.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ of objects (entries) in the reference, M the number of those that are matched.""
 class Rubric(NamedTuple):
     """One judged task.
 
-    wording: the question, of which PLACEHOLDERS are replaced.
+    wording: the question, in which PLACEHOLDERS are replaced.
     scores: the judge's JSON object -> {"score", each of `columns`} in percent; raises ValueError,
       TypeError or KeyError for one of another form.
     """
@@ -90,12 +90,12 @@ class Rubric(NamedTuple):
 
 
 def fill(template: str, **texts: str) -> str:
-    """`template` with each {name} of `texts` replaced, and all other braces as they are."""
+    """`template` with each {name} of `texts` replaced; all other braces stay."""
     return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)
 
 
 def _ratings(content: str, *columns: str) -> Rubric:
-    """A caption that is rated 1..5 in each column; the score is the mean of the columns."""
+    """A rubric with ratings 1..5 in each column; the score is their mean."""
     ratings = ", ".join(f'"{column}": N' for column in columns)
     aspects = "\n".join(f"{column}: {ASPECTS[column]}" for column in columns)
     wording = fill(RATE, content=content, aspects=aspects, ratings=ratings)
@@ -129,7 +129,7 @@ RUBRICS = {
 
 
 class Prompt(NamedTuple):
-    """How the judge is asked. name: of the wording, for people: "ugc_jax", or a file's."""
+    """A wording. name: for display, "ugc_jax" or that of a file. is_ours: not from a file."""
 
     name: str
     template: str
@@ -137,12 +137,12 @@ class Prompt(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """The wording by its number: equal for equal wordings, whatever their files are called."""
+        """An identifier of the wording, equal for equal wordings in files of any name."""
         asked = "\n".join(message["content"] for message in self.messages(*PLACEHOLDERS))
         return f"{'own wording' if self.is_ours else 'file'} {_number(asked)}"
 
     def messages(self, reference: str, caption: str) -> list[dict]:
-        """The messages that put the question about two texts."""
+        """The messages of the question about two texts."""
         texts = {"reference": reference, "caption": caption}
         if self.is_ours:
             tagged = {name: fenced(name, text) for name, text in texts.items()}
@@ -150,8 +150,8 @@ class Prompt(NamedTuple):
         return [{"role": "user", "content": fill(self.template, **texts)}]
 
 
-def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
-    """How the judge is asked about each of the tasks.
+def load_prompts(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
+    """The wording for each of the tasks.
 
     path: a text file for the one task, or a folder with TASK.txt of each; None for our wording.
     Raises UserError for a file that is missing or cannot be used.
@@ -171,12 +171,12 @@ def load(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
 
 
 def _read(path: Path) -> Prompt:
-    """The wording in a file of the user's; UserError with its line if it cannot be used."""
+    """The wording in a user's file. Raises UserError with the line of a fault."""
     text = files.read_text(path, "give a UTF-8 text file as judge.prompt")
-    text = re.sub("\r\n?", "\n", text)  # equal wordings are equal, whatever system wrote them
+    text = re.sub("\r\n?", "\n", text)  # equal on all systems
     for placeholder in PLACEHOLDERS:
         if placeholder not in text:
-            raise UserError(f"{path}: has no {placeholder}; write it where that text is to stand")
+            raise UserError(f"{path}: has no {placeholder}; write it where that text belongs")
     if fault := _fault(text):
         place, reason = fault
         raise UserError(f"{path}:{text.count(chr(10), 0, place) + 1}: {reason}")
@@ -188,7 +188,7 @@ def _number(text: str) -> str:
 
 
 def _fault(text: str) -> tuple[int, str] | None:
-    """Where and why the braces of a template are wrong; None if they are not."""
+    """(place, description) of a fault in the braces of a template; None without one."""
     if doubled := re.search(r"\{\s*\{", text):
         return doubled.start(), "has a doubled brace; write each brace once, in JSON as well"
     for found in re.finditer(r"\{\s*(\w+)\s*\}", text):

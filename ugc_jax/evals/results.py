@@ -4,8 +4,8 @@
      "tasks": {task: {"score", its columns, "n", "failed", "interval", ...}},
      "unscored": {task: why}, "faults": {...}, "clips": {task: [{"id", "score", ...}, ...]}}
 
-Scores are percent, but those of the OCR task, which are fractions, as they were published.
-`summary.summarize` says what a task holds, `evaluate.score_task` what a clip does.
+Scores are in percent, except those of the OCR task, which are fractions, as published. For the
+content of a task see `summary.summarize`, for that of a clip `evaluate.score_task`.
 """
 
 import math
@@ -19,23 +19,23 @@ VERSION = 1
 ANOTHER = "choose another output"
 
 
-def columns(task: dict) -> list[str]:
-    """The names of the columns beside the score of a task of a result."""
+def column_names(task: dict) -> list[str]:
+    """The columns of a task in a result, without the score."""
     return list(task.get("intervals") or {})
 
 
-def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()):
-    """Make sure, before the work, that a result can be written.
+def check_result_path(path: str | Path, inputs: Iterable[str | Path | None] = ()):
+    """Check, before the work, that a result can be written; create its folder.
 
-    Its folder is made. Raises UserError if that cannot be, if the file is one of `inputs`, and if
-    it exists and was not written by `write_result`.
+    Raises UserError if it cannot be written, if the file is one of `inputs`, or if it exists and
+    was not written by `write_result`.
     """
     path = Path(path)
     if not path.name:
-        raise UserError("output is no file; give one, such as result.json")
+        raise UserError("output is not a file name; give one, such as result.json")
     taken = {Path(one).resolve() for one in inputs if one is not None}
     if path.resolve() in taken:
-        raise UserError(f"{path}: is read by this job and would be lost; choose another output")
+        raise UserError(f"{path}: is an input of this job; {ANOTHER}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f"{path.name}.new")
@@ -44,20 +44,20 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()):
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); {ANOTHER}") from None
     if path.exists():
-        remedy = "choose another output, or delete it"
+        remedy = f"{ANOTHER}, or delete it"
         if not _has_version(files.read_json(path, remedy, object)):
-            raise UserError(f"{path}: exists and is no result; {remedy}")
+            raise UserError(f"{path}: exists and is not a result; {remedy}")
 
 
 def write_result(path: str | Path, result: dict):
-    """Write a result as JSON, whole or not at all. UserError if the disk refuses."""
+    """Write a result as JSON, atomically. Raises UserError if it cannot be written."""
     files.write_json(path, result, ANOTHER)
 
 
 def read_result(path: str | Path) -> dict:
-    """A result of `ugc-jax evaluate`. UserError for any other file."""
+    """A result of `ugc-jax evaluate`. Raises UserError for any other file."""
     remedy = (
-        "make a result by ugc-jax evaluate with --config.output=FILE (of a released score file "
+        "make a result with ugc-jax evaluate with --config.output=FILE (of a released score file "
         "with --config.scores=FILE)"
     )
     result = files.read_json(path, remedy, object)
@@ -71,12 +71,12 @@ def read_result(path: str | Path) -> dict:
 
 
 def _has_version(content: object) -> bool:
-    """It was written by `write_result`."""
+    """True for content that `write_result` has written."""
     return isinstance(content, dict) and "version" in content
 
 
 def _is_result(result: object) -> bool:
-    """It has the parts that its readers take for granted."""
+    """True if it has all parts that compare and report use."""
     if not _has_version(result) or not isinstance(result.get("name"), str):
         return False
     tasks, clips = result.get("tasks"), result.get("clips")
@@ -92,7 +92,7 @@ def _is_task(task: object, clips: object) -> bool:
         isinstance(task, dict)
         and {"score", "n", "failed", "interval", "intervals"} <= task.keys()
         and isinstance(clips, list)
-        and all(_is_clip(clip, ["score", *columns(task)]) for clip in clips)
+        and all(_is_clip(clip, ["score", *column_names(task)]) for clip in clips)
     )
 
 

@@ -1,13 +1,14 @@
-"""Score files: a judge's ratings of captions that are on disk already, such as the released ones.
+"""Score files: a judge's ratings of captions, such as the released ones.
 
     {"evaluations": {ID: {"visual_score": 4, "audio_score": 3, "details_score": 4}, ...},
      "overall_visual_average": 2.9, ...}       the released form
 or the plain {ID: {"visual": 4, "audio": 3, "details": 4}, ...}, with ratings from 1 to 5.
 
-The script of the release counted a failed call as 0; here it is a failure.
+The released script counted a failed call as 0; here it is a failure.
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ugc_jax.evals.prompts import RUBRICS
 from ugc_jax.evals.tasks import clip_id
 from ugc_jax.judge.messages import encodable
 
-# How the released score files were made (the release's evaluation script), and any others.
+# The protocol of the released score files (from the released script), and of any others.
 RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}
 UNKNOWN = dict.fromkeys(RELEASED)
 TAKEN_FOR = (
@@ -29,8 +30,8 @@ class Scores(NamedTuple):
     """A score file.
 
     samples: {"id", "score" and the task's columns in percent, or "failure": "judge" and "note"}.
-    notes: that it has the released form; where its own averages differ from those of the samples.
-    protocol: how it was made: RELEASED for a file of the released form, else UNKNOWN.
+    notes: for readers of the result: that the file has the released form; where the averages in it
+    differ from those of the samples. protocol: RELEASED for the released form, else UNKNOWN.
     """
 
     samples: list[dict]
@@ -41,9 +42,8 @@ class Scores(NamedTuple):
 def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
     """The ratings of a caption task in a score file.
 
-    A rating that is 0, missing, out of range or no number makes its clip a failure. Raises
-    UserError for a file that is no score file or has no usable rating, and for an id that it holds
-    twice.
+    A rating that is 0, missing, out of range or not a number makes its clip a failure. Raises
+    UserError for a file that is not a score file or has no usable rating, and for a repeated id.
     """
     columns = RUBRICS[task].columns if task in RUBRICS else ()
     if not columns:
@@ -68,32 +68,30 @@ def read_scores(path: str | Path, task: str = "final_caption") -> Scores:
 
 
 def _by_clip(path: str | Path, rows: dict[str, object]) -> dict[str, object]:
-    """The rows by their clips' ids; they may be named by files."""
+    """Clip id -> row; the keys of `rows` are ids or file names."""
     clips = {}
     for key, row in rows.items():
         one = clip_id(encodable(key))
         if one in clips:
-            raise UserError(f"{path}: holds the clip {one!r} twice; keep one of them")
+            raise UserError(f"{path}: has the clip {one!r} twice; keep one of them")
         clips[one] = row
     return clips
 
 
 def _read(path: str | Path) -> dict:
-    """The JSON object in a file, in which no object holds a key twice."""
+    """The JSON object in a file. Raises UserError if any object in it has a key twice."""
 
-    def once(pairs: list[tuple]) -> dict:
-        found = {}
-        for key, value in pairs:
-            if key in found:
-                raise UserError(f"{path}: holds {key!r} twice; keep one of them")
-            found[key] = value
-        return found
+    def unique(pairs: list[tuple]) -> dict:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise UserError(f"{path}: has {key!r} twice; keep one of them")
+        return dict(pairs)
 
-    return files.read_json(path, "give a score file, {ID: ratings, ...}", object_pairs_hook=once)
+    return files.read_json(path, "give a score file, {ID: ratings, ...}", object_pairs_hook=unique)
 
 
 def _sample(one: str, row: object, columns: tuple[str, ...]) -> dict:
-    """An item of `Scores.samples`."""
+    """A sample of `Scores`."""
     row = row if isinstance(row, dict) else {}
     ratings = {column: row.get(f"{column}_score", row.get(column)) for column in columns}
     bad = [f"{column} is {value!r:.40}" for column, value in ratings.items() if not _usable(value)]
@@ -110,15 +108,15 @@ def _usable(rating: object) -> bool:
 
 
 def _notes(content: dict, samples: list[dict], columns: tuple[str, ...]) -> list[str]:
-    """Where the file's own averages, which count failures as 0, are not those of the samples."""
+    """Differences between the averages in the file, which count failures as 0, and the samples'."""
     scored = [sample for sample in samples if "score" in sample]
     stated = {"score": content.get("overall_average_percent")}
     for column in columns:
         average = content.get(f"overall_{column}_average")
         stated[column] = average / 5 * 100 if isinstance(average, int | float) else None
     notes = []
-    for name, theirs in stated.items():
-        ours = math.fsum(sample[name] for sample in scored) / len(scored)
-        if isinstance(theirs, int | float) and abs(theirs - ours) >= 0.005:
-            notes.append(f"{name}: the score file itself says {theirs:.2f}, its clips {ours:.2f}")
+    for name, average in stated.items():
+        mean = math.fsum(sample[name] for sample in scored) / len(scored)
+        if isinstance(average, int | float) and abs(average - mean) >= 0.005:
+            notes.append(f"{name}: the score file states {average:.2f}, its clips give {mean:.2f}")
     return notes

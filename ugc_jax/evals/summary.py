@@ -1,4 +1,4 @@
-"""What became of the samples of a task -> its score, and how sure it is."""
+"""The scored clips of a task -> its score, intervals and further facts; a result as a table."""
 
 import math
 from collections import Counter
@@ -28,15 +28,18 @@ def summarize(
     """The facts of a task in a result.
 
     clips: one a sample: {"id", "score" and the task's columns, or "failure"}, and what the task's
-      `Form.facts` reads. Means are over the clips with a score: a failure is no zero. `floor` is
-      what the score would be if each failure were one.
-    protocol: what must be equal for two scores to compare.
+      `Form.facts` reads. Means are over the clips with a score; "floor" is the score with each
+      failure counted as zero.
+    protocol: the settings that must be equal for two scores to compare.
     noise: standard deviation of the score from one judging to the next; None if judged once.
     """
     scored = [clip for clip in clips if "score" in clip]
     failures = Counter(clip["failure"] for clip in clips if "score" not in clip)
-    means = {name: _mean(scored, name) for name in ("score", *task.form.columns)}
-    intervals = {name: _interval(scored, name) for name in means}
+    means, intervals = {}, {}
+    for name in ("score", *task.form.columns):
+        values = [clip[name] for clip in scored if name in clip]
+        means[name] = math.fsum(values) / len(values) if values else None
+        intervals[name] = list(interval(values)) if len(values) > 1 else None
     facts = means | {
         "unit": task.form.unit,
         "n": len(scored),
@@ -48,20 +51,20 @@ def summarize(
         "noise": noise,
         "metric": task.form.metric,
         "protocol": protocol,
-        "flags": [],
-        "notes": list(notes),
     }
-    if task.form.facts is not None:
-        extra = task.form.facts(task.samples, scored)
-        facts |= extra | {
+    extra = task.form.facts(task.samples, scored) if task.form.facts else {}
+    return (
+        facts
+        | extra
+        | {
             "flags": extra.get("flags", []),
             "notes": [*notes, *extra.get("notes", [])],
         }
-    return facts
+    )
 
 
 def average(tasks: dict[str, dict]) -> float | None:
-    """ "Avg." of the paper's table 2, percent; None unless all of its eight columns are there."""
+    """ "Avg." of the paper's table 2 in percent; None unless all of its eight columns exist."""
     values = []
     for name, columns in AVERAGED.items():
         task = tasks.get(name, {})
@@ -70,21 +73,7 @@ def average(tasks: dict[str, dict]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
-def _values(scored: Sequence[dict], name: str) -> list[float]:
-    return [clip[name] for clip in scored if name in clip]
-
-
-def _mean(scored: Sequence[dict], name: str) -> float | None:
-    values = _values(scored, name)
-    return math.fsum(values) / len(values) if values else None
-
-
-def _interval(scored: Sequence[dict], name: str) -> list[float] | None:
-    values = _values(scored, name)
-    return list(interval(values)) if len(values) > 1 else None
-
-
-def table(result: dict) -> str:
+def result_table(result: dict) -> str:
     """A result as text for a terminal."""
     lines = [
         f"{'':<18}{'score':>8}  {'95 % interval':<17}{'n':>6}{'failed':>8}  {'majority guess':<18}"
@@ -105,8 +94,8 @@ def _line(name: str, task: dict, column: str) -> str:
     is_score = column == "score"
     bounds = task["interval"] if is_score else task["intervals"][column]
     value = "-" if task[column] is None else f"{task[column]:.{digits}f}"
-    shown = "-" if bounds is None else "{:.{d}f} to {:.{d}f}".format(*bounds, d=digits)
-    line = f"{name if is_score else f'  {column}':<18}{value:>8}  {shown:<17}"
+    span = "-" if bounds is None else "{:.{d}f} to {:.{d}f}".format(*bounds, d=digits)
+    line = f"{name if is_score else f'  {column}':<18}{value:>8}  {span:<17}"
     if not is_score:
         return line
     line += f"{task['n']:>6}{task['failed']:>8}  "
@@ -116,18 +105,18 @@ def _line(name: str, task: dict, column: str) -> str:
 
 
 def _warnings(task: dict) -> list[str]:
-    """Why the numbers may mislead."""
+    """Reasons why the numbers may mislead."""
     warnings = list(task["flags"])
     if task["failed"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in task["failures"].items())
         digits = 3 if task["unit"] == "fraction" else 2
         floor = "" if task["floor"] is None else f"; {task['floor']:.{digits}f} if they were zeros"
-        warnings.append(f"failed, and in no mean: {kinds}{floor}")
+        warnings.append(f"failed, and not in the means: {kinds}{floor}")
     return warnings
 
 
 def _remarks(task: dict) -> list[str]:
-    """What a reader has to know beside the numbers."""
+    """Further facts of a task: protocol, recall, noise and notes."""
     remarks = []
     if task["protocol"]:
         remarks.append(", ".join(f"{name} {value}" for name, value in task["protocol"].items()))

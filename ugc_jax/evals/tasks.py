@@ -1,10 +1,10 @@
-"""The benchmark's tasks: questions about clips, the answers that are on record, and how to score.
+"""The benchmark's tasks: questions about clips, reference answers, and how to score.
 
     qa/final_caption_qa.json   {"question", "valid_count", "samples": [{"video_id", "answer"}]}
     qa/tone.json               the same, and "options" in each sample
     qa/ocr.jsonl               a line a clip: {"video_id", "ocr": [text, ...]}
 
-A job may add a task: `FORMS | {"mine": Form(...)}` is then given wherever `forms` are taken.
+A job may add a task: it passes `FORMS | {"mine": Form(...)}` as `forms`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ OCR_QUESTION = (
 
 
 class Sample(NamedTuple):
-    """id: of the clip. reference: a text, or what else the task's `Form` reads and scores."""
+    """id: of the clip. reference: a text, or the type that the task's `Form` reads and scores."""
 
     id: str
     reference: str | list[str] | dict[str, str]
@@ -39,20 +39,20 @@ class Sample(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A task before its samples are read: where they stand, and how they are read and scored.
+    """A task without its samples: how these are read and scored.
 
-    file: the name of its file in a folder of qa files. metric: what the score is, in a line.
-    read: text of the file -> (question, samples); raises ValueError: what is wrong, and where.
-    score: (sample, answer) -> what a result tells of the clip: {"score", each of `columns`, ...},
-      or {"failure": kind}; None: the answers are judged by an LLM (evals/judged.py).
-    columns: scores beside the score. unit: of the score and the columns.
-    aliases: other names of the task. count: samples of the released file; None: not released.
-    protocol: what has to be equal for two scores to compare, if no LLM judges.
-    scores_blank: a blank answer is scored as any other, as in the release; else it is a failure.
-    facts: (samples, scored clips) -> what a result tells of the task beyond `summary.summarize`;
-      its "flags" and "notes" are added to the task's.
-    recognize: text of a file -> it is of this task, whatever the file's name.
-    benchmark: that the task belongs to, as a result names it.
+    file: its name in a folder of qa files. metric: a description of the score in one line.
+    read: text of the file -> (question, samples); raises ValueError with a fault and its place.
+    score: (sample, answer) -> the clip in a result: {"score", each of `columns`, ...}, or
+      {"failure": kind}; None: an LLM judges the answers (evals/judged.py).
+    columns: names of further scores. unit: of the score and the columns.
+    aliases: other names of the task. count: samples in the released file; None: not released.
+    protocol: the settings that must be equal for two scores to compare, if no LLM judges.
+    scores_blank: a blank answer is scored like any other, as in the release; else it is a failure.
+    facts: (samples, scored clips) -> facts of the task beyond those of `summary.summarize`; its
+      "flags" and "notes" are added to the task's.
+    recognize: text of a file -> True if it is of this task, whatever the file's name.
+    benchmark: the name of the benchmark in a result.
     """
 
     file: str
@@ -72,7 +72,7 @@ class Form(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task and its samples. question: what a model is asked about each clip."""
+    """A task with its samples. question: for the model, about each clip."""
 
     name: str
     form: Form
@@ -81,12 +81,12 @@ class Task:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of the clips that it asks about."""
+        """The ids of its clips."""
         return tuple(sample.id for sample in self.samples)
 
     @property
     def is_judged(self) -> bool:
-        """Its answers are judged by an LLM."""
+        """True if an LLM judges its answers."""
         return self.form.score is None
 
 
@@ -104,7 +104,9 @@ def _read_options(text: str) -> tuple[str, list[Sample]]:
     for row in rows:
         options, answer = row.get("options"), _string(row, "answer")
         if not is_texts(options) or options != rows[0]["options"]:
-            raise ValueError(f"sample {row['video_id']}: options are none, or not the first's")
+            raise ValueError(
+                f"sample {row['video_id']}: its options are missing, or not those of the first"
+            )
         option = _as_option(answer, options)
         if option is None:
             raise ValueError(f"sample {row['video_id']}: the answer {answer!r} is not an option")
@@ -113,36 +115,34 @@ def _read_options(text: str) -> tuple[str, list[Sample]]:
 
 
 def _as_option(answer: str, options: list[str]) -> str | None:
-    """The option that an answer spells: by letters and digits, where these tell options apart."""
+    """The option that equals an answer, by letters and digits only if these differ for all."""
     spelling = {_bare(option): option for option in options}
-    if "" in spelling or len(spelling) < len(options):  # "+" and "-"
+    if "" in spelling or len(spelling) < len(options):  # such as "+" and "-"
         return answer if answer in options else None
     return spelling.get(_bare(answer))
 
 
 def _score_option(sample: Sample, answer: str) -> dict:
-    chosen = metrics.choose(answer, sample.options) or metrics.OTHER
-    return {
-        "score": 100.0 * (chosen == sample.reference),
-        "said": chosen,
-        "answer": sample.reference,
-    }
+    chosen = metrics.chosen_option(answer, sample.options) or metrics.OTHER
+    score = 100.0 * (chosen == sample.reference)
+    return {"score": score, "said": chosen, "answer": sample.reference}
 
 
 def _option_facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
-    """What an accuracy hides: a guess's on the same clips, each class's, what was said instead."""
+    """The accuracy of the best constant guess on the same clips, recall and confusion counts."""
     options, everyone = samples[0].options, [sample.reference for sample in samples]
     answers, chosen = ([clip[key] for clip in scored] for key in ("answer", "said"))
     answer, share = metrics.majority(answers or everyone)
     flags, notes = [], ["labels are compared without regard to case"]
     if len(set(everyone)) == 1:
-        flags.append(f"degenerate: every answer is {answer}; the score tells nothing")
+        flags.append(f"degenerate: every answer is {answer}; the score is meaningless")
     if others := chosen.count(metrics.OTHER):
-        notes.append(f"{others} answers name no option, or several: wrong")
+        notes.append(f"{others} answers name no option or several; they count as wrong")
+    confusion = metrics.confusion_counts(answers, chosen, options)
     return {
         "majority": {"answer": answer, "score": share},
-        "recall": metrics.recall(answers, chosen, options),
-        "confusion": metrics.confusion(answers, chosen, options),
+        "recall": metrics.recall(confusion),
+        "confusion": confusion,
         "flags": flags,
         "notes": notes,
     }
@@ -152,7 +152,7 @@ def _read_ocr(text: str) -> tuple[str, list[Sample]]:
     rows = json_rows(text)
     for row in rows:
         _string(row, "video_id")
-        if not isinstance(row.get("ocr"), list) or not all(isinstance(t, str) for t in row["ocr"]):
+        if row.get("ocr") != [] and not is_texts(row.get("ocr")):
             raise ValueError(f"sample {row['video_id']}: ocr is not a list of texts")
     return OCR_QUESTION, [Sample(clip_id(row["video_id"]), row["ocr"]) for row in rows]
 
@@ -187,7 +187,7 @@ def _judged(
 
 
 def ocr_form(normalisation: ocr.Normalisation) -> Form:
-    """The OCR task, whose texts are compared after a normalisation."""
+    """The OCR task with one of the normalisations of texts."""
     return Form(
         "ocr.jsonl",
         "mean of BLEU-1 and the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, a fraction",
@@ -225,23 +225,23 @@ FORMS = {
         "final_caption", "final_caption_qa.json", 999, aliases=("caption", "captions")
     ),
 }
-TASKS = tuple(FORMS)  # of the benchmark: what "all" means, whatever tasks a job adds
+TASKS = tuple(FORMS)  # "all": the benchmark, without tasks that a job adds
 
 
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def named(text: str, forms: Mapping[str, Form] = FORMS) -> tuple[str, ...]:
+def task_names(text: str, forms: Mapping[str, Form] = FORMS) -> tuple[str, ...]:
     """The tasks of a comma-separated list, each once; "all" is the whole benchmark, TASKS.
 
-    Names in any case and with any hyphens, released file names and the usual other names are
-    understood. Raises UserError for a name of no task.
+    Accepts names in any case and with any hyphens, released file names and the aliases of forms.
+    Raises UserError for an unknown name.
     """
     names = []
     for word in filter(None, map(str.strip, text.split(","))):
         name = task_of(word, forms)
         if name is None and word.lower() != "all":
-            raise UserError(f"task {word!r} is not known; use {', '.join(forms)} or all")
+            raise UserError(f"unknown task {word!r}; use {', '.join(forms)} or all")
         names += TASKS if name is None else [name]
     if not names:
         raise UserError(f"task={text!r} names no task; use {', '.join(forms)} or all")
@@ -249,7 +249,7 @@ def named(text: str, forms: Mapping[str, Form] = FORMS) -> tuple[str, ...]:
 
 
 def task_of(word: str, forms: Mapping[str, Form] = FORMS) -> str | None:
-    """The task that a word or a file's stem names; None if it names none."""
+    """The task with a name, alias or released file stem like `word`; None without one."""
     bare = _bare(word)
     for name, form in forms.items():
         released = [Path(form.file).stem] if form.count else []
@@ -259,7 +259,7 @@ def task_of(word: str, forms: Mapping[str, Form] = FORMS) -> str | None:
 
 
 def clip_id(path: str) -> str:
-    """The id of a clip: its file's name without the folder and without the suffix of a video."""
+    """The id of a clip: the name of its file without folder and without a video's suffix."""
     name = PurePosixPath(path.replace("\\", "/"))
     return name.stem if name.suffix.lower() in VIDEO_SUFFIXES else name.name
 
@@ -271,16 +271,16 @@ def _bare(word: str) -> str:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def load(
+def load_tasks(
     qa: str | Path, names: Sequence[str], forms: Mapping[str, Form] = FORMS
 ) -> dict[str, Task]:
     """The tasks `names` (of forms), in their order.
 
-    qa: the folder with their files, or the file of one of them: of the only one, or of any where
-      all TASKS are asked for. A file whose name is of no task is of the only one; one that a form
-      recognizes is loaded for its task and for all TASKS.
-    Of all TASKS those without a file are left out, and a warning names them. The question about
-    options ends with the options, in one line. Answers are given in their options' spelling:
+    qa: the folder with their files, or the file of one of them if `names` has only that task or all
+      TASKS. The task of a file follows from its content (`Form.recognize`) or its name; a file with
+      another name is of the only task.
+    If `names` has all TASKS, those without a file are left out with a warning. A question about
+    options ends with the options, in one line. Answers take the spelling of their options, as the
     released ones differ in case. Raises UserError for a file that is missing, cannot be read or has
     another form, naming the first bad sample, and for a file of another task.
     """
@@ -310,7 +310,7 @@ def _load_one(path: Path, names: Sequence[str], forms: Mapping[str, Form]) -> di
     if name is None and len(names) == 1:
         name = names[0]
     if name is None:
-        raise UserError(f"{path}: its name does not tell its task; give task=NAME")
+        raise UserError(f"{path}: is not named after a task; give task=NAME")
     others = [other for other in names if other != name]
     if others and not is_all:
         raise UserError(
@@ -328,7 +328,7 @@ def _task(name: str, form: Form, path: Path, text: str) -> Task:
     try:
         question, samples = form.read(text)
         _check_ids(samples)
-    except ValueError as error:  # of the readers: what is wrong, and where
+    except ValueError as error:  # has the fault and its place
         raise UserError(f"{path}: {error}; correct it, or give a file of {name}") from None
     if form.count not in (None, len(samples)):
         logger.warning("%s: %d samples, not the released %d", path, len(samples), form.count)
@@ -336,7 +336,7 @@ def _task(name: str, form: Form, path: Path, text: str) -> Task:
 
 
 def _samples(text: str) -> tuple[str, list[dict]]:
-    """Question and rows of a released JSON file."""
+    """(question, rows) of a released JSON file."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -378,7 +378,7 @@ def _string(row: dict, key: str, label: str | None = None) -> str:
 
 
 def is_texts(value: object) -> bool:
-    """It is a list of texts, at least one."""
+    """True for a list of at least one text."""
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
@@ -386,5 +386,5 @@ def _check_ids(samples: Collection[Sample]):
     seen = set()
     for sample in samples:
         if sample.id in seen:
-            raise ValueError(f"sample {sample.id}: its id stands twice")
+            raise ValueError(f"sample {sample.id}: a second sample with this id")
         seen.add(sample.id)

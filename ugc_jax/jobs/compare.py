@@ -1,14 +1,14 @@
 """Compare results of evaluate clip by clip: the first one with each of the others.
 
-A difference whose 95 % interval holds 0 is called noise. Scores that were made in different ways
-(another judge, temperature, prompt or normalisation) are shown and said not to compare.
+A difference whose 95 % interval contains 0 is called noise. Scores of different protocols (another
+judge, temperature, prompt or normalisation) are listed as not comparable.
 """
 
 import dataclasses
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.compare import compare, table
-from ugc_jax.evals.results import check_output, read_result, write_result
+from ugc_jax.evals.compare import compare_results, comparison_table
+from ugc_jax.evals.results import check_result_path, read_result, write_result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,16 @@ CONFIG = CompareConfig
 def main(config: CompareConfig, files: list[str]) -> int:
     """Exit status 0, or 1 when no two results have a task in common."""
     if len(files) < 2:
-        raise UserError(f"{files[0]}: nothing to compare it with; name two results or more")
+        raise UserError(f"{files[0]}: nothing to compare it with; name two or more results")
     if config.output is not None:
-        check_output(config.output, files)
+        check_result_path(config.output, files)
     results = [read_result(file) for file in files]
     names = [result["name"] for result in results]
     for result, file in zip(results, files, strict=True):
         if names.count(result["name"]) > 1:
             result["name"] += f" ({file})"
-    comparison = compare(results)
-    print(table(comparison))
+    comparison = compare_results(results)
+    print(comparison_table(comparison))
     if config.output is not None:
         write_result(config.output, comparison)
     return 0 if any(other["tasks"] for other in comparison["against"]) else 1

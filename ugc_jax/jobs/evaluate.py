@@ -1,17 +1,18 @@
 """Score captions and answers on UGC-VideoCap, or on the offline world.
 
-What is scored comes from a file of predictions, any model's (`predictions`), from a model that is
-asked every question first (`ask.checkpoint` and `ask.videos`), or from a file of a judge's scores,
-such as the released ones (`scores`). A line of predictions is {"video_id": "x", "caption": "..."},
-or what `ugc-jax caption` writes; scores are {"x": {"visual": 4, "audio": 3, "details": 4}, ...}.
+The texts to score come from a file of any model's predictions (`predictions`) or from a model that
+answers every question first (`ask.checkpoint` and `ask.videos`); a file of a judge's scores, such
+as the released ones, replaces the judge (`scores`). A line of predictions is {"video_id": "x",
+"caption": "..."}, or a line of `ugc-jax caption`; scores are {"x": {"visual": 4, "audio": 3,
+"details": 4}, ...}.
 
 Tasks: voice_source, tone, bgm, ocr, background, objects, audio_caption, visual_caption and
 final_caption, of which the last five need an LLM judge (`judge.model`); world, with its manifest as
 qa.
 
-Failures (no prediction, an empty one, no usable answer of the judge) are counted apart, never as
-zeros. Answers of model and judge are kept beside the output: run again, it asks only what has no
-answer yet.
+Failures (no prediction, an empty one, no usable answer of the judge) are counted separately, never
+as zeros. Answers of model and judge are stored beside the output: a further run asks only questions
+that have no answer yet.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from typing import Literal
 
 from ugc_jax.evals import evaluate, tasks
 from ugc_jax.evals.judged import EvalJudgeConfig
-from ugc_jax.evals.results import check_output, write_result
-from ugc_jax.evals.summary import table
+from ugc_jax.evals.results import check_result_path, write_result
+from ugc_jax.evals.summary import result_table
 from ugc_jax.generate.settings import AskConfig
 from ugc_jax.toy import task as world
 
@@ -39,10 +40,10 @@ class EvaluateConfig:
     task: str = "all"  # one, several separated by commas, or all
     # file of the task's predictions; for several tasks a folder with TASK.jsonl or TASK.json
     predictions: str | None = None
-    # name of the predictions' text; none: predict, predict_ocr, prediction, caption or response
+    # column of the predictions' text; none: predict, predict_ocr, prediction, caption or response
     field: str | None = None
-    scores: str | None = None  # file of a judge's scores of captions, instead of asking a judge
-    ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; both have been published
+    scores: str | None = None  # file of a judge's scores of captions, used instead of a judge
+    ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; scores of both are published
     name: str | None = None  # of the model, for tables; none: that of the file or the checkpoint
     judge: EvalJudgeConfig = EvalJudgeConfig()
     ask: AskConfig = AskConfig()
@@ -58,9 +59,10 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
     evaluation = evaluate.Evaluation.create(
         config.name, config.qa, config.predictions, scores, ask.checkpoint, config.judge.model
     )
-    check_output(output, evaluation.sources.values())
-    names = tasks.named("final_caption" if scores and config.task == "all" else config.task, forms)
-    benchmark = {} if config.qa is None else tasks.load(config.qa, names, forms)
+    check_result_path(output, evaluation.sources.values())
+    task = "final_caption" if scores and config.task == "all" else config.task
+    names = tasks.task_names(task, forms)
+    benchmark = {} if config.qa is None else tasks.load_tasks(config.qa, names, forms)
     texts = {}
     if config.predictions is not None:
         texts = evaluate.read_all(config.predictions, benchmark, config.field, forms)
@@ -70,13 +72,13 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
         needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
         with evaluate.judge_for(config.judge, needed, output) as judge:
             if ask.checkpoint is not None:
-                from ugc_jax.generate import asking  # jax, which nothing else here needs
+                from ugc_jax.generate import asking  # imports jax, as nothing else here does
 
                 folder = evaluate.beside(output, "answers")
                 evaluation.asked = asking.ask(ask, benchmark, folder)
                 texts = evaluate.read_all(folder, benchmark, forms=forms)
             result = evaluate.score_all(evaluation, benchmark, texts, judge)
     write_result(output, result)
-    print(table(result))
+    print(result_table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", output)
     return 0 if any(task["n"] for task in result["tasks"].values()) else 1

@@ -38,7 +38,7 @@ class Answers:
         return None if text is None else json.loads(text)
 
     def earlier(self, key: str) -> tuple[int, int]:
-        """Tokens (in, out) that the answer took in an earlier process; (0, 0) from the second call."""
+        """Tokens (in, out) that an earlier process spent on the answer; (0, 0) when asked again."""
         return self._earlier.pop(key, (0, 0))
 
     def put(self, key: str, answer: dict, tokens: tuple[int, int] = (0, 0)):

@@ -233,7 +233,7 @@ class Judge:
         self._answers.close()
 
     def _key(self, question: str | Sequence[dict], repeat: int) -> str:
-        """The cache key. It has the model but not the address: a server may return on another port."""
+        """The cache key, without the address of the server, which may return on another port."""
         content = [self.config.model, self.config.temperature, _messages(question), repeat]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

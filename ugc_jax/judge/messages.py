@@ -32,7 +32,7 @@ def ask_again(question: Sequence[dict], answer: str, reason: str) -> list[dict]:
 
 
 def fenced(name: str, text: str) -> str:
-    """`text` between tags that it cannot contain, as they have a hash of the text in their names."""
+    """`text` between tags that it cannot contain: their names have a hash of the text."""
     tag = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"<{tag}>\n{text}\n</{tag}>"
 

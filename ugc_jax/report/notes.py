@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ugc_jax.evals.compare import compare
-from ugc_jax.evals.results import columns
+from ugc_jax.evals.compare import compare_results
+from ugc_jax.evals.results import column_names
 from ugc_jax.report import published
 from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
 
@@ -92,7 +92,7 @@ def _unlike_each_other(members: Members, displays: Displays) -> list[str]:
 def _different_clips(members: Members, displays: Displays) -> list[str]:
     """Where the first result and another saw other clips, or the same in other ways."""
     (_, first, base), *others = members
-    against = compare([base, *(result for *_, result in others)])["against"]
+    against = compare_results([base, *(result for *_, result in others)])["against"]
     lines = []
     for (_, name, _), facts in zip(others, against, strict=True):
         if facts["asked"]:
@@ -141,7 +141,7 @@ def _facts(task: dict) -> dict:
         lines.append(f"the score would be {task['floor']:.{digits}f} if failures were zeros")
     if task.get("noise") is not None:
         lines.append(f"judge noise: standard deviation of the score {task['noise']:.{digits}f}")
-    others = {name: task[name] for name in columns(task) if task[name] is not None}
+    others = {name: task[name] for name in column_names(task) if task[name] is not None}
     if digits == 3 and others:
         lines.append(", ".join(f"{column_title(n)} {value:.3f}" for n, value in others.items()))
     warnings = list(task.get("flags") or [])

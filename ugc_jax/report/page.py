@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from statistics import median_low
 
 from ugc_jax import __version__
-from ugc_jax.evals.compare import same
+from ugc_jax.evals.compare import is_same_clip
 from ugc_jax.evals.intervals import RESAMPLES
-from ugc_jax.evals.results import columns
+from ugc_jax.evals.results import column_names
 from ugc_jax.report import notes, plots, tables
 from ugc_jax.report.pictures import Album
 from ugc_jax.report.tables import Display, Displays, Members
@@ -217,13 +217,13 @@ def clip_tasks(results: Sequence[dict], displays: Displays) -> list[dict]:
 def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
     having = [number for number, result in enumerate(results) if name in result["tasks"]]
     facts = [results[number]["tasks"][name] for number in having]
-    keys = list(dict.fromkeys(column for fact in facts for column in columns(fact)))
+    keys = list(dict.fromkeys(column for fact in facts for column in column_names(fact)))
     clips: dict[str, list[dict]] = {}
     for number in having:
         for clip in results[number]["clips"][name]:
             rows = clips.setdefault(clip["id"], [])
             # two clips of one id, such as those of two worlds, are shown apart
-            row = next((row for row in rows if same(row, clip)), None)
+            row = next((row for row in rows if is_same_clip(row, clip)), None)
             if row is None:
                 row = {"id": clip["id"], "of": [None] * len(results)}
                 rows.append(row)

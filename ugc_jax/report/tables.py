@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from ugc_jax.evals.compare import compare
-from ugc_jax.evals.results import columns
+from ugc_jax.evals.compare import compare_results
+from ugc_jax.evals.results import column_names
 from ugc_jax.report import published
 
 Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) of one benchmark
@@ -122,7 +122,7 @@ def score_columns(results: Sequence[dict], displays: Displays) -> list[Column]:
     found = []
     for task in all_tasks(results, displays):
         having = [result["tasks"][task] for result in results if task in result["tasks"]]
-        names = list(dict.fromkeys(name for facts in having for name in columns(facts)))
+        names = list(dict.fromkeys(name for facts in having for name in column_names(facts)))
         names = [] if task == "ocr" else names
         order = display(task, displays).order or ("score",)
         last = [name for name in order if name in names or name == "score"]
@@ -228,7 +228,7 @@ def _cell(number: int, result: dict, column: Column) -> Cell:
     score, bounds = _figure(facts, column.field)
     is_score = column.field == "score"
     fraction = facts.get("unit") == "fraction"
-    digits = 3 if fraction else 2 if is_score and columns(facts) else 1
+    digits = 3 if fraction else 2 if is_score and column_names(facts) else 1
     lines = []
     if bounds is not None:
         lines.append("{:.{d}f}–{:.{d}f}".format(*bounds, d=3 if fraction else 1))
@@ -253,7 +253,7 @@ def difference_table(
     """
     (_, _, first), *others = members
     shown = score_columns([result for *_, result in members], displays)
-    found = compare([first, *(result for *_, result in others)])["against"]
+    found = compare_results([first, *(result for *_, result in others)])["against"]
     rows = [
         (number, name, [_difference(facts["tasks"], column) for column in shown])
         for (number, name, _), facts in zip(others, found, strict=True)
