@@ -237,7 +237,7 @@ def test_orbax_loads_sharded(tmp_path):
 def test_orbax_of_another_model(tmp_path):
     write_thinker(tmp_path / "in", CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     save_orbax(load_params(tmp_path / "in", CONFIG), CONFIG, tmp_path / "store")
-    with pytest.raises(UserError, match=r"array model.embed_tokens.weight has shape \[2048, 64\]"):
+    with pytest.raises(UserError, match=r"tensor model.embed_tokens.weight has shape \[2048, 64\]"):
         load_params(tmp_path / "store", mid())
 
 

@@ -1,10 +1,10 @@
-"""Files of Hugging Face's world: checkpoints both ways, tokenizers, adapters, the hub.
+"""Hugging Face's file formats: checkpoints read and written, tokenizers, adapters, the hub.
 
-config.py        config.json, by the family that its model_type names
-mapping.py       names of tensors in all their forms; a tensor's values out of a parameter tree
-tensorfile.py    safetensors, read and written in streams
+config.py        config.json, read by the family that its model_type names
+mapping.py       names of tensors in all forms; a tensor's values in a parameter tree
+tensorfile.py    streaming reader and writer of safetensors
 checkpoint.py    safetensors or Orbax -> parameters; orbax_store.py is the latter's format
-export.py        parameters -> checkpoints; adapter.py: a LoRA adapter alone, both ways
+export.py        parameters -> checkpoints; adapter.py: LoRA adapters, read and written
 tokenizer.py hub.py random_weights.py
 reference.py     transformers on torch, for tests and bench
 

@@ -1,7 +1,7 @@
-"""A LoRA adapter alone, in the files of the peft package: a small safetensors and its config.
+"""A LoRA adapter in the files of the peft package: a small safetensors file and its config.
 
-Peft's names are those of the modules that it wraps, here of transformers 5's
-Qwen2_5OmniThinkerForConditionalGeneration; read are those of transformers 4, too.
+Peft's names are those of the modules that it wraps: transformers 5's
+Qwen2_5OmniThinkerForConditionalGeneration. `load_adapter` also reads transformers 4's names.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from ugc_jax.models.qwen2_5_omni.names import PEFT_MODULES
 WEIGHTS = "adapter_model.safetensors"
 _WRAPPED = "base_model.model."  # peft's name of the model that it wraps
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-# Settings of peft under which the same tensors mean something else, and what we can read.
-_PLAIN = {
+# Settings of peft that change the meaning of the tensors, with the only values supported here.
+_SUPPORTED = {
     "peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "lora_bias": False,
     "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
 }  # fmt: skip
@@ -41,11 +41,11 @@ def save_adapter(
 ):
     """Write an adapter's leaves (stacked, in their dtype) for `load_adapter` and peft.
 
-    base: hub id or directory of the model that it belongs to, for the record.
+    base: hub id or directory of its base model, for adapter_config.json.
     Raises UserError as `export.new_directory`.
     """
     names = "|".join(settings.names)
-    content = _PLAIN | {
+    content = _SUPPORTED | {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": settings.rank,
@@ -65,31 +65,33 @@ def save_adapter(
 
 
 def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraConfig]:
-    """(leaves f32 of numpy, stacked; the settings) of an adapter that peft or we wrote.
+    """Return (stacked numpy leaves, float32; settings) of an adapter that peft or we wrote.
 
     Raises UserError for an adapter of another kind or model, naming the field or the tensor.
     """
     path = Path(directory) / ADAPTER_CONFIG
     content = read_json(path, "give an adapter's folder, as a LoRA run's adapter/")
-    for name, plain in _PLAIN.items():
-        value = content.get(name, plain)
-        if value != plain and (value or plain):
-            raise UserError(f"{path}: {name} is {value!r}; only {plain!r} can be read")
+    for name, supported in _SUPPORTED.items():
+        value = content.get(name, supported)
+        if value != supported and (value or supported):
+            raise UserError(f"{path}: {name} is {value!r}; only {supported!r} can be read")
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{path}: r is {rank!r}, lora_alpha {alpha!r}; copy the adapter again")
     file = TensorFile(Path(directory) / WEIGHTS)
-    stored = {_canonical(name): header for name, header in file.headers.items()}
+    stored = {}
+    for name, header in file.headers.items():
+        stored[mapping.canonical_name(name.removeprefix(_WRAPPED)) or name] = header
     known = {tensor.name: tensor for tensor in _tensors(config, LoraConfig(rank, alpha))}
-    targets = {_target(known[name]) for name in stored if name in known}
-    table = {name: tensor for name, tensor in known.items() if _target(tensor) in targets}
-    for name in sorted(table.keys() ^ stored.keys()):
-        problem = "is missing" if name in table else "is not of the decoder's linears"
+    targets = {known[name].path[-2] for name in stored if name in known}
+    expected = {name: tensor for name, tensor in known.items() if tensor.path[-2] in targets}
+    for name in sorted(expected.keys() ^ stored.keys()):
+        problem = "is missing" if name in expected else "is not of the decoder's linears"
         raise UserError(f"{file.path}: {name} {problem}; give a whole adapter of this model")
-    if not table:
+    if not expected:
         raise UserError(f"{file.path}: holds no tensors; give a whole adapter of this model")
     leaves: dict[tuple, np.ndarray] = {}
-    for name, tensor in table.items():
+    for name, tensor in expected.items():
         header = stored[name]
         if header.shape != tensor.shape or header.code not in FLOATS:
             raise UserError(
@@ -104,18 +106,9 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
 
 
 def _tensors(config: OmniConfig, settings: LoraConfig) -> list[Tensor]:
-    """Every tensor of an adapter, named as the base model's tensors are."""
-    table = []
+    """Every tensor of an adapter, with the names of our linears and of peft's leaves."""
+    result = []
     for tensor in tensors(lora.declare(config, settings)):
         linear, _, leaf = tensor.name.rpartition(".")
-        table.append(dataclasses.replace(tensor, name=f"{linear}.{_LEAVES[leaf]}"))
-    return table
-
-
-def _target(tensor: Tensor) -> str:
-    return tensor.path[-2]
-
-
-def _canonical(name: str) -> str:
-    """A stored tensor's name as `_tensors` has it."""
-    return mapping.canonical_name(name.removeprefix(_WRAPPED)) or name
+        result.append(dataclasses.replace(tensor, name=f"{linear}.{_LEAVES[leaf]}"))
+    return result

@@ -1,13 +1,12 @@
 """Import: safetensors (Hugging Face) or Orbax, straight into JAX arrays, sharded or not.
 
-Each array of the parameter tree is allocated once per shard that this process holds, filled from
-the mapped files layer by layer, and handed to JAX, which on a CPU takes it over without a copy. So
-loading needs the memory of the parameters and of one 32 MiB block.
+Each shard that this process holds is allocated once, filled from the mapped files layer by layer,
+and passed to JAX, which on a CPU uses it without a copy. So loading needs the memory of the
+parameters and of one 32 MiB block.
 """
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -27,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-BAR_BYTES = 1 << 30  # smaller checkpoints load in a blink and get no progress bar
+BAR_BYTES = 1 << 30  # smaller checkpoints load quickly and get no progress bar
 
 
 def load_params(
@@ -37,48 +36,48 @@ def load_params(
     stacked: bool = True,
     shardings: dict | None = None,
 ) -> dict:
-    """The thinker's parameters as a nested dict of jax.Array (as models/params.py has it).
+    """Return the thinker's parameters as a nested dict of jax.Array (see models/params.py).
 
     checkpoint: a directory (full or thinker-only, any name form of spec 1.1, one file or several
       with an index; or what `convert` wrote with to="orbax"), or a hub id.
     dtype: "float32", "bfloat16", or None to keep what is stored.
     stacked: layer stacks on a leading axis, or tuples of per-layer dicts.
-    shardings: the same tree with a jax.sharding.Sharding at every leaf, of which each process reads
-      only its slices; or None for this process's first device.
+    shardings: the same tree with a jax.sharding.Sharding at every leaf; each process reads only its
+      slices. None: this process's first device.
     Raises UserError naming the file and the tensor for one that is missing, unknown, duplicated,
     truncated, or of a wrong shape or dtype.
     """
     directory = resolve_checkpoint(checkpoint)
     out_dtype = None if dtype is None else float_dtype(dtype)
-    wanted = leaves(thinker.declare(config), stacked)
+    tree = leaves(thinker.declare(config), stacked)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = build_tree((leaf.path, device) for leaf in wanted)
+        shardings = build_tree((leaf.path, device) for leaf in tree)
     if orbax_store.is_store(directory):
-        return orbax_store.load(directory, config, out_dtype, stacked, shardings)
+        return orbax_store.read_params(directory, config, out_dtype, stacked, shardings)
 
     stored = Checkpoint(directory)
     stored.check(config)
     if stored.outside:
         count = len(stored.outside)
-        logger.info("%s: %d tensors outside the thinker are left alone", directory, count)
-    dtypes = [out_dtype or stored.dtype_of(leaf) for leaf in wanted]
-    sizes = [math.prod(leaf.shape) for leaf in wanted]
-    total = sum(size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True))
-    hidden = total < BAR_BYTES or None  # None: shown on a terminal only
+        logger.info("%s: %d tensors outside the thinker are ignored", directory, count)
+    dtypes = {leaf.path: out_dtype or stored.dtype_of(leaf) for leaf in tree}
+    total = sum(math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in tree)
+    hidden = total < BAR_BYTES or None  # None: displayed on a terminal only
     items = []
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
-        for leaf, size, dtype in zip(wanted, sizes, dtypes, strict=True):
+        for leaf in tree:
             sharding = get_leaf(shardings, leaf.path)
-            items.append((leaf.path, _load_leaf(stored, leaf, dtype, sharding)))
-            bar.update(size * dtype.itemsize)
+            array = _load_leaf(stored, leaf, dtypes[leaf.path], sharding)
+            items.append((leaf.path, array))
+            bar.update(array.nbytes)
     return build_tree(items)
 
 
 class Checkpoint:
-    """The safetensors of a directory.
+    """The safetensors files of a directory.
 
-    tensors: {our name: (file, its header)}. outside: names of the talker and token2wav.
+    tensors: {our name: (file, its header)}. outside: names of tensors outside the thinker.
     files: {file name: TensorFile}. index: the content of the index file, or None.
     Raises UserError for files that are absent, truncated or contradict each other.
     """
@@ -110,7 +109,12 @@ class Checkpoint:
         for file in self.files.values():
             for header in file.headers.values():
                 self._add(file, header)
-        self._check_index()
+        for name, file in self.index["weight_map"].items() if self.index else ():
+            if name not in self.files[file].headers:
+                raise UserError(
+                    f"{directory / INDEX}: {file} does not hold the tensor {name}; "
+                    "download both files again"
+                )
 
     def _add(self, file: TensorFile, header: Header):
         name = mapping.canonical_name(header.name)
@@ -125,43 +129,22 @@ class Checkpoint:
             )
         self.tensors[name] = file, header
 
-    def _check_index(self):
-        for name, file in (self.index or {}).get("weight_map", {}).items():
-            if name not in self.files[file].headers:
-                raise UserError(
-                    f"{self.directory / INDEX}: {file} does not hold the tensor {name}; "
-                    "download both files again"
-                )
-
     def check(self, config: OmniConfig):
         """Raise UserError unless the tensors are exactly those of `config`, in float dtypes."""
-        table = {tensor.name: tensor for tensor in tensors(thinker.declare(config))}
-        for name, (file, header) in self.tensors.items():
-            if name not in table:
-                raise UserError(
-                    f"{file.path}: unknown tensor {header.name}; "
-                    "this is not (only) a Qwen2.5-Omni thinker"
-                )
-            if header.shape != table[name].shape:
-                raise UserError(
-                    f"{file.path}: tensor {header.name} has shape {list(header.shape)}, but "
-                    f"config.json asks for {list(table[name].shape)}; they do not belong together"
-                )
+        mapping.check_tensors(
+            {name: (file.path, at.name, at.shape) for name, (file, at) in self.tensors.items()},
+            {tensor.name: tensor.shape for tensor in tensors(thinker.declare(config))},
+            self.directory / (SINGLE if self.index is None else INDEX),
+        )
+        for file, header in self.tensors.values():
             if header.code not in FLOATS:
                 raise UserError(
                     f"{file.path}: tensor {header.name} has dtype {header.code}; "
                     f"expected one of {', '.join(FLOATS)}"
                 )
-        missing = [name for name in table if name not in self.tensors]
-        if missing:
-            where = self.directory / (SINGLE if self.index is None else INDEX)
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise UserError(
-                f"{where}: tensor {missing[0]} is missing{more}; download the checkpoint again"
-            )
 
     def dtype_of(self, leaf: Leaf) -> np.dtype:
-        """The stored dtype of a leaf's tensors; UserError if the layers of a stack differ."""
+        """Return the stored dtype of a leaf's tensors; UserError if a stack's layers differ."""
         (_, first), *rest = (self.tensors[tensor.name] for tensor in leaf.tensors)
         for file, header in rest:
             if header.code != first.code:
@@ -180,15 +163,7 @@ class Checkpoint:
 def _load_leaf(
     stored: Checkpoint, leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    read = _reader(stored, leaf, dtype)
-    array = jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
-    return array.block_until_ready()  # the host's copy dies before the next array is read
-
-
-def _reader(
-    stored: Checkpoint, leaf: Leaf, dtype: np.dtype
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """A function from a slice of the array to its values; what replicas ask for is read once."""
+    """The array of a leaf; a shard that several devices hold is read once."""
     shards: dict[tuple, np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -202,4 +177,5 @@ def _reader(
                 stored.read_into(out, leaf.tensors[0], index)
         return shards[key]
 
-    return read
+    array = jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
+    return array.block_until_ready()  # frees the host's copy before the next array is read

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint -> the configuration of its model."""
+"""Reading config.json of a checkpoint."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ugc_jax.files import read_json
 from ugc_jax.models.qwen2_5_omni import hf_config as qwen2_5_omni
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
-# model_type -> what reads such a config.json: a module with `from_hf`.
+# model_type -> the module whose `from_hf` reads such a config.json.
 FAMILIES = {
     qwen2_5_omni.FULL_MODEL_TYPE: qwen2_5_omni,
     qwen2_5_omni.THINKER_MODEL_TYPE: qwen2_5_omni,
@@ -16,7 +16,7 @@ REMEDY = "a checkpoint holds config.json beside its *.safetensors; copy it again
 
 
 def load_config(checkpoint: str | Path) -> OmniConfig:
-    """Read `config.json` of a checkpoint directory; UserError names the file and the field."""
+    """Return the config of a checkpoint directory; UserError names the file and the field."""
     path = Path(checkpoint) / "config.json"
     raw = read_json(path, REMEDY)
     kind = raw.get("model_type")

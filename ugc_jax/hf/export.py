@@ -1,7 +1,7 @@
-"""Export: the parameter tree back to Hugging Face's files, thinker only or merged (spec 1.5).
+"""Export of the parameter tree to Hugging Face's files, thinker only or merged (spec 1.5).
 
-A checkpoint is written into a hidden folder beside its destination and renamed at the end: a reader
-finds a whole checkpoint or none.
+A checkpoint is written into a hidden folder beside its destination, which is renamed at the end, so
+that readers never see an incomplete checkpoint.
 """
 
 import contextlib
@@ -50,12 +50,13 @@ def save_thinker(
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
 ):
-    """Write a thinker-only checkpoint, for Qwen2_5OmniThinkerForConditionalGeneration, too.
+    """Write a thinker-only checkpoint, as Qwen2_5OmniThinkerForConditionalGeneration reads it.
 
-    params: stacked or unstacked tree.
-    source: checkpoint directory whose config.json (its thinker part), tokenizer and preprocessor
-      files go along unchanged, and its generation_config.json with the token ids that it lacks.
-    dtype: "float32", "bfloat16" or None to keep the arrays' own.
+    params: stacked or unrolled tree.
+    source: checkpoint directory from which config.json (the thinker's section), tokenizer and
+      preprocessor files are copied, and generation_config.json, with missing token ids added.
+    dtype: "float32", "bfloat16" or None to keep that of the arrays.
+    max_shard_bytes: size of a file, unless one tensor is larger.
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
@@ -81,7 +82,7 @@ def save_orbax(
     `load_params` reads it. source, overwrite and errors as in `save_thinker`.
     """
     with new_directory(out_dir, overwrite) as folder:
-        orbax_store.save(params, folder)
+        orbax_store.write_params(params, folder)
         write_side_files(folder, config, _main_dtype(params), source)
 
 
@@ -94,9 +95,9 @@ def save_merged(
 ):
     """Write a full checkpoint: `source_full` with its thinker replaced.
 
-    Every thinker tensor keeps the name, file and dtype that it has in the source; talker,
-    token2wav, spk_dict.pt and all other files keep every byte. Raises UserError if the source is
-    thinker-only or of another config, or as in `save_thinker`.
+    Every thinker tensor has the name, file and dtype of the source; talker, token2wav, spk_dict.pt
+    and all other files are copied byte by byte. Raises UserError if the source is thinker-only or
+    of another config, and as `save_thinker`.
     """
     source = resolve_checkpoint(source_full)
     _require_same(source, config)
@@ -111,7 +112,7 @@ def save_merged(
     with new_directory(out_dir, overwrite) as folder:
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
-            is_hidden = relative.parts[0].startswith(".")  # what the hub's client keeps there
+            is_hidden = relative.parts[0].startswith(".")  # files of the hub's client
             if path.is_file() and str(relative) not in (*base.files, INDEX) and not is_hidden:
                 (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / relative)
@@ -126,7 +127,7 @@ def save_merged(
 
 
 def _main_dtype(params: dict) -> str:
-    """What config.json says of the parameters' dtype."""
+    """The dtype of the parameters for config.json."""
     return thinker.head(params).dtype.name
 
 
@@ -153,8 +154,8 @@ def write_thinker(
 ):
     """Write all files of a thinker-only checkpoint into `folder`.
 
-    output: what to store for a tensor. dtype: written to config.json. source: as in
-    `save_thinker`.
+    output: returns what is stored for a tensor. dtype: for config.json. source, max_shard_bytes: as
+    in `save_thinker`.
     """
     shards: list[list[Output]] = [[]]
     filled = total = 0
@@ -165,23 +166,21 @@ def write_thinker(
         shards[-1].append(item)
         filled += item.nbytes
         total += item.nbytes
-    if len(shards) == 1:
-        write_tensors(folder / SINGLE, shards[0])
-    else:
-        weight_map = {}
-        for number, shard in enumerate(shards, 1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_tensors(folder / name, shard)
-            weight_map |= {item.name: name for item in shard}
+    weight_map, count = {}, len(shards)
+    for number, shard in enumerate(shards, 1):
+        name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        write_tensors(folder / name, shard)
+        weight_map |= {item.name: name for item in shard}
+    if count > 1:
         _write_index(folder, weight_map, {}, total)
     write_side_files(folder, config, dtype, source)
 
 
 def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str | Path | None):
-    """Write config.json and generation_config.json, and copy what else `source` has of these."""
+    """Write config.json and generation_config.json; copy tokenizer and preprocessor of `source`."""
     content = to_hf(config, dtype)
-    # transformers' generate() stops by generation_config.json only, and the released one may lack
-    # the ids (spec 5.2).
+    # transformers' generate() takes its stop tokens from generation_config.json only, and the
+    # released one may lack them (spec 5.2).
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = {name: getattr(config.tokens, name) for name in ids}
     if source is not None:
@@ -189,8 +188,8 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
         _require_same(source, config)
         path = source / "config.json"
         section, _ = thinker_section(read_json(path, REMEDY), str(path))
-        names = {"architectures": content["architectures"], "torch_dtype": dtype, "dtype": dtype}
-        content = section | names
+        replaced = ("architectures", "torch_dtype", "dtype")
+        content = section | {name: content[name] for name in replaced}
         copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if (source / GENERATION).exists():
             generation |= read_json(source / GENERATION, "copy the file again")
@@ -199,7 +198,7 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
 
 
 def copy_files(source: Path, folder: Path, names: Iterable[str]):
-    """Copy those of the named files that `source` has."""
+    """Copy the named files that exist in `source`."""
     for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
@@ -213,11 +212,11 @@ def _require_same(source: Path, config: OmniConfig):
         )
 
 
-def check_output(out_dir: str | Path, overwrite: bool) -> Path:
-    """The absolute path of a directory that may be written.
+def check_directory(out_dir: str | Path, overwrite: bool) -> Path:
+    """Return the absolute path of a directory that may be written.
 
-    Raises UserError if it is a file, or is not empty and `overwrite` is false or it is something
-    else than a checkpoint.
+    Raises UserError if it is a file, or if it is not empty, unless `overwrite` is true and it holds
+    a checkpoint.
     """
     if not str(out_dir):
         raise UserError("output is empty; name the directory to write")
@@ -227,8 +226,7 @@ def check_output(out_dir: str | Path, overwrite: bool) -> Path:
     occupied = out.is_dir() and any(out.iterdir())
     if occupied and not overwrite:
         raise UserError(f"{out_dir}: is not empty; name another output, or set overwrite=true")
-    ours = any((out / name).exists() for name in ("config.json", ADAPTER_CONFIG))
-    if occupied and not ours:
+    if occupied and not any((out / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
         raise UserError(
             f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; "
             "name another output"
@@ -238,11 +236,11 @@ def check_output(out_dir: str | Path, overwrite: bool) -> Path:
 
 @contextlib.contextmanager
 def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder that becomes `out_dir` when the block ends well, and vanishes otherwise.
+    """Yield a hidden folder, renamed to `out_dir` after the block or, if it raises, removed.
 
-    Raises UserError as `check_output`, and if the disk refuses.
+    Raises UserError as `check_directory`, and if writing fails.
     """
-    out = check_output(out_dir, overwrite)
+    out = check_directory(out_dir, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (
         out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("partial", "old")

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a local directory, or a repository on the Hugging Face hub."""
+"""Locating a checkpoint: a local directory, or a repository on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ _WEIGHTS = ["*.safetensors", "*.pt"]
 def resolve_checkpoint(
     checkpoint: str | Path, revision: str | None = None, weights: bool = True
 ) -> Path:
-    """The local directory of `checkpoint`: itself, or where the hub id "org/name" is downloaded to.
+    """Return the local directory of `checkpoint`: itself, or the download of a hub id "org/name".
 
     revision: branch, tag or commit on the hub; None is the default branch.
-    weights: false leaves them on the hub and gets only config and tokenizer.
-    Raises UserError if it is neither, or the hub cannot be reached or does not have it.
+    weights: false downloads only config and tokenizer.
+    Raises UserError if it is neither, or if the download fails.
     """
     if not str(checkpoint):
         raise UserError(
@@ -41,18 +41,15 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except errors.RevisionNotFoundError:
-        raise UserError(f"{repo}: the hub has no revision {revision!r} of it") from None
+        problem = f"the hub has no revision {revision!r} of it"
     except errors.GatedRepoError:
-        raise UserError(
-            f"{repo}: the hub wants you to accept its terms; do so there, then run hf auth login"
-        ) from None
+        problem = "the hub requires you to accept its terms; do so there, then run hf auth login"
     except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{repo}: neither a local directory nor a repository that you can read on the hub"
-        ) from None
-    except Exception as error:  # of an HTTP library that changes between versions of the hub's
+        problem = "neither a local directory nor a repository that you can read on the hub"
+    except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{repo}: no such directory, and its download from the hub failed ({reason}); "
+        problem = (
+            f"no such directory, and its download from the hub failed ({reason}); "
             "check the network, or give a local directory"
-        ) from None
+        )
+    raise UserError(f"{repo}: {problem}")

@@ -5,9 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
-from ugc_jax.models.params import Leaf, build_tree, get_leaf, leaves
+from ugc_jax.models.params import build_tree, get_leaf, leaves
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
@@ -15,24 +14,24 @@ FOLDER = "params"
 
 
 def is_store(directory: Path) -> bool:
-    """Whether `directory` holds parameters written by `save`."""
+    """Return whether `directory` holds parameters that `write_params` wrote."""
     return (directory / FOLDER / "_METADATA").exists()
 
 
-def save(params: dict, directory: Path):
-    """Write a stacked parameter tree under `directory`, each process its own shards."""
+def write_params(params: dict, directory: Path):
+    """Write a stacked parameter tree under `directory`; each process writes its own shards."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((directory / FOLDER).absolute(), params)
 
 
-def load(
+def read_params(
     directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: bool, shardings: dict
 ) -> dict:
-    """Read what `save` wrote.
+    """Return the parameter tree that `write_params` wrote.
 
-    dtype: None keeps the stored one. shardings: of the tree asked for, stacked or not.
+    dtype: None keeps the stored one. stacked, shardings: of the returned tree.
     Raises UserError if the stored arrays are not those of `config`.
     """
     import orbax.checkpoint as ocp
@@ -45,7 +44,10 @@ def load(
             for keys, item in jax.tree_util.tree_leaves_with_path(tree)
         }
         expected = leaves(thinker.declare(config))
-        _check(stored, expected, path)
+        names = {
+            ".".join(keys): (path, ".".join(keys), item.shape) for keys, item in stored.items()
+        }
+        mapping.check_tensors(names, {".".join(leaf.path): leaf.shape for leaf in expected}, path)
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = []
         for leaf in expected:
@@ -62,20 +64,3 @@ def load(
         for leaf in leaves(thinker.declare(config), stacked=False)
     )
     return jax.device_put(build_tree(items), shardings)
-
-
-def _check(stored: dict, expected: list[Leaf], path: Path):
-    """Raise UserError unless the stored arrays are exactly those expected."""
-    for leaf in expected:
-        name = ".".join(map(str, leaf.path))
-        if leaf.path not in stored:
-            raise UserError(f"{path}: array {name} is missing; convert the checkpoint again")
-        shape = stored[leaf.path].shape
-        if tuple(shape) != leaf.shape:
-            raise UserError(
-                f"{path}: array {name} has shape {list(shape)}, "
-                f"but config.json asks for {list(leaf.shape)}; they do not belong together"
-            )
-    for unknown in sorted(set(stored) - {leaf.path for leaf in expected}):
-        name = ".".join(map(str, unknown))
-        raise UserError(f"{path}: unknown array {name}; is this a Qwen2.5-Omni thinker?")

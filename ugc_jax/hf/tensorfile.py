@@ -1,8 +1,7 @@
-"""The safetensors format in streams: an 8-byte length, a JSON header, raw little-endian tensors.
+"""A streaming reader and writer of safetensors: 8-byte length, JSON header, little-endian tensors.
 
-The safetensors package needs a whole file's tensors in memory to write one, and keeps every page
-that it has mapped while it reads. A 9 GB checkpoint must cost neither, so reader and writer of the
-format live here.
+The safetensors package holds all tensors of a file in memory to write it, and keeps all mapped
+pages while it reads. For a checkpoint of 9 GB that takes too much memory.
 """
 
 import json
@@ -33,14 +32,14 @@ _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 def float_dtype(name: str) -> np.dtype:
-    """ "float32" or "bfloat16" -> dtype of the parameters. UserError for any other name."""
+    """Return the dtype called "float32" or "bfloat16"; UserError for any other name."""
     if name not in ("float32", "bfloat16"):
         raise UserError(f"dtype must be 'float32' or 'bfloat16', got {name!r}")
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else np.float32)
+    return np.dtype(name)
 
 
 class Header(NamedTuple):
-    """What the header says of one tensor; `start` counts from the beginning of the file."""
+    """A tensor's entry in the header. start: offset from the beginning of the file."""
 
     name: str
     code: str  # the format's name of the dtype: "BF16", "F32", ...
@@ -95,7 +94,7 @@ class TensorFile:
             )
 
     def _unique(self, pairs: list[tuple]) -> dict:
-        """An object of the header's JSON; Python's reader would keep the last of equal names."""
+        """Return an object of the header; json.loads alone would keep the last of equal names."""
         content = dict(pairs)
         for name in content if len(content) < len(pairs) else ():
             if sum(name == other for other, _ in pairs) > 1:
@@ -116,7 +115,7 @@ class TensorFile:
         return header
 
     def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()):
-        """Fill `out` with `tensor[index]` in out.dtype; one block of the file is in memory."""
+        """Fill `out` with `tensor[index]` in out.dtype, with one block of the file in memory."""
         header = self.headers[name]
         count = math.prod(header.shape)
         flat = np.frombuffer(self._map, FLOATS[header.code], count, header.start)
@@ -127,19 +126,19 @@ class TensorFile:
             self._release()
 
     def copy_to(self, file, name: str):
-        """Write the tensor's bytes as they are to an open binary file."""
+        """Write the tensor's bytes unchanged to an open binary file."""
         header = self.headers[name]
         for start in range(header.start, header.start + header.nbytes, BLOCK_BYTES):
             file.write(self._map[start : min(start + BLOCK_BYTES, header.start + header.nbytes)])
             self._release()
 
     def _release(self):
-        """Give the pages back: mapped ones count as this process's memory while they stay."""
+        """Release the mapped pages, which count as this process's memory."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array at a multiple of 64, which JAX on a CPU takes over without a copy."""
+    """Return an uninitialised array at a multiple of 64 bytes, which JAX on a CPU does not copy."""
     nbytes = math.prod(shape) * dtype.itemsize
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -159,7 +158,7 @@ class Output(NamedTuple):
 def array_output(
     name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[], np.ndarray]
 ) -> Output:
-    """The tensor that `read()` yields when its turn comes, stored as `dtype`."""
+    """Return the Output of the tensor that `read()` returns when it is written, as `dtype`."""
 
     def write(file):
         array = np.ascontiguousarray(read(), dtype)
@@ -171,7 +170,7 @@ def array_output(
 def write_tensors(path: Path, tensors: list[Output], metadata: dict | None = None):
     """Write a safetensors file tensor by tensor.
 
-    metadata: of the header; None is what transformers wants, {"format": "pt"}.
+    metadata: of the header; None is {"format": "pt"}, which transformers requires.
     """
     content: dict = {"__metadata__": metadata or {"format": "pt"}}
     offset = 0

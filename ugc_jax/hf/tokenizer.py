@@ -1,4 +1,4 @@
-"""Tokenizers: read Qwen2's in its fast and its slow form; build a small one, to run offline."""
+"""Tokenizers: reading Qwen2's fast and slow files; building a small one for offline runs."""
 
 import json
 from collections.abc import Iterable
@@ -41,9 +41,9 @@ _PIECES = "|".join(
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer of a directory: tokenizer.json, or the slow form, vocab.json and merges.txt.
+    """Return the tokenizer of a directory: tokenizer.json, or else vocab.json and merges.txt.
 
-    Raises UserError if neither is there or a file cannot be read.
+    Raises UserError if these are missing or a file cannot be read.
     """
     directory = Path(directory)
     names = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -67,14 +67,15 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def load_chat_tokenizer(directory: str | Path, tokens: TokenIds) -> ChatTokenizer:
-    """The same, for prompts. UserError, too, if its special ids are not `tokens`."""
+    """Return the same for prompts; UserError also if its special ids differ from `tokens`."""
     return ChatTokenizer(load_tokenizer(directory), tokens, str(directory))
 
 
 def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
-    """The ids of Qwen2.5-Omni's special tokens; UserError naming `source` if one is absent."""
-    ids = {field: tokenizer.token_to_id(name) for field, name in SPELLINGS.items()}
+    """Return the ids of the special tokens; UserError naming `source` if one is absent."""
+    ids = {}
     for field, name in SPELLINGS.items():
+        ids[field] = tokenizer.token_to_id(name)
         if ids[field] is None:
             raise UserError(
                 f"{source}: has no token {name}; give the tokenizer of a Qwen2.5-Omni checkpoint"
@@ -83,10 +84,10 @@ def special_token_ids(tokenizer: Tokenizer, source: str | Path) -> TokenIds:
 
 
 def build_tokenizer(config: OmniConfig, corpus: Iterable[str], out_dir: str | Path):
-    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE learned from a corpus.
+    """Write tokenizer.json and tokenizer_config.json of a byte-level BPE trained on a corpus.
 
-    The special ids are those of config.tokens. Ids that a small corpus does not fill are named
-    <unused_N> and never come out of encoding. The result depends on nothing but config and corpus.
+    The special ids are those of config.tokens. Ids that a small corpus leaves free are named
+    <unused_N>; encoding never produces them. The result depends only on config and corpus.
     Raises UserError if the ids are not in Qwen's order.
     """
     first = config.tokens.pad_token_id
@@ -124,7 +125,7 @@ def _added_token(name: str) -> AddedToken:
 
 
 def _added_tokens(directory: Path) -> dict[int, AddedToken]:
-    """{id: token} of the slow form: in tokenizer_config.json, or in the older added_tokens.json."""
+    """{id: token} of the slow form, from tokenizer_config.json or the older added_tokens.json."""
     if (directory / "tokenizer_config.json").exists():
         content = read_json(directory / "tokenizer_config.json", REMEDY)
         if "added_tokens_decoder" in content:
@@ -135,7 +136,7 @@ def _added_tokens(directory: Path) -> dict[int, AddedToken]:
 
 
 def _add_tokens(tokenizer: Tokenizer, tokens: dict[int, AddedToken], source: str | Path):
-    """Add the tokens in order of their ids, and check that the library counts the same ids."""
+    """Add the tokens in order of their ids, and check that the library assigns the same ids."""
     for i, token in sorted(tokens.items()):
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != i:
@@ -146,7 +147,7 @@ def _add_tokens(tokenizer: Tokenizer, tokens: dict[int, AddedToken], source: str
 
 
 def _train(corpus: Iterable[str], size: int) -> models.BPE:
-    """A BPE model of exactly `size` tokens: bytes, merges learnt from the corpus, unused names."""
+    """A BPE model of exactly `size` tokens: bytes, merges from the corpus, unused names."""
     if size < 256:
         raise UserError(f"pad_token_id {size} leaves no room for the 256 byte tokens below it")
     learner = _byte_level_bpe(models.BPE())
