@@ -32,7 +32,7 @@ def job(monkeypatch):
     def install(action, arguments="ITEM..."):
         module = SimpleNamespace(CONFIG=Config, main=action, __doc__="Do some work.")
         monkeypatch.setitem(cli.JOBS, "work", cli.Job("do some work", arguments))
-        monkeypatch.setattr(cli, "load", lambda name: module)
+        monkeypatch.setattr(cli, "load_job", lambda name: module)
 
     return install
 
@@ -68,7 +68,7 @@ def test_help_names_every_job(words, capsys):
 def test_job_help_names_every_setting(name, capsys):
     assert cli.run([name, "--help"]) == 0
     out = capsys.readouterr().out
-    config = cli.load(name).CONFIG
+    config = cli.load_job(name).CONFIG
     for key, setting in _settings(config[0] if isinstance(config, tuple) else config).items():
         assert f"\n  {key}=" in out
         assert setting.comment, f"{name}: {key} has no comment"

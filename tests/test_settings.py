@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.settings import describe, field_help, flatten, parse, part
+from ugc_jax.settings import field_help, flatten, help_text, parse, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ def test_comments_are_the_help():
 
 
 def test_describe_shows_own_settings_first():
-    text = describe(Config)
+    text = help_text(Config)
     assert text.splitlines()[0] == "Settings of a job:"
     assert text.index("checkpoint=TEXT") < text.index("What jobs share:") < text.index("fps=NUMBER")
     for row in (
@@ -304,7 +304,7 @@ def test_required_setting_of_a_section_is_told():
 
 
 def test_describe_groups_sections():
-    text = describe(Nested)
+    text = help_text(Nested)
     assert "\n\nHow weights change:\n  optimizer.learning_rate=NUMBER\n" in text
     assert "the highest (default 2e-05)" in text
     assert "\n  data.folders=TEXT,...       of records (required)\n" in text
@@ -336,7 +336,7 @@ def test_of_several_the_one_that_has_what_is_given(file):
         UserError, match=r"schedule\.nam: unknown setting; did you mean schedule\.name"
     ):
         parse((Nested, Other), ["--config.schedule.nam=b"])
-    assert describe((Nested, Other)) == describe(Nested) + "\n\nA plan:\n" + (
+    assert help_text((Nested, Other)) == help_text(Nested) + "\n\nA plan:\n" + (
         "  schedule.name=TEXT          of it (default a)"
     )
 

@@ -1,4 +1,4 @@
-"""UGC-VideoCaptioner in pure JAX: captions of short videos, from picture and sound.
+"""UGC-VideoCaptioner in pure JAX: captions of short videos from picture and sound.
 
 from ugc_jax import Captioner
 captions = Captioner.from_pretrained("runs/quickstart/checkpoint").caption(["clip.mp4"])
@@ -9,7 +9,7 @@ __all__ = ["Captioner", "__version__"]
 
 
 def __getattr__(name: str):
-    """Import the Captioner, and with it jax, when it is first asked for."""
+    """Import the Captioner, and with it jax, on first use."""
     if name == "Captioner":
         from ugc_jax.generate.captioner import Captioner
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 from ugc_jax import __version__, settings
 from ugc_jax.errors import UserError
 
-INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
 
 class Job(NamedTuple):
-    """summary: one line for --help. arguments: its positional words there, "" if it takes none."""
+    """summary: one line for --help. arguments: its positional arguments there, or ""."""
 
     summary: str
     arguments: str = ""
@@ -47,11 +47,11 @@ JOBS = {
 }
 
 
-def load(name: str) -> ModuleType:
-    """The module of a job, imported when it is chosen, so that `ugc-jax --help` answers at once.
+def load_job(name: str) -> ModuleType:
+    """Import and return the module of a job; only then, so that `ugc-jax --help` is fast.
 
     It has a docstring for its --help, `CONFIG`, a frozen dataclass or several (see
-    `settings.parse`), and `main(config, words)`, which returns the exit status.
+    `settings.parse`), and `main(config, arguments)`, which returns the exit status.
     """
     match name:
         case "init":
@@ -84,7 +84,7 @@ def load(name: str) -> ModuleType:
 
 
 def usage() -> str:
-    """What `ugc-jax --help` prints."""
+    """Return the text of `ugc-jax --help`."""
     jobs = "\n".join(f"  {name:<9}{job.summary}" for name, job in JOBS.items())
     return f"""\
 ugc-jax {__version__}: captions of short videos from picture and sound, with Qwen2.5-Omni in JAX
@@ -100,9 +100,9 @@ ugc-jax JOB --help lists a job's settings. A first try, offline:
 
 
 def job_usage(name: str) -> str:
-    """What `ugc-jax JOB --help` prints: the job module's docstring and its settings."""
+    """Return the text of `ugc-jax JOB --help`: the job module's docstring and its settings."""
     job = JOBS[name]
-    module = load(name)
+    module = load_job(name)
     line = " ".join(filter(None, ["[--config=FILE[:ARG]] [--config.KEY=VALUE ...]", job.arguments]))
     paragraphs = f"ugc-jax {name}: {module.__doc__.strip()}".split("\n\n")
     about = "\n\n".join(textwrap.fill(paragraph, settings.help_width()) for paragraph in paragraphs)
@@ -114,11 +114,11 @@ usage: ugc-jax {name} {line}
 Settings are written --config.KEY=VALUE; --config=FILE[:ARG] takes them from get_config(ARG) of a
 Python file.
 
-{settings.describe(module.CONFIG)}"""
+{settings.help_text(module.CONFIG)}"""
 
 
-class _Progress(logging.Handler):
-    """Log lines on stderr that step around a progress bar instead of cutting through it."""
+class _ProgressHandler(logging.Handler):
+    """Writes log lines to stderr without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord):
         from tqdm import tqdm
@@ -127,8 +127,8 @@ class _Progress(logging.Handler):
 
 
 def set_up_logging():
-    """Short lines of our own on stderr; what libraries say only if it is at least an error."""
-    handler = _Progress()
+    """Log short lines of this package to stderr; of libraries, only errors."""
+    handler = _ProgressHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("ugc_jax")
     logger.handlers[:] = [handler]
@@ -136,7 +136,7 @@ def set_up_logging():
     logger.propagate = False
     for name in ("jax", "tensorflow", "transformers", "orbax", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Orbax logs there, with tracebacks, what its threads meet; the save that fails raises it, too.
+    # Orbax logs errors of its threads there, with tracebacks; the failing save raises them, too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -146,7 +146,10 @@ def set_up_logging():
 
 
 def run(argv: list[str]) -> int:
-    """Run the words after the program's name; returns the exit status. Raises UserError."""
+    """Run the job of the words after the program's name and return the exit status.
+
+    Raises UserError.
+    """
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
@@ -164,7 +167,7 @@ def run(argv: list[str]) -> int:
         return 0
     set_up_logging()
     job = JOBS[name]
-    module = load(name)
+    module = load_job(name)
     config, arguments = settings.parse(module.CONFIG, rest)
     if arguments and not job.arguments:
         raise UserError(
@@ -178,10 +181,10 @@ def run(argv: list[str]) -> int:
 
 
 def interrupt_again(unraisable):
-    """`sys.unraisablehook` that makes Ctrl-C sure.
+    """`sys.unraisablehook` that repeats a lost Ctrl-C.
 
-    Pressed while a garbage-collection callback runs (jax has one), its KeyboardInterrupt cannot be
-    raised from there and would be lost; so it is sent again a moment later.
+    A KeyboardInterrupt in a garbage-collection callback (jax has one) cannot be raised from there,
+    so it is sent again a moment later.
     """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.05, _thread.interrupt_main).start()
@@ -190,7 +193,7 @@ def interrupt_again(unraisable):
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 nothing or not enough worked, 2 user's mistake, 130 interrupted."""
+    """Return the exit status: 0 success, 1 too much failed, 2 user's mistake, 130 interrupted."""
     sys.unraisablehook = interrupt_again
     argv = sys.argv[1:]
     name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
@@ -202,10 +205,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.stdout.flush()
-        # At once: an ordinary exit waits for threads that read clips, and crashes in XLA while it
-        # compiles in the background. All files are closed by now.
+        # Not sys.exit: that waits for threads that read clips, and crashes in XLA if it compiles in
+        # the background. All files are closed by now.
         os._exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

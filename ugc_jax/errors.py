@@ -1,5 +1,5 @@
-"""The one exception for a user's mistake; `cli` prints it as a single line and exits."""
+"""The exception for a user's mistake; `cli` prints it as a single line and exits."""
 
 
 class UserError(ValueError):
-    """Bad input (a file, a field, a flag), told in one line: what, where, and the remedy."""
+    """Bad input (a file, a field, a flag). The message is one line: where, what, and the remedy."""

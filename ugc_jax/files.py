@@ -1,7 +1,7 @@
-"""Small files: the one place that reads text, JSON and JSON Lines, and writes them atomically.
+"""Reading and atomic writing of small files: text, JSON and JSON Lines.
 
-A path is local or any that etils knows (gs://...), if it is given as an `epath.Path`. An error of
-the disk or in the content becomes a UserError: "PATH: what is wrong (reason); remedy".
+A path is local, or remote (gs://...) if it is an `epath.Path` of etils. Errors of the disk or in
+the content become a UserError: "PATH: what is wrong (reason); remedy".
 """
 
 import json
@@ -15,12 +15,12 @@ from ugc_jax.errors import UserError
 FULL_DISK = "free the disk, then run again to go on"
 
 
-class Line(NamedTuple):
+class JsonLine(NamedTuple):
     """One line of a JSON Lines file that is not blank.
 
-    number: from 1. text: as it stands, without its end. value: what it holds; None if it is not
-    JSON, and then `error` says why. whole: false for a last line without an end, which a killed
-    writer may have left half-written.
+    number: from 1. text: of the line, without its end. value: its content, or None if it is not
+    JSON, with the reason in `error`. whole: false for a last line without an end, which an
+    interrupted writer may have left incomplete.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 
 def read_bytes(path, remedy: str) -> bytes:
-    """The content of a file. remedy: ends the message, as "name a .jsonl manifest".
+    """Return the content of a file. remedy: ends messages, as in "name a .jsonl manifest".
 
     Raises UserError if it is absent or unreadable.
     """
@@ -44,7 +44,7 @@ def read_bytes(path, remedy: str) -> bytes:
 
 
 def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
-    """The text of a file, without a byte order mark, line ends as they are.
+    """Return the text of a file, without a byte order mark and with its line ends.
 
     errors: as of bytes.decode. Raises UserError as `read_bytes`, and if the file is not text.
     """
@@ -58,31 +58,31 @@ def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "
 def read_json(
     path, remedy: str, kind: type | tuple[type, ...] = dict, *, object_pairs_hook=None
 ) -> Any:
-    """The content of a JSON file, which is a `kind` (dict: a JSON object; object: anything).
+    """Return the content of a JSON file of type `kind` (dict: a JSON object; object: anything).
 
     object_pairs_hook: as of json.loads. Raises UserError as `read_text`, and if the file is not
-    JSON or holds something else.
+    JSON or of another type.
     """
     text = read_text(path, remedy)
     try:
         content = json.loads(text, object_pairs_hook=object_pairs_hook)
-    except UserError:  # of the hook
+    except UserError:  # from the hook
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from None
     if not isinstance(content, kind):
-        wanted = "a JSON object" if kind is dict else f"JSON of {kind}"
-        raise UserError(f"{path}: expected {wanted}, got {type(content).__name__}; {remedy}")
+        expected = "a JSON object" if kind is dict else f"JSON of {kind}"
+        raise UserError(f"{path}: expected {expected}, got {type(content).__name__}; {remedy}")
     return content
 
 
-def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[Line]:
-    """The lines of a JSON Lines file, each parsed on its own. Raises UserError as `read_text`."""
+def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[JsonLine]:
+    """Return the lines of a JSON Lines file, each parsed alone. Raises UserError as `read_text`."""
     return parse_lines(read_text(path, remedy, errors=errors))
 
 
-def parse_lines(text: str) -> Iterator[Line]:
-    """The lines of JSON Lines that are not blank. Only "\\n" ends a line: U+2028 may be text."""
+def parse_lines(text: str) -> Iterator[JsonLine]:
+    """Yield the lines of JSON Lines that are not blank. Only "\\n" ends a line; U+2028 is text."""
     *lines, tail = text.split("\n")
     for number, line in enumerate([*lines, tail], 1):
         if not line.strip():
@@ -92,13 +92,13 @@ def parse_lines(text: str) -> Iterator[Line]:
             value = json.loads(line)
         except (ValueError, RecursionError) as failure:
             error = str(failure)
-        yield Line(number, line, value, error, number <= len(lines))
+        yield JsonLine(number, line, value, error, number <= len(lines))
 
 
 def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict"):
-    """Write a UTF-8 file so that it is there whole or not at all; its folder is made.
+    """Write a UTF-8 file atomically, and create its folder.
 
-    Raises UserError if the disk refuses; then an older file stays as it was.
+    Raises UserError if that fails; then an existing file stays unchanged.
     """
     path = _local(path)
     new = path.parent / f"{path.name}.{os.getpid()}.new"
@@ -114,16 +114,16 @@ def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "stric
 
 
 def write_json(path, content: Any, remedy: str = FULL_DISK, *, indent: int | None = 1):
-    """Write JSON as `write_text` does. NaN is refused: not every reader of JSON knows it."""
+    """Write JSON as `write_text` does. ValueError for NaN, which is not standard JSON."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n", remedy, errors="backslashreplace")
 
 
 def to_lines(rows) -> str:
-    """JSON Lines of rows."""
+    """Return rows as JSON Lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _local(path):
-    """A path given as text is local."""
+    """The path, a local one if given as text."""
     return Path(path) if isinstance(path, str) else path

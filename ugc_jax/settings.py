@@ -104,6 +104,17 @@ def flatten(config) -> dict[str, typing.Any]:
     return flat
 
 
+def check_minimum(config, section: str = "", /, **minimum: float):
+    """Raise UserError for a field of a job's config below its minimum; None is allowed.
+
+    section: with its dot, the prefix of the fields in messages, as "data.".
+    """
+    for name, limit in minimum.items():
+        value = getattr(config, name)
+        if value is not None and value < limit:
+            raise UserError(f"{section}{name} is {value}; use {limit} or more")
+
+
 def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]:
     """All settings of a dataclass by dotted key, in the order of the help.
 
@@ -163,7 +174,7 @@ def _item_kind(kind):
 
 
 def _name(kind) -> str:
-    """How a type is shown to a person."""
+    """A type's name in help and messages."""
     if typing.get_origin(kind) is typing.Literal:
         return "|".join(map(str, typing.get_args(kind)))
     if item := _item_kind(kind):
@@ -310,7 +321,7 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def describe(cls: type | tuple[type, ...]) -> str:
+def help_text(cls: type | tuple[type, ...]) -> str:
     """Return the settings of a job for its --help, with types and defaults.
 
     Of several dataclasses, those of the first and the sections that only others have.
@@ -334,7 +345,7 @@ def describe(cls: type | tuple[type, ...]) -> str:
 
 
 def help_width() -> int:
-    """Columns that help text may take: those of the terminal, within reason."""
+    """Return the columns of help text: those of the terminal, but 60 to 100."""
     return max(60, min(shutil.get_terminal_size().columns, 100))
 
 
@@ -345,7 +356,7 @@ def _show(value) -> str:
 
 
 def _row(head: str, text: str, indent: int = 30) -> list[str]:
-    """`head` on the left, `text` wrapped on the right; it begins a line lower after a long head."""
+    """`head` on the left, `text` wrapped on the right, beginning a line lower after a long head."""
     lines = textwrap.wrap(text, help_width() - indent)
     left = f"  {head}"
     if lines and len(left) <= indent - 2:

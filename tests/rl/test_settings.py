@@ -9,7 +9,7 @@ from ugc_jax.models.qwen2_5_omni.config import tiny
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
-from ugc_jax.settings import describe, parse
+from ugc_jax.settings import help_text, parse
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train.state import Trainable
 
@@ -31,7 +31,7 @@ def test_defaults():
 
 
 def test_help_has_every_section_and_no_packing():
-    text = describe(GrpoConfig)
+    text = help_text(GrpoConfig)
     for name in ("grpo.clip_high", "rollout.samples", "rewards.functions", "loop.eval_prompts"):
         assert f"  {name}=" in text
     assert "packing" not in text
