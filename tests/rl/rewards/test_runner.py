@@ -368,7 +368,7 @@ def test_settings_on_the_command_line():
     words = ["--config.functions=rouge", "--config.length_low=5", "--config.judge.wait=3"]
     config, _ = settings.parse(RewardConfig, words)
     assert (config.length_low, config.judge.wait) == (5, 3.0)
-    described = settings.describe(RewardConfig)
+    described = settings.help_text(RewardConfig)
     for field in ("length_high", "judge.base_url", "file"):
         assert field in described
 
