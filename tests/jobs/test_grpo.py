@@ -50,16 +50,12 @@ REWARDS = {"vowels": vowels}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """One device, and runs with the same programs share them: most of the time is compilation."""
-    before = jax.config.jax_compilation_cache_dir
-    folder = str(tmp_path_factory.mktemp("programs"))
-    jax.config.update("jax_compilation_cache_dir", folder)
+def quick():
+    """One device: most of the time is compilation."""
     mesh = make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield folder
-    jax.config.update("jax_compilation_cache_dir", before)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +142,12 @@ def test_a_run(whole, tiny_checkpoint):
     assert all(name.startswith(("model.", "lm_head.")) for name in changed)
 
 
-def test_killed_it_goes_on_bit_for_bit(whole, settings, tmp_path, quick):
+def test_killed_it_goes_on_bit_for_bit(whole, settings, tmp_path):
     """Killed when the first checkpoint appears, in the middle of a later step."""
     config = change(settings, tmp_path)
     words = [f"--config.{key}={value}" for key, value in flatten(config).items()]
     here = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": here, "JAX_COMPILATION_CACHE_DIR": quick}
+    environment = os.environ | {"PYTHONPATH": here}
     program = [sys.executable, "-c", PROGRAM, *words]
     with subprocess.Popen(program, env=environment, stderr=subprocess.PIPE) as process:
         until = time.monotonic() + 120
