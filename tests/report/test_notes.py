@@ -7,7 +7,7 @@ from ugc_jax.report import notes
 
 def said(*results: dict) -> str:
     members = [(number, made["name"], made) for number, made in enumerate(results)]
-    return " ".join(notes.sentences(members, DISPLAYS))
+    return " ".join(notes.comparability(members, DISPLAYS))
 
 
 def test_which_rows_compare():
@@ -39,7 +39,7 @@ def test_how_models_were_asked():
         made["asked"] = {"clip": {"frames": frames, "fps": None}, "sampling": {"top_k": 0}}
     text = said(one, two)
     assert "One (given 8 frames) and Two (given 32 frames) were" in text
-    assert "saw the clips in different ways (clip.frames: 8 and 32)" in text
+    assert "saw the clips with different settings (clip.frames: 8 and 32)" in text
     assert dict(notes.card("One", one, DISPLAYS)["facts"])["clips as"] == "frames 8"
 
 
@@ -78,7 +78,7 @@ def test_tasks():
         "the score would be 33.33 if failures were zeros",
         "judge noise: standard deviation of the score 0.46",
     ]
-    assert facts["warnings"][1] == "below 100.0, the score of always saying Yes"
+    assert facts["warnings"][1] == "below 100.0, the score of always answering Yes"
 
 
 def test_card():
@@ -94,7 +94,7 @@ def test_card():
         "predictions": "said.jsonl",
         "judge": "mine, temperature 0, prompt ugc_jax, 3 times",
         "questions": "5 answered by the judge, 2 cached, 1 failed, in all 12,345 tokens in, "
-        "67 out, whenever they were asked, cost 1.50",
+        "67 out, those of cached answers included, cost 1.50",
         "no background score": "needs a judge",
     }
     assert card["faults"].endswith("1 duplicate, 2 broken")

@@ -25,7 +25,7 @@ def test_strip_of_frames(tmp_path):
     """Six frames from the beginning to the end; the background turns in the middle."""
     scene = Scene("purple", (), None, 0, turns=("teal", 0.6))
     write_clip(tmp_path / "a.mp4", seconds=1.2, fps=10, size=(320, 180), scene=scene)
-    strip = opened(pictures.draw(tmp_path / "a.mp4").frames)
+    strip = opened(pictures.draw_clip(tmp_path / "a.mp4").frames)
     width, height = pictures.SIDE, round(pictures.SIDE * 180 / 320)
     assert strip.format == "JPEG"
     assert strip.size == (6 * width + 5 * pictures.GAP, height)
@@ -39,7 +39,7 @@ def test_strip_of_frames(tmp_path):
 
 
 def test_mel(clips):
-    picture = pictures.draw(clips / "a.mp4")
+    picture = pictures.draw_clip(clips / "a.mp4")
     mel = opened(picture.mel)
     assert mel.format == "PNG"
     assert mel.size == pictures.MEL_SIZE
@@ -53,7 +53,7 @@ def test_nothing_to_hear(clips, tmp_path):
         tmp_path / "mute.mp4", seconds=1.2, fps=10, size=(96, 64), scene=Scene("grey", (), None, 0)
     )
     for path in (clips / "silent.mp4", tmp_path / "mute.mp4"):
-        picture = pictures.draw(path)
+        picture = pictures.draw_clip(path)
         assert picture.mel is None
         assert picture.frames
 

@@ -28,7 +28,7 @@ def pictures() -> dict[str, str]:
     return {
         "bars": plots.score_bars(rows, "Scores of <a> & b"),
         "lengths": plots.length_histogram([[1, 2, 2], None, []], [2, 3], "Words"),
-        "confusion": plots.confusion(
+        "confusion": plots.confusion_matrix(
             ["In Video", "$No$"], ["In Video", "$No$", "other"], [[7, 1, 0], [0, 0, 0]], "Table"
         ),
     }

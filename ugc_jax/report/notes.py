@@ -1,4 +1,4 @@
-"""The words of a page: what compares, how tasks were scored, where results come from."""
+"""The sentences of a page: comparability, scoring of the tasks, origin of the results."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from ugc_jax.report import published
 from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
 
 
-def sentences(members: Members, displays: Displays) -> list[str]:
-    """Which rows of the table compare with each other and with the published ones."""
-    for task, shown in displays.items():
-        if shown.compares and all(task in result["tasks"] for *_, result in members):
-            return [shown.compares, *_unlike_each_other(members, displays)]
+def comparability(members: Members, displays: Displays) -> list[str]:
+    """Sentences on which rows of the table compare with each other and with published ones."""
+    for task, how in displays.items():
+        if how.compares and all(task in result["tasks"] for *_, result in members):
+            return [how.compares, *_different_protocols(members, displays)]
     lines = ["Only rows with the same judge, temperature, prompt and frames compare."]
     for task in published.PROTOCOLS:
-        lines += _against_the_paper(task, display(task, displays).title, members)
+        lines += _with_the_paper(task, display(task, displays).title, members)
     normalisations = {
         result["tasks"]["ocr"].get("protocol", {}).get("normalisation")
         for *_, result in members
@@ -32,19 +32,19 @@ def sentences(members: Members, displays: Displays) -> list[str]:
             f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
             "out of the released predictions."
         )
-    return lines + _unlike_each_other(members, displays)
+    return lines + _different_protocols(members, displays)
 
 
-def _against_the_paper(task: str, title: str, members: Members) -> list[str]:
-    """Which results of a judged task compare with the paper's rows."""
-    equal, unlike = [], []
+def _with_the_paper(task: str, title: str, members: Members) -> list[str]:
+    """Sentences on which results of a judged task compare with the paper's rows."""
+    equal, different = [], []
     for _, name, result in members:
         if task not in result["tasks"]:
             continue
         facts = result["tasks"][task]
         differences = published.differences(task, facts.get("protocol") or {})
         if differences:
-            unlike.append(f"{name} ({', '.join(differences)})")
+            different.append(f"{name} ({', '.join(differences)})")
         else:
             equal.append(f"{name}{_frames(result)}")
     lines = []
@@ -55,23 +55,24 @@ def _against_the_paper(task: str, title: str, members: Members) -> list[str]:
             "with the rows whose models were given the same frames, and with no row of another "
             "paper."
         )
-    if unlike:
+    if different:
         lines.append(
-            f"{title}: no published score compares with that of {_and(unlike)}; nor does an "
-            "average that holds it."
+            f"{title}: no published score compares with that of {_and(different)}; nor does an "
+            "average that includes it."
         )
     return lines
 
 
 def _frames(result: dict) -> str:
-    """What a model was given, where `evaluate` asked it."""
+    """The frames that a model was given, if `evaluate` asked it and this is known."""
     clip = (result.get("asked") or {}).get("clip") or {}
     counted = {"frames": "{} frames", "fps": "{:g} frames a second"}
     given = [form.format(clip[key]) for key, form in counted.items() if clip.get(key) is not None]
     return f" (given {given[0]})" if given else ""
 
 
-def _unlike_each_other(members: Members, displays: Displays) -> list[str]:
+def _different_protocols(members: Members, displays: Displays) -> list[str]:
+    """Sentences on results of a task that do not compare with each other."""
     lines = []
     for task in all_tasks((result for *_, result in members), displays):
         by_protocol: dict[str, list[str]] = {}
@@ -90,20 +91,20 @@ def _unlike_each_other(members: Members, displays: Displays) -> list[str]:
 
 
 def _different_clips(members: Members, displays: Displays) -> list[str]:
-    """Where the first result and another saw other clips, or the same in other ways."""
+    """Sentences on results with other clips than the first, or with other settings of clips."""
     (_, first, base), *others = members
     against = compare_results([base, *(result for *_, result in others)])["against"]
     lines = []
     for (_, name, _), facts in zip(others, against, strict=True):
         if facts["asked"]:
             ways = "; ".join(facts["asked"])
-            lines.append(f"{first} and {name} saw the clips in different ways ({ways}).")
-        for task, found in facts["tasks"].items():
-            if count := found["strangers"]:
+            lines.append(f"{first} and {name} saw the clips with different settings ({ways}).")
+        for task, compared in facts["tasks"].items():
+            if count := compared["strangers"]:
                 title = display(task, displays).title
                 lines.append(
                     f"{title}: {count} ids of {first} and {name} are two different clips, by "
-                    "their references; they are shown apart, and are in no difference."
+                    "their references; they are listed apart and are not in the differences."
                 )
     return lines
 
@@ -113,27 +114,29 @@ def _and(words: Sequence[str]) -> str:
 
 
 def task_notes(members: Members, displays: Displays) -> list[dict]:
-    """Task by task what its score is, and of each result n, failures, noise and notes: {"title",
-    "summary", "flags", "metric", "rows": [(number, name, facts)]}."""
+    """For each task its metric, and for each result `_facts`: {"title", "summary", "flags",
+    "metric", "rows": [(number, name, facts)]}."""
     notes = []
     for task in all_tasks((result for *_, result in members), displays):
         having = [member for member in members if task in member[2]["tasks"]]
         rows = [(number, name, _facts(result["tasks"][task])) for number, name, result in having]
         failed = sum(facts["failed"] for *_, facts in rows)
         summary = f"{', '.join(str(facts['n']) for *_, facts in rows)} clips scored"
-        note = {
-            "title": display(task, displays).title,
-            "summary": f"{summary}, {failed} failed" if failed else summary,
-            "flags": list(dict.fromkeys(flag for *_, facts in rows for flag in facts["flags"])),
-            "metric": having[0][2]["tasks"][task].get("metric", ""),
-            "rows": rows,
-        }
-        notes.append(note)
+        flags = (flag for *_, result in having for flag in result["tasks"][task].get("flags") or [])
+        notes.append(
+            {
+                "title": display(task, displays).title,
+                "summary": f"{summary}, {failed} failed" if failed else summary,
+                "flags": list(dict.fromkeys(flags)),
+                "metric": having[0][2]["tasks"][task].get("metric", ""),
+                "rows": rows,
+            }
+        )
     return notes
 
 
 def _facts(task: dict) -> dict:
-    """n, failures, protocol, lines to read and lines to be warned by, of a task of a result."""
+    """n, failures, protocol, further lines and warnings on a task of a result."""
     reasons = ", ".join(f"{count} {kind}" for kind, count in (task.get("failures") or {}).items())
     digits = 3 if task.get("unit") == "fraction" else 2
     lines = list(task.get("notes") or [])
@@ -148,7 +151,7 @@ def _facts(task: dict) -> dict:
     majority = task.get("majority")
     if majority and task["score"] is not None and task["score"] < majority["score"]:
         warnings.append(
-            f"below {majority['score']:.1f}, the score of always saying {majority['answer']}"
+            f"below {majority['score']:.1f}, the score of always answering {majority['answer']}"
         )
     return {
         "n": task["n"],
@@ -156,13 +159,12 @@ def _facts(task: dict) -> dict:
         "reasons": reasons,
         "protocol": ", ".join(f"{k} {v}" for k, v in (task.get("protocol") or {}).items()),
         "lines": lines,
-        "flags": task.get("flags") or [],
         "warnings": warnings,
     }
 
 
 def card(name: str, result: dict, displays: Displays) -> dict:
-    """Where a result comes from: {"name", "facts": [(label, text)], "faults", "listed"}."""
+    """The origin of a result: {"name", "facts": [(label, text)], "faults", "listed"}."""
     created = str(result.get("created", "")).replace("T", " ").replace("Z", " UTC")
     facts = [("evaluated", f"{created}, ugc_jax {result.get('ugc_jax', '?')}")]
     sources = result.get("sources") or {}
@@ -183,14 +185,9 @@ def card(name: str, result: dict, displays: Displays) -> dict:
     faults = result.get("faults") or {}
     kinds = {kind: faults.get(kind, 0) for kind in ("duplicate", "unknown", "broken")}
     counts = [f"{count} {kind}" for kind, count in kinds.items() if count]
-    return {
-        "name": name,
-        "facts": facts,
-        "faults": f"lines of the prediction files passed over: {', '.join(counts)}"
-        if counts
-        else "",
-        "listed": faults.get("listed") or [],
-    }
+    skipped = f"skipped lines of the prediction files: {', '.join(counts)}" if counts else ""
+    listed = faults.get("listed") or []
+    return {"name": name, "facts": facts, "faults": skipped, "listed": listed}
 
 
 def _settings(settings: dict) -> str:
@@ -215,6 +212,6 @@ def _usage(usage: dict) -> str:
     facts += [f"{usage['failed']} failed"] if usage.get("failed") else []
     if usage.get("tokens_in"):
         tokens = f"{usage['tokens_in']:,} tokens in, {usage.get('tokens_out', 0):,} out"
-        facts.append(f"in all {tokens}, whenever they were asked")
+        facts.append(f"in all {tokens}, those of cached answers included")
     facts += [f"cost {usage['cost']:.2f}"] if usage.get("cost") else []
     return ", ".join(facts)

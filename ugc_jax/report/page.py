@@ -5,9 +5,9 @@
               +-- clips of each task ----------------------+
     album (pictures.py) -----------------------------------+
 
-The page loads nothing: styles, script, pictures and data stand in it, and its content-security
-policy forbids the rest. Texts of models get into it through jinja's escaping, or as JSON that the
-script shows as text.
+The page loads nothing: it includes styles, script, pictures and data, and its content-security
+policy forbids anything else. Texts of models pass through jinja's escaping, or are JSON that the
+script displays as text.
 """
 
 import datetime
@@ -62,7 +62,7 @@ def make_page(results: Sequence[dict], album: Album | None, displays: Displays) 
 
 
 def unique_names(results: Sequence[dict]) -> list[str]:
-    """The results' names; one that comes again gets a number."""
+    """The names of the results; repeated ones get a number."""
     names: list[str] = []
     for result in results:
         name, number = result["name"], 1
@@ -74,8 +74,8 @@ def unique_names(results: Sequence[dict]) -> list[str]:
 
 
 def worst_first(results: Sequence[dict], displays: Displays) -> list[str]:
-    """Ids of all clips: the first result's from its worst on (in its caption task, or its first
-    one), then those that it has no score of."""
+    """Ids of all clips: first those with a score in `main_task` of the first result, in ascending
+    order, then the others."""
     task = tables.main_task(results[0], displays)
     clips = results[0]["clips"].get(task, [])
     scored = sorted((clip for clip in clips if "score" in clip), key=lambda clip: clip["score"])
@@ -98,14 +98,14 @@ def _group(name: str, names: Sequence[str], results: Sequence[dict], displays: D
         "members": [(number, label) for number, label, _ in members],
         "table": tables.score_table(members, displays),
         "differences": tables.difference_table(members, displays) if len(members) > 1 else None,
-        "sentences": notes.sentences(members, displays),
+        "sentences": notes.comparability(members, displays),
         "tasks": notes.task_notes(members, displays),
         "plots": list(_plots(members, len(results), displays)),
     }
 
 
 def _plots(members: Members, total: int, displays: Displays):
-    """{"title", "svg", "text"} of each plot. total: results in the page, which colours go by."""
+    """Yield {"title", "svg", "text"} of each plot. total: number of results in the page."""
     tasks = tables.all_tasks((result for *_, result in members), displays)
     if tasks:
         yield _scores(members, total, displays)
@@ -124,7 +124,7 @@ def _plots(members: Members, total: int, displays: Displays):
 
 
 def _by_result(members: Members, total: int, value) -> list:
-    """value(result) at the place of each result of this benchmark, None at the others'."""
+    """value(result) at the number of each result of this benchmark, None at all others."""
     row = [None] * total
     for number, _, result in members:
         row[number] = value(result)
@@ -133,8 +133,8 @@ def _by_result(members: Members, total: int, value) -> list:
 
 def _scores(members: Members, total: int, displays: Displays) -> dict:
     rows = []
-    shown = tables.score_columns([result for *_, result in members], displays)
-    for column, name in zip(shown, tables.labels(shown, displays), strict=True):
+    columns = tables.score_columns([result for *_, result in members], displays)
+    for column, name in zip(columns, tables.labels(columns, displays), strict=True):
         figures = _by_result(members, total, lambda r, c=column: tables.percent(r, c))
         rows.append(
             plots.Bars(
@@ -152,7 +152,7 @@ def _scores(members: Members, total: int, displays: Displays) -> dict:
 
 
 def _shares(task: str, result: dict) -> dict[str, float]:
-    """Attribute -> percent of the task's captions that state it right; empty without any."""
+    """Attribute -> percent of the task's captions that state it right; empty if unknown."""
     return result["tasks"].get(task, {}).get("attributes") or {}
 
 
@@ -168,35 +168,35 @@ def _attributes(task: str, title: str, members: Members, total: int) -> dict:
     return {"title": f"Attributes of the {title.lower()}", "svg": svg, "text": text}
 
 
-def _lengths(task: str, shown: Display, members: Members, total: int) -> dict | None:
+def _lengths(task: str, how: Display, members: Members, total: int) -> dict | None:
     def words(result: dict, key: str) -> list[int]:
         return [len(clip[key].split()) for clip in result["clips"].get(task, []) if key in clip]
 
-    if not shown.lengths:
+    if not how.lengths:
         return None
     lengths = _by_result(members, total, lambda result: words(result, "prediction"))
     if not any(lengths):
         return None
     reference = []
-    if shown.lengths == "both":
+    if how.lengths == "both":
         reference = max((words(result, "reference") for *_, result in members), key=len)
     medians = [f"{name} {median_low(lengths[n])}" for n, name, _ in members if lengths[n]]
     medians += [f"reference {median_low(reference)} (filled)"] if reference else []
-    title = f"Length of texts: {shown.title}"
+    title = f"Length of texts: {how.title}"
     svg = plots.length_histogram(lengths, reference, f"{title}, in words.")
-    text = f"Median words: {', '.join(medians)}. The longest hundredth stands at the right end."
+    text = f"Median words: {', '.join(medians)}. The longest 1 % are in the last bar."
     return {"title": title, "svg": svg, "text": text}
 
 
 def _confusion(title: str, number: int, facts: dict) -> dict:
     table = facts["confusion"]
-    label = f"{title}. Answers in rows, what was said in columns."
-    recall = {one: share for one, share in (facts.get("recall") or {}).items() if share is not None}
-    shares = ", ".join(f"{answer} {share:.1f} %" for answer, share in recall.items())
+    label = f"{title}. Right answers in rows, given answers in columns."
+    recall = (facts.get("recall") or {}).items()
+    shares = ", ".join(f"{one} {share:.1f} %" for one, share in recall if share is not None)
     return {
         "title": title,
         "number": number,
-        "svg": plots.confusion(table["answers"], table["said"], table["counts"], label),
+        "svg": plots.confusion_matrix(table["answers"], table["said"], table["counts"], label),
         "text": f"Right of each answer: {shares}.",
     }
 
@@ -205,11 +205,10 @@ def _confusion(title: str, number: int, facts: dict) -> dict:
 
 
 def clip_tasks(results: Sequence[dict], displays: Displays) -> list[dict]:
-    """The clips of each task, with what each result made of them, as the page's script reads it.
+    """The clips of each task with their outcome in each result, as the page's script reads them.
 
     A task: {"name", "title", "digits", "score": its title, "columns": [[key, title]], "results":
-    numbers, "clips"}. A clip: {"id", "reference", "of": [one a result of the page, None where it
-    has nothing]}.
+    numbers, "clips"}. A clip: {"id", "reference", "of": [`_outcome` or None for each result]}.
     """
     return [_clip_task(name, results, displays) for name in tables.all_tasks(results, displays)]
 
@@ -222,7 +221,7 @@ def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
     for number in having:
         for clip in results[number]["clips"][name]:
             rows = clips.setdefault(clip["id"], [])
-            # two clips of one id, such as those of two worlds, are shown apart
+            # different clips of one id, such as those of two worlds, are listed apart
             row = next((row for row in rows if is_same_clip(row, clip)), None)
             if row is None:
                 row = {"id": clip["id"], "of": [None] * len(results)}
@@ -243,7 +242,7 @@ def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
 
 
 def _outcome(clip: dict, keys: Sequence[str]) -> dict:
-    """What became of a clip, without what the page does not show."""
+    """The fields of a clip that the page displays."""
     kept = ("prediction", "failure", "said", "answer", "note", "wrong")
     numbers = {key: _number(clip.get(key)) for key in ("score", *keys)}
     return {key: value for key, value in numbers.items() if value is not None} | {
@@ -252,7 +251,7 @@ def _outcome(clip: dict, keys: Sequence[str]) -> dict:
 
 
 def _number(value: object) -> float | None:
-    """Rounded, as JSON can hold it."""
+    """A finite number, rounded; None for anything else."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return round(value, 4) if is_number else None
 
@@ -265,7 +264,7 @@ def _pictures(album: Album) -> dict[str, dict]:
 
 
 def album_lines(album: Album) -> list[str]:
-    """Of how many clips the page has pictures, and of which it has none."""
+    """Lines on the number of clips with pictures, and on those without."""
     lines = [f"{len(album.pictures)} clips have pictures"]
     if album.left_out:
         lines[0] += f"; {len(album.left_out)} more were left out (pictures=N asks for more)"

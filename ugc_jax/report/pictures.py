@@ -1,4 +1,4 @@
-"""Small pictures of clips for a page: a strip of frames and the sound's mel, as data URIs."""
+"""Small pictures of clips for a page: a strip of frames and a mel spectrogram, as data URIs."""
 
 import base64
 import io
@@ -27,9 +27,9 @@ FRAMES = 6  # in a strip, at the middles of as many equal parts of the clip
 SIDE = 120  # pixels of a frame's longer side
 GAP = 2  # pixels between frames
 MEL_SIZE = (320, 56)  # pixels: (time, pitch)
-TONES = 24  # of the mel's colours; fewer make smaller files
-LONGEST = 300.0  # seconds of sound that are shown
-SILENCE = 1e-4  # no sample is above it: a track that holds nothing to hear
+TONES = 24  # number of colours of the mel; fewer make smaller files
+MAX_SOUND = 300.0  # seconds of sound that are displayed
+SILENCE = 1e-4  # a track without samples above it is silent
 
 
 class Picture(NamedTuple):
@@ -41,8 +41,8 @@ class Picture(NamedTuple):
 
 
 class Album(NamedTuple):
-    """Pictures by clip id; ids that have no file; lines of clips that cannot be read; ids left out
-    because only so many were asked for."""
+    """pictures: by clip id. missing: ids without a file. unreadable: an error line each. left_out:
+    ids beyond the limit."""
 
     pictures: dict[str, Picture]
     missing: list[str]
@@ -53,18 +53,18 @@ class Album(NamedTuple):
 def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     """Pictures of the clips called `ids` in the folder `videos` and below, of the first `limit`.
 
-    A clip's id is the name of its file without suffix. Raises UserError if `videos` is no folder,
-    holds no videos, or if two files there have one wanted id.
+    A clip's id is the name of its file without suffix. Raises UserError if `videos` is not a folder
+    or has no videos, and if two files there have the same id of `ids`.
     """
     if not Path(videos).is_dir():
-        raise UserError(f"videos: {videos} is no folder; name the one that holds the clips")
+        raise UserError(f"videos: {videos} is no folder; give the folder of the clips")
     files: dict[str, str] = {}
-    wanted = set(ids)
+    required = set(ids)
     for path in find_clips([videos]):
         name = clip_id(path)
-        if name in wanted and files.setdefault(name, path) != path:
+        if name in required and files.setdefault(name, path) != path:
             raise UserError(
-                f"videos: {files[name]} and {path} have one id, {name}; name a folder below"
+                f"videos: {files[name]} and {path} have one id, {name}; give a folder below"
             )
     found = [name for name in ids if name in files]
     missing = [name for name in ids if name not in files]
@@ -81,8 +81,8 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     return Album(pictures, missing, unreadable, found[limit:])
 
 
-def draw(path: str | Path) -> Picture:
-    """The pictures of one clip. UserError naming the file if it cannot be read."""
+def draw_clip(path: str | Path) -> Picture:
+    """The pictures of one clip. Raises UserError with its name if it cannot be read."""
     source = probe(path)
     frames = None if source.kind == "audio" else _uri("jpeg", _strip(source), quality=68)
     mel = _mel(source)
@@ -92,13 +92,13 @@ def draw(path: str | Path) -> Picture:
 
 def _try(path: str) -> Picture | str:
     try:
-        return draw(path)
+        return draw_clip(path)
     except UserError as error:
         return str(error)
 
 
 def _strip(source: Source) -> Image.Image:
-    """Frames side by side."""
+    """Frames of the clip side by side."""
     shrink = min(1.0, SIDE / max(source.width, source.height))
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
     places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
@@ -112,10 +112,10 @@ def _strip(source: Source) -> Image.Image:
 
 
 def _mel(source: Source) -> Image.Image | None:
-    """Time goes to the right and pitch up; None without a sound to hear."""
+    """The mel spectrogram, time to the right and pitch up; None if the clip is silent."""
     if not source.has_audio:
         return None
-    waveform = streams.read_sound(source, 0.0, None, LONGEST)
+    waveform = streams.read_sound(source, 0.0, None, MAX_SOUND)
     if waveform is None or np.abs(waveform).max() < SILENCE:
         return None
     mel = log_mel(waveform).T[::-1]

@@ -1,7 +1,7 @@
 """Plots of results as inline SVG, drawn by matplotlib.
 
-Colours and fonts are the page's: they are drawn in stand-in colours that become CSS variables, so
-that one picture is right in light and in dark, and text stays text.
+Colours and fonts are those of the page: plots are drawn in placeholder colours that become CSS
+variables, so that one plot fits the light and the dark theme, and text stays text.
 """
 
 import io
@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SERIES = 6  # colours before they come again
+SERIES = 6  # number of colours before they repeat
 WIDTH = 4.6  # inches of 72 units: a plot is readable without zoom on a phone
-LONGEST = 24  # letters of a label
+MAX_LABEL = 24  # characters of a label
 
 _INK, _MUTED, _LINE, _ACCENT = "#010203", "#010204", "#010205", "#010206"
 _THEME = {_INK: "ink", _MUTED: "muted", _LINE: "line", _ACCENT: "accent"}
@@ -19,7 +19,7 @@ _THEME |= {f"#0103{number:02x}": f"series-{number + 1}" for number in range(SERI
 
 
 class Bars(NamedTuple):
-    """A row of `score_bars`: of each result its score and interval, in 0..100, None where unknown.
+    """A row of `score_bars`: score and interval of each result, in 0..100, None if unknown.
 
     published: scores of the published rows.
     """
@@ -33,7 +33,7 @@ class Bars(NamedTuple):
 def score_bars(rows: Sequence[Bars], label: str) -> str:
     """SVG of a bar for each score, its 95 % interval, and circles at the published scores.
 
-    label: what the plot shows, for those who cannot see it.
+    label: a description for screen readers.
     """
     results = len(rows[0].scores)
     thick = 0.66 / results  # rows are 1 apart: bars, circles, a gap
@@ -65,16 +65,15 @@ def score_bars(rows: Sequence[Bars], label: str) -> str:
 def length_histogram(
     lengths: Sequence[Sequence[int] | None], reference: Sequence[int], label: str
 ) -> str:
-    """SVG of how many texts have so many words: a line for each result, the reference filled.
+    """SVG histogram of lengths in words: a line for each result, the reference filled.
 
-    lengths: of each result's texts; None or empty where it has none. The longest hundredth stands
-    at the right end.
+    lengths: of each result's texts; None or empty if it has none. Lengths above the 99th percentile
+    are counted in the last bar.
     """
     import numpy as np
 
-    shown = [*filter(None, lengths), *([reference] if reference else [])]
-    longest = int(max(np.percentile(values, 99) for values in shown)) + 1
-    width = -(-(longest + 1) // 40)  # whole words: bars of 2.5 would hold 2 and 3 by turns
+    longest = int(max(np.percentile(v, 99) for v in (*lengths, reference) if v)) + 1
+    width = -(-(longest + 1) // 40)  # an integer: bars of 2.5 would count 2 and 3 lengths in turn
     edges = np.arange(0, longest + 1 + width, width)
 
     def histogram(values: Sequence[int]) -> np.ndarray:
@@ -94,10 +93,10 @@ def length_histogram(
     return _svg(figure, label)
 
 
-def confusion(
+def confusion_matrix(
     answers: Sequence[str], said: Sequence[str], counts: Sequence[Sequence[int]], label: str
 ) -> str:
-    """SVG of a table of counts[answer][said]; a cell is as dark as its share of its row."""
+    """SVG of counts[answer][said] as a table; the darkness of a cell is its share of the row."""
     import numpy as np
 
     table = np.asarray(counts)
@@ -123,13 +122,13 @@ def confusion(
 
 
 def series(number: int) -> str:
-    """The stand-in colour of result `number`; in the page it is var(--series-...)."""
+    """The placeholder colour of result `number`, which becomes var(--series-...)."""
     return f"#0103{number % SERIES:02x}"
 
 
 def _plain(text: str) -> str:
-    """A short text in which matplotlib finds no formula."""
-    short = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    """A shortened text, escaped so that matplotlib finds no formula in it."""
+    short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
     return short.replace("$", r"\$")
 
 
@@ -155,7 +154,7 @@ def _figure(height: float):
 
 
 def _svg(figure, label: str) -> str:
-    """The figure as an <svg> element that may stand among others in a page."""
+    """The figure as an <svg> element of a page."""
     import matplotlib
 
     file = io.StringIO()
@@ -166,12 +165,12 @@ def _svg(figure, label: str) -> str:
 
 
 def _inline(svg: str, label: str) -> str:
-    """matplotlib's SVG file as an element of a page: labelled, themed, without needless ids."""
+    """matplotlib's SVG file as an element of a page: labelled, themed, without unused ids."""
     from markupsafe import escape
 
     view = re.search(r'viewBox="[^"]*"', svg)[0]
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for all the page
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
     used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
     for colour, name in _THEME.items():

@@ -1,7 +1,7 @@
-"""Published scores on UGC-VideoCap, and how they were made (spec/ugc_videocap.md).
+"""Published scores on UGC-VideoCap and their protocols (spec/ugc_videocap.md).
 
-A score is named as in a result: `task` for its score, `task.column` for a column beside it, and
-`average` for the mean of the paper's eight columns. Scores are kept as they were printed.
+The keys of scores: `task` for its score, `task.column` for one of its columns, and `average` for
+the mean of the paper's eight columns. Scores are kept as printed.
 """
 
 from typing import NamedTuple
@@ -13,14 +13,14 @@ COLUMNS = (
 )  # fmt: skip
 
 _JUDGE = {"judge": "gpt-4o-2024-08-06", "prompt": "released"}
-# What the paper's scores of a task depend on, as a result tells it.
+# The protocols of the paper's judged tasks, in the form of a result.
 PROTOCOLS = {
     "final_caption": _JUDGE | {"temperature": 1.0},
     "background": _JUDGE | {"temperature": 0.0},
     "objects": _JUDGE | {"temperature": 0.0},
 }
 
-# Above the rows of the paper, and above the others.
+# Headings of the rows of the paper and of the others.
 HEADINGS = (
     f"Published in arXiv {PAPER}: captions judged by gpt-4o-2024-08-06 at temperature 1 with the "
     "released prompt; frames where they are known",
@@ -29,9 +29,9 @@ HEADINGS = (
 
 
 class Row(NamedTuple):
-    """source: arXiv id. frames: that the model was given; None: not said.
+    """source: arXiv id. frames: number that the model was given, None if unknown.
 
-    normalisation: of the text in the OCR task, where it is known.
+    normalisation: of the texts in the OCR task, None if unknown.
     """
 
     model: str
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """What is known of a caption score beyond `HEADINGS`."""
+        """The known facts of a caption score beyond `HEADINGS`."""
         if self.source != PAPER:
             return f"arXiv {self.source}"
         return f"{self.frames} frames" if self.frames else ""
@@ -53,12 +53,12 @@ def _table_2(model: str, printed: str, **facts) -> Row:
 
 
 def _caption(model: str, printed: str, **facts) -> Row:
-    """A row of the caption task alone: its three columns and their mean, or only the mean."""
+    """A row of the caption task only: its three columns and their mean, or only the mean."""
     scores = printed.split()
     return Row(model, dict(zip(COLUMNS[-len(scores) :], scores, strict=True)), **facts)
 
 
-# Which normalisation gives the printed OCR figure was found on the released predictions.
+# The normalisation that gives the printed OCR score of the released predictions.
 _RAW, _CLEANED = {"normalisation": "raw"}, {"normalisation": "cleaned"}
 ROWS = (
     _table_2("Gemini-2.5-pro", "64.3 71.5 62.6 .693 51.3 38.7 70.8 75.8 74.8 73.78", **_RAW),
@@ -80,9 +80,9 @@ ROWS = (
 
 
 def differences(task: str, protocol: dict) -> list[str]:
-    """How a result's protocol of a task differs from the paper's, in words; empty if it does not.
+    """Differences of a result's protocol from the paper's, in words.
 
-    Always empty for a task whose score depends on no judge.
+    Empty without any, and for a task without a judge.
     """
     return [
         f"{name} {_words(protocol.get(name))} instead of {_words(value)}"

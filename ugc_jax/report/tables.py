@@ -1,4 +1,4 @@
-"""The tables of a page of results: which columns there are, and what stands in their cells."""
+"""The tables of a page of results: their columns and cells."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,12 +12,12 @@ Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) 
 
 
 class Display(NamedTuple):
-    """How a page shows a task.
+    """How a page displays a task.
 
-    title: its name for people. order: of its columns, where it is not the result's own and then the
-    "score". score: title of the score beside columns. lengths: which texts' lengths are plotted.
-    Of a task that is a benchmark of its own: heading: the benchmark's name for people; compares: a
-    sentence on which rows compare, in the place of those on judges and published rows.
+    title: the displayed name. order: of the columns, unless the result's order with the score last.
+    score: title of the score beside columns. lengths: the texts whose lengths are plotted.
+    For a task that is a benchmark of its own: heading: the displayed name of the benchmark;
+    compares: a sentence on which rows compare, instead of those on judges and published rows.
     """
 
     title: str
@@ -44,21 +44,21 @@ DISPLAYS = {  # of UGC-VideoCap
 
 
 class Column(NamedTuple):
-    """A column of the table: the score of a task or a column beside it."""
+    """A column of the table: the score of a task or one of its columns."""
 
     task: str
     field: str
 
     @property
     def key(self) -> str:
-        """Its name among the published scores."""
+        """The key in `published.Row.scores`."""
         return self.task if self.field == "score" else f"{self.task}.{self.field}"
 
 
 class Cell(NamedTuple):
-    """href: the clips behind the score. lines: small, below it. failed: how many clips did.
+    """href: of the clips. lines: in small print below. failed: number of failed clips.
 
-    weak: it may be nothing.
+    weak: the difference is not significant.
     """
 
     text: str
@@ -69,12 +69,12 @@ class Cell(NamedTuple):
 
 
 def display(task: str, displays: Displays) -> Display:
-    """How a task is shown; one that is not known, by its name in words."""
+    """How a task is displayed; an unknown one by its name."""
     return displays.get(task) or Display(task.replace("_", " "))
 
 
 def column_title(name: str) -> str:
-    """A column's name for people."""
+    """The displayed name of a column."""
     return (
         name.replace("_", " ")
         .replace("rouge l", "ROUGE-L")
@@ -102,14 +102,14 @@ def benchmark(result: dict, displays: Displays) -> str:
 
 
 def field_title(column: Column, displays: Displays) -> str:
-    """A column's name below its task's."""
+    """The displayed name of a column below that of its task."""
     if column.field != "score":
         return column_title(column.field)
     return display(column.task, displays).score
 
 
 def main_task(result: dict, displays: Displays) -> str | None:
-    """The task to look at first: the caption, or else the result's last one in the table."""
+    """The task to display first: the caption, or else the result's last one in the table."""
     names = in_order(result["tasks"], displays)
     return "final_caption" if "final_caption" in names else names[-1] if names else None
 
@@ -118,12 +118,12 @@ def main_task(result: dict, displays: Displays) -> str | None:
 
 
 def score_columns(results: Sequence[dict], displays: Displays) -> list[Column]:
-    """The columns that at least one result has. Those of OCR's single measures are left out."""
+    """The columns that at least one result has, without the single measures of OCR."""
     found = []
     for task in all_tasks(results, displays):
         having = [result["tasks"][task] for result in results if task in result["tasks"]]
-        names = list(dict.fromkeys(name for facts in having for name in column_names(facts)))
-        names = [] if task == "ocr" else names
+        names = dict.fromkeys(name for facts in having for name in column_names(facts))
+        names = {} if task == "ocr" else names
         order = display(task, displays).order or ("score",)
         last = [name for name in order if name in names or name == "score"]
         rest = [name for name in names if name not in last]
@@ -132,23 +132,18 @@ def score_columns(results: Sequence[dict], displays: Displays) -> list[Column]:
 
 
 def labels(shown: Sequence[Column], displays: Displays) -> list[str]:
-    """Names of columns where they stand without the table's heading."""
-    fields = Counter(column.task for column in shown)
-    names = []
+    """Names of columns outside the table, with as much of task and column as tells them apart."""
+    fields, names = Counter(column.task for column in shown), []
     for column in shown:
-        parts = (
-            [display(column.task, displays).title]
-            if len(fields) > 1 or fields[column.task] == 1
-            else []
-        )
+        title, field = display(column.task, displays).title, field_title(column, displays)
         if fields[column.task] > 1:
-            parts.append(field_title(column, displays))
-        names.append(": ".join(parts) + (" × 100" if column.task == "ocr" else ""))
+            title = f"{title}: {field}" if len(fields) > 1 else field
+        names.append(f"{title} × 100" if column.task == "ocr" else title)
     return names
 
 
 def percent(result: dict, column: Column) -> tuple[float | None, list[float] | None]:
-    """(score, its interval) of a column on 0..100; None where the result lacks them."""
+    """(score, interval) of a column in 0..100; None where the result has none."""
     facts = result["tasks"].get(column.task, {})
     score, bounds = _figure(facts, column.field)
     scale = 100 if facts.get("unit") == "fraction" else 1
@@ -159,7 +154,7 @@ def percent(result: dict, column: Column) -> tuple[float | None, list[float] | N
 
 
 def published_values(column: Column) -> list[float]:
-    """The published scores of a column, on 0..100."""
+    """The published scores of a column, in 0..100."""
     scale = 100 if column.task == "ocr" else 1
     rows = published.ROWS
     return [scale * float(row.scores[column.key]) for row in rows if column.key in row.scores]
@@ -173,8 +168,8 @@ def _figure(facts: dict, field: str) -> tuple[float | None, list[float] | None]:
 def score_table(members: Members, displays: Displays) -> dict:
     """{"groups": [(title, columns)], "fields", "rows", "majority", "published", "average"}.
 
-    rows: (number, name, cells). majority: texts of the row of guesses, or None. published:
-    (heading, [(row, texts)]). average: there is that column.
+    rows: (number, name, cells). majority: texts of the row of constant guesses, or None. published:
+    [(heading, [(row, texts)])]. average: True if the table has that column.
     """
     results = [result for *_, result in members]
     shown = score_columns(results, displays)
@@ -206,9 +201,9 @@ def score_table(members: Members, displays: Displays) -> dict:
 
 
 def _majorities(results: Sequence[dict], shown: Sequence[Column]) -> list[str] | None:
-    """The scores of always saying the most frequent answer; None without a task of options.
+    """The scores of always giving the most frequent answer; None without a task with options.
 
-    A result tells that of the clips that it has scored: here stands that of the most clips.
+    Results have this score for the clips that they have scored: that of the most clips is taken.
     """
     texts = []
     for column in shown:
@@ -247,7 +242,7 @@ def _cell(number: int, result: dict, column: Column) -> Cell:
 def difference_table(
     members: Members, displays: Displays
 ) -> list[tuple[int, str, list[Cell]]] | None:
-    """Rows of the other results against the first, clip by clip, under the columns of the scores.
+    """(number, name, cells) of the other results minus the first, clip by clip, in score_columns.
 
     None if there is nothing to compare.
     """
