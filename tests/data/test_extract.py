@@ -160,7 +160,7 @@ class TestRestart:
         in_this_process(shards[:3])
         (tmp_path / "clips-train.array_record-00003-of-00004.abc.part").write_bytes(b"half")
         before = stamps(tmp_path)
-        with pytest.raises(UserError, match="no complete extraction"):
+        with pytest.raises(UserError, match="not a complete extraction"):
             RecordSource(tmp_path)
         names = sorted(before)
         first = tmp_path / names[0]

@@ -164,7 +164,7 @@ def test_state_of_other_data_is_refused(start):
 
 def test_load_is_the_step_alone(start):
     pipe = start()
-    same(pipe.load(1), list(pipe)[1])
+    same(pipe.loader(1), list(pipe)[1])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -12,7 +12,14 @@ from PIL import Image
 from ugc_jax.data.example import build_example, load_example
 from ugc_jax.data.extract import Extraction, extract_row, extract_shard
 from ugc_jax.data.manifest import ManifestRow, read_manifest
-from ugc_jax.data.records import IndexEntry, MediumFacts, RecordSource, Storage, decode, shard_name
+from ugc_jax.data.records import (
+    IndexEntry,
+    MediumFacts,
+    RecordSource,
+    Storage,
+    decode_record,
+    shard_name,
+)
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -83,7 +90,7 @@ def test_what_jpeg_and_half_precision_cost(media, quality, error):
     for storage in (EXACT, Storage(quality=quality)):
         line, record = extract_row(row, CLIP, storage)
         facts = [MediumFacts(**fact) for fact in line["media"]]
-        found[storage.format] = decode(record, facts, storage.mel)[0], len(record)
+        found[storage.format] = decode_record(record, facts, storage.mel)[0], len(record)
     (exact, exact_bytes), (lossy, lossy_bytes) = found["png"], found["jpeg"]
     difference = np.abs(exact.frames.astype(float) - lossy.frames)
     print(f"quality {quality}: pixels differ by {difference.mean():.2f} of 255 on average")

@@ -146,7 +146,7 @@ def test_damaged_middle_is_bridged(tmp_path, caplog):
     path.write_bytes(content)
     clip = read_clip(path, ClipSettings(fps=25.0, min_pixels=1, max_pixels=112 * 112))
     assert len(clip.frames) == 100
-    assert "4 wanted pictures do not decode" in caplog.text
+    assert "4 selected pictures do not decode" in caplog.text
     np.testing.assert_array_equal(clip.frames[51], clip.frames[47])
 
 

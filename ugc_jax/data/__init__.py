@@ -7,5 +7,5 @@
     records.py     extracted folders, written and read      planning.py   which rows, in which step
     pipeline.py    records -> batches by the plan (Grain)
 
-Imports media, models (the config) and what lies below. Workers and `extract` import no jax.
+Imports media, models (the config) and lower layers. Workers and `extract` import no jax.
 """

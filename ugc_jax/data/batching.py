@@ -1,8 +1,8 @@
 """Examples -> batches of a few static shapes: buckets, grouping, padding, splicing.
 
 A bucket is a shape that a jitted function is compiled for. Each of its four sizes is one of a list
-of bucket sizes that grow by a quarter to a half, so that padding costs at most that much and a
-program serves many clips.
+of bucket sizes, each a quarter to a half larger than the one before: padding adds at most that
+much, and a program serves many clips.
 """
 
 import bisect
@@ -24,7 +24,7 @@ Tag = TypeVar("Tag")
 
 _SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-# The settings to lower when a size of BucketKey is beyond its largest bucket size.
+# The settings to lower when a size of BucketKey exceeds its largest bucket size.
 _REMEDIES = {
     "tokens": "max_tokens",
     "grids": "fps, frames or max_frames",
@@ -55,14 +55,14 @@ class LogMel(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Examples padded to one bucket: the only thing that jitted code sees. A pytree.
+    """Examples padded to one bucket: a pytree, the input of all jitted code.
 
     B rows, T tokens; the sizes of the media are those of Patches and LogMel.
 
     tokens: i32[B, T], right-padded with the pad id.
     positions: i32[B, 3, T], padding 0.
     segment_ids: i32[B, T], 0 for padding, 1.. for the example within the row (1 unless packed).
-    splice: i32[B, T], -1 for a token's own embedding, otherwise the row that it takes of
+    splice: i32[B, T], -1 for a token's own embedding, otherwise the row that replaces it, of
       concat(vision rows [F * W * K / 4], audio rows [C * 50]).
     target: bool[B, T], the tokens to train on; padding False.
     next_position: i32[B], `Example.next_position` of the row's last example; 0 for an empty row.
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
 
 def named_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """The arrays of a batch by name, those of the media as "vision.patches": for an .npz file."""
+    """Return the arrays of a batch by name for an .npz file; those of media as "vision.patches"."""
     arrays = batch._asdict()
     media = arrays.pop("media")
     return arrays | {
@@ -98,7 +98,7 @@ class BucketKey(NamedTuple):
     chunks: int
 
     def joined(self, other: "BucketKey") -> "BucketKey":
-        """What a row takes that holds both: windows are the larger's, the others add up."""
+        """Return the sizes of a row that holds both: the maximum of windows, sums of the others."""
         return BucketKey(
             self.tokens + other.tokens,
             self.grids + other.grids,
@@ -107,7 +107,7 @@ class BucketKey(NamedTuple):
         )
 
     def within(self, limit: "BucketKey") -> bool:
-        """Fits into a row of this size."""
+        """Return whether a row of size `limit` can hold this."""
         return all(size <= most for size, most in zip(self, limit, strict=True))
 
 
@@ -136,7 +136,7 @@ class Buckets:
 def bucket_of(
     example: Example, buckets: Buckets, config: OmniConfig, what: str = "prompt"
 ) -> BucketKey:
-    """The smallest bucket that holds an example, which messages call `what`.
+    """Return the smallest bucket that holds an example, which messages call `what`.
 
     Raises UserError naming the size that exceeds its largest bucket, and the setting to lower.
     """
@@ -165,8 +165,8 @@ def group(
 ) -> Iterator[tuple[BucketKey, list[tuple[Tag, Example]]]]:
     """Gather (tag, example) pairs of one bucket into groups of at most `batch_size`, lazily.
 
-    A group is yielded as soon as it is full; with `pending` examples waiting, the longest group
-    goes as it is; what is left at the end goes in smaller groups. A bucket's order is kept.
+    A group is yielded as soon as it is full. When `pending` examples wait, the longest group is
+    yielded as it is, and at the end all others. The order within a bucket is kept.
     """
     waiting: dict[BucketKey, list[tuple[Tag, Example]]] = {}
     for tag, example in examples:
@@ -183,20 +183,20 @@ def group(
 def collate(
     examples: Sequence[Example], key: BucketKey, batch_size: int, config: OmniConfig
 ) -> Batch:
-    """One example a row, padded to its bucket; see `collate_rows`."""
+    """Make a batch of one example a row; see `collate_rows`."""
     return collate_rows([[example] for example in examples], key, batch_size, config)
 
 
 def collate_rows(
     rows: Sequence[Sequence[Example]], key: BucketKey, batch_size: int, config: OmniConfig
 ) -> Batch:
-    """Put the examples of a row one after the other, pad rows to their bucket, add empty rows.
+    """Make a batch: concatenate the examples of each row, pad rows to the bucket, add empty rows.
 
     Examples of a row are segments 1, 2, ..., each with the positions that it has alone; their grids
-    and chunks lie one after the other in the row. Empty rows (all segment 0) fill up `batch_size`.
+    and chunks are concatenated, too. Empty rows (all segment 0) fill the batch up to `batch_size`.
 
-    Raises UserError if there are too many rows or the bucket is too small, and with the counts if
-    an example's media tokens and its features differ (spec 7.6).
+    Raises UserError if there are too many rows or the bucket is too small, and, with the counts, if
+    an example's media tokens and its features differ in number (spec 7.6).
     """
     if len(rows) > batch_size:
         raise UserError(f"{len(rows)} rows do not fit a batch of {batch_size}")
@@ -241,7 +241,7 @@ def _place(
     key: BucketKey,
     config: OmniConfig,
 ) -> None:
-    """Write an example into row `b` of a batch, after what is `used` of the row."""
+    """Write an example into row `b` of a batch, after the `used` part of the row."""
     place = slice(used.tokens, used.tokens + len(example.tokens))
     batch.tokens[b, place] = example.tokens
     batch.positions[b, :, place] = example.positions
@@ -301,7 +301,7 @@ def _check_source(
 
 
 def _splice(example: Example, used: BucketKey, key: BucketKey, config: OmniConfig) -> np.ndarray:
-    """i32[T]: the row of concat(vision, audio) that each token takes, -1 for its own embedding.
+    """Return `Batch.splice` of an example, i32[T].
 
     used: by the examples before it in the row.
     """
@@ -314,7 +314,7 @@ def _splice(example: Example, used: BucketKey, key: BucketKey, config: OmniConfi
 
 
 def size_of(example: Example, config: OmniConfig) -> BucketKey:
-    """What an example takes of a row."""
+    """Return the sizes of an example in a row."""
     return BucketKey(
         tokens=len(example.tokens),
         grids=sum(picture.grid[0] for picture in example.vision),
@@ -324,7 +324,7 @@ def size_of(example: Example, config: OmniConfig) -> BucketKey:
 
 
 def size_of_media(media: Sequence[Medium], config: OmniConfig) -> BucketKey:
-    """Return what media take of a row: what `size_of` returns, without their features."""
+    """Return the sizes of media in a row, as `size_of` does, from their facts alone."""
     merge = config.vision.spatial_merge_size
     cells = [(h // merge, w // merge) for _, h, w in (medium.grid for medium in media)]
     return BucketKey(

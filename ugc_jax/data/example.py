@@ -1,13 +1,13 @@
-"""A file (or a bare question) -> the prompt that the model sees, and the facts about it.
+"""A file (or a question alone) -> the prompt that the model sees, and the facts about it.
 
 load_example: path -> media.clip (probe, read_clip: frames and sound within the budget) ->
 raw_medium (frames, log-mel) -> medium_input (patches) -> build_example (template, layout) ->
-Example. records.py keeps what `raw_medium` gives and goes on from there: a record and its file
-agree.
+Example. records.py stores what `raw_medium` returns and continues with `medium_input`, so that a
+record gives the same Example as its file.
 
-Everything is numpy. All choices that depend on data (which window a patch is in, which token takes
-which feature row, what position a token has) are made here on the host, so that the device only
-runs dense programs of a few shapes.
+Everything is numpy. Everything that depends on a clip (the window of a patch, the feature row and
+the position of a token) is decided here on the host, so that the device only runs dense programs of
+a few shapes.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ class Example(NamedTuple):
 
     tokens: i32[T].
     positions: i32[3, T], (time, height, width) rotary positions.
-    next_position: on all three axes, of the first token generated after the prompt.
+    next_position: of the first token generated after the prompt, on all three axes.
     source: i8[T], 0 for a text token, 1 for one that takes a row of the vision encoder's output,
       2 for one that takes a row of the audio encoder's.
-    row: i32[T, 2], where that row is. For source 1 (temporal grid, cell of the grid in window
-      order), for source 2 (chunk, token of the chunk), 0 for text. Grids are numbered through all
+    row: i32[T, 2], the place of that row: (temporal grid, cell of the grid in window order) for
+      source 1, (chunk, token of the chunk) for source 2, 0 for text. Grids are numbered through all
       vision inputs, chunks through all sounds.
     vision: the images and videos in prompt order.
     mels: f32[frames, 128], the log-mel of each sound in prompt order.
@@ -56,7 +56,7 @@ class Example(NamedTuple):
 
 
 class RawMedium(NamedTuple):
-    """A medium before its frames are cut into patches; records hold this.
+    """A medium before its frames are cut into patches, as records store it.
 
     kind: "video", "image" or "audio". frames: u8[n, h, w, 3], None for a sound.
     seconds_per_grid: duration of a temporal grid (two frames), 0 unless video.
@@ -72,8 +72,8 @@ class RawMedium(NamedTuple):
 class MediumInput(NamedTuple):
     """A medium ready for a prompt.
 
-    piece: its size, for the layout. vision: patches, None for a sound. mel: f32[frames, 128], None
-    without sound.
+    piece: its size, for the layout. vision: patches, None for sound alone. mel: f32[frames, 128],
+    None without sound.
     """
 
     piece: Medium
@@ -85,7 +85,7 @@ class MediumInput(NamedTuple):
 class ClipInfo:
     """What the model sees of a clip; the `inspect` job prints it."""
 
-    path: str | None  # None for a bare question
+    path: str | None  # None for a question alone
     kind: str  # "video", "image", "audio" or "text"
     frames: int
     sample_fps: float  # frames taken per second of picture, 0.0 unless video
@@ -96,20 +96,21 @@ class ClipInfo:
     video_tokens: int  # of a video or an image
     audio_tokens: int
     text_tokens: int  # markers included
-    notes: tuple[str, ...]  # what was done to the clip that its user should know; for logs
+    notes: tuple[str, ...]  # what was reduced or is missing, for logs
 
 
 def load_example(
     path: str | Path | None, settings: ClipSettings, tokenizer: ChatTokenizer, config: OmniConfig
 ) -> tuple[Example, ClipInfo]:
-    """Ask `settings.question` about a video, image or sound file; without a path, ask it alone.
+    """Build the prompt of `settings.question` about a video, image or sound file.
 
-    The prompt is the system message, then the medium (a video interleaved with its sound), then the
-    question. It has at most `settings.max_tokens` tokens, and never more than the model has
-    positions; lower max_tokens to leave room for the answer. A clip that needs more gets fewer
-    pixels, down to min_pixels, then fewer frames, and `notes` tell it. Media tokens are never cut.
+    The prompt is the system message, then the medium (a video interleaved with its sound; nothing
+    without a path), then the question. It has at most `settings.max_tokens` tokens, and at most as
+    many as the model has positions; a lower max_tokens leaves room for the answer. A clip that
+    needs more gets fewer pixels, down to min_pixels, then fewer frames; `notes` say so. Media
+    tokens are never cut.
 
-    Raises UserError if the file cannot be read or does not fit however small.
+    Raises UserError if the file cannot be read or does not fit at its smallest.
     """
     settings = resolve(settings)
     limit = config.text.max_position_embeddings
@@ -136,9 +137,9 @@ def build_example(
     config: OmniConfig,
     generation_prompt: bool = True,
 ) -> Example:
-    """One prompt from messages and their media in order.
+    """Build the Example of messages and their media in order.
 
-    `prompt.pieces` tells the form of messages and what it raises.
+    messages, generation_prompt and errors: as of `prompt.pieces`.
     """
     facts = [medium.piece for medium in media]
     out = layout(pieces(messages, facts, tokenizer, generation_prompt), config)
@@ -150,7 +151,7 @@ def build_example(
 
 
 def raw_medium(clip: DecodedClip, settings: ClipSettings, config: VisionConfig) -> RawMedium:
-    """Frames and log-mel of a clip."""
+    """Return the frames and the log-mel of a clip."""
     kind, seconds_per_grid = clip.source.kind, 0.0
     if kind == "video":
         fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
@@ -160,7 +161,7 @@ def raw_medium(clip: DecodedClip, settings: ClipSettings, config: VisionConfig) 
 
 
 def medium_input(raw: RawMedium, config: VisionConfig) -> MediumInput:
-    """Cut a medium's frames into patches, and state its size."""
+    """Cut a medium's frames into patches."""
     frames, mel = raw.frames, raw.mel
     size = (0, 0, 0) if frames is None else frames.shape[:3]
     mel_frames = None if mel is None else len(mel)
@@ -175,7 +176,7 @@ def medium_size(
     mel_frames: int | None,
     config: VisionConfig,
 ) -> Medium:
-    """A medium's facts for the layout, without its pixels. size: (frames, height, width)."""
+    """Return a medium's size in a prompt. size: (frames, height, width) of its pixels."""
     frames, height, width = size
     side = config.patch_size
     grid = -(-frames // config.temporal_patch_size), height // side, width // side
@@ -191,7 +192,7 @@ def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
 
 
 def _text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
-    """Tokens of the text around a medium, which is tokenized in two parts."""
+    """Count the tokens of the text around a medium, which is tokenized in two parts."""
     (around,) = pieces(_messages(dataclasses.replace(settings, question=""), None), [], tokenizer)
     return len(around.ids) + len(tokenizer.encode(settings.question))
 

@@ -1,9 +1,9 @@
 """Manifest rows -> a folder of records (`records`), shard by shard, restartable.
 
-A shard is written under another name and renamed when it is whole; then its report (index lines,
-failures, size) is written to shards/. A shard with its report is finished and is never made again;
-whatever else a killed run leaves is ignored and overwritten. When all are finished, the reports
-become the index.
+A shard is written under a temporary name and renamed when it is complete; then its report (index
+lines, failures, size) is written to shards/. A shard with its report is finished and is never
+written again; all else that a killed run leaves is ignored and overwritten. When all shards are
+finished, the reports become the index.
 """
 
 import contextlib
@@ -33,12 +33,13 @@ from ugc_jax.errors import UserError
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
+from ugc_jax.settings import flatten
 
 REPORTS, FAILURES = "shards", "failures.jsonl"
 
 
 class Shard(NamedTuple):
-    """A task that any process of any host can do: the rows of one file. number: of `count`."""
+    """The rows of one file: a task for any process of any host. number: 0..count - 1."""
 
     directory: str
     number: int
@@ -57,15 +58,15 @@ class ShardReport(NamedTuple):
     failures: list[dict]
 
 
-class Totals(NamedTuple):
-    """What a finished folder holds."""
+class ExtractionTotals(NamedTuple):
+    """Counts of a finished folder. bytes: of its shards."""
 
     records: int
     failures: int
     bytes: int
 
     def summary(self, directory: epath.Path, kept: int) -> str:
-        """For a person. kept: clips of earlier runs."""
+        """Describe the totals in one line. kept: clips of earlier runs."""
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.records:
             size += f", {self.bytes / self.records / 1e3:.0f} kB each"
@@ -77,28 +78,29 @@ class Totals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """What is made of which rows, and where. `shards` are its tasks."""
+    """The rows to extract, the settings and the output folder; `shards` are its tasks."""
 
     directory: epath.Path
     rows: list[ManifestRow]
     clip: ClipSettings  # resolved
     storage: Storage
-    shard_clips: int  # at most, of a shard
+    shard_clips: int  # most clips of a shard
 
     def shards(self) -> list[Shard]:
-        """All tasks, each with its share of the rows, in their order."""
+        """Return all tasks, each with its share of the rows, in order."""
         count = -(-len(self.rows) // self.shard_clips)
         bounds = [number * len(self.rows) // count for number in range(count + 1)]
-        parts = [self.rows[first:last] for first, last in itertools.pairwise(bounds)]
         return [
-            Shard(str(self.directory), number, count, rows, self.clip, self.storage)
-            for number, rows in enumerate(parts)
+            Shard(
+                str(self.directory), number, count, self.rows[first:last], self.clip, self.storage
+            )
+            for number, (first, last) in enumerate(itertools.pairwise(bounds))
         ]
 
     def prepare(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
-        """Make the folder ready and return the shards that are still to be made.
+        """Prepare the folder and return the shards that are not finished.
 
-        overwrite: throw away what is there. retry: make shards with failures again.
+        overwrite: delete an existing extraction. retry: write shards with failures again.
         Raises UserError if the folder holds something else or an extraction with other settings.
         """
         settings = self._settings()
@@ -111,8 +113,8 @@ class Extraction:
             raise UserError(f"{self.directory}: is a file; choose another output")
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory}: holds something else; choose another output")
-        for left in self.directory.glob("*.part"):  # by a run that was killed
-            left.unlink()
+        for partial in self.directory.glob("*.part"):  # left by a killed run
+            partial.unlink()
         try:
             (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,19 +126,19 @@ class Extraction:
                 name: importlib.metadata.version(name)
                 for name in ("av", "numpy", "pillow", "librosa", "array_record")
             }
-            made_by = {"ugc_jax": __version__, **versions}
-            files.write_json(path, settings | {"versions": made_by})
+            versions = {"ugc_jax": __version__, **versions}
+            files.write_json(path, settings | {"versions": versions})
         missing = [
             shard
             for shard in self.shards()
             if (report := read_report(shard)) is None or (retry and report.failures)
         ]
-        if missing:  # until they are there, nobody takes the folder for complete
+        if missing:  # until they exist, the folder is incomplete
             (self.directory / records.SHARDS).unlink(missing_ok=True)
         return missing
 
-    def finish(self) -> Totals:
-        """Write the index of all shards, and failures.jsonl. All shards must be finished."""
+    def finish(self) -> ExtractionTotals:
+        """Write the index of all shards and failures.jsonl. All shards must be finished."""
         reports = [read_report(shard) for shard in self.shards()]
         shards, lines, failures = [], [], []
         for report in reports:
@@ -148,10 +150,10 @@ class Extraction:
         text = files.to_lines(failures)
         files.write_text(self.directory / FAILURES, text, errors="backslashreplace")
         records.write_index(self.directory, lines, shards, self.storage)
-        return Totals(len(lines), len(failures), sum(shard["bytes"] for shard in shards))
+        return ExtractionTotals(len(lines), len(failures), sum(shard["bytes"] for shard in shards))
 
     def _settings(self) -> dict:
-        """What must be equal for finished shards to be kept."""
+        """Return the settings that must not change if finished shards are to be kept."""
         digest = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
         return {
             "clip": dataclasses.asdict(self.clip),
@@ -161,7 +163,7 @@ class Extraction:
         }
 
     def _clear(self):
-        """Remove what extraction wrote, and nothing else."""
+        """Remove the files of an extraction, and no others."""
         for name in (records.SHARDS, records.INDEX, FAILURES, "dataset_info.json", "features.json"):
             (self.directory / name).unlink(missing_ok=True)
         for file in self.directory.glob(f"{records.NAME}-{records.SPLIT}.array_record-*"):
@@ -172,30 +174,25 @@ class Extraction:
 
     def _compare(self, path: epath.Path, settings: dict):
         """Raise UserError unless `path` describes an extraction with the same settings."""
-        earlier = files.read_json(path, "overwrite=true makes this folder anew")
-        for part, wanted in settings.items():
-            found = earlier.get(part)
-            if found == wanted:
+        before = flatten(files.read_json(path, "overwrite=true writes this folder again"))
+        for name, value in flatten(settings).items():
+            if before.get(name) == value:
                 continue
-            if part == "rows":
-                what = "the manifest has changed since"
-            elif isinstance(wanted, dict):
-                found = found or {}
-                name = next(name for name in wanted if found.get(name) != wanted[name])
-                what = f"{name} was {found.get(name)!r:.60} and is now {wanted[name]!r:.60}"
-            else:
-                what = f"{part} was {found!r} and is now {wanted!r}"
+            field = name.rpartition(".")[2]
+            change = f"{field} was {before.get(name)!r:.60} and is now {value!r:.60}"
+            if name.startswith("rows."):
+                change = "the manifest has changed since"
             raise UserError(
-                f"{self.directory}: holds an extraction with other settings ({what}); "
-                "choose another output, or overwrite=true to make it anew"
+                f"{self.directory}: holds an extraction with other settings ({change}); "
+                "choose another output, or overwrite=true to write it again"
             )
 
 
 def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
-    """Make shards in processes of this machine; yields "" or the reason of failure of each row.
+    """Write shards in processes of this machine; yields "" or the reason of failure for each row.
 
-    A clip at which its process dies (out of memory, a crash in a decoder) fails; the others of its
-    shard are done again. Raises UserError if the disk refuses.
+    A clip whose process dies (out of memory, a crash in a decoder) fails; the others of its shard
+    are extracted again. Raises UserError if the disk cannot be written.
     """
     tasks = deque((shard, {}) for shard in shards)
     reading: dict[int, str | None] = {}  # shard number -> the row that its process is reading
@@ -220,10 +217,10 @@ def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
 
 
 def run_beam(shards: list[Shard], runner: str, options: str):
-    """Make shards on a fleet with Apache Beam, one shard an element.
+    """Write shards on a fleet with Apache Beam, one shard an element.
 
     runner: of Beam ("DirectRunner", "DataflowRunner", ...). options: its flags, as in a shell.
-    Its workers need this package, the clips at the manifest's paths, and the output.
+    Its workers need this package, the clips at the manifest's paths, and access to the output.
     Raises UserError without apache-beam.
     """
     try:
@@ -236,7 +233,7 @@ def run_beam(shards: list[Shard], runner: str, options: str):
     try:
         flags = PipelineOptions(shlex.split(options), runner=runner, save_main_session=False)
         pipeline = apache_beam.Pipeline(options=flags)
-    except ValueError as error:  # no such runner, it wants more flags, or a quote is open
+    except ValueError as error:  # unknown runner, missing flags, or an open quote
         raise UserError(f"runner {runner}: {error!s:.300}; see its page in Beam's manual") from None
     with pipeline:
         tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
@@ -260,22 +257,22 @@ def _report_path(shard: Shard) -> epath.Path:
 
 
 def read_report(shard: Shard) -> ShardReport | None:
-    """The report of a shard that is finished and whole; None otherwise."""
+    """Return the report of a shard that is finished and complete; None otherwise."""
     try:
-        report = ShardReport(**files.read_json(_report_path(shard), "make its shard"))
-        whole = _record_path(shard).stat().length == report.bytes
+        report = ShardReport(**files.read_json(_report_path(shard), "extract its shard"))
+        complete = _record_path(shard).stat().length == report.bytes
     except (UserError, OSError, TypeError):
         return None
-    return report if whole else None
+    return report if complete else None
 
 
 def extract_shard(
     shard: Shard, fatal: dict[str, str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    """Make one shard; yields (row id, None) before a row and (row id, what came of it) after it.
+    """Write one shard; yields (row id, None) before a row and (row id, result) after it.
 
-    What came of it is "" or the reason of a failure. fatal: rows not to be tried, by id, with the
-    reason. Raises UserError if the disk refuses.
+    The result is "" or the reason of a failure. fatal: ids of rows to skip -> the reason. Raises
+    UserError if the disk cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
@@ -302,7 +299,7 @@ def extract_shard(
                 yield row.id, ""
             writer.close()
             if ArrayRecordReader(str(new)).num_records() != len(lines):
-                raise OSError("it does not hold what was written")
+                raise OSError("it has not all the records that were written")
             size = new.stat().length
             new.replace(final) if folder == str(final.parent) else new.copy(final)
         except (OSError, RuntimeError) as error:
@@ -317,21 +314,21 @@ def extract_shard(
 
 
 def _try_row(row: ManifestRow, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
-    """`extract_row`, with a UserError for whatever goes wrong."""
+    """Call `extract_row`; every failure is a UserError."""
     if row.id in fatal:
         raise UserError(fatal[row.id])
     try:
         return extract_row(row, shard.clip, shard.storage)
     except UserError:
         raise
-    except Exception as error:  # a long job survives a clip that nobody thought of
+    except Exception as error:  # an unforeseen clip must not stop a long job
         raise UserError(f"{row.id}: unexpected {type(error).__name__}: {error}") from error
 
 
 def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
-    """(index line, record) of a row. Raises UserError that names the file which cannot be used.
+    """Return (index line, record) of a row; each medium has an equal share of max_tokens.
 
-    Each medium has an equal share of the settings' max_tokens.
+    Raises UserError that names the file which cannot be used.
     """
     limit = GEOMETRY.text.max_position_embeddings
     allowance = min(clip.max_tokens or limit, limit) // max(len(row.media), 1)
@@ -346,13 +343,13 @@ def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple
         "extra": row.extra,
         "media": [facts._asdict() for facts, _ in media],
     }
-    return line, records.encode(line, [raw for _, raw in media], storage)
+    return line, records.encode_record(line, [raw for _, raw in media], storage)
 
 
 def _read(
     path: str, kind: str, settings: ClipSettings, allowance: int
 ) -> tuple[MediumFacts, RawMedium]:
-    """One medium, with what the index holds of it. kind: what the messages call it."""
+    """Read a medium and its facts for the index. kind: as the messages call it."""
     source = probe(path)
     if source.kind != kind:
         raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")

@@ -1,7 +1,7 @@
-"""Pixels to patches (`VisionInput`) and sound to log-mel, on the host.
+"""Pixels -> patches (`VisionInput`), sound -> log-mel, on the host.
 
-Frames stay bytes: the device normalises them, so that a batch costs a quarter of the transfer and
-of the host memory that floats would cost.
+Frames stay bytes and the device normalises them: a batch takes a quarter of the transfer and of the
+host memory that floats would take.
 """
 
 import functools
@@ -46,9 +46,9 @@ class VisionInput(NamedTuple):
 def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
     """Cut frames u8[n, h, w, 3] into patches in window order.
 
-    h and w: multiples of `config.cell_pixels`, as media gives them; ValueError otherwise.
+    h and w: multiples of `config.cell_pixels`, as `media` resizes to; ValueError otherwise.
     Frames are paired (an odd last one, or an image, with itself) and padded with zeros to whole
-    windows; what is left is a transpose, done pair by pair to spare a copy of the whole clip.
+    windows; the rest is a transpose, done pair by pair to avoid a copy of the whole clip.
     """
     count, height, width, channels = frames.shape
     cell, patch, merge = config.cell_pixels, config.patch_size, config.spatial_merge_size
@@ -76,9 +76,9 @@ def patchify(frames: np.ndarray, config: VisionConfig) -> VisionInput:
 
 @functools.lru_cache(maxsize=64)
 def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
-    """i32[windows, K, 2]: (row, column) of each patch of a frame, -1 for padding.
+    """Return (row, column) of each patch of a frame in window order: i32[windows, K, 2].
 
-    height, width: of the frame, counted in patches.
+    height, width: of the frame, counted in patches. Padding is -1.
     """
     merge, side = config.spatial_merge_size, config.window_cells
     rows, columns = config.windows(height // merge, width // merge)
@@ -91,11 +91,11 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
 
 
 def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
-    """Where the encoder puts each token: i32[t * h * w / 4, 2] for a grid (t, h, w) of patches.
+    """Return the output row of the encoder that each token takes: i32[t * h * w / 4, 2].
 
-    Tokens come in the reference's order (frame, row, column of merged cells); a row is (temporal
-    grid, window * 16 + place in the window). Padded places of a window count, so it is a row of
-    the padded tower's output.
+    grid: (t, h, w) in patches. Tokens are in the reference's order (frame, row, column of merged
+    cells); a row is (temporal grid, window * 16 + place in the window), padding included, as in the
+    encoder's padded output.
     """
     merge, side = config.spatial_merge_size, config.window_cells
     times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
@@ -110,9 +110,9 @@ def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Whisper's features: f32[samples] at 16 kHz -> f32[ceil(samples / 160), 128] (spec 4.3).
+    """Compute Whisper's features: f32[samples] at 16 kHz -> f32[ceil(samples / 160), 128].
 
-    Equals the reference's valid frames without its padding to 300 s. No samples give no frames.
+    Spec 4.3. Equals the valid frames of the reference, without its padding to 300 s.
     """
     samples = len(waveform)
     frames = -(-samples // HOP)
@@ -121,7 +121,7 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     half = FFT // 2
     padded = np.zeros(max(half + frames * HOP + FFT, 3 * half), np.float32)
     padded[half : half + samples] = waveform
-    # The reference centres windows and reflects both ends; only a sound of 300 s reaches the right.
+    # The reference centres windows and reflects both ends; only 300 s of sound reach its right end.
     padded[:half] = padded[2 * half : half : -1]
     if frames == REFERENCE_SAMPLES // HOP:
         end = half + REFERENCE_SAMPLES
@@ -139,13 +139,13 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _hann() -> np.ndarray:
-    """f32[400], periodic."""
+    """Return the periodic Hann window, f32[400]."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)).astype(np.float32)
 
 
 @functools.cache
 def _mel_filters() -> np.ndarray:
-    """f32[201, 128]: Slaney's scale and area norm, 0 to 8000 Hz."""
+    """Return Slaney's mel filters with area norm, 0 to 8000 Hz: f32[201, 128]."""
     import librosa  # slow to import, and needed only where there is sound
 
     return np.ascontiguousarray(librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS).T)

@@ -1,16 +1,15 @@
-"""What there is to extract: a manifest or a folder of clips -> rows.
+"""A manifest or a folder of clips -> the rows to extract.
 
 Forms: JSON Lines as released ({"videos": [...], "messages": [...]}, also "images" and "audios", and
 "solution" instead of an answer), JSON Lines or CSV of a path and a caption, and a plain folder.
 """
 
 import csv
-import functools
 import io
 import mimetypes
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +43,12 @@ class ManifestRow(NamedTuple):
 def read_manifest(
     path: str | Path, settings: ClipSettings, media: str | Path | None = None
 ) -> list[ManifestRow]:
-    """All rows of a manifest (.jsonl, .csv, .tsv), or one row for each video of a folder.
+    """Return all rows of a manifest (.jsonl, .csv, .tsv), or one for each video of a folder.
 
-    settings: give the system message where a row has none, and the question where it has only a
-      caption.
-    media: folder that the manifest's paths are relative to; None is the manifest's own.
-    Whether the media can be read is not looked at. Raises UserError that names the file and the
-    first bad line.
+    settings: their system message is used where a row has none, their question where a row has only
+      a caption.
+    media: folder that the manifest's paths are relative to; None: the manifest's own folder.
+    The media are not opened. Raises UserError that names the file and the first bad line.
     """
     path, settings = Path(path), resolve(settings)
     if path.is_dir():
@@ -59,9 +57,11 @@ def read_manifest(
     folder = path.parent if media is None else Path(media)
     table = path.suffix.lower() in (".csv", ".tsv")
     rows, bad = [], []
-    for number, parse in _table(path) if table else _json_lines(path):
+    for number, columns in _table(path) if table else _json_lines(path):
         try:
-            rows.append(_row(f"{path.name}:{number}", parse(), folder, settings))
+            if isinstance(columns, str):
+                raise ValueError(columns)
+            rows.append(_row(f"{path.name}:{number}", columns, folder, settings))
         except ValueError as error:
             bad.append((number, error))
     if bad:
@@ -74,51 +74,43 @@ def read_manifest(
     return rows
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
-    """(line number, what gives the row or raises ValueError) of each line that is not blank."""
-
-    def row(line: files.Line) -> dict:
-        if line.error is not None:
-            raise ValueError(f"not JSON ({line.error})")
-        if not isinstance(line.value, dict):
-            raise ValueError(f"expected a JSON object, got {line.text:.60}")
-        return line.value
-
+def _json_lines(path: Path) -> Iterator[tuple[int, dict | str]]:
+    """Yield (line number, columns or what is wrong) of each line that is not blank."""
     text = files.read_text(path, REMEDY)
     if text.lstrip().startswith("["):
         raise UserError(f"{path}: is one JSON array; write its objects one a line (.jsonl)")
     for line in files.parse_lines(text):
-        yield line.number, functools.partial(row, line)
+        if line.error is not None:
+            yield line.number, f"not JSON ({line.error})"
+        elif not isinstance(line.value, dict):
+            yield line.number, f"expected a JSON object, got {line.text:.60}"
+        else:
+            yield line.number, line.value
 
 
-def _table(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
-    """(line number, what gives the row) of each row below the header."""
+def _table(path: Path) -> Iterator[tuple[int, dict | str]]:
+    """Yield (line number, columns or what is wrong) of each row below the header."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     text = io.StringIO(files.read_text(path, REMEDY), newline="")
     reader = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
-
-    def parse(row: dict) -> dict:
-        if "" in row or None in row.values():
-            raise ValueError(f"has another number of columns than the header ({len(names)})")
-        return row
-
     try:
         names = reader.fieldnames or []
         if names and not {"messages", *PATH_COLUMNS} & set(names):
             comma = "tabs" if delimiter == "\t" else "commas"
             raise UserError(
                 f"{path}:1: the header has {', '.join(names):.100}; name a column "
-                f"{' or '.join(PATH_COLUMNS)}, and part columns by {comma}"
+                f"{' or '.join(PATH_COLUMNS)}, and separate columns by {comma}"
             )
         for row in reader:
-            yield reader.line_num, lambda row=row: parse(row)
+            complete = "" not in row and None not in row.values()
+            wrong = f"has another number of columns than the header ({len(names)})"
+            yield reader.line_num, row if complete else wrong
     except csv.Error as error:
         raise UserError(f"{path}:{reader.reader.line_num}: {error}; correct this line") from None
 
 
 def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> ManifestRow:
-    """A row of its columns. Raises ValueError on what is wrong with them."""
-    columns = dict(columns)
+    """Make a row of its columns. Raises ValueError if they are wrong."""
     if "messages" in columns:
         return _conversation(name, columns, folder, settings)
     column = next((column for column in PATH_COLUMNS if column in columns), None)
@@ -127,10 +119,7 @@ def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Mani
     path = columns.pop(column)
     if not isinstance(path, str) or not path.strip():
         raise ValueError(f"{column} is {path!r}, not a path")
-    caption = None
-    if "caption" in columns:
-        caption = _text(columns.pop("caption"), "caption")
-    solution = _text(columns.pop("solution"), "solution") if "solution" in columns else None
+    caption, solution = _optional(columns, "caption"), _optional(columns, "solution")
     row = _captioned(name, path, caption, columns, settings)
     return row._replace(media=_resolved([path], folder), solution=solution)
 
@@ -138,7 +127,7 @@ def _row(name: str, columns: dict, folder: Path, settings: ClipSettings) -> Mani
 def _captioned(
     name: str, path: str, caption: str | None, extra: dict, settings: ClipSettings
 ) -> ManifestRow:
-    """The row of one file: the settings' question, and the caption, where there is one."""
+    """Make the row of one file: the settings' question, and the caption unless None."""
     kind = (mimetypes.guess_type(path)[0] or "video").partition("/")[0]
     kind = kind if kind in KINDS else "video"
     question = [{"type": kind, kind: path}, {"type": "text", "text": settings.question}]
@@ -151,7 +140,7 @@ def _captioned(
 
 
 def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings) -> ManifestRow:
-    """The row of messages whose <video>, <image> and <audio> stand for files listed beside them."""
+    """Make the row of messages whose <video>, <image> and <audio> stand for the listed files."""
     files = {kind: iter(_files(columns, f"{kind}s")) for kind in KINDS}
     turns, messages, media = columns.pop("messages"), [], []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -167,16 +156,16 @@ def _conversation(name: str, columns: dict, folder: Path, settings: ClipSettings
     if not any(message["role"] == "user" for message in messages):
         raise ValueError("messages has no user's turn")
     for kind, rest in files.items():
-        if (left := len(list(rest))) > 0:
-            raise ValueError(f"{kind}s lists {left} more files than messages have <{kind}>")
+        if surplus := len(list(rest)):
+            raise ValueError(f"{kind}s lists {surplus} more files than messages have <{kind}>")
     if messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": settings.system})
-    solution = _text(columns.pop("solution"), "solution") if "solution" in columns else None
+    solution = _optional(columns, "solution")
     return ManifestRow(name, messages, _resolved(media, folder), solution, columns)
 
 
 def _parts(content: str, files: dict[str, Iterator[str]], media: list[str]) -> Iterator[dict]:
-    """A user's text as parts; the files of the placeholders in it are added to `media`."""
+    """Split a user's text into parts; the files of its placeholders are added to `media`."""
     for place, text in enumerate(PLACEHOLDER.split(content)):
         if place % 2:
             path = next(files[text], None)
@@ -194,6 +183,11 @@ def _files(columns: dict, column: str) -> list[str]:
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise ValueError(f"{column} is not a list of paths")
     return paths
+
+
+def _optional(columns: dict, name: str) -> str | None:
+    """Remove a column of text; None if it is absent."""
+    return _text(columns.pop(name), name) if name in columns else None
 
 
 def _text(text: object, name: str) -> str:

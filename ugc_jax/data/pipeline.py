@@ -1,9 +1,9 @@
-"""Records -> batches: Grain's workers carry out the plan, step by step.
+"""Records -> batches: Grain's workers execute the plan, step by step.
 
     plan.step(n) -> rows of this process -> records (decode) -> examples (lay out) -> collate
 
-Every process makes the same plan and loads its own rows of each step. What has to be saved to go on
-is the number of the next step, whatever the number of processes and workers.
+Every process makes the same plan and loads its own rows of each step. To resume a run only the
+number of the next step is needed; the number of processes and workers may change.
 """
 
 import dataclasses
@@ -49,10 +49,10 @@ def training(
     steps: int | None = None,
     epochs: float = 1.0,
 ) -> "Pipeline":
-    """The batches of a training run over the folders of `data.train`.
+    """Return the batches of a training run over the folders of `data.train`.
 
-    rows: of the global batch, those that this process feeds. steps: of the run; without them,
-    epochs decide. Raises UserError for a folder that cannot be read or has nothing to train on.
+    rows: the rows of the global batch that this process feeds. steps: of the run; None: as many as
+    `epochs` take. Raises UserError for a folder that cannot be read or has nothing to train on.
     """
     sources, sets = _mixture(data, training_set, tokenizer, model)
     plan = make_plan(sets, data, steps, epochs)
@@ -69,11 +69,11 @@ def prompt_batches(
     further: int = 0,
     most: int | None = None,
 ) -> "Pipeline":
-    """As `training`, but batches of prompts, one a row, that end where the answer is to begin.
+    """As `training`, but batches of prompts, one a row, that end where the answer begins.
 
-    Their answers are held back, and need not be there. further: batches that a step may draw
-    besides its own: there are steps * (1 + further), all of one shape, so that their rows can take
-    each other's place. most: only so many prompts of each folder, its first.
+    Their answers are left out and may be absent. further: batches that a step may draw besides its
+    own: the plan has steps * (1 + further) batches, all of one shape, so that their rows can
+    replace each other. most: use only the first prompts of each folder, so many.
     """
     sources, sets = _mixture(data, prompt_set, tokenizer, model, most)
     plan = make_plan(sets, data, steps, epochs)
@@ -89,7 +89,7 @@ def _mixture(
     model: OmniConfig,
     most: int | None = None,
 ) -> tuple[list[RecordSource], list[ExampleSet]]:
-    """The folders of `data.train`, and what `make_set` takes of their first `most` entries."""
+    """Open the folders of `data.train`; `make_set` selects from their first `most` entries."""
     folders, weights = zip(*parse_mixture(data.train), strict=True)
     sources = [RecordSource(folder) for folder in folders]
     sets = [
@@ -102,7 +102,7 @@ def _mixture(
 def evaluation(
     data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int]
 ) -> "Pipeline":
-    """One pass over `data.eval`: the same rows, unshuffled, read by a thread of this process."""
+    """Return one pass over `data.eval`, unshuffled, read by a thread of this process."""
     if data.eval is None:
         raise UserError("data.eval: name an extracted folder to evaluate on")
     data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
@@ -112,7 +112,7 @@ def evaluation(
 def prompt_evaluation(
     data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int], most: int
 ) -> "Pipeline":
-    """One pass over the first prompts of `data.eval`, at most so many of each folder."""
+    """Return one pass over the first `most` prompts of each folder of `data.eval`."""
     data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
     return prompt_batches(data, tokenizer, model, rows, most=most)
 
@@ -121,10 +121,11 @@ class Pipeline:
     """Batches of a plan, for this process; it may be iterated over more than once.
 
     plan: of the whole run, the same in all processes; `len(plan)` steps. data: its settings.
+    loader: makes a step's batch in the calling thread.
     """
 
     def __init__(self, plan: DataPlan, loader: "Loader", data: RowsConfig):
-        self.plan, self.data, self._loader = plan, data, loader
+        self.plan, self.loader, self.data = plan, loader, data
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -132,32 +133,28 @@ class Pipeline:
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
-    def load(self, step: int) -> Batch:
-        """This process's rows of one step, read here and now."""
-        return self._loader(step)
-
     def entries(self, step: int) -> list[IndexEntry | None]:
-        """What stands in the rows of a step, in those of all processes; None: an empty row.
+        """Return the entry in each row of a step, of all processes; None for an empty row.
 
-        Of rows of one example each. Known without opening a record.
+        For rows of one example each. No record is opened.
         """
-        sources = self._loader.sources
+        sources = self.loader.sources
         rows = self.plan.step(step).rows
         return [sources[row[0][0]].entries[row[0][1]] if row else None for row in rows]
 
     def from_step(self, step: int) -> grain.IterDataset:
-        """Grain's dataset of the steps from `step` on."""
-        batches = grain.MapDataset.range(step, len(self.plan)).map(self._loader)
+        """Return Grain's dataset of the steps from `step` on."""
+        batches = grain.MapDataset.range(step, len(self.plan)).map(self.loader)
         ahead = 0 if self.data.workers else self.data.read_ahead
         batches = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
         )
         if not self.data.workers:
             return batches
-        if not flags.FLAGS.is_parsed():  # Grain asks absl's flags before it starts workers
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags before it starts workers
             flags.FLAGS.mark_as_parsed()
-        # What workers have read ahead at the end is taken back by Python's resource tracker, which
-        # would warn of it as of a leak. The tracker takes its filters from here when it starts.
+        # Batches that workers have read ahead at the end are freed by Python's resource tracker,
+        # which would warn of a leak. The tracker takes its filters from here when it starts.
         if _NO_LEAK not in sys.warnoptions:
             sys.warnoptions.append(_NO_LEAK)
         options = grain.multiprocessing.MultiprocessingOptions(
@@ -170,14 +167,14 @@ class Pipeline:
 class BatchIterator(Iterator[Batch]):
     """Batches (numpy, this process's rows) in the order of the plan, from any step on.
 
-    Its state is the number of the next step. Grain's own would bind a run to its number of workers.
+    The state is the number of the next step; Grain's own state depends on the number of workers.
     """
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline, self._step, self._batches = pipeline, 0, None
 
     def __next__(self) -> Batch:
-        """The next batch. Raises UserError, as one line, for a record that cannot be read."""
+        """Return the next batch. Raises UserError for a record that cannot be read."""
         if self._step >= len(self._pipeline):
             self.close()
             raise StopIteration
@@ -189,19 +186,19 @@ class BatchIterator(Iterator[Batch]):
             if "Worker process was terminated" not in str(error):
                 raise
             raise UserError(
-                f"data: a worker process died at step {self._step} ({error}); it may have lacked "
-                "memory: lower data.workers or data.read_ahead, or give it more (/dev/shm too)"
+                f"data: a worker process died at step {self._step} ({error}), perhaps for lack of "
+                "memory; lower data.workers or data.read_ahead, or free memory (/dev/shm, too)"
             ) from error
         self._step += 1
-        # Out of shared memory, which Grain takes back when it deletes its own arrays.
+        # Copied out of shared memory, which Grain frees with its own arrays.
         return _copied(batch) if self._pipeline.data.workers else batch
 
     def get_state(self) -> dict:
-        """Where the data stands, for JSON: the next step, and what it is a step of."""
+        """Return the position in the data, for JSON: the next step and the plan's fingerprint."""
         return {"step": self._step, "data": self._pipeline.plan.fingerprint}
 
     def set_state(self, state: dict) -> None:
-        """Go on from a state of this data and these settings; UserError if it is another's."""
+        """Continue from a state; UserError if it is of other data or of another order."""
         if state["data"] != self._pipeline.plan.fingerprint:
             raise UserError(
                 f"data: the checkpoint is at step {state['step']} of other data or in another "
@@ -211,12 +208,12 @@ class BatchIterator(Iterator[Batch]):
         self._step = state["step"]
 
     def close(self) -> None:
-        """End the workers. The iterator may be used on: it starts new ones."""
+        """Stop the workers. The iterator can still be used; it starts new ones."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
             if self._pipeline.data.workers:
-                gc.collect()  # Grain's last batch hangs in a cycle, and its shared memory with it
+                gc.collect()  # a reference cycle keeps Grain's last batch and its shared memory
 
 
 def _copied(batch: Batch) -> Batch:
@@ -228,7 +225,7 @@ def _copied(batch: Batch) -> Batch:
 class Loader:
     """Step number -> Batch of this process's rows. It is pickled to the workers.
 
-    answers: false holds the last answer of each example back.
+    answers: false leaves the last answer of each example out.
     """
 
     sources: Sequence[RecordSource]
@@ -252,10 +249,10 @@ class Loader:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """A worker obeys its parent alone, and does not outlive it.
+    """Ignore signals in a worker, and end it with its parent.
 
-    A signal to the whole group (Ctrl-C, the end of a job) is for the parent, which still wants
-    batches while it comes to an end. A parent that is killed cannot end its workers.
+    The parent handles a signal to the whole group (Ctrl-C, the end of a job) and needs batches
+    until it has stopped. A parent that is killed cannot stop its workers.
     """
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -272,7 +269,7 @@ def _init_worker(index: int, count: int) -> None:
 
 
 class RecordPrompt(NamedTuple):
-    """A question put to the model. answer: the one on record, None without."""
+    """A record's prompt. answer: of the record, None without."""
 
     entry: IndexEntry
     example: Example
@@ -282,7 +279,7 @@ class RecordPrompt(NamedTuple):
 def prompts(
     source: RecordSource, numbers: Sequence[int], tokenizer: ChatTokenizer, model: OmniConfig
 ) -> list[RecordPrompt]:
-    """Records up to the last answer, which is held back: for sample captions."""
+    """Read the prompts of records, without their last answer: for sample captions."""
     out = []
     for number in numbers:
         entry, media = source[number]

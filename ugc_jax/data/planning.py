@@ -1,11 +1,11 @@
-"""The plan of a training run: which examples stand in which row of which step.
+"""The plan of a training run: which examples are in which row of which step.
 
-It is made on the host from the index alone, before a record is opened, and is a function of the
-examples' sizes and the settings; every process makes the same one. So the shapes, the number of
-steps and the order of the data are known at the start, the state of the data is the number of the
-next step, and a run may go on with other processes or workers.
+It depends only on the examples' sizes, from the index, and on the settings; every process makes the
+same plan before it opens a record. So the shapes, the number of steps and the order of the data are
+known at the start, the state of the data is the number of the next step, and a run may be resumed
+with other processes or workers.
 
-    training_set (drop what does not fit) -> draws (mix, shuffle) -> rows (pack) -> steps (group)
+    training_set (drop examples that do not fit) -> draws (mix, shuffle) -> rows (pack) -> steps
 """
 
 import dataclasses
@@ -22,22 +22,24 @@ from ugc_jax.data.batching import BucketKey, Buckets, size_of_media
 from ugc_jax.data.prompt import ChatTokenizer, text_counts
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.settings import check_minimum
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 4096  # examples that are packed together
-SLACK = 1.1  # room in a packed row for more picture and sound per token than the data's average
-_SUMMED = [BucketKey._fields.index(field) for field in ("tokens", "grids", "chunks")]  # in a row
-_DRAWS, _ROWS = 0, 1  # what a random order is of: keeps the seeds of the two apart
+SLACK = 1.1  # of picture and sound per token that a packed row can hold, over the data's average
+# Axes of BucketKey whose sizes add up in a row.
+_SUMMED = [BucketKey._fields.index(field) for field in ("tokens", "grids", "chunks")]
+_DRAWS, _ROWS = 0, 1  # part of the seeds, so that draws and rows have independent orders
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-    """The data and how it becomes batches."""
+    """Settings of the data and of its batches."""
 
     train: str  # extracted folder, or several: A,B (all of both) or A=2,B=1 (examples drawn 2:1)
     eval: str | None = None  # extracted folder to evaluate on
-    batch_size: int = 8  # rows of a batch, over all devices and accumulated parts
+    batch_size: int = 8  # rows of a batch, over all devices and accumulated microbatches
     tokens: int = 4096  # most in a row; longer examples are dropped
     shuffle: bool = True  # false: the order of the folder, as far as rows of one shape keep it
     seed: int = 0  # of the order
@@ -49,16 +51,13 @@ class RowsConfig:
     packing: ClassVar[bool] = False
 
     def __post_init__(self):
-        least = dict(batch_size=1, tokens=1, seed=0, grids=0, windows=1, chunks=0, workers=0)
-        for name, limit in (least | dict(read_ahead=1)).items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise UserError(f"data.{name} is {value}; use {limit} or more")
+        sizes = dict(batch_size=1, tokens=1, grids=0, windows=1, chunks=0)
+        check_minimum(self, "data.", seed=0, workers=0, read_ahead=1, **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(RowsConfig):
-    """How rows are filled."""
+    """Settings of the data, of its batches, and of packing."""
 
     packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
 
@@ -88,11 +87,11 @@ class Step(NamedTuple):
 class DataPlan:
     """All steps of a run; the rows of a step share a shape. `len(plan)` is the number of steps.
 
-    buckets: the shapes. bucket: i32[steps], which of them. starts: i64[steps * batch_size + 1],
-    where in `items` each row begins; an empty row ends where it begins. items: i32[n, 2], (data
-    set, record). steps_per_epoch: not a whole number, as a step may hold rows of two epochs.
-    fill: share of the token places that hold tokens. fingerprint: of the data and the settings
-    that the order depends on, whatever the number of steps.
+    buckets: the shapes. bucket: i32[steps], the shape of each step. starts: i64[steps * batch_size
+    + 1], where in `items` each row begins; an empty row ends where it begins. items: i32[n, 2],
+    (data set, record). steps_per_epoch: a fraction, as a step may hold rows of two epochs. fill:
+    share of the token places that hold tokens. fingerprint: hash of the data and the settings that
+    determine the order; the number of steps is not part of it.
     """
 
     batch_size: int
@@ -108,14 +107,14 @@ class DataPlan:
         return len(self.bucket)
 
     def step(self, number: int) -> Step:
-        """Step `number`, 0..len - 1."""
+        """Return step `number`, 0..len - 1."""
         first = number * self.batch_size
         bounds = self.starts[first : first + self.batch_size + 1].tolist()
         rows = [list(map(tuple, self.items[a:b].tolist())) for a, b in itertools.pairwise(bounds)]
         return Step(self.buckets[self.bucket[number]], rows)
 
     def describe(self) -> str:
-        """The plan in one line."""
+        """Describe the plan in one line."""
         shapes = [
             f"{key.tokens} tokens, {key.grids} grids of {key.windows} windows, {key.chunks} chunks"
             for key in (self.buckets[i] for i in np.unique(self.bucket))
@@ -133,9 +132,9 @@ class DataPlan:
 def training_set(
     name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
-    """The entries (records.IndexEntry) that have an answer and fit a row.
+    """Select the entries (records.IndexEntry) that have an answer and fit a row.
 
-    What is dropped is counted and logged. Raises UserError if nothing is left.
+    The dropped ones are counted and logged. Raises UserError if none is left.
     """
     answered = [any(turn["role"] == "assistant" for turn in one.messages) for one in entries]
     texts = text_counts([(e.messages, e.media) for e in entries], tokenizer, False)
@@ -145,7 +144,7 @@ def training_set(
 def prompt_set(
     name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
-    """The entries whose prompt, without its answer, fits a row; else as `training_set`."""
+    """Select the entries whose prompt, without its answer, fits a row; else as `training_set`."""
     texts = text_counts([(e.prompt, e.media) for e in entries], tokenizer)
     return _fitting(name, entries, texts, np.ones(len(entries), bool), data, model)
 
@@ -158,7 +157,7 @@ def _fitting(
     data: RowsConfig,
     model: OmniConfig,
 ) -> ExampleSet:
-    """Those of the kept entries that fit a row. texts: tokens of their text. kept: bool[n]."""
+    """Select the `kept` entries (bool[n]) that fit a row. texts: tokens of their text."""
     if not entries:
         raise UserError(f"{name}: it is empty; extract clips into it, or name another folder")
     sizes = np.array([size_of_media(entry.media, model) for entry in entries], np.int64)
@@ -182,7 +181,7 @@ def _fitting(
 
 
 def _texts(messages: Sequence[dict]) -> list:
-    """Their texts, without the names of files, which may move."""
+    """Return the texts of messages, without the paths of files, which may change."""
     return [
         content if isinstance(content, str) else [part.get("text") for part in content]
         for content in (message["content"] for message in messages)
@@ -207,9 +206,9 @@ def parse_mixture(text: str) -> list[tuple[str, float | None]]:
 
 
 def weighted(sets: Sequence[ExampleSet], weights: Sequence[float | None]) -> list[ExampleSet]:
-    """Share an epoch, which has as many examples as all sets together, out by weights.
+    """Set the draws of each set: an epoch, as long as all sets together, divided by weights.
 
-    Without weights each example is drawn once; with them a small set is walked more than once.
+    Without weights each example is drawn once; with them a small set may be drawn more than once.
     """
     if None in weights:
         return list(sets)
@@ -230,11 +229,11 @@ def make_plan(
     epochs: float = 1.0,
     one_shape: bool = False,
 ) -> DataPlan:
-    """Lay out `steps` steps or, without them, `epochs` passes over the data.
+    """Plan `steps` steps or, without them, `epochs` passes over the data.
 
-    Rows of one shape are gathered to steps in the order in which they come; what an epoch leaves
-    over goes with the next one's, and at the end of the passes empty rows fill up. A longer run
-    begins with the same full steps. one_shape: rows of one example have the largest one's shape.
+    Rows of one shape are grouped into steps in their order; rows left over by an epoch join those
+    of the next one, and empty rows complete the last steps. A longer run starts with the same full
+    steps. one_shape: without packing, all rows have the largest one's shape.
     """
     sampler = _EpochSampler(sets, data, one_shape)
     rows: list[np.ndarray] = []
@@ -268,10 +267,10 @@ def make_plan(
 
 
 class _EpochSampler:
-    """The rows of one epoch after the other; the examples of all sets are numbered through.
+    """The rows of one epoch after the other; examples are numbered through all sets.
 
     sizes: i64[n, 4]. items: i32[n, 2], (data set, record). buckets: the shapes of rows. kind:
-    i64[n], the shape of an example's row. first_epoch: its rows.
+    i64[n], the shape of an example's row. first_epoch: the rows of epoch 0.
     """
 
     def __init__(self, sets: Sequence[ExampleSet], data: RowsConfig, one_shape: bool):
@@ -289,7 +288,7 @@ class _EpochSampler:
         self.first_epoch = self._rows_of(0)
 
     def rows(self, epochs: float | None) -> Iterator[np.ndarray]:
-        """i64[m], the examples of each row, through so many epochs; None: without end."""
+        """Yield the examples of each row, i64[m], for so many epochs (None: without end)."""
         for epoch in itertools.count():
             rows = self._rows_of(epoch) if epoch else self.first_epoch
             part = 1.0 if epochs is None else min(epochs - epoch, 1.0)
@@ -305,48 +304,47 @@ class _EpochSampler:
         rows = []
         for number, window in enumerate(np.array_split(drawn, -(-len(drawn) // WINDOW))):
             packed = pack(self.sizes[window][:, _SUMMED], limit[_SUMMED])
-            if self.data.shuffle:  # rows come in the order of their first, thus largest, examples
+            if self.data.shuffle:  # `pack` orders rows by their first examples
                 rng = np.random.default_rng([self.data.seed, _ROWS, epoch, number])
                 packed = [packed[i] for i in rng.permutation(len(packed))]
             rows += [window[row] for row in packed]
         return rows
 
     def _draws(self, epoch: int) -> np.ndarray:
-        """i64[draws], the examples of an epoch: each set's share, spread evenly over it."""
+        """Return the examples of an epoch, i64[draws]: each set's are spread evenly over it."""
         drawn, times, first = [], [], 0
         for number, one in enumerate(self.sets):
-            drawn.append(first + self._walk(epoch, number))
+            drawn.append(first + self._draws_of_set(epoch, number))
             times.append((np.arange(one.draws) + 0.5) / one.draws)
             first += len(one.numbers)
         return np.concatenate(drawn)[np.argsort(np.concatenate(times), kind="stable")]
 
-    def _walk(self, epoch: int, number: int) -> np.ndarray:
-        """i64[draws]: a set is walked from end to end, shuffled anew at each beginning."""
+    def _draws_of_set(self, epoch: int, number: int) -> np.ndarray:
+        """Return the draws of a set in an epoch, i64[draws]: passes over it, each reshuffled."""
         n, draws = len(self.sets[number].numbers), self.sets[number].draws
         first = epoch * draws
         if not self.data.shuffle:
             return np.arange(first, first + draws) % n
-        walks = range(first // n, (first + draws - 1) // n + 1)
         orders = [
-            np.random.default_rng([self.data.seed, _DRAWS, number, walk]).permutation(n)
-            for walk in walks
+            np.random.default_rng([self.data.seed, _DRAWS, number, pass_]).permutation(n)
+            for pass_ in range(first // n, (first + draws - 1) // n + 1)
         ]
         return np.concatenate(orders)[first % n :][:draws]
 
 
 def pack(sizes: np.ndarray, limit: np.ndarray) -> list[np.ndarray]:
-    """Distribute items over as few rows as best-fit decreasing finds, within several limits.
+    """Distribute items over few rows by best-fit decreasing, within several limits.
 
-    sizes: i64[n, k], k sizes of each item. limit: i64[k], what the items of a row may have in all;
-    every item fits alone. Items go in the order of the share that they take of their scarcest
-    limit, each to the row, of those where it fits, with the least of the first size left. Returns
-    the items of each row, i64[m], ascending, rows in the order of their first items.
+    sizes: i64[n, k], k sizes of each item. limit: i64[k], the largest sums of a row; every item
+    fits alone. Items are placed in descending order of their largest share of a limit, each into
+    the row, of those where it fits, with the least of the first size free. Returns the items of
+    each row, i64[m], ascending, rows in the order of their first items.
     """
-    scarcest = (sizes / np.maximum(limit, 1)).max(axis=1)
+    largest_share = (sizes / np.maximum(limit, 1)).max(axis=1)
     free = np.empty_like(sizes)
     row_of = np.empty(len(sizes), np.int64)
     rows = 0
-    for item in np.argsort(-scarcest, kind="stable").tolist():
+    for item in np.argsort(-largest_share, kind="stable").tolist():
         size = sizes[item]
         fitting = np.flatnonzero((free[:rows] >= size).all(axis=1))
         if len(fitting):
@@ -365,10 +363,10 @@ Shapes = tuple[tuple[BucketKey, ...], np.ndarray]
 
 
 def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Shapes:
-    """One shape for all rows.
+    """Return one shape for all rows.
 
-    rates: f64[n], how often an epoch draws an example. A row has room for the largest example, and
-    for what a row full of average ones needs: every place costs its encoder's time, filled or not.
+    rates: f64[n], how often an epoch draws an example. A row can hold the largest example, and a
+    row full of average ones. It is no larger, as the encoders compute padding, too.
     """
     average = rates @ sizes / (rates @ sizes[:, 0])  # of each size per token
     need = sizes.max(axis=0)
@@ -378,7 +376,7 @@ def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Sha
 
 
 def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shapes:
-    """A shape for each bucket size of tokens: one by all four sizes would be many more."""
+    """Return a shape for each bucket size of tokens; buckets of all four sizes would be many."""
     lengths = [length for length in Buckets().tokens if length < data.tokens] + [data.tokens]
     bucket = np.searchsorted(lengths, sizes[:, 0])
     if one_shape:
@@ -392,7 +390,7 @@ def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shap
 
 
 def _next_sizes(need: np.ndarray, data: RowsConfig) -> BucketKey:
-    """The sizes that the settings give, or else the next bucket sizes above the need."""
+    """Return the sizes of the settings, or else the next bucket sizes above the need."""
     sizes = {}
     for field, size in zip(BucketKey._fields, need.tolist(), strict=True):
         above = [larger for larger in getattr(Buckets(), field) if larger >= size]

@@ -1,12 +1,12 @@
-"""Extracted clips on disk: ArrayRecord shards that TFDS can read, and an index that plans need.
+"""Extracted clips on disk: ArrayRecord shards that TFDS can read, and an index for planning.
 
 A folder holds
   clips-train.array_record-00000-of-00004 ...   the records: frames, log-mel, messages
   dataset_info.json, features.json              what tfds.builder_from_directory(folder) reads
-  extraction.json                               settings, versions: how to make it again
+  extraction.json                               the settings and versions that made it
   index.jsonl                                   one line a record, without pictures and sound
-  shards.json                                   written last: sizes and checksums of all the above
-so a folder without shards.json is not complete.
+  shards.json                                   written last: sizes of shards, checksum of the index
+A folder without shards.json is incomplete.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, MEL_BINS
 
 NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
 INDEX, EXTRACTION, SHARDS = "index.jsonl", "extraction.json", "shards.json"
-# of a reader: nothing is read ahead of the one record that is asked for
+# Options of a reader that reads single records: no read-ahead.
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 EXTRACT_AGAIN = "run ugc-jax extract again with the same settings"
 
@@ -49,7 +49,7 @@ class Storage:
 
 
 class IndexEntry(NamedTuple):
-    """What is known of a record without opening it.
+    """The facts of a record that are known without opening it.
 
     id: the manifest's line or the clip's path. messages: as `prompt.pieces` takes them.
     solution: of a GRPO row. extra: the manifest's other columns.
@@ -64,13 +64,13 @@ class IndexEntry(NamedTuple):
 
     @property
     def prompt(self) -> list[dict]:
-        """The messages up to the last answer, which is held back."""
+        """The messages without the last answer."""
         has_answer = self.messages[-1]["role"] == "assistant"
         return self.messages[:-1] if has_answer else self.messages
 
     @property
     def answer(self) -> str | None:
-        """The one on record: that last answer, or else the solution; None without either."""
+        """The last answer of the messages, or else the solution; None without either."""
         last = self.messages[-1]
         return _text_of(last) if last["role"] == "assistant" else self.solution
 
@@ -81,10 +81,10 @@ class IndexEntry(NamedTuple):
 
 
 class MediumFacts(NamedTuple):
-    """A medium of a record, as index and record hold it in JSON.
+    """A medium of a record, as index and record store it in JSON.
 
     mel_frames: None without sound. instants: seconds of the frames on the file's clock.
-    fps: of the file. notes: what was done to it that its user should know.
+    fps: of the file. notes: what was reduced or is missing.
     """
 
     kind: str
@@ -100,7 +100,7 @@ class MediumFacts(NamedTuple):
     notes: list[str]
 
     def medium(self) -> Medium:
-        """Its size in a prompt."""
+        """Return its size in a prompt."""
         size = self.frames, self.height, self.width
         return medium_size(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
 
@@ -115,7 +115,7 @@ def _text_of(message: dict) -> str:
 
 
 def features(storage: Storage):
-    """The TFDS features of a record; media are stored one after the other."""
+    """Return the TFDS features of a record; media are stored one after the other."""
     import tensorflow_datasets as tfds  # slow to import
 
     frame = tfds.features.Image(shape=(None, None, 3), encoding_format=storage.format)
@@ -135,8 +135,8 @@ def features(storage: Storage):
     )
 
 
-def encode(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
-    """A record (a serialized tf.train.Example) of its index line and its frames and sounds."""
+def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
+    """Serialize a record, a tf.train.Example, of its index line and its frames and sounds."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     spec = _features(storage)
@@ -157,8 +157,8 @@ def encode(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
     )
 
 
-def decode(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:
-    """The media of a record. mel_dtype: "float16" or "float32", as it was stored."""
+def decode_record(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:
+    """Return the media of a record. mel_dtype: "float16" or "float32", as it was stored."""
     from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
 
     fields = tf_example_pb2.Example.FromString(record).features.feature
@@ -203,12 +203,12 @@ def _json(value) -> str:
 
 
 def shard_name(number: int, count: int) -> str:
-    """As TFDS names the shards of a data set."""
+    """Return the file name of a shard, as TFDS names the shards of a data set."""
     return f"{NAME}-{SPLIT}.array_record-{number:05d}-of-{count:05d}"
 
 
 def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict], storage: Storage):
-    """Write what makes a folder of finished shards complete, shards.json last.
+    """Write the files that complete a folder of finished shards, shards.json last.
 
     lines: of index.jsonl, in the order of the shards. shards: {"name", "bytes", "records"} of each.
     """
@@ -246,8 +246,8 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
 class RecordSource:
     """Random access to one extracted folder: `source[i]` is (IndexEntry, media for its prompt).
 
-    `entries` is known without opening a record. Files are opened when they are first read, in
-    whichever process; a pickled source is only its folder's name. Threads may share one.
+    `entries` needs no record to be opened. Each process opens a file when it first reads it; a
+    pickled source is only the name of its folder. Threads may share a source.
     """
 
     def __init__(self, directory: str | epath.Path):
@@ -257,7 +257,7 @@ class RecordSource:
         """
         self.directory = epath.Path(directory)
         incomplete = (
-            "this folder is no complete extraction: run ugc-jax extract (again) with it as output"
+            "this folder is not a complete extraction; run ugc-jax extract with it as output"
         )
         summary = files.read_json(self.directory / SHARDS, incomplete)
         extraction = files.read_json(self.directory / EXTRACTION, incomplete)
@@ -265,7 +265,7 @@ class RecordSource:
         self._shards = summary["shards"]
         for shard in self._shards:
             _check_size(self.directory / shard["name"], shard["bytes"])
-        path, remedy = self.directory / INDEX, f"{EXTRACT_AGAIN}, which writes it anew"
+        path, remedy = self.directory / INDEX, f"{EXTRACT_AGAIN}, which writes it again"
         text = files.read_text(path, remedy)
         if zlib.crc32(text.encode()) != summary["index_crc32"]:
             raise UserError(f"{path}: changed since it was written; {remedy}")
@@ -289,8 +289,8 @@ class RecordSource:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> tuple[IndexEntry, list[MediumInput]]:
-        """Raises UserError, with the shard's name, for a record that does not read as written."""
-        media = decode(self._record(index), self._facts[index], self._storage.mel)
+        """Raises UserError that names the shard of a record that was not read as written."""
+        media = decode_record(self._record(index), self._facts[index], self._storage.mel)
         return self.entries[index], [medium_input(raw, GEOMETRY.vision) for raw in media]
 
     def _record(self, index: int) -> bytes:
@@ -316,13 +316,13 @@ class RecordSource:
 
 
 def _damaged(path: epath.Path, position: int) -> str:
-    remedy = f"delete this file and {EXTRACT_AGAIN}: only it is made anew"
+    remedy = f"delete this file and {EXTRACT_AGAIN}: only this file is written again"
     return f"{path}: record {position} is damaged; {remedy}"
 
 
 def _check_size(path: epath.Path, size: int):
-    """Raise UserError unless the file is there with its size."""
+    """Raise UserError unless the file exists and has its size."""
     found = path.stat().length if path.exists() else None
     if found != size:
         state = "missing" if found is None else f"{found} bytes long instead of {size}"
-        raise UserError(f"{path}: {state}; {EXTRACT_AGAIN}: only it is made anew")
+        raise UserError(f"{path}: {state}; {EXTRACT_AGAIN}: only this file is written again")

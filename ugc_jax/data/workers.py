@@ -1,4 +1,4 @@
-"""Tasks shared out among processes that may die: a decoder's crash costs a clip, not the run."""
+"""Tasks run by processes that may die: the crash of a decoder loses a clip, not the run."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """Something that a task yielded (`value`), its end (`done`), or its process's death (`died`).
+    """A value that a task yielded, its end (`done`), or the death of its process (`died`).
 
     died: the exit status of the process, negative for a signal.
     """
@@ -24,11 +24,11 @@ class Event(NamedTuple):
 def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Iterator[Event]:
     """Run `function(*task)`, which yields values, for each task in new processes.
 
-    tasks: may be added to while this runs. workers: processes, at most as many as tasks.
-    An exception in a task is raised here. All processes end when this ends, or this process dies.
+    tasks: may be added to while this runs. workers: the most processes at a time.
+    Raises the exception of a task. All processes end with this generator, or with this process.
     Function, tasks and values are pickled; the processes import only what these need.
     """
-    crew: dict[Connection, tuple] = {}  # connection -> (process, its task)
+    running: dict[Connection, tuple] = {}  # connection -> (process, its task)
     context = multiprocessing.get_context("spawn")  # forks of a process with threads may hang
 
     def start():
@@ -40,20 +40,20 @@ def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Itera
 
     def assign(connection: Connection, process):
         task = tasks.popleft()
-        crew[connection] = process, task
+        running[connection] = process, task
         connection.send(task)
 
     try:
-        while tasks or crew:
-            while tasks and len(crew) < workers:
+        while tasks or running:
+            while tasks and len(running) < workers:
                 start()
-            for connection in wait(list(crew)):
-                process, task = crew[connection]
+            for connection in wait(list(running)):
+                process, task = running[connection]
                 try:
                     kind, value = connection.recv()
                 except (EOFError, OSError):
                     process.join()
-                    del crew[connection]
+                    del running[connection]
                     yield Event(task, died=process.exitcode)
                     continue
                 if kind == "raised":
@@ -65,18 +65,18 @@ def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Itera
                 if tasks:
                     assign(connection, process)
                 else:
-                    del crew[connection]
+                    del running[connection]
                     connection.close()
     finally:
-        for process, _ in crew.values():
+        for process, _ in running.values():
             process.terminate()
-        for process, _ in crew.values():
+        for process, _ in running.values():
             process.join()
 
 
 def _serve(function: Callable[..., Iterator], connection: Connection):
-    """In a process: do tasks until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that we work for
+    """Run tasks, in a worker process, until the other end of the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             values = function(*connection.recv())
