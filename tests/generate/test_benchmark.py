@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.generate.benchmark import Run, Workload, compare, examples, ours, summary
+from ugc_jax.generate.benchmark import Run, Workload, examples, measure, ours, summary
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 WORK = Workload(batch_size=2, frames=2, height=56, width=84, seconds=1.5, new_tokens=4)
@@ -43,7 +43,7 @@ def test_compare_takes_medians_without_the_first_round():
         return run
 
     sides = {"jax": side(4, 100.0, 1.0, 3.0, 2.0), "torch": side(5, 100.0, 4.0, 4.0, 9.0)}
-    report = compare(sides, repeats=3)
+    report = measure(sides, repeats=3)
     assert report["jax"] == {"prefill_seconds": 2, "decode_seconds": 4, "total_seconds": 6}
     assert report["torch_over_jax"] == dict.fromkeys(report["jax"], 2)
     assert report["token_agreement"] == 0.75

@@ -42,7 +42,7 @@ def test_repetition_penalty_as_in_transformers():
 def choose(config: SamplingConfig, keys, logits=LOGITS):
     mode, knobs = sampling.split(config)
     seen = np.zeros(logits.shape, bool)
-    return tuple(map(np.asarray, sampling.choose(logits, seen, keys, mode, knobs)))
+    return tuple(map(np.asarray, sampling.next_token(logits, seen, keys, mode, knobs)))
 
 
 def test_greedy_takes_the_largest():
@@ -92,7 +92,7 @@ def test_no_token_without_probability_is_drawn_from_a_large_vocabulary():
     @jax.jit
     def draw(keys, logits):  # as arguments: XLA would sort constants while it compiles
         left = sampling.truncate(logits, knobs.top_k, knobs.top_p)
-        tokens = sampling.draw(jnp.broadcast_to(left, (len(keys), left.shape[1])), keys)
+        tokens = sampling.sample(jnp.broadcast_to(left, (len(keys), left.shape[1])), keys)
         return left[0, tokens]
 
     keys = jax.random.split(jax.random.key(0), 2000)

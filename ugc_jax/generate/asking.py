@@ -1,4 +1,4 @@
-"""Several questions asked of the same clips by one model: a JSON Lines file of answers each."""
+"""One model answers several questions about the same clips: a JSON Lines file a question."""
 
 import dataclasses
 import logging
@@ -17,24 +17,24 @@ from ugc_jax.settings import flatten, part
 
 logger = logging.getLogger(__name__)
 
-NOTE = ".asked.json"  # in the folder of answers: which model was asked, and how
+NOTE = ".asked.json"  # in the folder of answers: the model and the settings
 
 
 class Question(Protocol):
-    """What is asked about some clips, such as a task of the benchmark."""
+    """A question about some clips, such as a task of the benchmark."""
 
     question: str
     ids: Collection[str]
 
 
 def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> dict:
-    """Ask each question of its clips; the answers go to folder/<name>.jsonl.
+    """Answer each question about its clips; the answers go to folder/<name>.jsonl.
 
     An existing file is continued, as by `caption`: answers stay, errors are tried again. A clip
-    that is not in `videos` gets no line, a question without any gets no file. Returns which model
-    was asked and how, which is written to the folder, too. Raises UserError for a config that
-    cannot be used, a folder without any of the clips, and for answers of another model or of other
-    settings.
+    that is not in `videos` gets no line, a question without any clip gets no file. Returns the
+    model and the settings, which are written to the folder, too. Raises UserError for a config that
+    cannot be used, a folder without any of the clips, and for existing answers of another model or
+    of other settings.
     """
     clip, sampling = resolve(part(ClipSettings, config)), part(SamplingConfig, config)
     asked = _clips(config, questions)
@@ -59,14 +59,16 @@ def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> d
 
 
 def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, list[str]]:
-    """Question -> the clips that it is asked of, where there are any."""
+    """Return the clips of each question that has any."""
     if not Path(config.videos).is_dir():
-        raise UserError(f"ask.videos: {config.videos} is no folder; give the folder of the clips")
+        raise UserError(
+            f"ask.videos: {config.videos} is not a folder; give the folder of the clips"
+        )
     videos: dict[str, str] = {}
     for video in find_clips([config.videos]):
         other = videos.setdefault(Path(video).stem, video)
         if other != video:
-            raise UserError(f"{video}: has the same id as {other}; leave one of them in the folder")
+            raise UserError(f"{video}: has the same id as {other}; remove one of them")
     asked = {}
     for name, question in questions.items():
         clips = [videos[one] for one in question.ids if one in videos]
@@ -77,8 +79,8 @@ def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, li
             asked[name] = clips
     if not asked:
         raise UserError(
-            f"{config.videos}: holds none of the clips asked about; give the folder of the clips, "
-            "named by their ids"
+            f"{config.videos}: holds none of the clips of the questions; give the folder of the "
+            "clips, named by their ids"
         )
     return asked
 
@@ -90,7 +92,7 @@ def _record_settings(
     sampling: SamplingConfig,
     texts: Mapping[str, str],
 ) -> dict:
-    """Write to the folder which model answers, and how. UserError if it has answers of another."""
+    """Write the model and the settings to the folder; UserError if it has answers of others."""
     how = {
         "checkpoint": config.checkpoint,
         "revision": config.revision,
@@ -102,11 +104,11 @@ def _record_settings(
     note = folder / NOTE
     if note.exists() and any(file.stat().st_size for file in folder.glob("*.jsonl")):
         before = files.read_json(note, f"delete {folder}")
-        theirs, ours = flatten(before), flatten(how)
-        for key, value in ours.items():
-            if key in theirs and theirs[key] != value:
+        old = flatten(before)
+        for key, value in flatten(how).items():
+            if old.get(key, value) != value:
                 raise UserError(
-                    f"{note}: the answers there have {key} {theirs[key]!r:.60}, not {value!r:.60}; "
+                    f"{note}: the existing answers have {key} {old[key]!r:.60}, not {value!r:.60}; "
                     f"choose another output, or delete {folder}"
                 )
         how["questions"] = before.get("questions", {}) | how["questions"]

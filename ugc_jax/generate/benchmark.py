@@ -1,6 +1,6 @@
-"""Timing prefill and decoding on made-up clips, ours beside the reference's on the same cores.
+"""Time prefill and decoding on clips of noise, ours and the reference's on the same cores.
 
-examples -> ours, reference: functions that make one Run -> compare: a report -> summary: for people
+examples -> ours, reference: functions that return one Run -> measure: a report -> summary: text
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, SAMPLE_RATE, OmniConfig
 
-TEXT_TOKENS = (15, 17)  # before and after the clip: about what a short question takes
+TEXT_TOKENS = (15, 17)  # before and after the clip: those of a short question
 SECONDS_PER_GRID = 1.0  # two frames a second
 CELL = GEOMETRY.vision.cell_pixels  # frames are whole cells, as after the resize of a real clip
 
@@ -52,7 +52,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One timed run: seconds of both phases, and i32[B, new_tokens] (an ended row is padded)."""
+    """One timed run: seconds of both phases, and the tokens, i32[B, new_tokens], padded."""
 
     prefill: float
     decode: float
@@ -60,7 +60,7 @@ class Run:
 
 
 def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]:
-    """The prompts of the workload, each of its own noise."""
+    """Make the prompts of the workload, each of different noise."""
     rng = np.random.default_rng(seed)
 
     def one() -> Example:
@@ -71,8 +71,8 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
             Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
         )
         clip = Medium("video", picture.grid, SECONDS_PER_GRID, len(mel))
-        laid = layout([before, clip, after], config)
-        return Example(**laid._asdict(), vision=(picture,), mels=(mel,))
+        prompt = layout([before, clip, after], config)
+        return Example(**prompt._asdict(), vision=(picture,), mels=(mel,))
 
     return [one() for _ in range(work.batch_size)]
 
@@ -80,19 +80,19 @@ def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]
 def ours(
     params: dict, engine: Engine, prompts: list[Example], new_tokens: int
 ) -> Callable[[], Run]:
-    """A function that generates greedily, from host to host arrays; its first call compiles."""
+    """Return a function that generates greedily, from host to host arrays; it compiles first."""
     bucket = bucket_of(prompts[0], Buckets(), engine.config)
     batch = collate(prompts, bucket, len(prompts), engine.config)
     key_ids = np.zeros(len(prompts), np.uint32)
     options = SamplingConfig(max_new_tokens=new_tokens)
 
     def run() -> Run:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         prefilled = jax.block_until_ready(engine.prefill(params, batch))
         middle = time.perf_counter()
         generated = engine.decode(params, batch, prefilled, options, key_ids)
         end = time.perf_counter()
-        return Run(middle - begun, end - middle, generated.tokens[:, :new_tokens])
+        return Run(middle - start, end - middle, generated.tokens[:, :new_tokens])
 
     return run
 
@@ -100,7 +100,7 @@ def ours(
 def reference(
     checkpoint: Path, dtype: str, config: OmniConfig, prompts: list[Example], new_tokens: int
 ) -> Callable[[], Run]:
-    """The same by transformers on torch, on the CPU; its prefill is a generation of one token."""
+    """Return the same by transformers on a CPU; its prefill is the generation of one token."""
     import torch
 
     from ugc_jax.hf.reference import load_reference, reference_inputs
@@ -110,10 +110,10 @@ def reference(
     inputs = reference_inputs(prompts, config, seconds, audio_in_video=True)
 
     def generate(count: int) -> tuple[float, np.ndarray]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=count, do_sample=False)
-        return time.perf_counter() - begun, out[:, inputs["input_ids"].shape[1] :].numpy()
+        return time.perf_counter() - start, out[:, inputs["input_ids"].shape[1] :].numpy()
 
     def run() -> Run:
         prefill, _ = generate(1)
@@ -125,8 +125,8 @@ def reference(
     return run
 
 
-def compare(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
-    """Run the sides in turn, `repeats` times after one round that compiles and warms up.
+def measure(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
+    """Run the sides in turn, `repeats` times after a first round that compiles and warms up.
 
     Returns the medians of each side and, with both "jax" and "torch", the ratio of their times and
     the share of equal tokens.
@@ -149,14 +149,14 @@ def compare(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
 
 
 def device() -> str:
-    """What the times were taken on."""
+    """Describe the device and the cores of the measurement."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count()
     return f"{jax.devices()[0].device_kind}, {cores} cores"
 
 
 def summary(report: dict, work: Workload) -> str:
-    """The report of `compare` for a person to read."""
+    """Describe the report of `measure` in a few lines."""
     lines = []
     for side in ("jax", "torch"):
         if side in report:
@@ -176,7 +176,7 @@ def summary(report: dict, work: Workload) -> str:
 
 
 def _medians(runs: list[Run]) -> dict[str, float]:
-    """Median seconds of both phases and of their sum."""
+    """Return the median seconds of both phases and of their sum."""
     return {
         "prefill_seconds": statistics.median(run.prefill for run in runs),
         "decode_seconds": statistics.median(run.decode for run in runs),

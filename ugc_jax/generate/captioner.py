@@ -37,26 +37,26 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 logger = logging.getLogger(__name__)
 
 BUCKETS, CLIP, GREEDY = Buckets(), ClipSettings(), SamplingConfig()  # the defaults
-# Tokens that a tower works on at a time on one accelerator: enough to keep it busy, few enough for
-# activations that are small beside the weights. (A CPU has the memory, and is no faster in slabs.)
-ACCELERATOR_SLAB = 16384
+# Tokens of a chunk that an encoder processes at a time on one accelerator: enough to use it fully,
+# few enough for activations that are small beside the weights. (A CPU gains nothing by chunks.)
+ACCELERATOR_CHUNK = 16384
 
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """What became of one clip: a caption with its facts, or an `error` and nothing else."""
+    """The result for one clip: a caption with its facts, or only an `error`."""
 
-    video: str  # as it was given
+    video: str  # path as given
     caption: str | None = None
     token_ids: tuple[int, ...] = ()  # as generated, the end-of-text token included
     prompt_tokens: int = 0
     new_tokens: int = 0  # = len(token_ids)
-    finish_reason: str | None = None  # "stop": the model's own end; "length": max_new_tokens
+    finish_reason: str | None = None  # "stop": end-of-text token; "length": max_new_tokens
     seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
     error: str | None = None  # one line that says what is wrong with the clip
 
     def record(self, token_ids: bool = False) -> dict:
-        """The caption as a JSON object, `token_ids` only if asked for, or {"video", "error"}."""
+        """Return the caption as a JSON object, or {"video", "error"}."""
         if self.error is not None:
             return {"video": self.video, "error": self.error}
         fields = dataclasses.asdict(self)
@@ -66,16 +66,8 @@ class Caption:
         return fields
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tag:
-    """What is remembered of a clip while its example is in a batch."""
-
-    video: str
-    seconds: float
-
-
 class Captioner:
-    """A model, its tokenizer and its compiled programs: made once, used for any number of clips."""
+    """A model, its tokenizer and its compiled programs, for any number of clips."""
 
     def __init__(self, params: dict, engine: Engine, tokenizer: ChatTokenizer):
         self.params = params
@@ -114,8 +106,8 @@ class Captioner:
         if mesh is not None:
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
         params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
-        slab = 0 if on_cpu or mesh is not None else ACCELERATOR_SLAB
-        compute = Compute(dtype=dtype, slab=slab)
+        chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
+        compute = Compute(dtype=dtype, slab=chunk)
         return cls(params, Engine(config, compute, mesh), tokenizer)
 
     def caption(
@@ -126,13 +118,13 @@ class Captioner:
         workers: int | None = None,
         **options,
     ) -> list[Caption]:
-        """Caption clips; the result has their order. One that cannot be read has an `error`.
+        """Caption clips; the results have their order. One that cannot be read has an `error`.
 
         options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
           SamplingConfig (max_new_tokens=64, temperature=0.2, ...); a TypeError lists them.
-        The rest is as in `stream`.
+        Other arguments and errors: as of `stream`.
         """
-        clip, sampling = _take(ClipSettings, options), _take(SamplingConfig, options)
+        clip, sampling = _pop(ClipSettings, options), _pop(SamplingConfig, options)
         if options:
             fields = dataclasses.fields(ClipSettings) + dataclasses.fields(SamplingConfig)
             known = ", ".join(field.name for field in fields)
@@ -155,18 +147,17 @@ class Captioner:
         batch_size: int = 8,
         workers: int | None = None,
     ) -> Iterator[Caption]:
-        """Caption clips, each result as soon as it is there: not in the order of `videos`.
+        """Caption clips; yields each result when it is finished, not in the order of `videos`.
 
         Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh
         cannot split that), so a program is compiled once a bucket, not once a clip. A caption does
-        not depend on the clips that it shares a batch with.
+        not depend on the other clips of its batch.
 
-        `workers` threads (None: one a core, at most 8) read ahead. What waits is bounded by number,
-        not by bytes: about 6 batches of clips at most, whatever their length. Lower batch_size
-        where memory is short.
+        `workers` threads (None: one a core, at most 8) read ahead. At most about 6 batches of clips
+        wait, whatever their length in bytes; lower batch_size if memory is short.
 
-        Raises UserError for wrong settings, at the call; what is wrong with a clip is the `error`
-        of its result.
+        Raises UserError for wrong settings, at the call; an error of a clip is the `error` of its
+        result.
         """
         if batch_size < 1 or (workers is not None and workers < 1):
             raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
@@ -185,7 +176,7 @@ class Captioner:
     ) -> Iterator[Caption]:
         failed: deque[Caption] = deque()
 
-        def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[_Tag, Example]]:
+        def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[Caption, Example]]:
             tasks = (functools.partial(self._read, str(video), clip) for video in videos)
             for read in _ahead(pool, tasks, limit=batch_size + workers):
                 if isinstance(read, Caption):
@@ -205,34 +196,34 @@ class Captioner:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, video: str, clip: ClipSettings) -> tuple[_Tag, Example] | Caption:
-        """In a thread: one clip's example, or what is wrong with the clip."""
-        begun = time.perf_counter()
+    def _read(self, video: str, clip: ClipSettings) -> tuple[Caption, Example] | Caption:
+        """Read a clip, in a thread: a caption without text and the example, or the error."""
+        start = time.perf_counter()
         try:
             example, info = load_example(video, clip, self.tokenizer, self.config)
-            # What fits none is this clip's error.
+            # An example larger than all buckets is an error of this clip.
             bucket_of(example, BUCKETS, self.config, f"{video}: prompt")
         except UserError as error:
             return Caption(video, error=str(error))
-        except Exception as error:  # a long job survives a clip that nobody thought of
+        except Exception as error:  # an unforeseen clip must not stop a long job
             logger.debug("reading %s failed", video, exc_info=True)
             return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
         for note in info.notes:
             logger.info("%s: %s", video, note)
-        return _Tag(video, time.perf_counter() - begun), example
+        return Caption(video, seconds=time.perf_counter() - start), example
 
     def _generate(
         self,
         key: BucketKey,
-        members: list[tuple[_Tag, Example]],
+        members: list[tuple[Caption, Example]],
         batch_size: int,
         sampling: SamplingConfig,
     ) -> Iterator[Caption]:
-        begun = time.perf_counter()
-        tags, examples = zip(*members, strict=True)
+        start = time.perf_counter()
+        clips, examples = zip(*members, strict=True)
         batch = collate(examples, key, batch_size, self.config)
         key_ids = np.zeros(batch_size, np.uint32)
-        key_ids[: len(tags)] = [_key_id(tag.video) for tag in tags]
+        key_ids[: len(clips)] = [_key_id(clip.video) for clip in clips]
         try:
             generated = self.engine.generate(self.params, batch, sampling, key_ids)
         except jax.errors.JaxRuntimeError as error:
@@ -240,25 +231,25 @@ class Captioner:
                 raise
             reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory"
             remedy = "lower batch_size, max_pixels or fps"
-            for tag in tags:
-                yield Caption(tag.video, error=f"{tag.video}: {reason}; {remedy}")
+            for clip in clips:
+                yield Caption(clip.video, error=f"{clip.video}: {reason}; {remedy}")
             return
-        share = (time.perf_counter() - begun) / len(tags)
-        for row, (tag, example) in enumerate(members):
+        share = (time.perf_counter() - start) / len(clips)
+        for row, (clip, example) in enumerate(members):
             ids = tuple(generated.tokens[row, : generated.lengths[row]].tolist())
-            yield Caption(
-                video=tag.video,
+            yield dataclasses.replace(
+                clip,
                 caption=self.tokenizer.decode(ids).strip(),
                 token_ids=ids,
                 prompt_tokens=len(example.tokens),
                 new_tokens=len(ids),
                 finish_reason=finish_reason(generated.stopped[row]),
-                seconds=round(tag.seconds + share, 3),
+                seconds=round(clip.seconds + share, 3),
             )
 
 
 def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipSettings:
-    """`clip` with a prompt budget that leaves positions for a caption of `new_tokens`.
+    """Lower max_tokens of `clip` so that a caption of `new_tokens` has positions left.
 
     Raises UserError if that leaves none for the prompt.
     """
@@ -272,19 +263,19 @@ def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipS
     return dataclasses.replace(clip, max_tokens=min(clip.max_tokens or room, room))
 
 
-def _take(cls: type, options: dict):
-    """An instance of the dataclass `cls` of the options that are its fields; these are removed."""
+def _pop(cls: type, options: dict):
+    """Remove the options that are fields of the dataclass `cls`; returns an instance of them."""
     names = {field.name for field in dataclasses.fields(cls)} & set(options)
     return cls(**{name: options.pop(name) for name in names})
 
 
 def _key_id(video: str) -> int:
-    """What tells one clip's random numbers from another's: its name, wherever it lies."""
+    """Return the id of a clip's random numbers, which depends on its file name alone."""
     return zlib.crc32(Path(video).name.encode(errors="surrogateescape"))
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:
-    """Results of tasks (functions without arguments) in order, at most `limit` begun ahead."""
+    """Yield results of tasks (functions without arguments) in order; `limit` run ahead at most."""
     futures = deque()
     for task in tasks:
         futures.append(pool.submit(task))

@@ -1,12 +1,12 @@
-"""Batch generation: five jitted programs, each compiled once per bucket of its own shapes.
+"""Batch generation: five jitted programs, each compiled once per bucket of its input shapes.
 
     patches -> encode_vision -\
     mel     -> encode_audio ---> embed -> prefill (first logits, KV cache) -> decode (a loop)
 
-Prompts are right-padded and their cache is read-only, so that any number of samples share it; the
-tokens generated go to a second, small cache in step, so that one write a step serves all rows,
-whatever their lengths. Shapes: B prompts, G samples of each, R = B * G rows (row b * G + g), T
-prompt tokens, N new tokens, V vocabulary.
+Prompts are right-padded and their cache is read-only, so that any number of samples share it. The
+generated tokens go to a second, small cache at the same index in all rows, so that each step writes
+one slice whatever the lengths of the prompts. Shapes: B prompts, G samples of each, R = B * G rows
+(row b * G + g), T prompt tokens, N new tokens, V vocabulary.
 """
 
 import functools
@@ -30,12 +30,12 @@ CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 class Generated(NamedTuple):
-    """What was generated for each row; padding rows have length 0.
+    """The generated tokens of each row; padding rows have length 0.
 
     tokens: i32[R, N], the end-of-text token included and the pad id after it. lengths: i32[R].
-    stopped: bool[R], true where the row ended by itself, false where it reached the limit.
-    logprobs: f32[R, N], of each token under the distribution that it was drawn from (see
-    `sampling.choose`), 0 after the end.
+    stopped: bool[R], true where the row has an end-of-text token, false where it reached the limit.
+    logprobs: f32[R, N], of each token under the distribution that it was sampled from (see
+    `sampling.next_token`), 0 after the end.
     """
 
     tokens: np.ndarray
@@ -45,19 +45,19 @@ class Generated(NamedTuple):
 
 
 def finish_reason(stopped: bool) -> str:
-    """Of a row of `Generated.stopped`: "stop", its own end, or "length", the limit."""
+    """Return "stop" for a row that has an end-of-text token, "length" for one at the limit."""
     return "stop" if stopped else "length"
 
 
 class Prefilled(NamedTuple):
-    """What decoding starts from: logits f32[B, V] of the first new token, the prompts' cache."""
+    """The input of decoding: logits f32[B, V] of the first new token, the prompts' cache."""
 
     logits: jax.Array
     cache: decoder.Cache
 
 
 class Engine:
-    """Generates from batches; holds the jitted programs of one model, not its parameters.
+    """The jitted programs that generate with one model; the parameters are arguments.
 
     params, in all methods: the tree of the thinker, with stacked or unrolled layers, on `mesh` or
     on one device. With a mesh, B must be a multiple of its data * fsdp size.
@@ -78,7 +78,7 @@ class Engine:
         self._decode = jax.jit(
             bind(_decode, config=config, compute=compute),
             static_argnames=("mode", "size", "samples"),
-            # Every process reads the whole result, also of rows that other processes hold.
+            # Every process reads the whole result, rows on other processes' devices included.
             out_shardings=None if mesh is None else replicated(mesh),
         )
 
@@ -92,14 +92,14 @@ class Engine:
     ) -> Generated:
         """Complete each row of `batch`, `samples` times.
 
-        key_ids: u32[R]; with `options.seed` they alone decide a row's random numbers. Stops when
-        every row has stopped or `options.max_new_tokens` is reached.
+        key_ids: u32[R]; a row's random numbers depend on its id and `options.seed` alone. Stops
+        when every row has stopped or `options.max_new_tokens` is reached.
         """
         prefilled = self.prefill(params, batch)
         return self.decode(params, batch, prefilled, options, key_ids, samples)
 
     def prefill(self, params, batch: Batch, media: dict[str, jax.Array] | None = None) -> Prefilled:
-        """Run the encoders (unless `media` is what `encode` gave) and the prompts.
+        """Run the encoders and the decoder on the prompts. media: a result of `encode`, if any.
 
         Returns device arrays (asynchronously).
         """
@@ -110,7 +110,7 @@ class Engine:
             return self._prefill(params, x, batch.positions, batch.segment_ids)
 
     def encode(self, params, batch: Batch) -> dict[str, jax.Array]:
-        """The rows of each encoder by modality, as `thinker.encode_media`."""
+        """Return the rows of each encoder by modality, as `thinker.encode_media`."""
         with self._on_mesh():
             media = self._place(batch.media)
             return {name: run(params, *media[name]) for name, run in self._encoders.items()}
@@ -136,7 +136,7 @@ class Engine:
     def trace(
         self, params, batch: Batch, options: sampling.SamplingConfig, samples: int = 1
     ) -> dict[str, jax.stages.Traced]:
-        """The programs of `generate`, traced, in their order: to compile or count them only.
+        """Trace the programs of `generate`, in their order, to compile them or count operations.
 
         params, batch: of jax.ShapeDtypeStructs on the mesh.
         """
@@ -168,7 +168,7 @@ class Engine:
         return encoders | dict(embed=embed, prefill=prefill, decode=decode)
 
     def programs(self) -> dict[str, int]:
-        """How many programs each stage has compiled so far: as many as it met buckets."""
+        """Return how many programs each stage has compiled so far: one for each bucket."""
         stages = self._encoders | {
             "embed": self._embed,
             "prefill": self._prefill,
@@ -180,15 +180,13 @@ class Engine:
         return jax.set_mesh(self.mesh) if self.mesh is not None else jax.default_device(None)
 
     def _place(self, arrays):
-        return (
-            arrays
-            if self.mesh is None
-            else jax.device_put(arrays, batch_shardings(self.mesh, arrays))
-        )
+        if self.mesh is None:
+            return arrays
+        return jax.device_put(arrays, batch_shardings(self.mesh, arrays))
 
 
 def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
-    """The last arguments of `_decode`, traced and static."""
+    """Return the last arguments of `_decode`: the traced and the static ones."""
     size = next(size for size in NEW_TOKENS if size >= options.max_new_tokens)
     mode, knobs = sampling.split(options)
     limits = np.uint32(options.seed), np.int32(options.max_new_tokens), knobs
@@ -196,7 +194,7 @@ def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
 
 
 def _static(function):
-    """`function(params, config, compute, *arrays)` with config and compute as keywords."""
+    """Make config and compute keyword arguments of `function(params, config, compute, ...)`."""
 
     @functools.wraps(function)
     def call(params, *arrays, config, compute):
@@ -206,7 +204,7 @@ def _static(function):
 
 
 def _embed(params, tokens_BT, splice_BT, media, *, compute) -> jax.Array:
-    """A program of its own, small, so that prefill is compiled for the prompt's length alone."""
+    """Embed and splice in a separate program: prefill is then compiled for T alone."""
     return thinker.splice(thinker.embed(params, compute, tokens_BT), splice_BT, media)
 
 
@@ -266,25 +264,26 @@ def _decode(
 
     position_R, real_R = for_samples(position_B), for_samples(jnp.any(prompt_BT, axis=1))
 
-    def choose(logits_RV, seen_RV, step):
+    def next_token(logits_RV, seen_RV, step):
         keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
-        return sampling.choose(logits_RV, seen_RV, keys_R, mode, knobs)
+        return sampling.next_token(logits_RV, seen_RV, keys_R, mode, knobs)
 
-    def record(before, chosen, cache):
-        token_R = jnp.where(before.done_R, ids.pad_token_id, chosen[0])
-        logprob_R = jnp.where(before.done_R, 0.0, chosen[1])
+    def record(before, sampled, cache):
+        token_R = jnp.where(before.done_R, ids.pad_token_id, sampled[0])
+        logprob_R = jnp.where(before.done_R, 0.0, sampled[1])
         write = functools.partial(
             jax.lax.dynamic_update_slice_in_dim, start_index=before.step, axis=1
         )
+        seen_RV = before.seen_RV
+        if mode.penalizes:
+            seen_RV = seen_RV.at[rows, token_R].set(True)
         return _State(
             step=before.step + 1,
             token_R=token_R,
             done_R=before.done_R | (token_R == ids.eos_token_id),
             tokens_RN=write(before.tokens_RN, token_R[:, None]),
             logprobs_RN=write(before.logprobs_RN, logprob_R[:, None]),
-            seen_RV=before.seen_RV.at[rows, token_R].set(True)
-            if mode.penalizes
-            else before.seen_RV,
+            seen_RV=seen_RV,
             cache=cache,
         )
 
@@ -303,7 +302,7 @@ def _decode(
             state.cache,
             state.step - 1,
         )
-        return record(state, choose(logits_RV, state.seen_RV, state.step), cache)
+        return record(state, next_token(logits_RV, state.seen_RV, state.step), cache)
 
     seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)
     if mode.penalizes:
@@ -317,7 +316,7 @@ def _decode(
         seen_RV=seen_RV,
         cache=decoder.empty_cache(config.text, B, samples, size, prompt.k.dtype),
     )
-    first = choose(for_samples(logits_BV), seen_RV, jnp.int32(0))
+    first = next_token(for_samples(logits_BV), seen_RV, jnp.int32(0))
     state = jax.lax.while_loop(more, one, record(start, first, start.cache))
     is_eos_RN = state.tokens_RN == ids.eos_token_id
     stopped_R = jnp.any(is_eos_RN, axis=1)

@@ -1,4 +1,4 @@
-"""The captions of a run as a JSON Lines file that a later run goes on with, and its totals."""
+"""The captions of a run as a JSON Lines file that a later run continues, and its totals."""
 
 import dataclasses
 import json
@@ -14,28 +14,27 @@ from tqdm import tqdm
 from ugc_jax import files
 from ugc_jax.errors import UserError
 
-if TYPE_CHECKING:  # the job that writes the world reads this file, too, and needs no jax
+if TYPE_CHECKING:  # importing this file must not import jax
     from ugc_jax.generate.captioner import Caption
 
 logger = logging.getLogger(__name__)
 
 
 class Results:
-    """Lines of JSON, one a clip, to a file or (path None) to stdout; a context manager.
+    """JSON Lines, one a clip, written to a file or (path None) to stdout; a context manager.
 
-    On opening an existing file, what a killed run left half-written at its end is cut off, and the
-    lines with an `error` of clips that are asked for again are taken out, so that those clips are
-    tried again; nothing else in it is touched. After that the file only grows, a whole line at a
-    time.
+    Opening an existing file removes a half-written last line, which a killed run may leave, and the
+    lines with an `error` of the clips of this run, so that they are tried again; nothing else is
+    changed. After that whole lines are appended.
     """
 
     def __init__(self, path: str | Path | None, clips: Iterable[str]):
-        """clips: all that this run is asked for.
+        """Open the file. clips: all that this run has to caption.
 
         Raises UserError if the file cannot be written or holds something else.
         """
         self.path = None if path is None else Path(path)
-        self.done: set[Path] = set()  # clips that the file has a caption of, by their real places
+        self.done: set[Path] = set()  # resolved paths of clips with a caption in the file
         self._file = sys.stdout
         if self.path is not None:
             try:
@@ -55,29 +54,29 @@ class Results:
             self._file.close()
 
     def missing(self, clips: Iterable[str]) -> list[str]:
-        """Those of `clips` that have no caption yet."""
+        """Return those of `clips` that have no caption yet."""
         return [clip for clip in clips if Path(clip).resolve() not in self.done]
 
     def write(self, record: dict):
-        """Append one line; it is in the file when this returns. UserError if the disk refuses."""
+        """Append one line and flush. Raises UserError if the disk cannot be written."""
         try:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
-            if self.path is None:  # stdout: a reader that has left is no mistake
+            if self.path is None:  # stdout: a closed pipe is not the user's mistake
                 raise
             raise UserError(
                 f"{self.path}: cannot be written ({error}); free the disk, then run again to go on"
             ) from None
 
-    def _resume(self, wanted: set[Path]):
+    def _resume(self, clips: set[Path]):
         if not self.path.exists():
             return
         text = files.read_text(self.path, "choose another output", errors="surrogateescape")
         kept = []
         for line in files.parse_lines(text):
             if line.error is not None and not line.whole:  # the run was killed while it wrote
-                logger.warning("%s: cut off a half-written last line", self.path)
+                logger.warning("%s: removed a half-written last line", self.path)
                 break
             record = line.value
             if not isinstance(record, dict) or not isinstance(record.get("video"), str):
@@ -88,7 +87,7 @@ class Results:
             clip = Path(record["video"]).resolve()
             if record.get("error") is None:
                 self.done.add(clip)
-            elif clip in wanted:
+            elif clip in clips:
                 continue
             kept.append(line.text + "\n")
         if (rest := "".join(kept)) != text:
@@ -97,10 +96,10 @@ class Results:
 
 @dataclasses.dataclass
 class Totals:
-    """Counts of a run so far. str() is its summary for a person."""
+    """Counts of a run so far. str() describes them in one line."""
 
     captioned: int = 0
-    skipped: int = 0  # had a caption before
+    skipped: int = 0  # with a caption of an earlier run
     failed: int = 0
     new_tokens: int = 0
     programs: int = 0  # compiled
@@ -116,7 +115,7 @@ class Totals:
 
     @property
     def seconds(self) -> float:
-        """Since the run began, loading and compilation included."""
+        """Seconds since the start of the run, loading and compilation included."""
         return time.perf_counter() - self.started
 
     @property
@@ -125,7 +124,7 @@ class Totals:
         return self.new_tokens / self.seconds
 
     def record(self) -> dict:
-        """The totals as a JSON object, with seconds and rates."""
+        """Return the totals as a JSON object, with seconds and rates."""
         fields = dataclasses.asdict(self)
         del fields["started"]
         seconds = self.seconds
@@ -152,7 +151,7 @@ def record_all(
     desc: str = "captioning",
     token_ids: bool = False,
 ):
-    """Write each caption of a stream of `total` as it comes; say what is wrong with a clip."""
+    """Write each of the `total` captions of a stream to the results; log the errors."""
     bar = tqdm(stream, total=total, unit="clip", desc=desc, disable=None)
     for caption in bar:
         record = caption.record(token_ids)

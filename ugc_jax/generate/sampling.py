@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions on logits, with transformers' order and formulas."""
+"""Sampling the next token: pure functions on logits, with transformers' order and formulas."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ugc_jax.generate.settings import SamplingConfig
 
 
 class Mode(NamedTuple):
-    """What of sampling a program contains. The numbers are its arguments: changing one is free."""
+    """The parts of sampling that a program contains; the numbers are its arguments."""
 
     greedy: bool
     truncates: bool
@@ -26,7 +26,7 @@ class Knobs(NamedTuple):
 
 
 def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
-    """(static part, traced part) of a SamplingConfig."""
+    """Split a SamplingConfig into its static and its traced part."""
     greedy = config.temperature == 0
     mode = Mode(
         greedy,
@@ -36,15 +36,15 @@ def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
     return mode, Knobs(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
 
 
-def choose(
+def next_token(
     logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs
 ) -> tuple[jax.Array, jax.Array]:
-    """(The next token of each row, i32[B]; its log-probability where it was drawn, f32[B]).
+    """Return the next token of each row, i32[B], and its log-probability, f32[B].
 
     logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
-    keys_B: one PRNG key a row, so that a row's choice does not depend on its batch.
-    The log-probability is of the distribution sampled from: after penalty, temperature and
-    truncation; of a greedy choice, after penalty.
+    keys_B: one PRNG key a row, so that a row's token does not depend on its batch.
+    The log-probability is that of the distribution sampled from: after penalty, temperature and
+    truncation; for greedy decoding, after penalty.
     """
     if mode.penalizes:
         logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty)
@@ -54,17 +54,17 @@ def choose(
         logits_BV = logits_BV / knobs.temperature
         if mode.truncates:
             logits_BV = truncate(logits_BV, knobs.top_k, knobs.top_p)
-        token_B = draw(logits_BV, keys_B)
+        token_B = sample(logits_BV, keys_B)
     logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
-def draw(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """A token of each row's softmax, i32[B], by one random number a row.
+def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Sample a token of each row's softmax, i32[B], by one random number a row.
 
     `jax.random.categorical` takes V of them, which cost more than a small model's whole step.
-    Probabilities are counted in whole 2^-31: their sums are exact, where those of float32 over a
-    large vocabulary would fall now and then, and hit tokens of probability 0.
+    Probabilities are integers in units of 2^-31, whose cumulative sums are exact. Cumulative sums
+    in float32 over a large vocabulary are not monotonic, and could select tokens of probability 0.
     """
     weights_BV = (jax.nn.softmax(logits_BV, axis=-1) * 2.0**31).astype(jnp.uint32)
     total_BV = jnp.cumsum(weights_BV, axis=-1)
@@ -77,16 +77,16 @@ def draw(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
-    """Divide positive, multiply negative logits of seen tokens by `penalty` (arXiv 1909.05858)."""
+    """Divide positive and multiply negative logits of seen tokens (CTRL, arXiv 1909.05858)."""
     return jnp.where(
         seen_BV, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV
     )
 
 
 def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:
-    """-inf outside the `top_k` most likely (0: all), then outside the nucleus of mass `top_p`.
+    """Set logits to -inf outside the `top_k` largest (0: all), then outside the top_p nucleus.
 
-    Nucleus sampling is arXiv 1904.09751.
+    Nucleus sampling: arXiv 1904.09751.
     """
     V = logits_BV.shape[-1]
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""What a user may choose about the generation of captions and answers. Needs no jax."""
+"""The settings of generating captions and answers. Imports no jax."""
 
 import dataclasses
 from typing import Literal
@@ -6,22 +6,21 @@ from typing import Literal
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings
 
-# Sizes of the cache for generated tokens; a program is compiled for each that is used.
+# Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How captions are sampled. temperature 0 is greedy."""
+    """Settings of sampling captions."""
 
     temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
     top_k: int = 0  # keep the k most likely tokens; 0: all
     top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
-    repetition_penalty: float = (
-        1.0  # > 1 makes tokens of the prompt and of the caption so far less likely
-    )
+    # > 1 makes tokens of the prompt and of the caption so far less likely
+    repetition_penalty: float = 1.0
     max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
-    seed: int = 0  # of the sampling; a clip's own name is mixed in
+    seed: int = 0  # of the sampling; a clip's random numbers depend on its name, too
 
     def __post_init__(self):
         for name, holds, remedy in (
@@ -42,7 +41,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AskConfig(ClipSettings, SamplingConfig):
-    """A model that is asked first; `question` replaces the questions of the tasks."""
+    """Settings of a model that answers first; `question` replaces the questions of the tasks."""
 
     checkpoint: str | None = None  # directory or hub id of a model to ask; none: use predictions
     revision: str | None = None  # branch, tag or commit of a hub id
