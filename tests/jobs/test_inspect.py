@@ -1,6 +1,6 @@
 """ugc_jax.jobs.inspect: the facts of a clip, and how a person sees them."""
 
-from ugc_jax.jobs.inspect import clip_facts, table
+from ugc_jax.jobs.inspect import clip_facts, clip_table
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -26,7 +26,7 @@ def test_table():
         "audio_tokens": 50, "text_tokens": 18, "notes": ("cut",), "kv_bytes": 3 << 20,
         "bucket": {"tokens": 128, "grids": 2, "windows": 1, "chunks": 1},
     }  # fmt: skip
-    assert table(row, tiny()).splitlines() == [
+    assert clip_table(row, tiny()).splitlines() == [
         "a.mp4 (video)",
         "  picture  4 frames (1.500 a second), grid 2 x 4 x 6 patches of 14 x 14 pixels",
         "  sound    2.00 s",
@@ -42,4 +42,4 @@ def test_unreadable_clip(tiny_captioner):
         "missing.mp4", CLIP, tiny_captioner.tokenizer, tiny_captioner.config, 8, "float32"
     )
     assert list(row) == ["video", "error"]
-    assert table(row, tiny()).splitlines()[1].startswith("  error    missing.mp4: ")
+    assert clip_table(row, tiny()).splitlines()[1].startswith("  error    missing.mp4: ")

@@ -1,7 +1,7 @@
 """Time prefill and decoding on clips of noise.
 
 Where torch and transformers are installed and the device is a CPU, the reference is timed on the
-same weights, inputs and cores, and its tokens are compared with ours.
+same weights, inputs and cores, and the tokens of both are compared.
 """
 
 import dataclasses
@@ -14,18 +14,17 @@ from typing import Literal
 import jax
 
 from ugc_jax import files
-from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.qwen2_5_omni.config import SIZES
-from ugc_jax.settings import part
+from ugc_jax.settings import check_minimum, part
 from ugc_jax.toy import corpus
 
 logger = logging.getLogger(__name__)
 
-LEAST_AGREEMENT = 0.9  # equal tokens; below that the two sides do not run the same model
+MIN_AGREEMENT = 0.9  # share of equal tokens; with less the two sides do not run the same model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,7 @@ CONFIG = BenchConfig
 
 def main(config: BenchConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when our tokens are not those of the reference."""
-    if config.repeats < 1:
-        raise UserError(f"repeats is {config.repeats}; use 1 or more")
+    check_minimum(config, repeats=1)
     work, new_tokens = part(benchmark.Workload, config), config.new_tokens
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(config, Path(folder) / "random")
@@ -58,15 +56,15 @@ def main(config: BenchConfig, args: list[str]) -> int:
             sides["torch"] = benchmark.reference(
                 checkpoint, config.dtype, engine.config, prompts, new_tokens
             )
-        report = benchmark.compare(sides, config.repeats)
-    settings = dataclasses.asdict(config)
+        report = benchmark.measure(sides, config.repeats)
     print(f"{benchmark.device()}; batch {config.batch_size}, {config.dtype}, medians")
     print(benchmark.summary(report, work))
     if config.output is not None:
+        settings = dataclasses.asdict(config)
         content = {"settings": settings, "device": benchmark.device(), **report}
         files.write_json(config.output, content, "choose another file", indent=2)
-    if report.get("token_agreement", 1) < LEAST_AGREEMENT:
-        logger.error("the tokens are not those of the reference")
+    if report.get("token_agreement", 1) < MIN_AGREEMENT:
+        logger.error("the tokens differ from those of the reference")
         return 1
     return 0
 

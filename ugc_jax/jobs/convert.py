@@ -1,4 +1,4 @@
-"""Change a checkpoint's form: full or thinker-only, its dtype, to Orbax and back.
+"""Convert a checkpoint: full or thinker-only, another dtype, to Orbax and back.
 
 A LoRA adapter, ours or PEFT's, may be merged into the weights on the way.
 """
@@ -11,7 +11,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.hf.adapter import load_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
-from ugc_jax.hf.export import check_output, save_merged, save_orbax, save_thinker
+from ugc_jax.hf.export import check_directory, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.models import lora
 
@@ -27,7 +27,7 @@ class ConvertConfig:
     # thinker: on its own; merged: a full checkpoint, `base` with this thinker; orbax: for ugc-jax
     to: Literal["thinker", "merged", "orbax"] = "thinker"
     base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
-    # of the stored weights; none keeps them as they are
+    # of the stored weights; none keeps their own
     dtype: Literal["float32", "bfloat16"] | None = None
     adapter: str | None = None  # folder of a LoRA adapter to merge into the weights
     revision: str | None = None  # branch, tag or commit of a hub id
@@ -38,16 +38,16 @@ CONFIG = ConvertConfig
 
 
 def main(config: ConvertConfig, args: list[str]) -> int:
-    """Load and write; see `ugc_jax.hf`."""
+    """Load a checkpoint and write it in another form."""
     if config.to == "merged" and config.base is None:
         raise UserError(
-            "to=merged needs base, the full checkpoint that lends the talker and token2wav"
+            "to=merged needs base, the full checkpoint that has the talker and token2wav"
         )
     if config.to == "merged" and config.dtype is not None:
         raise UserError("to=merged keeps the dtypes of base; leave dtype out")
     if config.to != "merged" and config.base is not None:
         raise UserError(f"base is for to=merged, not for to={config.to}; leave it out")
-    check_output(config.output, config.overwrite)
+    check_directory(config.output, config.overwrite)
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
     params = load_params(source, model, dtype=config.dtype)

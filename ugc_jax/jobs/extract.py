@@ -1,10 +1,10 @@
-"""Extract frames and sound of clips into records, from which training reads.
+"""Extract frames and sound of clips into records for training.
 
 MANIFEST is a .jsonl file as released ({"videos": [...], "messages": [...]}), a .jsonl or .csv file
 with the columns path and caption, or a folder of clips.
 
-Run again with the same settings, it goes on: finished shards are kept. Clips that cannot be read
-are listed in failures.jsonl; max_failures says how many of them are too many.
+A further run with the same settings continues: finished shards are kept. Clips that cannot be read
+are listed in failures.jsonl; the job fails if their share exceeds max_failures.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import Storage
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.settings import part
+from ugc_jax.settings import check_minimum, part
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ class ExtractConfig(Storage, ClipSettings):
     """Settings of extract."""
 
     output: str  # folder of the records, local or gs://...
-    media: str | None = None  # folder of the manifest's paths; the manifest's own without it
-    shard_clips: int = 64  # clips of a file, at most; a killed run goes on from the last whole file
-    workers: int | None = None  # processes; one a core without it
-    max_failures: float = 0.1  # share of clips that may fail before the job does
-    retry: bool = False  # make files again in which clips failed
-    overwrite: bool = False  # make everything again
+    media: str | None = None  # folder of the manifest's paths; none: the manifest's own folder
+    shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
+    workers: int | None = None  # processes; none: one a core
+    max_failures: float = 0.1  # largest share of failed clips with which the job succeeds
+    retry: bool = False  # write the files again in which clips failed
+    overwrite: bool = False  # write all files again
     runner: str | None = None  # Apache Beam's runner for a fleet, such as DataflowRunner
     beam_options: str = ""  # flags of that runner, as in a shell
 
@@ -47,11 +47,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     """Exit status 0, or 1 when more than max_failures of the clips failed."""
     if len(manifests) != 1:
         raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
-    workers = os.cpu_count() if config.workers is None else config.workers
-    if min(workers, config.shard_clips) < 1:
-        raise UserError(
-            f"workers is {workers} and shard_clips is {config.shard_clips}; use 1 or more"
-        )
+    check_minimum(config, workers=1, shard_clips=1)
     if not 0 <= config.max_failures <= 1:
         raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
     clip = resolve(part(ClipSettings, config))
@@ -63,9 +59,8 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     if config.runner is not None and shards:
         run_beam(shards, config.runner, config.beam_options)
     else:
-        for failure in tqdm(
-            run_local(shards, workers), total=todo, unit="clip", desc="extracting", disable=None
-        ):
+        failures = run_local(shards, config.workers or os.cpu_count())
+        for failure in tqdm(failures, total=todo, unit="clip", desc="extracting", disable=None):
             if failure:
                 logger.warning("%s", failure)
     totals = extraction.finish()

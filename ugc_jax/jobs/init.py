@@ -1,11 +1,11 @@
-"""Write a small checkpoint with random weights and a tokenizer, so that every job runs offline."""
+"""Write a checkpoint with random weights and a tokenizer, so that every job runs offline."""
 
 import dataclasses
 from typing import Literal
 
-from ugc_jax.errors import UserError
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.qwen2_5_omni.config import SIZES
+from ugc_jax.settings import check_minimum
 from ugc_jax.toy import corpus
 
 
@@ -17,7 +17,7 @@ class InitConfig:
     size: Literal["tiny", "mid", "3b"] = "tiny"  # 0.9 M, 68 M or 4.7 G parameters
     seed: int = 0  # of the random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
-    tokenizer: str | None = None  # directory of a tokenizer to take instead of building a small one
+    tokenizer: str | None = None  # directory of a tokenizer to copy; none: build a small one
     overwrite: bool = False  # replace a checkpoint at `output`
 
 
@@ -26,8 +26,7 @@ CONFIG = InitConfig
 
 def main(config: InitConfig, args: list[str]) -> int:
     """Write the checkpoint tensor by tensor: the 3B size needs the memory of its largest tensor."""
-    if config.seed < 0:
-        raise UserError(f"seed is {config.seed}; use 0 or more")
+    check_minimum(config, seed=0)
     write_random(
         config.output,
         SIZES[config.size](),

@@ -1,4 +1,4 @@
-"""Show what the model would see of each video; needs a checkpoint's config and tokenizer only.
+"""Print what the model sees of each video; needs only the config and tokenizer of a checkpoint.
 
 VIDEO is as for `caption`. kv_bytes is the memory of the clip's keys and values, for its bucket of
 prompt tokens and max_new_tokens.
@@ -34,7 +34,7 @@ class InspectConfig(ClipSettings):
     checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
     json: bool = False  # one JSON object a clip instead of a table
-    max_new_tokens: int = 512  # room for the caption, in the model's positions and in kv_bytes
+    max_new_tokens: int = 512  # of the caption, in the model's positions and in kv_bytes
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the keys and values in kv_bytes
 
 
@@ -42,7 +42,7 @@ CONFIG = InspectConfig
 
 
 def main(config: InspectConfig, videos: list[str]) -> int:
-    """Exit status 0, or 1 when not one clip can be read."""
+    """Exit status 0, or 1 when no clip can be read."""
     clip = resolve(part(ClipSettings, config))
     clips = find_clips(videos)
     directory = resolve_checkpoint(config.checkpoint, config.revision, weights=False)
@@ -59,7 +59,7 @@ def main(config: InspectConfig, videos: list[str]) -> int:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for row in pool.map(inspect, clips):
             readable |= "error" not in row
-            text = json.dumps(row, ensure_ascii=False) if config.json else table(row, model)
+            text = json.dumps(row, ensure_ascii=False) if config.json else clip_table(row, model)
             print(text, flush=True)
     return 0 if readable else 1
 
@@ -72,10 +72,10 @@ def clip_facts(
     max_new_tokens: int,
     dtype: str,
 ) -> dict:
-    """The clip as a JSON object: the fields of `ClipInfo`, its bucket, and bytes of its KV cache.
+    """Return the fields of `ClipInfo`, the bucket, and the bytes of the KV cache, for JSON.
 
-    The cache is that of the bucket's tokens and max_new_tokens, in `dtype`, "float32" or
-    "bfloat16". A clip that cannot be read gives {"video", "error"}.
+    The cache holds the bucket's tokens and max_new_tokens, in `dtype`, "float32" or "bfloat16".
+    Returns {"video", "error"} for a clip that cannot be read.
     """
     try:
         example, info = load_example(video, settings, tokenizer, config)
@@ -90,8 +90,8 @@ def clip_facts(
     return {"video": video, **facts, "bucket": bucket._asdict(), "kv_bytes": kv_bytes}
 
 
-def table(row: dict, config: OmniConfig) -> str:
-    """The facts of one clip for a person to read."""
+def clip_table(row: dict, config: OmniConfig) -> str:
+    """Describe the facts of one clip in a few lines."""
     if "error" in row:
         return f"{row['video']}\n  error    {row['error']}\n"
     lines = []

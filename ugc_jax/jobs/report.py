@@ -1,8 +1,8 @@
 """Make one HTML page of results of `evaluate`: tables, plots, and a browser of clips.
 
-RESULT is a file that `ugc-jax evaluate` wrote; the others are held against the first. The
-page is a single file that needs no network. With videos=DIR it shows frames and sound of the clips,
-found by their names: a clip's id is its file's name without suffix.
+RESULT is a file that `ugc-jax evaluate` wrote; the others are compared with the first. The page is
+a single file that needs no network. With videos=DIR it shows frames and sound of the clips, which
+are found by their ids: a clip's id is its file's name without suffix.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ CONFIG = ReportConfig
 
 
 def main(config: ReportConfig, words: list[str]) -> int:
-    """Exit status 0; files that are no results, and folders without clips, are mistakes."""
+    """Exit status 0. Raises UserError for files that are not results, and folders without clips."""
     output = Path(config.output)
     if output.resolve() in {Path(word).resolve() for word in words}:
         raise UserError(f"output: {output} is one of the results; choose another file")

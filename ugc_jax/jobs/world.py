@@ -1,7 +1,7 @@
 """Write the offline world: short clips with sound, and captions that can be checked exactly.
 
 DIR/train.jsonl and DIR/test.jsonl are the manifests of DIR/train/*.mp4 and DIR/test/*.mp4; the test
-has combinations of attributes that training never has. Run again, it keeps the clips that it finds.
+clips have combinations of attributes that no training clip has. A further run keeps existing clips.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.settings import part
+from ugc_jax.settings import check_minimum, part
 from ugc_jax.toy import world
 
 
@@ -24,9 +24,9 @@ class WorldConfig(world.WorldSettings):
     """Settings of world."""
 
     output: str  # directory to write
-    train: int = 2000  # clips to learn from; 0 for none
+    train: int = 2000  # clips for training; 0 for none
     test: int = 200  # clips of combinations that are not in training
-    workers: int | None = None  # processes that write clips; one a core without it
+    workers: int | None = None  # processes that write clips; none: one a core
 
 
 CONFIG = WorldConfig
@@ -34,12 +34,10 @@ CONFIG = WorldConfig
 
 def main(config: WorldConfig, args: list[str]) -> int:
     """Write the clips of each split in parallel, then its manifest."""
-    for name, least in {"train": 0, "test": 0, "workers": 1}.items():
-        if getattr(config, name) is not None and getattr(config, name) < least:
-            raise UserError(f"{name} is {getattr(config, name)}; use {least} or more")
+    check_minimum(config, train=0, test=0, workers=1)
     folder, settings = Path(config.output), part(world.WorldSettings, config)
     _check_settings(folder, settings)
-    # Ctrl-C is for this process: it ends the others once their clips are whole.
+    # Only this process handles Ctrl-C; it stops the others when their clips are complete.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     with ProcessPoolExecutor(config.workers, get_context("spawn"), **quiet) as pool:
         for split in world.SPLITS:
@@ -54,13 +52,13 @@ def main(config: WorldConfig, args: list[str]) -> int:
 
 def _check_settings(folder: Path, settings: world.WorldSettings):
     """Write the settings into the folder. UserError if it has clips of other settings."""
-    note, ours = folder / "world.json", dataclasses.asdict(settings)
+    note, content = folder / "world.json", dataclasses.asdict(settings)
     if not note.exists():
-        files.write_json(note, ours, "choose another output", indent=2)
-    theirs = files.read_json(note, "choose another output, or delete that folder")
-    for name, value in ours.items():
-        if theirs.get(name) != value:
+        files.write_json(note, content, "choose another output", indent=2)
+    existing = files.read_json(note, "choose another output, or delete that folder")
+    for name, value in content.items():
+        if existing.get(name) != value:
             raise UserError(
-                f"{note}: the clips in that folder have {name} {theirs.get(name)}, not {value}; "
+                f"{note}: the clips in that folder have {name} {existing.get(name)}, not {value}; "
                 "choose another output, or delete that folder"
             )
