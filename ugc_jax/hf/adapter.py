@@ -5,7 +5,6 @@ Qwen2_5OmniThinkerForConditionalGeneration. `load_adapter` also reads transforme
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import numpy as np
 from ugc_jax.errors import UserError
 from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping
-from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory
-from ugc_jax.hf.tensorfile import FLOATS, TensorFile, array_output, write_tensors
+from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory, tensor_output
+from ugc_jax.hf.tensorfile import FLOATS, TensorFile, write_tensors
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.models.params import Tensor, build_tree, locate, tensors
+from ugc_jax.models.params import Tensor, build_tree, tensors
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.models.qwen2_5_omni.names import PEFT_MODULES
 
@@ -56,9 +55,8 @@ def save_adapter(
     }
     outputs = []
     for tensor in _tensors(config, settings):
-        read = functools.partial(mapping.read_tensor, adapter, tensor)
         name = _WRAPPED + mapping.module_name(tensor.name)
-        outputs.append(array_output(name, tensor.shape, locate(adapter, tensor)[0].dtype, read))
+        outputs.append(tensor_output(adapter, tensor, name=name))
     with new_directory(out_dir, overwrite) as folder:
         write_tensors(folder / WEIGHTS, outputs)
         write_json(folder / ADAPTER_CONFIG, content, indent=2)

@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from ugc_jax.errors import UserError
 from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping, orbax_store
@@ -60,12 +62,7 @@ def save_thinker(
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
-
-    def output(tensor: Tensor) -> Output:
-        stored = out_dtype or locate(params, tensor)[0].dtype
-        read = functools.partial(mapping.read_tensor, params, tensor)
-        return array_output(tensor.name, tensor.shape, stored, read)
-
+    output = functools.partial(tensor_output, params, dtype=out_dtype)
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
 
@@ -137,8 +134,16 @@ def _merged_output(params: dict, table: dict[str, Tensor], file: TensorFile, nam
     if tensor is None:
         copy_bytes = functools.partial(file.copy_to, name=name)
         return Output(name, header.code, header.shape, header.nbytes, copy_bytes)
+    return tensor_output(params, tensor, FLOATS[header.code], name)
+
+
+def tensor_output(
+    params: dict, tensor: Tensor, dtype: np.dtype | None = None, name: str | None = None
+) -> Output:
+    """Return the Output of a tensor of `params`; dtype and name are by default its own."""
     read = functools.partial(mapping.read_tensor, params, tensor)
-    return array_output(name, tensor.shape, FLOATS[header.code], read)
+    dtype = dtype or locate(params, tensor)[0].dtype
+    return array_output(name or tensor.name, tensor.shape, dtype, read)
 
 
 # ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------

@@ -1,8 +1,7 @@
-"""The same prompts through the reference, transformers on torch: for tests and `bench` only.
+"""Our prompts as inputs of the reference, transformers on torch: for tests and `bench` only.
 
-torch and transformers are imported when called. The reference's own input pipeline is not used (its
-processor needs a torchvision that cannot be installed everywhere); its model, position ids and
-generation loop are.
+torch and transformers are imported when called. Used are the reference's model, position ids and
+generation loop, but not its processor, which needs torchvision.
 """
 
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, OmniConfig
 
 
 def load_reference(checkpoint: str | Path, dtype: str = "float32"):
-    """Qwen2_5OmniThinkerForConditionalGeneration of a directory: eval mode, CPU, SDPA attention."""
+    """Return a directory's Qwen2_5OmniThinkerForConditionalGeneration: eval mode, CPU, SDPA."""
     import torch
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker
 
     model = Thinker.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
-    # transformers 5 leaves these unset for a thinker from a full checkpoint: it would never stop
+    # transformers 5 leaves these unset for a thinker from a full checkpoint, which then never stops
     # (spec 5.2).
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.generation_config.pad_token_id = model.config.pad_token_id
@@ -37,10 +36,10 @@ def reference_inputs(
     seconds_per_grid: Sequence[float] = (),
     audio_in_video: bool = False,
 ) -> dict:
-    """Keyword arguments of the reference's `forward` and `generate`: a left-padded batch.
+    """Return keyword arguments of the reference's `forward` and `generate`: a left-padded batch.
 
-    seconds_per_grid: of each video of the batch in order. audio_in_video: one flag for the whole
-    batch, as the reference has it.
+    seconds_per_grid: of each video of the batch in order. audio_in_video: whether the videos have
+    sound; the reference takes one flag for the whole batch.
     """
     import torch
 
@@ -52,7 +51,7 @@ def reference_inputs(
         mask[row, length - len(example.tokens) :] = 1
     inputs = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
 
-    seen = [
+    pictures = [
         pair
         for example in examples
         for pair in zip(_is_video(example, config), example.vision, strict=True)
@@ -61,7 +60,7 @@ def reference_inputs(
         ("pixel_values", "image_grid_thw", False),
         ("pixel_values_videos", "video_grid_thw", True),
     ):
-        chosen = [picture for is_video, picture in seen if is_video == videos]
+        chosen = [picture for is_video, picture in pictures if is_video == videos]
         if chosen:
             patches = [reference_patches(picture, config) for picture in chosen]
             inputs[name] = torch.from_numpy(np.concatenate(patches))
@@ -83,7 +82,7 @@ def reference_inputs(
 
 
 def reference_patches(picture: VisionInput, config: OmniConfig) -> np.ndarray:
-    """Patches in the reference's order and normalisation: f32[t * h * w, patch_dim] (spec 4.2)."""
+    """Return patches f32[t * h * w, patch_dim] in the reference's order, normalised (spec 4.2)."""
     merge = config.vision.spatial_merge_size
     patches = picture.patches.reshape(-1, config.vision.patch_dim)
     coords = picture.coords.reshape(-1, 2)

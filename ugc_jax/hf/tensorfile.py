@@ -7,6 +7,7 @@ pages while it reads. For a checkpoint of 9 GB that takes too much memory.
 import json
 import math
 import mmap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -95,13 +96,12 @@ class TensorFile:
 
     def _unique(self, pairs: list[tuple]) -> dict:
         """Return an object of the header; json.loads alone would keep the last of equal names."""
-        content = dict(pairs)
-        for name in content if len(content) < len(pairs) else ():
-            if sum(name == other for other, _ in pairs) > 1:
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
                 raise UserError(
                     f"{self.path}: tensor {name} is duplicated; export the checkpoint again"
                 )
-        return content
+        return dict(pairs)
 
     def _header(self, name: str, info: dict, data: int) -> Header:
         begin, end = info["data_offsets"]

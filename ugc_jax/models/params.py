@@ -126,18 +126,17 @@ def leaves(tree: dict, stacked: bool = True) -> list[Leaf]:
             result.append(Leaf(path, node.shape, node.axes, (tensor,)))
             continue
         for inner, one in walk(node.layer):
-            paths = [(*path, i, *inner) for i in range(node.layers)]
             tensors = tuple(
-                Tensor(".".join(map(str, numbered)), (*path, *inner), i, one.shape)
-                for i, numbered in enumerate(paths)
+                Tensor(".".join((*path, str(i), *inner)), (*path, *inner), i, one.shape)
+                for i in range(node.layers)
             )
             if stacked:
                 shape, axes = (node.layers, *one.shape), ("layers", *one.axes)
                 result.append(Leaf((*path, *inner), shape, axes, tensors))
             else:
                 result += [
-                    Leaf(numbered, one.shape, one.axes, (tensor,))
-                    for numbered, tensor in zip(paths, tensors, strict=True)
+                    Leaf((*path, i, *inner), one.shape, one.axes, (tensor,))
+                    for i, tensor in enumerate(tensors)
                 ]
     return result
 

@@ -137,11 +137,7 @@ def abstract_state(setup: Setup) -> TrainState:
         if setup.reference
         else {},
     )
-    return jax.tree.map(
-        lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
-        shapes,
-        state_shardings,
-    )
+    return sharding.abstract(shapes, state_shardings)
 
 
 def model_params(state: TrainState, setup: Setup) -> dict:
