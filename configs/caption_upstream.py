@@ -5,7 +5,7 @@
     ugc-jax caption --config=configs/caption_upstream.py --config.checkpoint=DIR clips/
     ugc-jax caption --config=configs/caption_upstream.py:greedy --config.checkpoint=DIR clip.mp4
 
-The release fed its frames with red and blue swapped; add --config.bgr=true to get that, too.
+The released code swapped red and blue of its frames; --config.bgr=true does the same.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-"""UGC-VideoCap as it was published: what the captioner sees, how it samples, and who judges.
+"""UGC-VideoCap as published: the captioner's input and sampling, and the judge.
 
     ugc-jax evaluate --config=configs/evaluate_upstream.py --config.qa=qa \\
         --config.task=final_caption --config.predictions=captions.jsonl --config.output=result.json
     ugc-jax evaluate --config=configs/evaluate_upstream.py:answers --config.qa=qa \\
         --config.task=background,objects --config.predictions=answers --config.output=result.json
 
-The prompts of the published judge are not in this repository, and ours have a wording of their own:
-to compare with published figures, give the released ones with judge.prompt=FILE.
+The prompts of the published judge are not in this repository, and ours are worded differently: to
+compare with published figures, give the released ones with judge.prompt=FILE.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.judge.model = "gpt-4o-2024-08-06"
     config.judge.temperature = 0.0 if arg == "answers" else 1.0
 
-    # only where a model is asked first, with ask.checkpoint=DIR and ask.videos=DIR
+    # used only if a model answers first, with ask.checkpoint=DIR and ask.videos=DIR
     config.ask = ConfigDict()
     config.ask.preset = "upstream"
     config.ask.temperature = 0.2

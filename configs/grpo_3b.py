@@ -1,7 +1,8 @@
 """GRPO of the captioner that configs/sft_3b.py trained, on the prompts of the released grpo_1k.
 
-So the paper goes on (arXiv 2507.11336): encoders frozen, the whole decoder learns, 8 captions of
-each clip. Needs a TPU slice of at least 16 chips of 16 GB; `ugc-jax plan` compiles it without one:
+The second stage of the paper (arXiv 2507.11336): encoders frozen, the whole decoder is trained, 8
+captions of each clip. Needs a TPU slice of at least 16 chips of 16 GB; `ugc-jax plan` compiles it
+without one:
 
     ugc-jax plan --config=configs/grpo_3b.py --config.topology=v5e:4x4
     ugc-jax extract --config.preset=upstream --config.output=records/grpo_1k grpo_1k.jsonl
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: "lora" to leave the decoder as it is and train an adapter on it."""
+    """arg: "lora" to freeze the decoder and train an adapter."""
     config = ConfigDict()
     config.checkpoint = "runs/sft_3b/model"
     config.output = "runs/grpo_3b_lora" if arg == "lora" else "runs/grpo_3b"
@@ -33,15 +34,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.rollout = ConfigDict()
     config.rollout.samples = 8
     config.rollout.max_new_tokens = 512
-    # Training splits the weights over all chips and gathers each layer when it is needed. For one
-    # token a caption that would take longer than anything else; so pairs of chips hold all the
-    # weights while captions are sampled, 5 GiB a chip. Two, as there are two key/value heads.
+    # Training splits the weights over all chips and gathers each layer when it is needed. Doing so
+    # for every generated token would dominate the time, so pairs of chips hold all the weights
+    # while captions are sampled, 5 GiB a chip. Two, as there are two key/value heads.
     config.rollout.data = -1
     config.rollout.fsdp = 1
     config.rollout.tensor = 2
 
-    # ROUGE-L to the answer on record, and a length within a band. To have a model judge the
-    # captions, too, serve one by any OpenAI-compatible server and add, for example:
+    # ROUGE-L to the reference answer, and a length within a range. For a reward by a judge model,
+    # too, serve one by any OpenAI-compatible server and add, for example:
     #   config.rewards.functions = "rouge=1,length=0.5,holistic=1"
     #   config.rewards.judge = ConfigDict({"base_url": "http://host:8000/v1", "model": "..."})
     config.rewards = ConfigDict()

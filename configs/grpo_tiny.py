@@ -2,15 +2,16 @@
 
     ugc-jax grpo --config=configs/grpo_tiny.py
 
-A caption's reward is how much of what it says of its clip is right, and how much it says (F1 over
-the world's attributes). Its length and its repetitions are watched, at weight 0.
+A caption's reward is the F1 over the world's attributes (precision: the share of stated attributes
+that are right; recall: the share of the clip's that are stated). Length and repetition are logged,
+with weight 0.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: folder of it all, runs/tiny without one."""
+    """arg: folder of models, records and outputs; default runs/tiny."""
     folder = arg or "runs/tiny"
     config = ConfigDict()
     config.checkpoint = f"{folder}/sft"
@@ -24,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.rollout = ConfigDict()
     config.rollout.samples = 8
-    config.rollout.max_new_tokens = 48  # half as much again as a caption takes
+    config.rollout.max_new_tokens = 48  # 1.5 times the length of a caption
 
     config.rewards = ConfigDict()
     config.rewards.functions = "attributes=1,length=0,repetition=0"
@@ -32,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.rewards.length_high = 40
 
     config.grpo = ConfigDict()
-    config.grpo.beta = 0.0  # the checked reward cannot be talked into anything
+    config.grpo.beta = 0.0  # an exact reward needs no KL penalty
 
     config.trainable = ConfigDict()
     config.trainable.vision = True

@@ -1,11 +1,11 @@
-"""SFT of Qwen2.5-Omni-3B on the released 1k captions: encoders frozen, the whole decoder learns.
+"""SFT of Qwen2.5-Omni-3B on the released 1k captions: encoders frozen, the decoder is trained.
 
-So the paper's captioner begins (arXiv 2507.11336); its training code was not released, so rates and
-sizes are ours. For a TPU slice of at least 16 chips of 16 GB, or 8 of 32 GB:
+The first stage of the paper's captioner (arXiv 2507.11336); its training code was not released, so
+rates and sizes are ours. For a TPU slice of at least 16 chips of 16 GB, or 8 of 32 GB:
 
     ugc-jax extract --config.preset=upstream --config.output=records/sft_1k sft_1k.jsonl
     ugc-jax sft --config=configs/sft_3b.py
-    ugc-jax sft --config=configs/sft_3b.py:lora     # an adapter: half the slice will do
+    ugc-jax sft --config=configs/sft_3b.py:lora     # an adapter: half the slice is enough
 
 launch/ has the scripts that start it on every host. On GPUs, add --config.compute.attention=cudnn.
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: "lora" to leave the decoder as it is and train an adapter on it."""
+    """arg: "lora" to freeze the decoder and train an adapter."""
     config = ConfigDict()
     config.checkpoint = "Qwen/Qwen2.5-Omni-3B"
     config.output = "runs/sft_3b_lora" if arg == "lora" else "runs/sft_3b"

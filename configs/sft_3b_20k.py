@@ -4,7 +4,7 @@
     ugc-jax extract --config.preset=upstream --config.output=records/held_out held_out.jsonl
     ugc-jax sft --config=configs/sft_3b_20k.py
 
-A part of the data that is held out tells which checkpoint is the best; that one is exported.
+The checkpoint with the best metric on held-out data is exported.
 """
 
 import runpy

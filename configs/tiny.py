@@ -8,14 +8,14 @@
         runs/tiny/world/test.jsonl
     ugc-jax sft     --config=configs/tiny.py
 
-The model begins with random weights, so everything learns, and at a high rate.
+The model starts from random weights, so all parameters are trained, at a high rate.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: folder of it all, runs/tiny without one."""
+    """arg: folder of models, records and outputs; default runs/tiny."""
     folder = arg or "runs/tiny"
     config = ConfigDict()
     config.checkpoint = f"{folder}/start"
@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.eval = f"{folder}/records/test"
     config.data.packing = False  # rows this short gain nothing from it
     config.data.tokens = 152
-    config.data.batch_size = 8  # many small steps: what a model from nothing needs
+    config.data.batch_size = 8  # many small steps: best for random weights
 
     config.trainable = ConfigDict()
     config.trainable.vision = True

@@ -1,4 +1,4 @@
-"""How the tiny model sees a clip of the offline world: 4 frames of 112x112, all of the sound.
+"""Clip settings of the tiny model for the offline world: 4 frames of 112x112, all of the sound.
 
 ugc-jax extract --config=configs/world.py --config.output=records world/train.jsonl
 ugc-jax caption --config=configs/world.py:caption --config.checkpoint=DIR world/test
@@ -13,7 +13,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "caption" to add what only captioning needs."""
     config = ConfigDict()
     config.fps = 2.0
-    config.min_pixels = 112 * 112  # as they are: not enlarged
+    config.min_pixels = 112 * 112  # so that frames are not enlarged
     config.question = QUESTION
     if arg == "caption":
         config.max_new_tokens = 64

@@ -1,10 +1,10 @@
-"""Whether data keeps up: reading records, one worker's batches, and the step that takes them.
+"""Compare the throughput of data and of training.
 
     python launch/data_bench.py --config=configs/tiny.py:runs/quickstart
 
-The settings are those of sft. In turns, in one run: one thread reads and decodes records; one
-worker process of the pipeline makes batches that nobody trains on; the step trains on one batch
-again and again. Medians of the turns.
+The settings are those of sft. Three measurements alternate in one run: one thread reads and decodes
+records; one worker process of the pipeline makes batches; the step trains on one batch repeatedly.
+Prints their medians.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ TURNS, SECONDS = 5, 4.0  # seconds of one measurement, at least
 
 
 def rate(work: Callable[[], int]) -> float:
-    """What `work`, done again and again, does a second; it returns how much it has done."""
-    begun, done = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - begun) < SECONDS:
+    """Call `work`, which returns how much it has done, repeatedly; returns the rate a second."""
+    start, done = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < SECONDS:
         done += work()
     return done / seconds
 
@@ -73,7 +73,7 @@ def main():
             for name, work in works.items():
                 rates[name].append(rate(work))
     feed.close()
-    medians = {name: statistics.median(found) for name, found in rates.items()}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{len(source)} records of {size / len(source) / 1e3:.1f} kB")
     print(f"one thread reads and decodes  {medians['records']:.3g} records/s")
     print(f"one worker makes batches of   {medians['batches']:.3g} examples/s")

@@ -1,11 +1,11 @@
-"""What sharing the prompt saves: a whole GRPO step, shared and plain, side by side.
+"""Measure what a shared prompt saves: a whole GRPO step, shared and plain, side by side.
 
     ugc-jax init --config.size=mid --config.output=runs/mid
     python launch/grpo_bench.py runs/mid
 
-A step samples G completions of a prompt of picture and sound, and makes one update of the decoder
+A step samples G completions of a prompt with picture and sound, and makes one update of the decoder
 with them (no reference). Plain is the same with `shared_prompt=False`: the prompt is encoded,
-prefilled and trained through once for each completion. Both in turns; medians.
+prefilled and trained on once for each completion. Both alternate; prints their medians.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from ugc_jax.train.step import jit_step
 
 
 def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Callable:
-    """A function that makes one step and returns its seconds {"rollout", "update"}."""
+    """Return a function that makes one step and returns its seconds {"rollout", "update"}."""
     model, mesh = load_config(checkpoint), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     setup, options = Setup(model, mesh), GrpoOptions(beta=0.0, shared_prompt=shared)
     rollout = Rollout(setup, RolloutConfig(samples=samples, max_new_tokens=new_tokens), shared)
@@ -45,7 +45,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     held = [create_state(load_params(checkpoint, model), setup)]
 
     def step(draw: int) -> dict[str, float]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         rollout.load(held[0])
         made, media = rollout.joined([rollout.sample(prompts, draw)])
         rollout.drop()
@@ -56,7 +56,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
         rows = policy_rows(prompts, made, advantages, weights, size, model, shared, False)
         held[0], metrics = update(held[0], rows._replace(media=media))
         jax.block_until_ready(metrics)
-        return {"rollout": sampled - begun, "update": time.perf_counter() - sampled}
+        return {"rollout": sampled - start, "update": time.perf_counter() - sampled}
 
     kind = f"{key.tokens} tokens of prompt, {samples} completions of {new_tokens}"
     print(f"{'shared' if shared else 'plain '}: {kind}", flush=True)
@@ -69,22 +69,22 @@ def main():
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     steps = {
-        name: stepper(given.checkpoint, name == "shared", given.samples, given.new_tokens)
+        name: stepper(args.checkpoint, name == "shared", args.samples, args.new_tokens)
         for name in ("shared", "plain")
     }
     for step in steps.values():
         step(0)  # compiles
     runs = {name: [] for name in steps}
-    for repeat in range(1, given.repeats + 1):
+    for repeat in range(1, args.repeats + 1):
         for name, step in steps.items():
             runs[name].append(step(repeat))
     medians = {}
     for name, seconds in runs.items():
-        parts = {part: statistics.median(run[part] for run in seconds) for part in seconds[0]}
+        phases = {name: statistics.median(run[name] for run in seconds) for name in seconds[0]}
         medians[name] = statistics.median(sum(run.values()) for run in seconds)
-        print(f"{name}: {medians[name]:.2f} s ({parts})")
+        print(f"{name}: {medians[name]:.2f} s ({phases})")
     print(f"plain / shared: {medians['plain'] / medians['shared']:.2f}")
 
 

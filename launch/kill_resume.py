@@ -1,11 +1,11 @@
-"""Kill a training again and again, and see that nothing is lost: `kill -9` at random moments.
+"""Kill a training run repeatedly (`kill -9`) at random times, and check that nothing is lost.
 
     bash launch/quickstart.sh
     python launch/kill_resume.py runs/quickstart
 
-The tiny recipe's sft job runs once without disturbance. Then it runs in another folder, is killed,
-goes on, is killed, ... After the last kill it may end, and what it leaves must be the same: the
-figures of every step and every byte of the exported model. Exit status 1 where it is not.
+The sft job of the tiny recipe runs once to its end. Then it runs in another folder, is killed,
+resumed, killed, ... After the last kill it runs to its end, and its results must be the same: the
+metrics of every step and every byte of the exported model. Exit status 1 if they differ.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ("step", "loss", "accuracy", "grad_norm", "learning_rate")
+METRICS = ("step", "loss", "accuracy", "grad_norm", "learning_rate")
 
 
 def start(quick: Path, output: Path, steps: int) -> subprocess.Popen:
-    """The job; what it says goes to OUTPUT.log."""
+    """Start the job; its output goes to OUTPUT.log."""
     settings = {
         "config": f"{ROOT}/configs/tiny.py:{quick}",
         "config.output": output,
@@ -42,19 +42,19 @@ def start(quick: Path, output: Path, steps: int) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, output: Path) -> dict:
-    """What the run leaves: the figures of its steps, and the sum of its model's bytes."""
+    """Wait for the job; returns the metrics of its steps and the hash of its model."""
     if status := process.wait():
-        sys.exit(f"the job ended with status {status}; {output}.log says why")
+        sys.exit(f"the job ended with status {status}; see {output}.log")
     lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    figures = [{name: line[name] for name in FIGURES} for line in lines]
+    metrics = [{name: line[name] for name in METRICS} for line in lines]
     digest = hashlib.sha256()
     for file in sorted((output / "model").rglob("*.safetensors")):
         digest.update(file.read_bytes())
-    return {"figures": figures, "model": digest.hexdigest()}
+    return {"metrics": metrics, "model": digest.hexdigest()}
 
 
 def latest(output: Path) -> int:
-    """Step of the latest complete checkpoint, 0 without one."""
+    """Return the step of the latest complete checkpoint, 0 without one."""
     names = (folder.name for folder in output.glob("checkpoints/*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
 
@@ -66,25 +66,25 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    quick, folder = given.quickstart.resolve(), given.output.resolve()
+    args = parser.parse_args()
+    quick, folder = args.quickstart.resolve(), args.output.resolve()
     if folder.exists():
-        sys.exit(f"{folder}: is there already; delete it, or choose another --output")
+        sys.exit(f"{folder}: exists already; delete it, or choose another --output")
     folder.mkdir(parents=True)
-    moments = random.Random(given.seed)
+    times = random.Random(args.seed)
 
-    begun = time.monotonic()
-    whole = finish(start(quick, folder / "whole", given.steps), folder / "whole")
-    seconds = time.monotonic() - begun
-    print(f"{given.steps} steps without disturbance: {seconds:.0f} s", flush=True)
+    start_time = time.monotonic()
+    whole = finish(start(quick, folder / "whole", args.steps), folder / "whole")
+    seconds = time.monotonic() - start_time
+    print(f"{args.steps} steps without a kill: {seconds:.0f} s", flush=True)
 
-    killed, ends, kept = folder / "killed", 0, 0  # kept: the latest checkpoint
-    bar = tqdm(total=given.kills, desc="kills", unit="kill")
+    killed, ends, kept = folder / "killed", 0, 0  # kept: step of the latest checkpoint
+    bar = tqdm(total=args.kills, desc="kills", unit="kill")
     while True:
-        process = start(quick, killed, given.steps)
-        if bar.n < given.kills:
+        process = start(quick, killed, args.steps)
+        if bar.n < args.kills:
             try:
-                process.wait(moments.uniform(0, seconds))
+                process.wait(times.uniform(0, seconds))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -96,12 +96,12 @@ def main():
         if finish(process, killed) != whole:
             sys.exit(f"{killed}: differs from {folder / 'whole'}")
         ends += 1
-        if bar.n == given.kills:
+        if bar.n == args.kills:
             break
-        shutil.rmtree(killed)  # it came to its end before its time: again from the beginning
+        shutil.rmtree(killed)  # it ended before it was killed: start again
         kept = 0
     bar.close()
-    print(f"{given.kills} kills, {ends} runs to the end, each equal to the undisturbed one")
+    print(f"{args.kills} kills, {ends} runs to the end, each equal to the one without kills")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to a captioner that looks and listens: bash launch/quickstart.sh [clip.mp4 ...]
+# Train a tiny audio-visual captioner from random weights: bash launch/quickstart.sh [clip.mp4 ...]
 # Makes .venv, a world of 2200 short clips with sound, records of them and a tiny random model;
-# trains the model on them by SFT and then by GRPO, and captions clips that it never saw: before,
-# after each of the two, without sound and without picture. It scores the captions, makes a page of
-# them, and captions your clips, if you name some. Less than a quarter of an hour on two cores.
-# Results go to runs/quickstart; stopped, it goes on where it was; delete that folder to start anew.
+# trains the model on them by SFT and then by GRPO, and captions held-out clips: before, after each
+# of the two, without sound and without picture. It scores the captions, makes a page of them, and
+# captions your clips, if you name some. Takes less than a quarter of an hour on two cores.
+# Results go to runs/quickstart; a stopped run continues when started again; delete that folder to
+# start from the beginning.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
@@ -17,7 +18,7 @@ ugc_jax() {
     "$python" -m ugc_jax.cli "$@"
 }
 
-# step NUMBER NAME TEXT: announce a step, and note how long the one before took.
+# step NUMBER NAME TEXT: announce a step, and write down how long the previous one took.
 begun=$SECONDS current=
 step() {
     if [ -n "$current" ]; then
@@ -81,7 +82,7 @@ for column in before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture"
     results+=("$run/results/$name.json")
 done
 ugc_jax compare "${results[1]}" "${results[2]}"
-# the first result is the one that the page sorts by
+# the page sorts by the first result
 ugc_jax report --config.output="$run/report.html" --config.videos="$run/world/test" \
     -- "${results[2]}" "${results[1]}" "${results[0]}" "${results[3]}" "${results[4]}"
 

@@ -1,4 +1,4 @@
-"""The end of short_sft.sh: F1, length and repetition of the captions before and after GRPO."""
+"""The last step of short_sft.sh: F1, length and repetition of captions before and after GRPO."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def figures(captions: Path, attributes: dict[str, dict]) -> dict[str, float]:
-    """Means over the clips; one without a caption counts as an empty caption."""
+    """Return means over the clips; a clip without a caption counts as an empty caption."""
     predicted = {Path(row["video"]).name: row.get("caption", "") for row in lines(captions)}
     texts = [predicted.get(clip, "") for clip in attributes]
     f1 = map(attribute_f1, texts, attributes.values())
@@ -37,11 +37,11 @@ def main(test: Path, run: Path):
             figures(folder / f"{name}.jsonl", attributes) for name in ("before", "after")
         )
         table[folder.name] = {"before": before, "after": after}
-        shown = "   ".join(
+        columns = "   ".join(
             f"{name} {one['f1']:.1%}, {one['words']:.1f}, {one['distinct']:.3f}"
             for name, one in table[folder.name].items()
         )
-        print(f"{folder.name}: {shown}   gain {100 * (after['f1'] - before['f1']):+.1f} points")
+        print(f"{folder.name}: {columns}   gain {100 * (after['f1'] - before['f1']):+.1f} points")
     files.write_json(run / "summary.json", table, indent=2)
 
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What GRPO adds to a short SFT, seed by seed: bash launch/short_sft.sh [SEED ...]
-# Uses the world, the records and the random model of launch/quickstart.sh, which goes first. For
-# each seed (0, 1 and 2 if none is named) a model learns by SFT from the first 300 captioned clips
-# for two minutes, then by GRPO from the rewards of its own captions of all 2000 clips for six.
-# Results go to runs/short_sft; stopped, it goes on where it was.
+# Measure what GRPO adds to a short SFT for each seed: bash launch/short_sft.sh [SEED ...]
+# Uses the world, the records and the random model of launch/quickstart.sh, which must run first. For
+# each seed (default: 0, 1 and 2) a model is trained by SFT on the first 300 captioned clips for two
+# minutes, then by GRPO on the rewards of its own captions of all 2000 clips for six.
+# Results go to runs/short_sft; a stopped run continues when started again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 quick="$root/runs/quickstart"
 run="$root/runs/short_sft"
 if [ ! -d "$quick/records/train" ]; then
-    echo "short_sft.sh: $quick/records is not there; run bash launch/quickstart.sh first" >&2
+    echo "short_sft.sh: $quick/records does not exist; run bash launch/quickstart.sh first" >&2
     exit 2
 fi
 install package --editable "$root"
@@ -31,7 +31,7 @@ if [ ! -f "$run/records/shards.json" ]; then
     ugc_jax extract --config="$root/configs/world.py" --config.output="$run/records" \
         "$quick/world/train_300.jsonl"
 fi
-# Seeds learn at different speeds; each SFT ends where F1 of the test clips is 70 to 75 %.
+# Steps after which F1 of the test clips is 70 to 75 %, which depend on the seed.
 sft_steps=([0]=550 [1]=550 [2]=440)
 [ $# -gt 0 ] || set -- 0 1 2
 for seed in "$@"; do

@@ -1,4 +1,4 @@
-"""The end of quickstart.sh: shows what was learnt and writes all numbers to summary.json."""
+"""The last step of quickstart.sh: prints the scores and writes all numbers to summary.json."""
 
 import sys
 from collections import Counter
@@ -55,11 +55,11 @@ def main(run: Path, clips: list[str]):
     print(f"Share of {len(attributes)} unseen clips whose caption is right about ...")
     print(table(scores))
     print(f"{'reward':<14}" + "".join(f"{reward:>12.3f}" for reward in rewards.values()))
-    asked = {Path(clip).resolve() for clip in clips}
-    if asked:
-        print("\nYour clips, by a model that knows nothing but its world:")
+    own = {Path(clip).resolve() for clip in clips}
+    if own:
+        print("\nYour clips, by a model that was trained on nothing but this world:")
         for row in lines(run / "yours.jsonl"):
-            if Path(row["video"]).resolve() in asked:
+            if Path(row["video"]).resolve() in own:
                 print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
         print("For real captions: --config.checkpoint=Qwen/Qwen2.5-Omni-3B")
     print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")

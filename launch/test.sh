@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 echo "[1/3] environment in $root/.venv"
-# torch goes first and alone, so that a CPU build is taken where pip is set up for one.
+# torch is installed first and alone, so that pip takes a CPU build where it is configured for one.
 install torch torch==2.13.0
 install test --editable "$root[test]"
 cd "$root"

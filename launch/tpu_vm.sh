@@ -3,9 +3,9 @@
 #     bash launch/tpu_vm.sh NAME ZONE sft --config=configs/sft_3b.py \
 #         --config.data.train=gs://BUCKET/records --config.output=gs://BUCKET/run
 # Copies this folder to the hosts, installs it there (minutes the first time) and starts the job on
-# all of them. Data and output must be where every host finds them, such as gs://BUCKET/...
-# What host N says goes to runs/tpu_vm/NAME/host-N.log; what host 0 says is shown, too.
-# Ctrl-C, or SIGTERM, lets the job save and stop. Run again, it goes on from there.
+# all of them. Data and output must be accessible from every host, such as gs://BUCKET/...
+# The output of host N goes to runs/tpu_vm/NAME/host-N.log; that of host 0 is printed, too.
+# On Ctrl-C or SIGTERM the job saves and stops; started again, it continues from there.
 # SETUP="COMMAND" runs first on each host, such as SETUP="sudo apt-get install -y python3.11-venv".
 set -euo pipefail
 

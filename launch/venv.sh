@@ -5,7 +5,7 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="$root/.venv/bin/python"
 
-# Is "$1" a Python 3.11 to 3.13 that can make virtual environments?
+# Test whether "$1" is a Python 3.11 to 3.13 that can make virtual environments.
 usable() {
     "$1" -c 'import ensurepip, venv, sys
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
@@ -28,7 +28,7 @@ END
 }
 
 # install NAME PIP_ARGUMENTS...: make .venv if it is absent or unusable, then run `pip install
-# PIP_ARGUMENTS`, unless that was done by this NAME for the same pyproject.toml in the same place.
+# PIP_ARGUMENTS`, unless this NAME has installed them for the same pyproject.toml in the same folder.
 install() {
     local base stamp="$root/.venv/.installed-$1"
     shift
