@@ -159,15 +159,12 @@ def _check(config: OmniConfig):
         if not holds:
             raise UserError(message)
 
-    for name, section in (
-        ("text_config", text),
-        ("vision_config", vision),
-        ("audio_config", audio),
-    ):
+    for name in ("text", "vision", "audio"):
+        section = getattr(config, name)
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
             if field.type in (int, float):
-                require(value > 0, f"{name}.{field.name} must be positive, got {value}")
+                require(value > 0, f"{name}_config.{field.name} must be positive, got {value}")
     require(
         text.num_attention_heads % text.num_key_value_heads == 0,
         f"text_config.num_attention_heads {text.num_attention_heads} "
