@@ -45,7 +45,8 @@ def check_result_path(path: str | Path, inputs: Iterable[str | Path | None] = ()
         raise UserError(f"{path}: cannot be written ({error}); {ANOTHER}") from None
     if path.exists():
         remedy = f"{ANOTHER}, or delete it"
-        if not _has_version(files.read_json(path, remedy, object)):
+        content = files.read_json(path, remedy, object)
+        if not isinstance(content, dict) or "version" not in content:
             raise UserError(f"{path}: exists and is not a result; {remedy}")
 
 
@@ -70,36 +71,27 @@ def read_result(path: str | Path) -> dict:
     return result
 
 
-def _has_version(content: object) -> bool:
-    """True for content that `write_result` has written."""
-    return isinstance(content, dict) and "version" in content
-
-
-def _is_result(result: object) -> bool:
+def _is_result(content: object) -> bool:
     """True if it has all parts that compare and report use."""
-    if not _has_version(result) or not isinstance(result.get("name"), str):
-        return False
-    tasks, clips = result.get("tasks"), result.get("clips")
-    return (
-        isinstance(tasks, dict)
-        and isinstance(clips, dict)
-        and all(_is_task(task, clips.get(name)) for name, task in tasks.items())
-    )
+    match content:
+        case {"version": _, "name": str(), "tasks": dict(tasks), "clips": dict(clips)}:
+            return all(_is_task(task, clips.get(name)) for name, task in tasks.items())
+    return False
 
 
 def _is_task(task: object, clips: object) -> bool:
-    return (
-        isinstance(task, dict)
-        and {"score", "n", "failed", "interval", "intervals"} <= task.keys()
-        and isinstance(clips, list)
-        and all(_is_clip(clip, ["score", *column_names(task)]) for clip in clips)
-    )
+    match task, clips:
+        case {"score": _, "n": _, "failed": _, "interval": _, "intervals": _}, list():
+            return all(_is_clip(clip, ["score", *column_names(task)]) for clip in clips)
+    return False
 
 
 def _is_clip(clip: object, names: list[str]) -> bool:
-    if not isinstance(clip, dict) or not isinstance(clip.get("id"), str):
-        return False
-    if not all(isinstance(clip.get(key, ""), str) for key in ("reference", "prediction")):
-        return False
-    scores = [clip[name] for name in names if name in clip]
-    return all(isinstance(score, int | float) and math.isfinite(score) for score in scores)
+    match clip:
+        case {"id": str()}:
+            scores = [clip[name] for name in names if name in clip]
+            texts = [clip.get(key, "") for key in ("reference", "prediction")]
+            return all(isinstance(text, str) for text in texts) and all(
+                isinstance(score, int | float) and math.isfinite(score) for score in scores
+            )
+    return False

@@ -14,6 +14,7 @@ Errors and how they are handled:
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import email.utils
 import enum
@@ -392,14 +393,9 @@ def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
 
 def _retry_after(headers) -> float | None:
     """Seconds of the header Retry-After (RFC 9110, 10.2.3); None without it."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
+    value = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with contextlib.suppress(ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    return None

@@ -98,14 +98,15 @@ def confusion_matrix(
 ) -> str:
     """SVG of counts[answer][said] as a table; the darkness of a cell is its share of the row."""
     import numpy as np
+    from matplotlib.patches import Rectangle
 
     table = np.asarray(counts)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure, axes = _figure(0.85 + 0.42 * len(answers))
     for (row, column), share in np.ndenumerate(shares):
         cell = dict(xy=(column - 0.48, row - 0.46), width=0.96, height=0.92, linewidth=0)
-        axes.add_patch(_rectangle(**cell, color=_LINE, alpha=0.5))
-        axes.add_patch(_rectangle(**cell, color=_ACCENT, alpha=0.65 * float(share)))
+        axes.add_patch(Rectangle(**cell, color=_LINE, alpha=0.5))
+        axes.add_patch(Rectangle(**cell, color=_ACCENT, alpha=0.65 * float(share)))
         text = dict(ha="center", va="center", fontsize=10, color=_INK)
         axes.text(column, row, str(table[row, column]), **text)
     axes.set(xlim=(-0.5, len(said) - 0.5), ylim=(len(answers) - 0.5, -0.5))
@@ -130,12 +131,6 @@ def _plain(text: str) -> str:
     """A shortened text, escaped so that matplotlib finds no formula in it."""
     short = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
     return short.replace("$", r"\$")
-
-
-def _rectangle(**facts):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(**facts)
 
 
 def _figure(height: float):

@@ -1,7 +1,7 @@
-"""Text from which `build_tokenizer` learns merges: the benchmark's prompts, words of captions."""
+"""Training text of `build_tokenizer`: the benchmark's prompts, and captions with common words."""
 
 from ugc_jax.media.presets import QUESTION, UPSTREAM_SYSTEM
-from ugc_jax.toy.world import sentences
+from ugc_jax.toy.world import corpus_sentences
 
 PROMPTS = """\
 You are a helpful assistant.
@@ -80,4 +80,10 @@ red orange yellow green blue purple pink brown black white grey gray gold silver
 bright
 """
 
-LINES = [QUESTION, UPSTREAM_SYSTEM, *PROMPTS.splitlines(), *CAPTIONS.splitlines(), *sentences()]
+LINES = [
+    QUESTION,
+    UPSTREAM_SYSTEM,
+    *PROMPTS.splitlines(),
+    *CAPTIONS.splitlines(),
+    *corpus_sentences(),
+]

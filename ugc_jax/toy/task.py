@@ -1,4 +1,4 @@
-"""The synthetic world as a task of `evaluate`, and how `report` shows it. The jobs add both.
+"""The synthetic world as a task of `evaluate` and `report`, which the jobs add.
 
 world/test.jsonl    a line a clip: {"videos": [path], "attributes": {...}}
 """
@@ -12,7 +12,7 @@ from ugc_jax.report.tables import Display
 from ugc_jax.toy import world
 
 
-def read(text: str) -> tuple[str, list[Sample]]:
+def read_manifest(text: str) -> tuple[str, list[Sample]]:
     """(question, samples) of a manifest of the world, as `Form.read`. Raises ValueError."""
     samples = []
     for number, row in enumerate(json_rows(text), 1):
@@ -26,37 +26,36 @@ def read(text: str) -> tuple[str, list[Sample]]:
 
 
 def is_manifest(text: str) -> bool:
-    """The first row of a file has attributes."""
+    """True if the first row of a file has attributes."""
     first = next(files.parse_lines(text.lstrip().partition("\n")[0]), None)
     return first is not None and isinstance(first.value, dict) and "attributes" in first.value
 
 
-def score(sample: Sample, caption: str) -> dict:
-    """`caption_scores`, and what the caption states wrong: "wrong", and as a "note"."""
-    stated = world.parse(caption)
-    wrong = [name for name, value in sample.reference.items() if stated[name] != value]
+def score_caption(sample: Sample, caption: str) -> dict:
+    """`caption_scores`, and the attributes that are not right: "wrong", and as a "note"."""
+    stated, right = world.parse(caption), world.check(caption, sample.reference)
+    wrong = [name for name in sample.reference if not right[name]]
     listed = (f"{name}: {stated[name] or 'nothing clear'}" for name in wrong)
     note = f"wrong: {', '.join(listed)}" if wrong else "all right"
     return caption_scores(caption, sample.reference) | {"wrong": wrong, "note": note}
 
 
 def caption_scores(caption: str, attributes: dict[str, str]) -> dict[str, float]:
-    """Of a caption, in percent: "score" (attribute_f1), each of world.GROUPS, "all_right".
+    """Scores of a caption in percent: "score" (attribute_f1), each of world.GROUPS, "all_right".
 
-    A group's is the share of its attributes that are stated right; all_right is 0 or 100.
+    A group's score is the share of its attributes that are right; all_right is 0 or 100.
     """
     right = world.check(caption, attributes)
     groups = {
         group: 100 * sum(right[name] for name in names) / len(names)
         for group, names in world.GROUPS.items()
     }
-    all_right = 100.0 * all(right.values())
-    f1 = world.attribute_f1(caption, attributes)
-    return {"score": 100 * f1} | groups | {"all_right": all_right}
+    score = 100 * world.attribute_f1(caption, attributes)
+    return {"score": score} | groups | {"all_right": 100.0 * all(right.values())}
 
 
-def facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
-    """{"attributes": {attribute: percent of the captions that state it right}}, or None of it."""
+def attribute_shares(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
+    """{"attributes": {attribute: percent of captions that state it right}, None without any}."""
     if not scored:
         return {"attributes": None}
     wrong = Counter(name for clip in scored for name in clip["wrong"])
@@ -67,10 +66,10 @@ def facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
 FORM = Form(
     file="test.jsonl",
     metric="mean F1 of the attributes that a caption states, in percent",
-    read=read,
-    score=score,
+    read=read_manifest,
+    score=score_caption,
     columns=(*world.GROUPS, "all_right"),
-    facts=facts,
+    facts=attribute_shares,
     recognize=is_manifest,
     benchmark="world",
 )

@@ -1,11 +1,11 @@
 """A small world of clips whose captions can be checked word for word.
 
     split, number -> make_clip -> Scene (drawn and played by synthetic.py), attributes, caption
-    caption -> parse -> attributes -> check, score
+    caption -> parse -> attributes -> check, attribute_f1
 
-Everything that a caption says is seen or heard in its clip and stands nowhere else. Each value of
-an attribute is about as frequent in training as the others are. Training never has the combinations
-of `HELD_OUT`; a test clip has one of each kind (of those with text only if it has text).
+All that a caption says can be seen or heard in its clip, and only there. The values of an attribute
+are about equally frequent in training. Training has none of the combinations of `HELD_OUT`; a test
+clip has one of each kind (of those with text only if it has text).
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ WORDS = (
 )  # fmt: skip
 SOUNDS = {"beeps": synthetic.Beeps, "music": synthetic.Music, "noise": synthetic.Noise}
 PITCHES = {"low": 200.0, "middle": 700.0, "high": 2500.0}  # hertz
-RHYTHMS = {"slow": 2.5, "fast": 25 / 3}  # a second: 10 and 3 tokens of sound long
+RHYTHMS = {"slow": 2.5, "fast": 25 / 3}  # a second: periods of 10 and 3 audio tokens
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # When shape and sound begin, in lengths of the clip. Ranges are at least 0.17 s of 2 s apart, and
 # frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
 SHAPE_BEGINS = {"early": (0.15, 0.25), "late": (0.475, 0.55)}
 SOUND_BEGINS = {"early": (0.0, 0.05), "middle": (0.34, 0.39), "late": (0.65, 0.7)}
-# Which is first -> when shape and sound begin. One of them alone tells it in two of three clips.
+# The first of the two -> when shape and sound begin. Either alone gives it in two of three clips.
 ORDERS = {
     "shape": (("early", "middle"), ("early", "middle"), ("late", "late")),
     "sound": (("late", "middle"), ("late", "middle"), ("early", "early")),
 }
 TILES = 8  # of 14 pixels: a patch of the vision encoder is a tile
-ROOM = (5, 3)  # tiles that a shape of 3 tiles can be moved by, (x, y), above the text
+ROOM = (5, 3)  # tiles by which a shape of 3 tiles can move above the text, (x, y)
 TURN = (0.4, 0.55)  # when the background changes, in lengths of the clip
 
 VALUES = {
@@ -67,9 +67,9 @@ GROUPS = {
 
 # ---- combinations --------------------------------------------------------------------------------
 
-# Names of attributes -> their combinations of the test split: even cuts through the tables, where
-# each value has an equal share, and thin ones: in training, what a caption said so far hardly tells
-# what follows, so that it has to be seen or heard.
+# Names of attributes -> their combinations in the test split. Each value has an equal share of
+# them, and they are few: in training the words so far hardly predict the next attribute, which has
+# to be seen or heard.
 HELD_OUT = {
     ("shape", "colour", "motion"): {
         (shape, VALUES["colour"][-(2 * i + 3 * j) % len(COLOURS)], motion)
@@ -89,7 +89,7 @@ HELD_OUT = {
 
 @functools.cache
 def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
-    """Names -> the combinations that clips are dealt, each as often as it is listed."""
+    """Names -> the combinations from which clips are dealt, each as often as it is listed."""
 
     def allowed(*names: str) -> list[tuple]:
         table = itertools.product(*(VALUES[name] for name in names))
@@ -97,13 +97,13 @@ def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
 
     words = [row for row in allowed("text", "background") if row[0] != NO_TEXT]
     none = [(NO_TEXT, background) for background in BACKGROUNDS]  # never held out
-    heard = allowed("sound", "pitch", "rhythm", "first")
+    sounds = allowed("sound", "pitch", "rhythm", "first")
     return {
         ("shape", "colour", "motion"): allowed("shape", "colour", "motion"),
-        # no text as often as each word
+        # no text is as frequent as each word
         ("text", "background"): words * len(none) + none * (len(words) // len(WORDS)),
         ("sound", "pitch", "rhythm", "first", "shape begins", "sound begins"): [
-            (*row, *begins) for row in heard for begins in ORDERS[row[-1]]
+            (*row, *begins) for row in sounds for begins in ORDERS[row[-1]]
         ],
         ("later",): [(background,) for background in BACKGROUNDS],  # the background at the end
         ("phrasing",): [(number,) for number in range(len(PHRASINGS))],
@@ -111,7 +111,7 @@ def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
 
 
 def _deal(split: str, number: int, seed: int) -> dict:
-    """Names -> what clip `number` is dealt. A deck is dealt to its end, then shuffled anew."""
+    """Name -> value, for clip `number`. A deck is dealt to its end, then shuffled again."""
     hand = {}
     for place, (names, deck) in enumerate(_decks(split).items()):
         game, card = divmod(number, len(deck))
@@ -129,9 +129,9 @@ def _random(split: str, seed: int, *what: int) -> np.random.Generator:
 
 @dataclasses.dataclass(frozen=True)
 class WorldSettings:
-    """How clips are drawn and played."""
+    """Settings of the clips."""
 
-    seed: int = 0  # of everything: equal settings give equal files
+    seed: int = 0  # equal settings give equal files
     seconds: float = 2.0  # length of a clip
     fps: float = 8.0  # frames per second
     size: int = 112  # pixels of each side, an even number
@@ -139,7 +139,7 @@ class WorldSettings:
     blank: bool = False  # the same clips with a picture that is all grey
 
     def __post_init__(self):
-        """UserError for a setting that gives no clip."""
+        """Raises UserError for a setting out of range."""
         least = {"seed": 0, "seconds": 1, "fps": 1, "size": 28}
         for name, bound in least.items():
             if getattr(self, name) < bound:
@@ -153,7 +153,7 @@ def make_clip(
 ) -> tuple[Scene, dict[str, str], str]:
     """Clip `number` of a split: its scene, its attributes (of VALUES) and its caption.
 
-    They depend on nothing but the arguments. seconds: how long the clip is going to be.
+    They depend on the arguments only. seconds: length of the clip.
     """
     hand = _deal(split, number, seed)
     hand["change"] = STAYS if hand["later"] == hand["background"] else hand["later"]
@@ -163,9 +163,9 @@ def make_clip(
 
 
 def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
-    """A scene of what was dealt; the rest (place, size, exact times and pitch) at random."""
+    """The scene of a hand; the rest (place, size, exact times and pitch) is random."""
     appears = random.uniform(*SHAPE_BEGINS[hand["shape begins"]]) * seconds
-    # It goes along one axis, from the edge behind it until its plough is at the edge before it.
+    # The shape moves along one axis, from the edge behind it until its plough is at the other edge.
     towards, room = np.array(MOTIONS[hand["motion"]]), np.array(ROOM)
     start = np.where(towards, towards < 0, random.integers(0, room + 1) / room)
     velocity = towards * (1 - 1 / room) / (seconds - appears)
@@ -199,10 +199,10 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
 
 
 def write_example(split: str, number: int, settings: WorldSettings, folder: Path) -> dict:
-    """Write clip `number` of a split below `folder`, unless it is there; returns its manifest row.
+    """Write clip `number` of a split below `folder` unless it exists; returns its manifest row.
 
     The row, {"videos": ["train/000000.mp4"], "messages": [question, caption], "attributes": {...}},
-    names the clip as seen from `folder`. Raises UserError if the clip cannot be written.
+    has the path relative to `folder`. Raises UserError if the clip cannot be written.
     """
     scene, attributes, caption = make_clip(split, number, settings.seed, settings.seconds)
     if settings.mute:
@@ -243,7 +243,7 @@ def whole_blocks(seconds: float) -> float:
 
 # ---- captions ------------------------------------------------------------------------------------
 
-# Each: the caption, its {text} if there is text, its {text} if there is none.
+# Each: the caption, {text} for a clip with text, {text} for one without.
 # {thing}: red circle. {noise}: slow high beeps. {Pair}: both, in their order.
 # {heard}, {seen}: before or after.
 PHRASINGS = (
@@ -298,8 +298,8 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
     )
 
 
-def sentences() -> list[str]:
-    """The question, and captions that hold every word of the world, for a tokenizer to learn."""
+def corpus_sentences() -> list[str]:
+    """The question, and captions with every word of the world, to train a tokenizer."""
     lines = [QUESTION]
     for number in range(max(map(len, VALUES.values()))):
         row = {name: values[number % len(values)] for name, values in VALUES.items()}
@@ -312,7 +312,7 @@ def _any(name: str) -> str:
     return "|".join(VALUES[name])
 
 
-# Attribute -> pattern -> the value that it tells; None: the value is the pattern's group.
+# Attribute -> pattern -> the value that it stands for; None: that of the pattern's group.
 _PATTERNS: dict[str, dict[str, str | None]] = {
     "shape": {rf"\b({_any('shape')})\b": None},
     "colour": {rf"\b({_any('colour')})\b": None},
@@ -341,9 +341,9 @@ _PATTERNS: dict[str, dict[str, str | None]] = {
 
 
 def parse(caption: str) -> dict[str, str | None]:
-    """What a caption says of each attribute, in any phrasing.
+    """Attribute -> the value that a caption states, in any phrasing.
 
-    None where it says nothing, no known value, or two different things.
+    None where it states none, an unknown one, or two different ones.
     """
     lower = caption.lower()
     found = {}
@@ -359,7 +359,7 @@ def parse(caption: str) -> dict[str, str | None]:
 
 
 def check(caption: str, attributes: dict[str, str]) -> dict[str, bool]:
-    """Attribute -> the caption states it, and states it right."""
+    """Attribute -> True if the caption states it and is right."""
     stated = parse(caption)
     return {name: stated[name] == attributes[name] for name in VALUES}
 
