@@ -39,7 +39,7 @@ def test_what_cannot_be_read_is_one_line_with_the_remedy(tmp_path):
 def test_lines_are_parsed_one_by_one(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "\u2028"}\n\n{"a": \nnull\n{"a"')
-    lines = list(files.parse_lines(files.read_text(path, "give another")))
+    lines = list(files.read_lines(path, "give another"))
     assert [line.number for line in lines] == [1, 3, 4, 5]
     assert [line.value for line in lines] == [{"a": "\u2028"}, None, None, None]
     assert [line.error is None for line in lines] == [True, False, True, False]

@@ -76,6 +76,11 @@ def read_json(
     return content
 
 
+def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[JsonLine]:
+    """Return the lines of a JSON Lines file, each parsed alone. Raises UserError as `read_text`."""
+    return parse_lines(read_text(path, remedy, errors=errors))
+
+
 def parse_lines(text: str) -> Iterator[JsonLine]:
     """Yield the lines of JSON Lines that are not blank. Only "\\n" ends a line; U+2028 is text."""
     *lines, tail = text.split("\n")

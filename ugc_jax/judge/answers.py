@@ -84,8 +84,8 @@ class Answers:
     def _read(self):
         unreadable = 0
         # surrogates, not �: a damaged answer is skipped, not taken for the judge's
-        text = files.read_text(self.path, "name a file for the cache", errors="surrogateescape")
-        for line in files.parse_lines(text):
+        lines = files.read_lines(self.path, "name a file for the cache", errors="surrogateescape")
+        for line in lines:
             try:
                 line.text.encode()
                 key, answer = line.value["key"], line.value["answer"]

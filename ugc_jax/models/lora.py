@@ -1,8 +1,8 @@
 """LoRA: a low-rank correction B A beside a frozen linear's weight W (arXiv 2106.09685).
 
-Its leaves `lora_a` [r, in] and `lora_b` [out, r] are stored beside `weight` in the parameter tree, stacked
-like it; `layers.Linear` adds (x A^T) B^T if it has them. An adapter is the tree of only these
-leaves.
+Its leaves `lora_a` [r, in] and `lora_b` [out, r] are siblings of `weight` in the parameter tree,
+stacked like it; `layers.Linear` adds (x A^T) B^T if it has them. An adapter is the tree of only
+these leaves.
 """
 
 import dataclasses
