@@ -47,13 +47,13 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     def step(draw: int) -> dict[str, float]:
         start = time.perf_counter()
         rollout.load(held[0])
-        made, media = rollout.joined([rollout.sample(prompts, draw)])
+        generated, media = rollout.joined([rollout.sample(prompts, draw)])
         rollout.drop()
         sampled = time.perf_counter()
-        counts = made.lengths if shared else made.lengths.reshape(-1, 1)
-        weights = token_weights(counts, options, new_tokens).reshape(made.lengths.shape)
-        size = slots(made.lengths, new_tokens, shared)
-        rows = policy_rows(prompts, made, advantages, weights, size, model, shared, False)
+        counts = generated.lengths if shared else generated.lengths.reshape(-1, 1)
+        weights = token_weights(counts, options, new_tokens).reshape(generated.lengths.shape)
+        size = slots(generated.lengths, new_tokens, shared)
+        rows = policy_rows(prompts, generated, advantages, weights, size, model, shared, False)
         held[0], metrics = update(held[0], rows._replace(media=media))
         jax.block_until_ready(metrics)
         return {"rollout": sampled - start, "update": time.perf_counter() - sampled}

@@ -19,13 +19,13 @@ ugc_jax() {
 }
 
 # step NUMBER NAME TEXT: announce a step, and write down how long the previous one took.
-begun=$SECONDS current=
+started=$SECONDS current=
 step() {
     if [ -n "$current" ]; then
-        echo "      $((SECONDS - begun)) s"
-        echo "$current $((SECONDS - begun))" >>"$steps"
+        echo "      $((SECONDS - started)) s"
+        echo "$current $((SECONDS - started))" >>"$steps"
     fi
-    begun=$SECONDS current="${2:-}"
+    started=$SECONDS current="${2:-}"
     if [ -n "$current" ]; then echo && echo "[$1/10] $3"; fi
 }
 

@@ -109,7 +109,7 @@ def test_mistakes(clips, tmp_path):
     config = AskConfig(checkpoint="x", videos=str(clips))
     with pytest.raises(UserError, match="none of the clips"):
         ask(config, {"tone": Asked("?", ("nowhere",))}, tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         ask(dataclasses.replace(config, videos=str(clips / "x")), {}, tmp_path)
     shutil.copytree(clips, tmp_path / "twice")
     shutil.copy(clips / "a.mp4", tmp_path / "twice" / "below" / "a.mp4")

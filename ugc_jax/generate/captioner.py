@@ -164,16 +164,6 @@ class Captioner:
         clip = leave_room(resolve(clip), sampling.max_new_tokens, self.config)
         batch_size = sharding.round_up_rows(self.engine.mesh, min(batch_size, len(videos)))
         workers = workers or min(8, os.cpu_count() or 1)
-        return self._stream(videos, clip, sampling, batch_size, workers)
-
-    def _stream(
-        self,
-        videos: Sequence[str | Path],
-        clip: ClipSettings,
-        sampling: SamplingConfig,
-        batch_size: int,
-        workers: int,
-    ) -> Iterator[Caption]:
         failed: deque[Caption] = deque()
 
         def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[Caption, Example]]:
@@ -184,17 +174,20 @@ class Captioner:
                 else:
                     yield read
 
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
-        try:
-            pending = 4 * batch_size
-            groups = group(examples(pool), batch_size, BUCKETS, self.config, pending)
-            for key, members in groups:
-                while failed:
-                    yield failed.popleft()
-                yield from self._generate(key, members, batch_size, sampling)
-            yield from failed
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        def captions() -> Iterator[Caption]:
+            pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
+            try:
+                pending = 4 * batch_size
+                groups = group(examples(pool), batch_size, BUCKETS, self.config, pending)
+                for key, members in groups:
+                    while failed:
+                        yield failed.popleft()
+                    yield from self._generate(key, members, batch_size, sampling)
+                yield from failed
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+        return captions()
 
     def _read(self, video: str, clip: ClipSettings) -> tuple[Caption, Example] | Caption:
         """Read a clip, in a thread: a caption without text and the example, or the error."""
