@@ -92,8 +92,8 @@ def test_all_tasks_of_a_run_share_a_judge(server, config, caplog):
         assert tasks.judge("objects", []) == ([], None, 0)
     (line,) = told(caplog)
     assert line == (
-        "judge fake: 12 answers and 0 from the cache, 0 failed; 12 requests; whenever asked, they "
-        "took 1200 tokens in, 120 out, cost 0.01, of it 0.01 in this run"
+        "judge fake: 12 answers and 0 from the cache, 0 failed; 12 requests; tokens of all "
+        "answers: 1200 in, 120 out, cost 0.01, of it 0.01 in this run"
     )
 
 

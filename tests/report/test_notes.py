@@ -2,12 +2,14 @@
 
 from fake_results import DISPLAYS, PAPER, add, captions, options, result, world
 
+from ugc_jax.evals.compare import compare_results
 from ugc_jax.report import notes
 
 
 def said(*results: dict) -> str:
     members = [(number, made["name"], made) for number, made in enumerate(results)]
-    return " ".join(notes.comparability(members, DISPLAYS))
+    against = compare_results(results)["against"]
+    return " ".join(notes.comparability(members, against, DISPLAYS))
 
 
 def test_which_rows_compare():

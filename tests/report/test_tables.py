@@ -3,6 +3,7 @@
 import pytest
 from fake_results import DISPLAYS, add, captions, options, result, world
 
+from ugc_jax.evals.compare import compare_results
 from ugc_jax.report import tables
 
 
@@ -14,6 +15,11 @@ def members() -> list[tuple[int, str, dict]]:
     add(one, "ocr", clips, columns=("bleu_1",), unit="fraction")
     two = captions("Two", [(5, 4, 3), (3, 3, 3), (1, 1, 1)], unscored={"tone": "needs answers"})
     return [(0, "One", one), (2, "Two", two)]
+
+
+def difference_table(members, displays):
+    against = compare_results([result for *_, result in members])["against"]
+    return tables.difference_table(members, against, displays)
 
 
 def labels(result: dict) -> list[str]:
@@ -82,19 +88,19 @@ def test_percent_and_published_values(members):
 
 
 def test_differences(members):
-    ((number, name, cells),) = tables.difference_table(members, DISPLAYS)
+    ((number, name, cells),) = difference_table(members, DISPLAYS)
     assert (number, name) == (2, "Two")
     assert [cell.text for cell in cells] == ["–", "–", "+10.00", "+20.00", "+0.00", "+10.00"]
     assert cells[-2].weak
     assert cells[2].lines == ("too few", "1 / 1 / 0")  # clips for an interval
-    worse = tables.difference_table(members[::-1], DISPLAYS)[0][2]
+    worse = difference_table(members[::-1], DISPLAYS)[0][2]
     assert worse[-1].text == "−10.00"
-    assert tables.difference_table([members[0], (1, "W", world("W", [[]]))], DISPLAYS) is None
+    assert difference_table([members[0], (1, "W", world("W", [[]]))], DISPLAYS) is None
 
 
 def test_other_protocols_are_told(members):
     members[1][2]["tasks"]["final_caption"]["protocol"] = {"judge": "another"}
-    (*_, cells) = tables.difference_table(members, DISPLAYS)[0]
+    (*_, cells) = difference_table(members, DISPLAYS)[0]
     assert cells[-1].lines[0] == "does not compare"
 
 

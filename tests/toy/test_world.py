@@ -35,7 +35,7 @@ def clips():
 
 def test_captions_state_every_attribute_and_no_other(clips):
     for _, attributes, caption in itertools.chain.from_iterable(clips.values()):
-        assert world.parse(caption) == attributes
+        assert world.parse_caption(caption) == attributes
         for name, values in world.VALUES.items():
             other = values[values.index(attributes[name]) - 1]
             checked = world.check(caption, attributes | {name: other})
@@ -48,7 +48,7 @@ def test_every_phrasing_is_used_and_can_be_parsed(clips):
         for text, change in itertools.product(("MOON", "none"), ("stays", "teal")):
             wanted = attributes | {"text": text, "change": change}
             caption = world.write_caption(wanted, phrasing)
-            assert world.parse(caption) == wanted
+            assert world.parse_caption(caption) == wanted
     starts = {caption.split()[0] for *_, caption in clips["train"]}
     assert starts == {"A", "The", "Over", "Slow", "Fast"}
 
@@ -68,7 +68,7 @@ def test_every_phrasing_is_used_and_can_be_parsed(clips):
     ],
 )
 def test_parse_takes_only_what_is_said_once(caption, said):
-    assert world.parse(caption) == dict.fromkeys(world.VALUES) | said
+    assert world.parse_caption(caption) == dict.fromkeys(world.VALUES) | said
 
 
 # ---- combinations --------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Evaluation: predictions against what is on record, task by task, and results against each other.
+"""Evaluation: scores of predictions, task by task, and comparison of results.
 
 tasks.py          the tasks of UGC-VideoCap as data and functions: how each is read and scored
 predictions.py    a model's predictions, from files of any usual form; scores.py: a judge's ratings
-metrics.py ocr.py scores of answers with options and of read text; intervals.py: how sure a mean is
-judged.py prompts.py   captions put to an LLM judge
+metrics.py ocr.py scores of answers with options and of read text; intervals.py: their confidence
+judged.py prompts.py   captions scored by an LLM judge
 evaluate.py summary.py results.py   clips -> tasks -> the result file; compare.py: two results
 
 Imports errors, files, media (names of clips) and judge; no jax: a job that only scores starts at
-once. A model is asked by generate/asking.py, and the page is made by report/.
+once. generate/asking.py asks a model, report/ makes the page.
 """

@@ -44,24 +44,28 @@ def _compare_two(base: dict, other: dict) -> dict:
 
 
 def _compare_task(base: dict, other: dict, task: str) -> dict:
-    ours, theirs = (
+    base_clips, other_clips = (
         {clip["id"]: clip for clip in result["clips"][task] if "score" in clip}
         for result in (base, other)
     )
-    common = [one for one in ours if one in theirs]
-    both = [one for one in common if is_same_clip(ours[one], theirs[one])]
+    common = [one for one in base_clips if one in other_clips]
+    both = [one for one in common if is_same_clip(base_clips[one], other_clips[one])]
     protocol = _protocol(*(result["tasks"][task].get("protocol") or {} for result in (base, other)))
     shared = [name for name in column_names(base["tasks"][task]) if name in other["tasks"][task]]
     table = {}
     for column in ("score", *shared):
         # a clip may have no value in a column
-        pairs = [(ours[n], theirs[n]) for n in both if column in ours[n] and column in theirs[n]]
+        pairs = [
+            (base_clips[n], other_clips[n])
+            for n in both
+            if column in base_clips[n] and column in other_clips[n]
+        ]
         table[column] = difference([b[column] - a[column] for a, b in pairs])
         if protocol:
             table[column]["verdict"] = "does not compare"
     return table | {
         "unit": base["tasks"][task].get("unit", "percent"),
-        "only": [len(ours) - len(common), len(theirs) - len(common)],
+        "only": [len(base_clips) - len(common), len(other_clips) - len(common)],
         "strangers": len(common) - len(both),
         "protocol": protocol,
     }
@@ -75,8 +79,8 @@ def _asked(result: dict) -> dict:
 
 def is_same_clip(clip: dict, other: dict) -> bool:
     """True unless two clips of one id have different references."""
-    ours, theirs = clip.get("reference"), other.get("reference")
-    return ours is None or theirs is None or ours == theirs
+    first, second = clip.get("reference"), other.get("reference")
+    return first is None or second is None or first == second
 
 
 def difference(values: Sequence[float]) -> dict:
@@ -103,19 +107,19 @@ def difference(values: Sequence[float]) -> dict:
     }
 
 
-def _protocol(ours: Mapping, theirs: Mapping) -> list[str]:
+def _protocol(first: Mapping, second: Mapping) -> list[str]:
     """Why two scores do not compare; empty if they do. An unknown judge compares with none."""
-    if any(protocol.get("judge", "") is None for protocol in (ours, theirs)):
+    if any(protocol.get("judge", "") is None for protocol in (first, second)):
         return ["the judge is unknown"]
-    return _differences(ours, theirs)
+    return _differences(first, second)
 
 
-def _differences(ours: Mapping, theirs: Mapping) -> list[str]:
+def _differences(first: Mapping, second: Mapping) -> list[str]:
     """The settings that differ, with both values."""
     return [
-        f"{name}: {ours.get(name)} and {theirs.get(name)}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
+        f"{name}: {first.get(name)} and {second.get(name)}"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
     ]
 
 

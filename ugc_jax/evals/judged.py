@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class EvalJudgeConfig(JudgeConfig):
     """The LLM judge of captions, on an OpenAI-compatible server."""
 
-    # text file with the question of the one judged task, or a folder with TASK.txt for each; holds
+    # text file with the question of the one judged task, or a folder with TASK.txt for each; has
     # {reference} and {caption}, which are put in as they are, and asks for a JSON object:
     # final_caption {"visual": N, "audio": N, "details": N}, each N from 1 to 5; audio_caption
     # audio, details; visual_caption visual, details; background {"consistent": "yes" or "no"};
@@ -41,7 +41,7 @@ class EvalJudgeConfig(JudgeConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.prompt is not None and self.model is None:
-            raise UserError("judge.prompt needs judge.model: the judge that is asked")
+            raise UserError("judge.prompt needs judge.model, the name of the judge")
         if self.repeats < 1:
             raise UserError(f"judge: repeats is {self.repeats}; give 1 or more")
 
@@ -100,8 +100,8 @@ class JudgedTasks:
         if self.config.price_in or self.config.price_out:
             cost = f", cost {usage.cost:.2f}, of it {usage.spent:.2f} in this run"
         logger.info(
-            "judge %s: %d answers and %d from the cache, %d failed; %d requests; whenever asked, "
-            "they took %d tokens in, %d out%s",
+            "judge %s: %d answers and %d from the cache, %d failed; %d requests; tokens of all "
+            "answers: %d in, %d out%s",
             self.config.model, usage.answered, usage.cached, usage.failed, usage.requests,
             usage.tokens_in, usage.tokens_out, cost,
         )  # fmt: skip

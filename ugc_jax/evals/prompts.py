@@ -138,8 +138,8 @@ class Prompt(NamedTuple):
     @property
     def protocol(self) -> str:
         """An identifier of the wording, equal for equal wordings in files of any name."""
-        asked = "\n".join(message["content"] for message in self.messages(*PLACEHOLDERS))
-        return f"{'own wording' if self.is_ours else 'file'} {_number(asked)}"
+        text = "\n".join(message["content"] for message in self.messages(*PLACEHOLDERS))
+        return f"{'own wording' if self.is_ours else 'file'} {_number(text)}"
 
     def messages(self, reference: str, caption: str) -> list[dict]:
         """The messages of the question about two texts."""

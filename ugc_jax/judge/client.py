@@ -252,16 +252,16 @@ class Judge:
 
     async def _usable(self, messages: list[dict], parse: Callable) -> tuple[dict, tuple[int, int]]:
         """(a JSON object that `parse` can use, (tokens in, tokens out) of all attempts)."""
-        asked, tokens_in, tokens_out = messages, 0, 0
+        attempt, tokens_in, tokens_out = messages, 0, 0
         for _ in range(self.config.malformed + 1):
-            text, (more_in, more_out) = await self._text(asked)
+            text, (more_in, more_out) = await self._text(attempt)
             tokens_in, tokens_out = tokens_in + more_in, tokens_out + more_out
             answer = json_object(text)
             fault = find_fault(answer, parse)
             if fault is None:
                 return answer, (tokens_in, tokens_out)
-            asked = ask_again(messages, text, fault)
-        raise Malformed(f"the judge answers in another form than asked for: {fault}: {text[:80]!r}")
+            attempt = ask_again(messages, text, fault)
+        raise Malformed(f"the judge's answer is not of the required form: {fault}: {text[:80]!r}")
 
     async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
         """(text, (tokens in, tokens out)) of one response, after as many attempts as needed."""

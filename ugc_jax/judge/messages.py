@@ -93,5 +93,5 @@ def one_line(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """`text` with � for halves of surrogate pairs, which JSON can hold and no file or request."""
+    """`text` with � for halves of surrogate pairs, which JSON can have but UTF-8 cannot encode."""
     return re.sub("[\ud800-\udfff]", "�", text)

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 
-from ugc_jax.evals.compare import compare_results
 from ugc_jax.evals.results import column_names
 from ugc_jax.report import published
 from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
 
 
-def comparability(members: Members, displays: Displays) -> list[str]:
-    """Sentences on which rows of the table compare with each other and with published ones."""
+def comparability(members: Members, against: Sequence[dict], displays: Displays) -> list[str]:
+    """Sentences on which rows of the table compare with each other and with published ones.
+
+    against: of `compare_results` of the members.
+    """
     for task, how in displays.items():
         if how.compares and all(task in result["tasks"] for *_, result in members):
-            return [how.compares, *_different_protocols(members, displays)]
+            return [how.compares, *_between(members, against, displays)]
     lines = ["Only rows with the same judge, temperature, prompt and frames compare."]
     for task in published.PROTOCOLS:
         lines += _with_the_paper(task, display(task, displays).title, members)
@@ -32,7 +34,7 @@ def comparability(members: Members, displays: Displays) -> list[str]:
             f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
             "out of the released predictions."
         )
-    return lines + _different_protocols(members, displays)
+    return lines + _between(members, against, displays)
 
 
 def _with_the_paper(task: str, title: str, members: Members) -> list[str]:
@@ -71,8 +73,11 @@ def _frames(result: dict) -> str:
     return f" (given {given[0]})" if given else ""
 
 
-def _different_protocols(members: Members, displays: Displays) -> list[str]:
-    """Sentences on results of a task that do not compare with each other."""
+def _between(members: Members, against: Sequence[dict], displays: Displays) -> list[str]:
+    """Sentences on results that do not compare with each other, and why.
+
+    Their protocols differ, or their clips, or the settings of the clips.
+    """
     lines = []
     for task in all_tasks((result for *_, result in members), displays):
         by_protocol: dict[str, list[str]] = {}
@@ -87,14 +92,7 @@ def _different_protocols(members: Members, displays: Displays) -> list[str]:
             parts = [f"{_and(names)} ({text})" for text, names in by_protocol.items()]
             title = display(task, displays).title
             lines.append(f"{title}: {_and(parts)} do not compare with each other.")
-    return lines + _different_clips(members, displays)
-
-
-def _different_clips(members: Members, displays: Displays) -> list[str]:
-    """Sentences on results with other clips than the first, or with other settings of clips."""
-    (_, first, base), *others = members
-    against = compare_results([base, *(result for *_, result in others)])["against"]
-    lines = []
+    (_, first, _), *others = members
     for (_, name, _), facts in zip(others, against, strict=True):
         if facts["asked"]:
             ways = "; ".join(facts["asked"])

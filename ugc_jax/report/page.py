@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from statistics import median_low
 
 from ugc_jax import __version__
-from ugc_jax.evals.compare import is_same_clip
+from ugc_jax.evals.compare import compare_results, is_same_clip
 from ugc_jax.evals.intervals import RESAMPLES
 from ugc_jax.evals.results import column_names
 from ugc_jax.report import notes, plots, tables
@@ -93,12 +93,13 @@ def _group(name: str, names: Sequence[str], results: Sequence[dict], displays: D
         for number, result in enumerate(results)
         if tables.benchmark(result, displays) == name
     ]
+    against = compare_results([result for *_, result in members])["against"]
     return {
         "name": name,
         "members": [(number, label) for number, label, _ in members],
         "table": tables.score_table(members, displays),
-        "differences": tables.difference_table(members, displays) if len(members) > 1 else None,
-        "sentences": notes.comparability(members, displays),
+        "differences": tables.difference_table(members, against, displays),
+        "sentences": notes.comparability(members, against, displays),
         "tasks": notes.task_notes(members, displays),
         "plots": list(_plots(members, len(results), displays)),
     }

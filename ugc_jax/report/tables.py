@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from ugc_jax.evals.compare import compare_results
 from ugc_jax.evals.results import column_names
 from ugc_jax.report import published
 
@@ -240,18 +239,16 @@ def _cell(number: int, result: dict, column: Column) -> Cell:
 
 
 def difference_table(
-    members: Members, displays: Displays
+    members: Members, against: Sequence[dict], displays: Displays
 ) -> list[tuple[int, str, list[Cell]]] | None:
     """(number, name, cells) of the other results minus the first, clip by clip, in score_columns.
 
-    None if there is nothing to compare.
+    against: of `compare_results` of the members. None if there is nothing to compare.
     """
-    (_, _, first), *others = members
     shown = score_columns([result for *_, result in members], displays)
-    found = compare_results([first, *(result for *_, result in others)])["against"]
     rows = [
         (number, name, [_difference(facts["tasks"], column) for column in shown])
-        for (number, name, _), facts in zip(others, found, strict=True)
+        for (number, name, _), facts in zip(members[1:], against, strict=True)
     ]
     return rows if any(cell.text != "–" for *_, cells in rows for cell in cells) else None
 

@@ -12,7 +12,7 @@ from ugc_jax.report.tables import Display
 from ugc_jax.toy import world
 
 
-def read_manifest(text: str) -> tuple[str, list[Sample]]:
+def read_world(text: str) -> tuple[str, list[Sample]]:
     """(question, samples) of a manifest of the world, as `Form.read`. Raises ValueError."""
     samples = []
     for number, row in enumerate(json_rows(text), 1):
@@ -33,7 +33,7 @@ def is_manifest(text: str) -> bool:
 
 def score_caption(sample: Sample, caption: str) -> dict:
     """`caption_scores`, and the attributes that are not right: "wrong", and as a "note"."""
-    stated, right = world.parse(caption), world.check(caption, sample.reference)
+    stated, right = world.parse_caption(caption), world.check(caption, sample.reference)
     wrong = [name for name in sample.reference if not right[name]]
     listed = (f"{name}: {stated[name] or 'nothing clear'}" for name in wrong)
     note = f"wrong: {', '.join(listed)}" if wrong else "all right"
@@ -66,7 +66,7 @@ def attribute_shares(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
 FORM = Form(
     file="test.jsonl",
     metric="mean F1 of the attributes that a caption states, in percent",
-    read=read_manifest,
+    read=read_world,
     score=score_caption,
     columns=(*world.GROUPS, "all_right"),
     facts=attribute_shares,

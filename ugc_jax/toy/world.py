@@ -1,7 +1,7 @@
 """A small world of clips whose captions can be checked word for word.
 
     split, number -> make_clip -> Scene (drawn and played by synthetic.py), attributes, caption
-    caption -> parse -> attributes -> check, attribute_f1
+    caption -> parse_caption -> attributes -> check, attribute_f1
 
 All that a caption says can be seen or heard in its clip, and only there. The values of an attribute
 are about equally frequent in training. Training has none of the combinations of `HELD_OUT`; a test
@@ -340,7 +340,7 @@ _PATTERNS: dict[str, dict[str, str | None]] = {
 }
 
 
-def parse(caption: str) -> dict[str, str | None]:
+def parse_caption(caption: str) -> dict[str, str | None]:
     """Attribute -> the value that a caption states, in any phrasing.
 
     None where it states none, an unknown one, or two different ones.
@@ -360,12 +360,12 @@ def parse(caption: str) -> dict[str, str | None]:
 
 def check(caption: str, attributes: dict[str, str]) -> dict[str, bool]:
     """Attribute -> True if the caption states it and is right."""
-    stated = parse(caption)
+    stated = parse_caption(caption)
     return {name: stated[name] == attributes[name] for name in VALUES}
 
 
 def attribute_f1(caption: str, attributes: dict[str, str]) -> float:
     """F1 of the attributes that the caption states: 2 * right / (stated + all), in 0..1."""
-    stated = parse(caption)
+    stated = parse_caption(caption)
     right = sum(stated[name] == attributes[name] for name in VALUES)
     return 2 * right / (sum(value is not None for value in stated.values()) + len(VALUES))
