@@ -18,6 +18,7 @@ import numpy as np
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE
+from ugc_jax.settings import check_minimum
 from ugc_jax.toy import synthetic
 from ugc_jax.toy.synthetic import BACKGROUNDS, COLOURS, FORMS, Scene
 
@@ -140,10 +141,7 @@ class WorldSettings:
 
     def __post_init__(self):
         """Raises UserError for a setting out of range."""
-        least = {"seed": 0, "seconds": 1, "fps": 1, "size": 28}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"{name} is {getattr(self, name)}; use {bound} or more")
+        check_minimum(self, seed=0, seconds=1, fps=1, size=28)
         if self.size % 2:
             raise UserError(f"size is {self.size}; use an even number")
 

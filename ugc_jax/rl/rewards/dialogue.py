@@ -126,7 +126,7 @@ def _speaker(before: str, after: str) -> str | None:
 
 
 def _named(clause: str) -> str | None:
-    """The speaker's name in the clause beside a verb of saying; None if it names something written."""
+    """The speaker's name in the clause beside a verb of saying; None for something written."""
     if _WRITTEN.search(clause):
         return None
     match = _NAME.search(clause)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ugc_jax.errors import UserError
 from ugc_jax.rl.rewards import dialogue
+from ugc_jax.settings import check_minimum
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
@@ -36,8 +37,7 @@ class LocalConfig:
                 f"length_low {self.length_low} and length_high {self.length_high} are no band; "
                 "give 0 < length_low <= length_high"
             )
-        if self.repetition_words < 1:
-            raise UserError(f"repetition_words is {self.repetition_words}; give 1 or more")
+        check_minimum(self, repetition_words=1)
         try:
             re.compile(self.format_pattern or "")
         except re.error as error:
