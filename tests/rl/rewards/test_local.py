@@ -104,7 +104,7 @@ def test_what_cannot_be_told_is_no_zero(name):
     [
         ({"length_low": 0}, "are no band"),
         ({"length_low": 50, "length_high": 40}, "are no band"),
-        ({"repetition_words": 0}, "give 1 or more"),
+        ({"repetition_words": 0}, "use 1 or more"),
         ({"format_pattern": "("}, "is no regular expression"),
     ],
 )
