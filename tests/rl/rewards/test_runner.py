@@ -243,11 +243,15 @@ print(rewards.submit([RewardInput("", "stuck", None, {{}})]).result())
     assert subprocess.run(run, capture_output=True, timeout=20).stdout == b"[[nan]]\n"
 
 
-def test_nothing_heavy_is_imported():
-    heavy = ("jax", "torch", "transformers", "openai", "tensorflow", "nltk")
+@pytest.mark.parametrize(
+    ("modules", "more"),
+    [("local, judged", ("jax",)), ("runner", ())],  # the runner gathers over processes with jax
+)
+def test_nothing_heavy_is_imported(modules, more):
+    heavy = ("torch", "transformers", "openai", "tensorflow", "nltk", *more)
     script = f"""
 import sys
-from ugc_jax.rl import rewards
+from ugc_jax.rl.rewards import {modules}
 assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
