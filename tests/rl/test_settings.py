@@ -52,7 +52,7 @@ def test_steps_are_counted_in_updates():
     [
         (["--config.rollout.samples=1"], r"rollout\.samples is 1; use 2 or more"),
         (["--config.grpo.overlong=600"], r"grpo\.overlong is 600, more than rollout\.max_new_tok"),
-        (["--config.loop.eval_prompts=0"], r"loop\.eval_prompts is 0; use a positive number"),
+        (["--config.loop.eval_prompts=0"], r"loop\.eval_prompts is 0; use 1 or more"),
         (["--config.data.packing=true"], r"data\.packing: unknown setting"),
     ],
 )

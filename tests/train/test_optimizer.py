@@ -16,7 +16,7 @@ from ugc_jax.train.optimizer import (
     is_matrix,
     learning_rates,
     make_optimizer,
-    plain,
+    path_keys,
 )
 from ugc_jax.train.state import Trainable
 
@@ -57,7 +57,7 @@ def tree():
 
 def test_groups_and_matrices():
     found = {
-        ".".join(plain(path)): (group_of(path), is_matrix(get_leaf(AXES, plain(path))))
+        ".".join(path_keys(path)): (group_of(path), is_matrix(get_leaf(AXES, path_keys(path))))
         for path, _ in jax.tree_util.tree_leaves_with_path(tree())
     }
     assert found == {
@@ -89,7 +89,7 @@ def test_decay_is_adamws_and_of_matrices_only():
         learning_rates(config, 10),
         weight_decay=0.5,
         mask=lambda tree: jax.tree_util.tree_map_with_path(
-            lambda path, _: is_matrix(get_leaf(AXES, plain(path))), tree
+            lambda path, _: is_matrix(get_leaf(AXES, path_keys(path))), tree
         ),
     )
     unclipped = jax.tree.map(lambda leaf: leaf / 100, tree())

@@ -11,7 +11,8 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.sharding import round_up_rows
+from ugc_jax.settings import check_minimum
+from ugc_jax.sharding import shard_count
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import Setup
@@ -19,24 +20,23 @@ from ugc_jax.train.state import Setup
 
 @dataclasses.dataclass(frozen=True)
 class GrpoLoopConfig(LoopConfig):
-    """What GRPO has of its own in the loop, as its steps are long."""
+    """Loop settings of GRPO, whose steps are long."""
 
     log_every: int = 1  # steps between lines of metrics, and between tables of completions
     save_every: int = 50  # steps between checkpoints; the last step has one, too
-    eval_prompts: int = 64  # prompts of the evaluation data, its first, that are scored
-    samples: int = 4  # of them that are written down, with their completions
+    eval_prompts: int = 64  # first prompts of the evaluation data, which are evaluated on
+    samples: int = 4  # of them that are written to the table of samples
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_positive("eval_prompts")
-        self.require_not_negative("samples")
+        check_minimum(self, "loop.", eval_prompts=1, samples=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GrpoConfig(TrainConfig):
     """Settings of grpo."""
 
-    # A checkpoint counts updates and batches of prompts, and holds a reference or none.
+    # A checkpoint counts updates and batches of prompts, and may hold a reference.
     FIXED: ClassVar[tuple[str, ...]] = (
         *TrainConfig.FIXED, "grpo.iterations", "grpo.minibatches", "grpo.dynamic_sampling",
         "grpo.resamples",
@@ -44,7 +44,7 @@ class GrpoConfig(TrainConfig):
     FIXED_ZERO: ClassVar[tuple[str, ...]] = ("grpo.beta",)
 
     data: RowsConfig
-    # small steps, as the rewards are noise for the most part; an adapter takes 1e-5
+    # small steps, as rewards are noisy; an adapter takes 1e-5
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, schedule="constant")
     loop: GrpoLoopConfig = GrpoLoopConfig()
     grpo: GrpoOptions = GrpoOptions()
@@ -55,7 +55,7 @@ class GrpoConfig(TrainConfig):
         super().__post_init__()
         if self.grpo.reference_sync and self.lora.rank:
             raise UserError(
-                "grpo.reference_sync: an adapter's reference is the model without it, which stays; "
+                "grpo.reference_sync: an adapter's reference is the frozen model without it; "
                 "set it to 0"
             )
         if self.grpo.overlong > self.rollout.max_new_tokens:
@@ -66,24 +66,23 @@ class GrpoConfig(TrainConfig):
 
     @property
     def further_batches(self) -> int:
-        """Batches of prompts that a step may draw besides its own, by dynamic sampling."""
+        """Return the maximum number of further batches of a step, by dynamic sampling."""
         return self.grpo.resamples if self.grpo.dynamic_sampling else 0
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
-        """What the policy step is made of. steps: of the whole run. UserError as `Setup`."""
+        """Return the policy step's Setup. steps: of the whole run. Raises UserError as `Setup`."""
         setup = super().setup(model, mesh, steps * self.grpo.updates)
         return dataclasses.replace(setup, reference=self.grpo.beta > 0)
 
     def check_rows(self, mesh: Mesh, rollout_mesh: Mesh):
-        """Raise UserError unless the batch can be shared out as the settings say."""
+        """Raise UserError unless microbatches and parts split evenly over their meshes' devices."""
         batch, parts = self.data.batch_size, self.rollout.parts
-        updates, accumulate = self.grpo.minibatches, self.loop.accumulate
-        for factors, count, on in (
-            (f"grpo.minibatches {updates} times loop.accumulate {accumulate}",
-             updates * accumulate, mesh),
-            (f"rollout.parts {parts}", parts, rollout_mesh),
+        minibatches, accumulate = self.grpo.minibatches, self.loop.accumulate
+        for factors, count, devices in (
+            (f"grpo.minibatches {minibatches} times loop.accumulate {accumulate}",
+             minibatches * accumulate, shard_count("batch", mesh)),
+            (f"rollout.parts {parts}", parts, shard_count("batch", rollout_mesh)),
         ):  # fmt: skip
-            devices = round_up_rows(on, 1)
             if batch % (count * devices):
                 raise UserError(
                     f"data.batch_size is {batch}, no multiple of {factors} times the {devices} "

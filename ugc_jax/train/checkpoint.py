@@ -1,12 +1,12 @@
-"""The checkpoints of a run: saved in the background, whole or not at all, restored on any mesh.
+"""The checkpoints of a run: saved in the background, atomic, restored on any mesh.
 
-    OUTPUT/frozen/              the leaves that never change, written once, before the first step
-    OUTPUT/checkpoints/STEP/    state: step, weights that learn, optimizer; data: where the data
-                                iterator stands; config: the run's settings; metrics
+    OUTPUT/frozen/              the frozen weights, written once, before the first step
+    OUTPUT/checkpoints/STEP/    state: step, trained weights, optimizer; data: the data iterator's
+                                state; config: the run's settings; metrics
 
-So a run directory alone is enough to resume or to export, and a checkpoint is no larger than what
-training changes. Orbax writes each into a temporary folder and renames it when all of it, from
-every process, is on disk: a killed run leaves its last complete checkpoint.
+A run can be resumed and exported from its directory alone, and a checkpoint holds only what
+training changes. Orbax writes each into a temporary folder and renames it when all processes have
+written their part: a killed run leaves its last complete checkpoint.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ugc_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-_UNSAVED = "a checkpoint cannot be saved"
+_UNREAD, _UNSAVED = "cannot be read", "a checkpoint cannot be saved"
 _DAMAGED = "remove that folder to go on from the checkpoint before it"
 _REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
 
@@ -44,15 +44,16 @@ class Checkpoints:
         metric: str = "eval_loss",
         best: Literal["min", "max"] = "min",
     ):
-        """keep: the latest checkpoints that stay; the one of the best `metric` stays besides.
+        """keep: number of the latest checkpoints to keep, besides the one of the best `metric`.
 
-        best: whether that is the lowest or the highest.
+        best: whether the lowest or the highest `metric` is the best. Raises UserError for an output
+        that cannot be opened.
         """
         self._metric = metric
         root = epath.Path(output)
         root = root if is_remote(root) else root.absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
-        with self._told("cannot be opened", "choose another output"):
+        with _disk_errors(self.folder, "cannot be opened", "choose another output"):
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -75,7 +76,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the latest complete checkpoint."""
+        """Step of the latest complete checkpoint; None without one."""
         return self._manager.latest_step()
 
     @property
@@ -84,27 +85,28 @@ class Checkpoints:
         return self._manager.best_step() or self.latest
 
     def save_frozen(self, state: TrainState):
-        """Write what no step changes; once a run, before its first `save`."""
+        """Write the frozen weights; once a run, before its first `save`."""
         if not state.frozen:
             return
         self._require_space(state.frozen)
-        with self._told("the frozen weights cannot be saved"), ocp.StandardCheckpointer() as saver:
+        failed = "the frozen weights cannot be saved"
+        with _disk_errors(self.folder, failed), ocp.StandardCheckpointer() as saver:
             saver.save(self.frozen, state.frozen, force=True)
 
     def save(
         self, step: int, state: TrainState, data: dict, config: dict, metrics: dict | None = None
     ):
-        """Begin to save; returns when the state is copied, so that the next step may use it up.
+        """Start to save; returns when the state is copied, so that the next step may donate it.
 
-        data: the data iterator's state after `step` steps. config: the run's settings. Both and
-        metrics as JSON takes them. A failure in the background is raised by a later `check`, `save`
-        or `wait`. All of them raise UserError where the disk refuses; earlier checkpoints stay.
+        data: the data iterator's state after `step` steps. config: the run's settings. data, config
+        and metrics are JSON objects. A failure in the background is raised by a later `check`,
+        `save` or `wait`: UserError where the disk refuses; earlier checkpoints stay.
         """
         if step == self.latest:
             return
         changing = _changing(state)
         self._require_space(changing)
-        with self._told(_UNSAVED):
+        with _disk_errors(self.folder, _UNSAVED):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -122,14 +124,14 @@ class Checkpoints:
             self.wait()
 
     def config(self, step: int) -> dict:
-        """The settings that the checkpoint of `step` was made with."""
+        """The settings of the run that wrote the checkpoint of `step`."""
         return self._restore(step, config=ocp.args.JsonRestore()).config
 
     def restore(self, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-        """(state, data iterator's state) of the latest checkpoint, or that of `step`.
+        """Return (state, data iterator's state) of the latest checkpoint, or of that of `step`.
 
-        abstract: `abstract_state(setup)`, whose mesh may be another than the one saved from.
-        Raises UserError naming the folder that cannot be read.
+        abstract: `abstract_state(setup)`; its mesh may differ from the one that the state was saved
+        from. Raises UserError naming the folder that cannot be read.
         """
         step = self.latest if step is None else step
         target = _changing(abstract)
@@ -144,67 +146,59 @@ class Checkpoints:
             changing["finite"] = changing.pop("healthy")
         frozen = abstract.frozen
         if frozen:
-            remedy = "start again with another output"
-            with _readable(self.frozen, remedy), ocp.StandardCheckpointer() as reader:
+            errors = _disk_errors(self.frozen, _UNREAD, "start again with another output")
+            with errors, ocp.StandardCheckpointer() as reader:
                 frozen = reader.restore(self.frozen, frozen)
         return abstract._replace(frozen=frozen, **changing), loaded.data
 
     def wait(self):
-        """Wait until all is on disk."""
-        with self._told(_UNSAVED):
+        """Wait until all saves are on disk."""
+        with _disk_errors(self.folder, _UNSAVED):
             self._manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, failure: type | None, *_):
-        told = self._told(_UNSAVED)
-        with told if failure is None else contextlib.suppress(Exception):
+        errors = _disk_errors(self.folder, _UNSAVED)
+        with errors if failure is None else contextlib.suppress(Exception):
             self._manager.close()
 
     def _score(self, metrics: dict) -> float:
         return metrics[self._metric]
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
-        with _readable(self.folder / str(step), _DAMAGED):
+        with _disk_errors(self.folder / str(step), _UNREAD, _DAMAGED):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _is_old(self, step: int) -> bool:
         """Whether a checkpoint is from before TrainState.healthy was renamed to `finite`."""
         folder = self.folder / str(step)
-        with _readable(folder, _DAMAGED), ocp.StandardCheckpointer() as reader:
+        with _disk_errors(folder, _UNREAD, _DAMAGED), ocp.StandardCheckpointer() as reader:
             return "healthy" in (reader.metadata(folder / "state").item_metadata or ())
 
     def _require_space(self, tree):
-        """Refuse what a disk of this machine cannot hold before any of it is written."""
+        """Raise UserError, before anything is written, if a local disk has not the space."""
         if is_remote(self.folder):
             return
         shards = (shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
-        need = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+        size = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
         free = shutil.disk_usage(self.folder).free
-        if need > free:
+        if size > free:
             raise UserError(
-                f"{self.folder}: a checkpoint of {need / 1e6:,.0f} MB does not fit, "
+                f"{self.folder}: a checkpoint of {size / 1e6:,.0f} MB does not fit, "
                 f"{free / 1e6:,.0f} MB are free; {_REMEDY}"
             )
 
-    @contextlib.contextmanager
-    def _told(self, what: str, remedy: str = _REMEDY) -> Iterator[None]:
-        """Turn what a full or broken disk makes of a save into one line."""
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            logger.debug("%s: %s", self.folder, what, exc_info=True)
-            raise UserError(f"{self.folder}: {what} ({_reason(error)}); {remedy}") from None
-
 
 @contextlib.contextmanager
-def _readable(path: epath.Path, remedy: str) -> Iterator[None]:
+def _disk_errors(path: epath.Path, failed: str, remedy: str = _REMEDY) -> Iterator[None]:
+    """Raise what a full or broken disk raises inside the block as a UserError of one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        logger.debug("%s cannot be read", path, exc_info=True)
-        raise UserError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+        logger.debug("%s: %s", path, failed, exc_info=True)
+        raise UserError(f"{path}: {failed} ({_reason(error)}); {remedy}") from None
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -213,7 +207,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def _changing(state: TrainState) -> dict:
-    """What a checkpoint of a step holds of the state: all but the frozen and an empty reference."""
+    """The fields of the state in a checkpoint: all but the frozen ones and an empty reference."""
     return {
         name: leaf
         for name, leaf in state._asdict().items()
@@ -222,6 +216,6 @@ def _changing(state: TrainState) -> dict:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, at the end of the chain of who was told what."""
+    """The system's message: the last part of the first line, which quotes the callers' first."""
     text = str(error).strip() or type(error).__name__
     return re.sub(r" \[os_error.*", "", text.splitlines()[0].rsplit(": ", 1)[-1])

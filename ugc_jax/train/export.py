@@ -24,28 +24,28 @@ logger = logging.getLogger(__name__)
 
 
 def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str):
-    """Write both; all processes call it, the first one writes. What was there is replaced.
+    """Write both; all processes call it, the first one writes. Existing folders are replaced.
 
-    base: directory of the checkpoint that training began with, for config.json and the tokenizer.
+    base: directory of the checkpoint that training started from, for config.json and the tokenizer.
     dtype: of the model's weights, "float32" or "bfloat16". Raises UserError if the disk refuses.
     """
     with jax.set_mesh(setup.mesh):
         merged = jax.jit(functools.partial(merged_params, setup=setup))(state)
-    merged, learnt = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
+    merged, adapter = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
     if jax.process_index() == 0:
         with _local(epath.Path(output) / "model") as folder:
             save_thinker(merged, setup.model, folder, base, dtype, overwrite=True)
         logger.info("%s/model: the trained model", output)
         if setup.lora.rank:
             with _local(epath.Path(output) / "adapter") as folder:
-                save_adapter(learnt, setup.model, setup.lora, folder, str(base), overwrite=True)
+                save_adapter(adapter, setup.model, setup.lora, folder, str(base), overwrite=True)
             logger.info("%s/adapter: the adapter alone", output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")
 
 
 def _on_host(tree):
-    """The tree with whole arrays in this process: as they are, or gathered from all processes."""
+    """The tree with whole arrays: of one process unchanged, else gathered from all processes."""
     if jax.process_count() == 1:
         return tree
     cpu = jax.local_devices(backend="cpu")[0]
@@ -56,7 +56,7 @@ def _on_host(tree):
 
 @contextlib.contextmanager
 def _local(target: epath.Path) -> Iterator[Path]:
-    """A folder to write: `target` itself, or one of this machine that is copied there after."""
+    """A local folder to write to: `target`, or a temporary one that is then copied to it."""
     if not is_remote(target):
         yield Path(target)
         return

@@ -1,17 +1,18 @@
-"""From the data iterator onto the mesh, one batch ahead of the device."""
+"""Prefetch: the next batch is read and placed on the mesh while the device works."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch
+from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.errors import UserError
 
 
 class StepRefused(Exception):
-    """A step that cannot be done, in one line with its remedy; the state is as it was.
+    """A step that cannot be done, in one line with its remedy; the state is unchanged.
 
     data: state of the data iterator before the step.
     """
@@ -21,25 +22,10 @@ class StepRefused(Exception):
         self.data = data
 
 
-class Batches(Protocol):
-    """An iterator of numpy batches (this process's rows) that tells where it stands, as Grain's."""
-
-    def __next__(self) -> Batch: ...
-
-    def get_state(self) -> dict:
-        """What `set_state` takes to go on from here; a JSON object."""
-
-    def set_state(self, state: dict):
-        """Go on where `get_state` was called."""
-
-    def close(self):
-        """End what reads ahead."""
-
-
 class PlacedBatch(NamedTuple):
     """A batch: this process's rows (numpy) and the whole batch's arrays on the mesh.
 
-    before, after: states of the data iterator around this batch.
+    before, after: states of the data iterator before and after this batch.
     """
 
     rows: Batch
@@ -51,7 +37,7 @@ class PlacedBatch(NamedTuple):
 class Feed:
     """Reads and places one batch ahead, in a thread, while the device works."""
 
-    def __init__(self, batches: Batches, mesh: jax.sharding.Mesh, batch_size: int):
+    def __init__(self, batches: BatchIterator, mesh: jax.sharding.Mesh, batch_size: int):
         """batch_size: rows of the whole batch, over all processes."""
         self._batches, self._mesh, self._batch_size = batches, mesh, batch_size
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
@@ -65,7 +51,7 @@ class Feed:
         return batch
 
     def close(self):
-        """Wait for the batch that is being read, and read no more."""
+        """Wait for the batch that is being read, and stop reading."""
         self._pool.shutdown(cancel_futures=True)
         self._batches.close()
 
@@ -74,7 +60,7 @@ class Feed:
         try:
             rows = next(self._batches, None)
         except UserError as error:
-            if jax.process_count() > 1:  # the others do not know, and a checkpoint needs them all
+            if jax.process_count() > 1:  # the others go on, and a checkpoint needs them all
                 raise
             raise StepRefused(str(error), before) from None
         if rows is None:

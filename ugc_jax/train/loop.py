@@ -1,7 +1,7 @@
-"""The training loop: step, report, evaluate, save, stop well; whatever kind of work the steps are.
+"""The training loop of SFT and GRPO: step, report, evaluate, save, stop.
 
-    Work.step -> StepResult, whose metrics are read when the next step is under way
-    every so often: Work.evaluate and its sample texts, a checkpoint
+    Work.step -> StepResult, whose metrics are read while the next step runs
+    at intervals: Work.evaluate and its sample texts, a checkpoint
 
 The work of SFT is train/supervised.py, that of GRPO rl/step.py. The loop waits for the device only
 at an evaluation, a checkpoint and the end, and wherever the work itself waits for it.
@@ -17,9 +17,10 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.errors import UserError
 from ugc_jax.train.checkpoint import Checkpoints
-from ugc_jax.train.feed import Batches, StepRefused
+from ugc_jax.train.feed import StepRefused
 from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import MetricsWriter
 from ugc_jax.train.settings import LoopConfig
@@ -28,17 +29,17 @@ from ugc_jax.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-PROFILED = 3  # steps of a profiler trace
-SHOWN = 11  # metrics of a line on the terminal; the files have them all
+PROFILE_STEPS = 3  # steps of a profiler trace
+LOG_METRICS = 11  # metrics of a line on the terminal; the files have them all
 
 
 class StepResult(NamedTuple):
     """What a step returns besides the new state.
 
-    metrics: scalars, which may still be computed. Besides those to report: "finite" (0 where loss
-      or gradient was not, and nothing was changed), "tokens" and "examples" of the updates.
-    before, after: states of the data iterator around the step.
-    replay: this process's arrays (numpy), to see the step again.
+    metrics: scalars, perhaps not yet computed. Besides those to report: "finite" (0 where loss or
+      gradient was not finite, and nothing was changed), "tokens" and "examples" of the updates.
+    before, after: states of the data iterator before and after the step.
+    replay: this process's arrays (numpy), to inspect the step later.
     flops: of the updates on all devices; 0 if unknown.
     tables: rows of each of the work's `tables`, except the samples of an evaluation.
     """
@@ -52,20 +53,20 @@ class StepResult(NamedTuple):
 
 
 class Work(Protocol):
-    """What a run does step by step. A context manager: it reads data while it is open.
+    """The steps and the evaluation of a kind of training. A context manager: open, it reads data.
 
     setup: of its train step; its mesh is that of the state.
     batches: the data iterator.
     updates: of the optimizer in a step, so that step n ends at state.step == n * updates.
     waits: whether the metrics are computed when a step returns.
-    columns: the metrics that are reported, the most telling first.
+    columns: the metrics that are reported, the most important first.
     tables: names of its tables of texts.
-    evaluates: whether there is anything to evaluate.
-    best_metric: (the evaluation's metric that the best checkpoint is chosen by, which is best).
+    evaluates: whether it has evaluation data.
+    best_metric: (the evaluation's metric that chooses the best checkpoint, which extreme is best).
     """
 
     setup: Setup
-    batches: Batches
+    batches: BatchIterator
     updates: int
     waits: bool
     columns: tuple[str, ...]
@@ -74,10 +75,10 @@ class Work(Protocol):
     best_metric: tuple[str, Literal["min", "max"]]
 
     def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
-        """The next step; state is used up. Raises StepRefused before it changes anything."""
+        """Make the next step; state is donated. Raises StepRefused before it changes anything."""
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
-        """(Metrics by column, rows of the table "samples") of a state."""
+        """Return (metrics by column, rows of the table "samples") of a state."""
 
     def __enter__(self) -> "Work": ...
 
@@ -85,7 +86,7 @@ class Work(Protocol):
 
 
 class Loop:
-    """One run; `run` goes from a state to the last step, or until it is told to stop."""
+    """One run; `run` trains from a state to the last step, or until a signal stops it."""
 
     def __init__(
         self,
@@ -111,8 +112,8 @@ class Loop:
     def run(self, state: TrainState) -> tuple[TrainState, int]:
         """Train on; returns (state, exit status): 0, 143 after SIGTERM, 130 after Ctrl-C.
 
-        state is used up; the work's data stand after its step. Raises UserError when the disk
-        refuses, and, after saving the state before it, when a step is refused or its loss or
+        state: donated; the work's data iterator continues after its step. Raises UserError when the
+        disk refuses, and, after saving the state before it, when a step is refused or its loss or
         gradient is not finite.
         """
         work, last = self._work, self._last
@@ -174,9 +175,9 @@ class Loop:
             self._stop_not_finite(step, values, state, result)
         self._meter.count(values["tokens"], values["examples"], result.flops)
         self._bar.update()
-        telling = self._work.columns[0]
-        if telling in values:
-            self._bar.set_postfix_str(f"{telling} {values[telling]:.4f}")
+        headline = self._work.columns[0]
+        if headline in values:
+            self._bar.set_postfix_str(f"{headline} {values[headline]:.4f}")
         if step % self.config.log_every == 0 or step == self._last:
             self.checkpoints.check()
             self._report(step, values | self._meter.rates())
@@ -188,8 +189,8 @@ class Loop:
             return
         values = {name: values[name] for name in self._work.columns if name in values}
         self._writer.metrics(step, values)
-        shown = [f"{name} {_short(value)}" for name, value in values.items() if value is not None]
-        logger.info("step %d/%d: %s", step, self._last, "  ".join(shown[:SHOWN]))
+        texts = [f"{name} {_short(value)}" for name, value in values.items() if value is not None]
+        logger.info("step %d/%d: %s", step, self._last, "  ".join(texts[:LOG_METRICS]))
 
     def _write_texts(self, table: str, step: int, rows: list[dict]):
         if rows and self._writer is not None:
@@ -198,7 +199,7 @@ class Loop:
     def _stop_not_finite(
         self, step: int, values: dict, state: TrainState, result: StepResult
     ) -> NoReturn:
-        """Save what is needed to see the step again, and say how."""
+        """Save the step's inputs and the state before it; raise UserError with how to replay it."""
         folder = self.output / "not_finite"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step{step}_process{jax.process_index()}.npz"
@@ -208,7 +209,7 @@ class Loop:
         if int(state.step) == (step - 1) * self._work.updates:
             state = state._replace(finite=jax.device_put(True, state.finite.sharding))
             before = f"{self._save_before(step, state, result.before)} holds the state before it"
-        else:  # some updates of the step were done: the state before it is gone
+        else:  # the step has made some updates: the state before it is lost
             self.checkpoints.wait()
             before = f"the run goes on after step {self.checkpoints.latest or 0}"
         raise UserError(
@@ -218,7 +219,7 @@ class Loop:
         )
 
     def _save_before(self, step: int, state: TrainState, data: dict) -> epath.Path:
-        """The checkpoint of the state before a step."""
+        """Save the state before a step; returns the checkpoint's folder."""
         self.checkpoints.save(step - 1, state, data, self.settings)
         self.checkpoints.wait()
         return self.checkpoints.folder / str(step - 1)
@@ -233,14 +234,14 @@ class Loop:
         return self._work.evaluates and (self._is_save(step) or (every > 0 and step % every == 0))
 
     def _evaluate_and_save(self, step: int, state: TrainState, result: StepResult, stopping: bool):
-        """Evaluate and save, as is due after a step; only save when the run is to stop."""
+        """Evaluate and save, whichever is due after a step; only save when the run is to stop."""
         metrics, refused = None, None
         if self._is_evaluation(step) and not stopping:
             try:
                 metrics, rows = self._work.evaluate(state)
                 self._report(step, metrics)
                 self._write_texts("samples", step, rows)
-            except UserError as error:  # the updates so far are saved all the same
+            except UserError as error:  # the updates so far are still saved
                 refused = error
         if self._is_save(step) or stopping or refused is not None:
             self.checkpoints.save(step, state, result.after, self.settings, metrics)
@@ -255,14 +256,14 @@ class _Trace:
     """The profiler's trace of a few steps; a context manager."""
 
     def __init__(self, first: int | None, folder: epath.Path):
-        """first: the step that it begins with; None for no trace."""
+        """first: its first step; None for no trace."""
         self._first, self._folder, self._last = first, folder, None
 
     def before(self, step: int):
-        """To be called before each step."""
+        """Start or end the trace where it is due; call this before each step."""
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
-            self._last = step + PROFILED - 1
+            self._last = step + PROFILE_STEPS - 1
         elif self._last is not None and step > self._last:
             self._end()
 

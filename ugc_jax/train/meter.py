@@ -1,4 +1,4 @@
-"""Rates of a run: tokens and examples a second, waiting, use of the device, memory."""
+"""Rates of a run: tokens and examples a second, time spent waiting for data, MFU, memory."""
 
 import contextlib
 import resource
@@ -16,37 +16,37 @@ class Meter:
     """Rates since the last call of `rates`."""
 
     def __init__(self, peak: float | None):
-        """peak: operations a second of all devices together; without it, no MFU."""
+        """peak: operations a second of all devices together; None: no MFU."""
         self._peak = peak
         self._reset()
 
     def wait(self, function: Callable[[], T]) -> T:
-        """Call a function for whose result the device may have to wait."""
-        begun = time.perf_counter()
+        """Call a function for whose result the device may have to wait, and time it."""
+        start = time.perf_counter()
         result = function()
-        self._waited += time.perf_counter() - begun
+        self._waited += time.perf_counter() - start
         return result
 
     @contextlib.contextmanager
     def excluded(self) -> Iterator[None]:
-        """Time in this block is not the training's."""
-        begun = time.perf_counter()
+        """Leave the time spent in this block out of the rates."""
+        start = time.perf_counter()
         yield
-        self.exclude(time.perf_counter() - begun)
+        self.exclude(time.perf_counter() - start)
 
     def exclude(self, seconds: float):
-        """So many seconds of the past were not the training's."""
-        self._begun += seconds
+        """Leave so many past seconds out of the rates."""
+        self._start += seconds
 
     def count(self, tokens: float, examples: float, flops: float):
-        """A step is done, of so many tokens, examples and floating-point operations."""
+        """Count a step of so many tokens, examples and floating-point operations."""
         self._tokens += tokens
         self._examples += examples
         self._flops += flops
 
     def rates(self) -> dict[str, float | None]:
-        """tokens_per_second, examples_per_second, data_wait (share of the time), mfu, memory_gb."""
-        seconds = max(time.perf_counter() - self._begun, 1e-9)
+        """Return tokens_per_second, examples_per_second, data_wait (a share), mfu, memory_gb."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
         rates = {
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
@@ -58,25 +58,25 @@ class Meter:
         return rates
 
     def _reset(self):
-        self._begun = time.perf_counter()
+        self._start = time.perf_counter()
         self._tokens = self._examples = self._flops = self._waited = 0.0
 
 
 class Clock:
-    """Seconds by what they were spent on: `with clock("rollout"): ...`."""
+    """Sums of seconds by name: `with clock("rollout"): ...`."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def memory_gb() -> float:
-    """Most memory that was in use so far, in GB: this process's first device's; on CPU, its own."""
+    """Peak memory in GB: of this process's first device; on CPU, of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e9

@@ -1,17 +1,18 @@
-"""The metrics of a run, to files that a later run continues: JSON Lines, TensorBoard, W&B.
+"""Writes the metrics of a run to files that a resumed run continues: JSON Lines, TensorBoard, W&B.
 
 OUTPUT/metrics.jsonl   a line a logged step and a line an evaluation: {"step": 20, "loss": ...}
-OUTPUT/samples.jsonl   generated captions: {"step": 20, "clip": ..., "caption": ...}; the other
-                       tables of texts of a kind of run likewise, each in a file of its name
+OUTPUT/samples.jsonl   generated captions: {"step": 20, "clip": ..., "caption": ...}; each other
+                       table of texts likewise, in a file of its name
 OUTPUT/tensorboard/    the same for TensorBoard, captions as text, by the names of TAGS
 """
 
+import contextlib
 import io
 import json
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -45,7 +46,7 @@ def tag(name: str) -> str:
 
 
 class MetricsWriter:
-    """Writes the metrics of a run; only one process has one. UserError where the disk refuses."""
+    """Writes the metrics of a run, in one process only. Raises UserError where the disk refuses."""
 
     def __init__(
         self,
@@ -55,55 +56,49 @@ class MetricsWriter:
         wandb_project: str | None = None,
         tables: Sequence[str] = ("samples",),
     ):
-        """step: the run continues after it; what an earlier run wrote of later steps is removed.
+        """step: the run continues after it; lines of later steps by an earlier run are removed.
 
-        output: a local folder or an etils path; there, files are copied by `publish`.
-        config: the run's settings, for W&B. wandb_project: None is without W&B. tables: names
-        of the tables of texts.
+        output: a local folder or an etils path, to which `publish` copies the files.
+        config: the run's settings, for W&B. wandb_project: None: no W&B. tables: names of the
+        tables of texts.
         """
         from tensorboardX import SummaryWriter
 
         self._output = epath.Path(output)
         self._remote = is_remote(output)
         self._folder = Path(tempfile.mkdtemp()) if self._remote else Path(output)
-        try:
+        with self._disk_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._metrics = self._open("metrics.jsonl", step)
             self._texts = {name: self._open(f"{name}.jsonl", step) for name in tables}
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
-        except OSError as error:
-            raise self._refused(error) from None
         self._wandb = None if wandb_project is None else _start_wandb(wandb_project, output, config)
 
     def metrics(self, step: int, values: dict[str, float]):
         """Report metrics of a step; those whose value is None are left out."""
         values = {name: value for name, value in values.items() if value is not None}
         tagged = {tag(name): value for name, value in values.items()}
-        try:
+        with self._disk_errors():
             _line(self._metrics, {"step": step} | values)
             for name, value in tagged.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
-        except OSError as error:
-            raise self._refused(error) from None
         if self._wandb is not None:
             self._wandb.log(tagged, step=step)
 
     def texts(self, table: str, step: int, rows: list[dict]):
-        """Add rows, of whatever columns, to a table of texts after a step."""
-        try:
+        """Add rows, all of the same columns, to a table of texts after a step."""
+        text = _markdown(rows)
+        with self._disk_errors():
             for row in rows:
                 _line(self._texts[table], {"step": step} | row)
-            text = _markdown(rows)
             self._board.add_text(tag(table), text, step)
             self._board.flush()
-        except OSError as error:
-            raise self._refused(error) from None
         if self._wandb is not None:
             self._wandb.log({tag(table): text}, step=step)
 
     def publish(self):
-        """Copy the files to an output that is not on this machine."""
+        """Copy the files to a remote output."""
         if self._remote:
             for path in filter(Path.is_file, self._folder.rglob("*")):
                 target = self._output / str(path.relative_to(self._folder))
@@ -120,7 +115,7 @@ class MetricsWriter:
             self._wandb.finish()
 
     def _open(self, name: str, step: int) -> io.TextIOBase:
-        """The file to append to, without lines of steps after `step` or half-written ones."""
+        """Open a file to append to, without its lines of steps after `step` and incomplete ones."""
         path, stored = self._folder / name, self._output / name
         text = files.read_text(stored, "move it away") if stored.exists() else ""
         lines = [line for line in files.parse_lines(text) if line.whole and line.error is None]
@@ -129,11 +124,15 @@ class MetricsWriter:
             files.write_text(path, kept)
         return path.open("a", buffering=1, encoding="utf-8", newline="")
 
-    def _refused(self, error: OSError) -> UserError:
-        return UserError(
-            f"{self._folder}: metrics cannot be written ({error}); "
-            "free the disk, then run again to go on from the last checkpoint"
-        )
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: metrics cannot be written ({error}); "
+                "free the disk, then run again to go on from the last checkpoint"
+            ) from None
 
 
 def _line(file: io.TextIOBase, record: dict):
@@ -141,7 +140,7 @@ def _line(file: io.TextIOBase, record: dict):
 
 
 def _markdown(rows: list[dict]) -> str:
-    """A table of rows of the same columns."""
+    """Return a Markdown table of rows of the same columns."""
 
     def line(values: Iterable) -> str:
         cells = (str(value).replace("|", "\\|").replace("\n", "<br>") for value in values)
@@ -153,7 +152,7 @@ def _markdown(rows: list[dict]) -> str:
 
 
 def _start_wandb(project: str, output: epath.PathLike, config: dict):
-    """A W&B run that a later run with the same output continues."""
+    """Start a W&B run, or continue that of an earlier run with the same output."""
     try:
         import wandb
     except ImportError:

@@ -13,6 +13,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.models import lora
 from ugc_jax.models.params import get_leaf
 from ugc_jax.models.qwen2_5_omni import names
+from ugc_jax.settings import check_minimum
 from ugc_jax.sharding import Axes
 
 GROUPS = (*names.GROUPS, "lora")
@@ -40,23 +41,21 @@ class OptimizerConfig:
     lora: float = 1.0  # of an adapter
 
     def __post_init__(self):
-        for field in ("learning_rate", "weight_decay", "clip_norm", *GROUPS):
-            if getattr(self, field) < 0:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 or more")
-        for field in ("warmup", "final"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use 0 to 1")
-        for field in ("b1", "b2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(
-                    f"optimizer.{field} is {getattr(self, field)}; use 0 or more, below 1"
-                )
-        if self.eps <= 0:
-            raise UserError(f"optimizer.eps is {self.eps}; use a positive number")
+        nonnegative = ("learning_rate", "weight_decay", "clip_norm", *GROUPS)
+        check_minimum(self, "optimizer.", **dict.fromkeys(nonnegative, 0))
+        for field, valid, allowed in (
+            ("warmup", 0 <= self.warmup <= 1, "0 to 1"),
+            ("final", 0 <= self.final <= 1, "0 to 1"),
+            ("b1", 0 <= self.b1 < 1, "0 or more, below 1"),
+            ("b2", 0 <= self.b2 < 1, "0 or more, below 1"),
+            ("eps", self.eps > 0, "a positive number"),
+        ):
+            if not valid:
+                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use {allowed}")
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Step number (from 0) -> learning rate, over `steps` steps."""
+    """Return the function from a step's number (from 0) to its rate, over `steps` steps."""
     warmup = round(config.warmup * steps)
     peak, end = config.learning_rate, config.learning_rate * config.final
     rest = max(steps - warmup, 1)
@@ -71,23 +70,23 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def group_of(path) -> str:
-    """The group (of GROUPS) of a leaf; path: its keys, plain or as jax.tree_util gives them."""
-    keys = plain(path)
+    """Return the group (of GROUPS) of a leaf; path: as of `path_keys`."""
+    keys = path_keys(path)
     return "lora" if keys[-1] in lora.LEAVES else names.parameter_group(keys)
 
 
 def is_matrix(axes: Axes) -> bool:
-    """Whether a leaf with these logical axes holds matrices: neither biases nor norm weights."""
+    """Return whether a leaf with these axes holds matrices: neither biases nor norm weights."""
     return sum(name != "layers" for name in axes) >= 2
 
 
-def plain(path) -> tuple[str, ...]:
-    """The keys of a leaf, given as they are or as jax.tree_util gives them."""
+def path_keys(path) -> tuple[str, ...]:
+    """Return the keys of a leaf. path: these keys, or a path of jax.tree_util."""
     return tuple(getattr(key, "key", key) for key in path)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, axes: dict) -> optax.GradientTransformation:
-    """The chain for trees as in train/state.py, whose schedule ends after `steps` updates.
+    """Return the chain for trees as in train/state.py; its schedule ends after `steps` updates.
 
     axes: the logical axes of all leaves, a tree (`state.model_axes`).
     """
@@ -99,7 +98,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: dict) -> optax.Gra
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         scale,
         optax.clip_by_block_rms(1.0) if config.name == "adafactor" else optax.identity(),
-        # Without a state of their own, so that a run may go on with other figures, or with none.
+        # These have no state, so that a run may be resumed with other values of their settings.
         optax.stateless(lambda updates, params: _decay(updates, params, axes, config.weight_decay)),
         optax.stateless(lambda updates, _: _scale_groups(updates, config)),
         optax.scale_by_learning_rate(learning_rates(config, steps)),
@@ -107,12 +106,12 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: dict) -> optax.Gra
 
 
 def _decay(updates, params, axes: dict, decay: float):
-    """AdamW's decay: of matrices only."""
+    """Add AdamW's decay, to matrices only."""
     if decay == 0:
         return updates
 
     def decayed(path, leaf, param):
-        return leaf + decay * param if is_matrix(get_leaf(axes, plain(path))) else leaf
+        return leaf + decay * param if is_matrix(get_leaf(axes, path_keys(path))) else leaf
 
     return jax.tree_util.tree_map_with_path(decayed, updates, params)
 

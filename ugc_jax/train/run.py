@@ -1,8 +1,8 @@
-"""A training run from its checkpoint of weights to its exported model: what sft and grpo share.
+"""A training run from its initial weights to its exported model, shared by sft and grpo.
 
-open_run       processes, weights, tokenizer, mesh     -> OpenRun
-(the job)      data and steps                          -> loop.Work
-train          create or restore the state, run the loop, export
+open_run   processes, weights, tokenizer, mesh -> OpenRun
+(the job)  data and steps                      -> loop.Work
+train      create or restore the state, run the loop, export
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 class OpenRun(NamedTuple):
-    """What a run of these settings has before any data.
+    """A run before its data are read.
 
-    weights: directory of those to begin with. rows: those of a global batch that this process has
-    to feed.
+    weights: directory of the initial weights. rows: those of a global batch that this process
+    feeds.
     """
 
     config: TrainConfig
@@ -52,7 +52,7 @@ class OpenRun(NamedTuple):
 def open_run(config: TrainConfig) -> OpenRun:
     """Find the other processes (if `config.distributed`), the checkpoint, and the devices.
 
-    Raises UserError where one of them does not fit.
+    Raises UserError if one of them is missing or does not fit the settings.
     """
     if config.distributed:
         join_processes()
@@ -65,7 +65,7 @@ def open_run(config: TrainConfig) -> OpenRun:
 
 
 def join_processes():
-    """Find the other processes of this run. UserError where no launcher names any."""
+    """Connect to the other processes of this run. Raises UserError if no launcher names any."""
     try:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
@@ -76,11 +76,11 @@ def join_processes():
 
 
 def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
-    """The directory of weights to begin with: of a checkpoint, or the model that a run exported.
+    """Return the directory of the initial weights: of a checkpoint, or a run's exported model.
 
-    checkpoint: as `resolve_checkpoint` takes it, or the output of a run, whose folder `model` is
-    its result (as exact as its loop.export_dtype). weights: whether they are needed, too. Raises
-    UserError, too, for a run without it.
+    checkpoint: as `resolve_checkpoint` takes it, or the output of a run, whose folder `model` has
+    its trained weights (in its loop.export_dtype). weights: False: the config and tokenizer are
+    enough. Raises UserError as `resolve_checkpoint`, and for a run that has exported no model.
     """
     path = resolve_checkpoint(checkpoint, revision, weights)
     if not (path / "checkpoints").is_dir():
@@ -94,7 +94,7 @@ def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool 
 
 
 def train(run: OpenRun, work: Work, peak_flops: float | None = None) -> int:
-    """Train to the last step and export; go on where an earlier run of this output was left.
+    """Train to the last step and export; resumes an earlier run with the same output.
 
     peak_flops: operations a second of all devices, for MFU. Returns the exit status: 0, or after a
     signal 143 or 130. Raises UserError as `create_or_restore`, `Loop.run` and `export`.
@@ -105,7 +105,7 @@ def train(run: OpenRun, work: Work, peak_flops: float | None = None) -> int:
         loop = Loop(work, config.loop, config.output, checkpoints, settings, peak_flops)
         state, status = loop.run(state)
         if status == 0 and config.loop.export == "best":
-            del state  # before another one takes its place
+            del state  # frees its memory for the next one
             state, _ = checkpoints.restore(abstract_state(work.setup), checkpoints.best)
     if status == 0:
         export(state, work.setup, config.output, run.weights, config.loop.export_dtype)
@@ -115,11 +115,11 @@ def train(run: OpenRun, work: Work, peak_flops: float | None = None) -> int:
 def create_or_restore(
     run: OpenRun, work: Work, checkpoints: Checkpoints, settings: dict
 ) -> TrainState:
-    """The latest checkpoint's state, or, without one, a new one, whose frozen part is saved.
+    """Return the latest checkpoint's state, or, without one, a new one, whose frozen part it saves.
 
-    settings: of `stored_settings`; what differs from the checkpoint's is logged. The work's batches
-    are set to where the state's data stand. Raises UserError if the checkpoint cannot be read, or
-    the settings do not let it go on.
+    settings: of `stored_settings`; differences from the checkpoint's are logged. The work's data
+    iterator is set to the checkpoint's position. Raises UserError if the checkpoint cannot be read
+    or does not fit the settings.
     """
     step, setup = checkpoints.latest, work.setup
     if step is None:
@@ -144,7 +144,7 @@ def create_or_restore(
 
 
 def stored_settings(config, model: OmniConfig) -> dict:
-    """What is kept with every checkpoint: the run's settings, and "model", its sizes; for JSON."""
+    """Return the settings stored with every checkpoint, and "model", its sizes; for JSON."""
     content = dataclasses.asdict(config) | {"model": dataclasses.asdict(model)}
     return json.loads(json.dumps(content))
 
@@ -154,7 +154,7 @@ def check_settings(
 ):
     """Log each setting that differs from the checkpoint's; UserError if training cannot go on.
 
-    before, now: nested settings, as JSON takes them. folder: the checkpoint, in messages.
+    before, now: nested settings, JSON objects. folder: the checkpoint, in messages.
     fixed, fixed_zero: as `TrainConfig.FIXED` and `TrainConfig.FIXED_ZERO`.
     """
     old, new = flatten(before), flatten(now)

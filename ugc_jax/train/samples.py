@@ -1,4 +1,4 @@
-"""Captions of a few clips by the model as it is, in the middle of training."""
+"""Captions of a few clips of the evaluation data during training."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ugc_jax.train.state import Setup, TrainState, model_params
 
 
 class Sampler:
-    """Greedy captions of the same prompts whenever it is called; compiled once a bucket."""
+    """Captions the same prompts greedily at every call; compiled once a bucket."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Sampler:
         self._engine = Engine(setup.model, setup.compute, setup.mesh)
 
     def __call__(self, state: TrainState) -> list[dict[str, str | None]]:
-        """{"clip", "reference", "caption"} of each prompt; all processes call it alike."""
+        """Return {"clip", "reference", "caption"} of each prompt; all processes call it."""
         engine, config = self._engine, self._engine.config
         with jax.set_mesh(engine.mesh):
             params = self._weights(state)  # a second copy, not kept while training goes on
@@ -43,9 +43,9 @@ class Sampler:
         for key, members in group(tagged, batch_size, Buckets(), config):
             prompts, examples = zip(*members, strict=True)
             batch = collate(examples, key, batch_size, config)
-            key_ids = np.zeros(batch_size, np.uint32)  # greedy: of no effect
-            made = engine.generate(params, batch, self._options, key_ids)
-            for prompt, tokens, length in zip(prompts, made.tokens, made.lengths, strict=False):
+            key_ids = np.zeros(batch_size, np.uint32)  # without effect on greedy tokens
+            out = engine.generate(params, batch, self._options, key_ids)
+            for prompt, tokens, length in zip(prompts, out.tokens, out.lengths, strict=False):
                 caption = self._tokenizer.decode(tokens[:length].tolist()).strip()
                 row = {"clip": prompt.entry.id, "reference": prompt.answer, "caption": caption}
                 rows.append(row)
@@ -55,7 +55,7 @@ class Sampler:
 def make_sampler(
     data: DataConfig, count: int, max_new_tokens: int, setup: Setup, tokenizer: ChatTokenizer
 ) -> Sampler | None:
-    """Of the first `count` clips of the evaluation data; None without clips or data.
+    """Return a Sampler of the first `count` clips of the evaluation data; None if there are none.
 
     Raises UserError for data that cannot be read.
     """

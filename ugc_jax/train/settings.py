@@ -11,6 +11,7 @@ from ugc_jax.generate.settings import NEW_TOKENS
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.settings import check_minimum
 from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Setup, Trainable
@@ -18,15 +19,15 @@ from ugc_jax.train.state import Setup, Trainable
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long to train, and what to do on the way."""
+    """Length of the training, and what happens in between."""
 
-    steps: int | None = None  # steps in all; without it, `epochs` decides
+    steps: int | None = None  # steps in all (default: as many as `epochs` needs)
     epochs: float = 1.0  # passes over the training data
-    accumulate: int = 1  # parts of a batch that pass through the model one after the other
+    accumulate: int = 1  # microbatches of a batch, which pass through the model one after the other
     log_every: int = 10  # steps between lines of metrics
     eval_every: int = 0  # steps between evaluations, besides those before a checkpoint
     save_every: int = 200  # steps between checkpoints; the last step has one, too
-    keep: int = 2  # latest checkpoints that stay, besides the one of the best evaluation
+    keep: int = 2  # latest checkpoints to keep, besides the one of the best evaluation
     profile: int | None = None  # first of three steps that a profiler trace is taken of
     wandb: str | None = None  # project of Weights & Biases to report to
     seed: int = 0  # of a new adapter's weights
@@ -34,35 +35,22 @@ class LoopConfig:
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its weights
 
     def __post_init__(self):
-        self.require_positive("steps", "epochs", "accumulate", "log_every", "save_every", "keep")
-        self.require_positive("profile")
-        self.require_not_negative("eval_every", "seed")
-
-    def require_positive(self, *names: str):
-        """Raise UserError for one of these settings that is 0 or less; None is accepted."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"loop.{name} is {value}; use a positive number")
-
-    def require_not_negative(self, *names: str):
-        """Raise UserError for one of these settings that is below 0."""
-        for name in names:
-            if getattr(self, name) < 0:
-                raise UserError(f"loop.{name} is {getattr(self, name)}; use 0 or more")
+        counts = ("steps", "accumulate", "log_every", "save_every", "keep", "profile")
+        check_minimum(self, "loop.", **dict.fromkeys(counts, 1), eval_every=0, seed=0)
+        if self.epochs <= 0:
+            raise UserError(f"loop.epochs is {self.epochs}; use a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
 class SftLoopConfig(LoopConfig):
-    """What only SFT does on the way."""
+    """Sample captions of SFT."""
 
     samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
     sample_tokens: int = 256  # longest of these captions
 
     def __post_init__(self):
         super().__post_init__()
-        self.require_not_negative("samples")
-        self.require_positive("sample_tokens")
+        check_minimum(self, "loop.", samples=0, sample_tokens=1)
         if self.sample_tokens > NEW_TOKENS[-1]:
             raise UserError(
                 f"loop.sample_tokens is {self.sample_tokens}; use at most {NEW_TOKENS[-1]}"
@@ -73,15 +61,15 @@ class SftLoopConfig(LoopConfig):
 class TrainConfig:
     """Settings of a training run."""
 
-    # Settings, by what their names begin with, that decide what a checkpoint holds: a run cannot go
-    # on with other values of them.
+    # Prefixes of the settings that decide what a checkpoint holds: a run cannot be resumed with
+    # other values of them.
     FIXED: ClassVar[tuple[str, ...]] = (
         "trainable.", "lora.rank", "lora.targets", "optimizer.name", "master",
     )  # fmt: skip
-    # Settings of which only that matters to a checkpoint: whether they are 0.
+    # Settings that may change, but not between 0 and other values.
     FIXED_ZERO: ClassVar[tuple[str, ...]] = ()
 
-    checkpoint: str  # directory, a run's output, or hub id, to begin with
+    checkpoint: str  # directory, a run's output, or hub id of the initial weights
     output: str  # directory of the run, local or gs://...
     revision: str | None = None  # branch, tag or commit of a hub id
     master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
@@ -99,7 +87,7 @@ class TrainConfig:
             raise UserError("loop.export=best needs data.eval; set it, or use export=last")
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
-        """What the train step is made of. steps: of the whole run. UserError as `Setup`."""
+        """Return the train step's Setup. steps: of the whole run. Raises UserError as `Setup`."""
         return Setup(
             model,
             mesh,

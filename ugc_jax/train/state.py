@@ -1,7 +1,7 @@
-"""What a training run carries from step to step, and how it lies on the mesh.
+"""The state of a training run and its shardings on the mesh.
 
-The model's parameter tree is split in two pruned trees of the same form: `params`, which learn, in
-the master dtype, and `frozen`, in the compute dtype. `model_params` puts them together again.
+The model's parameter tree is split into two pruned trees of the same form: the trained `params` in
+the master dtype, and `frozen`, in the compute dtype. `model_params` joins them.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from ugc_jax.train.optimizer import OptimizerConfig, group_of, make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """Which parts learn. The others are frozen: in the compute dtype, without optimizer state."""
+    """Which parts are trained. Others are frozen: in the compute dtype, without optimizer state."""
 
     vision: bool = False  # the vision encoder
     audio: bool = False  # the audio encoder
@@ -37,7 +37,7 @@ class Trainable:
     embeddings: bool = True  # the token embeddings and the head
 
     def includes(self, path) -> bool:
-        """Whether the leaf at `path` learns; the leaves of an adapter always do."""
+        """Return whether the leaf at `path` is trained; the leaves of an adapter always are."""
         group = group_of(path)
         return group == "lora" or getattr(self, group)
 
@@ -45,11 +45,11 @@ class Trainable:
 class TrainState(NamedTuple):
     """A pytree.
 
-    step: i32[], updates done. params: leaves that learn (with an adapter, its leaves), nested dict.
-    frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. finite: bool[], False
-    from the step on whose loss or gradient was not finite; such a state no longer changes.
-    reference: with Setup.reference, the leaves that learn (but for an adapter) as they were at the
-    beginning, in the compute dtype: what GRPO stays near to. Else {}.
+    step: i32[], updates made. params: the trained leaves (with an adapter, its leaves), nested
+    dict. frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. finite: bool[],
+    False from the first step on whose loss or gradient was not finite; then nothing changes.
+    reference: with Setup.reference, the reference policy of GRPO: the initial values of the trained
+    leaves, except an adapter's, in the compute dtype. Else {}.
     """
 
     step: jax.Array
@@ -62,13 +62,14 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What decides the train step's program, besides the batch's shape.
+    """Determines the train step's program, together with the batch's shape.
 
     steps: updates of the whole run, for the learning rate's schedule.
     accumulate: microbatches of a batch, which pass through the model one after the other.
-    master: dtype of the weights that learn. In "bfloat16" they take half the memory, but updates
+    master: dtype of the trained weights. In "bfloat16" they take half the memory, but updates
       below 1/256 of a weight are lost.
-    reference: whether the weights of the beginning are kept in the state, too.
+    reference: whether the state also has a reference policy. Raises UserError if nothing would be
+    trained, and for an adapter on a trained decoder.
     """
 
     model: OmniConfig
@@ -97,9 +98,9 @@ class Setup:
 
 
 def create_state(params: dict, setup: Setup, seed: int = 0) -> TrainState:
-    """The state before the first step, from the whole stacked parameter tree, on the mesh.
+    """Return the state before the first step, from the whole stacked parameter tree, on the mesh.
 
-    params are used up: their buffers are given to the state where they fit. seed: of an adapter.
+    params: donated; the state reuses their buffers where they fit. seed: of an adapter.
     """
     make = functools.partial(_initial, setup=setup, seed=seed)
     with jax.set_mesh(setup.mesh):
@@ -107,12 +108,12 @@ def create_state(params: dict, setup: Setup, seed: int = 0) -> TrainState:
 
 
 def state_shardings(setup: Setup) -> TrainState:
-    """The NamedSharding of each leaf of the state."""
+    """Return the NamedSharding of each leaf of the state."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(setup))
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """The state's shapes, dtypes and shardings: to restore into, and to compile ahead of time."""
+    """Return the state's shapes, dtypes and shardings, to restore into and to compile with."""
     params = abstract_params(thinker.declare(setup.model), setup.compute.dtype)
     shapes = jax.eval_shape(functools.partial(_initial, setup=setup, seed=0), params)
     leaf_shardings = functools.partial(sharding.shardings, setup.mesh)
@@ -125,7 +126,7 @@ def abstract_state(setup: Setup) -> TrainState:
         frozen=leaf_shardings(shapes.frozen, frozen),
         opt_state=optax.tree_utils.tree_map_params(
             setup.transform,
-            # Moments lie as their parameter does; what Adafactor factors is small.
+            # Moments are split as their parameter; Adafactor's factors are small.
             lambda leaf, param, split: split if leaf.shape == param.shape else whole,
             shapes.opt_state,
             shapes.params,
@@ -141,10 +142,10 @@ def abstract_state(setup: Setup) -> TrainState:
 
 
 def model_params(state: TrainState, setup: Setup) -> dict:
-    """The model's whole tree (stacked) in the compute dtype, an adapter's leaves beside weights.
+    """Return the model's whole tree (stacked) in the compute dtype, with an adapter's leaves.
 
-    Traceable. The embeddings and the head, if they learn, keep the master dtype: so do the sums of
-    their gradients, over tokens and chunks.
+    Traceable. The embeddings and the head, if trained, keep the master dtype, so that the sums of
+    their gradients over tokens and chunks have it, too.
     """
     learns = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if _is_table(path) else leaf.astype(setup.compute.dtype),
@@ -156,9 +157,9 @@ def model_params(state: TrainState, setup: Setup) -> dict:
 
 
 def reference_params(state: TrainState, setup: Setup) -> dict:
-    """The model's whole tree (stacked) as it was at the beginning, or as the reference is by now.
+    """Return the whole tree (stacked) of the reference policy, in the compute dtype.
 
-    Traceable. An adapter is off: where it alone learns, no copy of anything is needed.
+    Traceable. It has no adapter: where only an adapter is trained, it shares all leaves.
     """
     if not setup.reference:
         raise ValueError("the setup keeps no reference")
@@ -166,9 +167,9 @@ def reference_params(state: TrainState, setup: Setup) -> dict:
 
 
 def merged_params(state: TrainState, setup: Setup) -> dict:
-    """The model's whole tree (stacked), an adapter merged into its weights: to export.
+    """Return the model's whole tree (stacked), an adapter merged into its weights, to export.
 
-    Leaves that learn have the master dtype, others the compute dtype. Traceable.
+    Trained leaves have the master dtype, others the compute dtype. Traceable.
     """
     adapter, weights = _partition(state.params, _is_lora)
     whole = _join(weights, state.frozen)
@@ -181,11 +182,11 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         params = _join(params, adapter)
     learns, frozen = _partition(params, setup.trainable.includes)
     learns = jax.tree.map(lambda leaf: leaf.astype(setup.master), learns)
-    kept = {}
-    if setup.reference:
-        # A copy also in the same dtype: the parameters' buffers are used up by each step.
-        copy = lambda leaf: jnp.array(leaf, setup.compute.dtype, copy=True)  # noqa: E731
-        kept = jax.tree.map(copy, _partition(learns, _is_lora)[1])
+    # A copy also in the same dtype: each step donates the parameters' buffers.
+    reference = jax.tree.map(
+        lambda leaf: jnp.array(leaf, setup.compute.dtype, copy=True),
+        _partition(learns, _is_lora)[1] if setup.reference else {},
+    )
     # Moments are float32 whatever the weights are.
     moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
     return TrainState(
@@ -194,12 +195,12 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         frozen=jax.tree.map(lambda leaf: leaf.astype(setup.compute.dtype), frozen),
         opt_state=moments,
         finite=jnp.bool_(True),
-        reference=kept,
+        reference=reference,
     )
 
 
 def model_axes(setup: Setup) -> dict:
-    """The tree of `model_params` with each leaf's logical axes in its place."""
+    """Return the tree of `model_params` with logical axes as leaves."""
     axes = logical_axes(thinker.declare(setup.model))
     if setup.lora.rank:
         axes = _join(axes, logical_axes(lora.declare(setup.model, setup.lora)))
@@ -207,7 +208,7 @@ def model_axes(setup: Setup) -> dict:
 
 
 def _partition(tree: dict, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
-    """(The leaves whose path is chosen, the others), both pruned."""
+    """Return (the leaves whose path is chosen, the others), both pruned."""
     parts = {}, {}
     for path, leaf in flatten_dict(tree).items():
         parts[0 if chosen(path) else 1][path] = leaf

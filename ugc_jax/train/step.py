@@ -1,9 +1,10 @@
 """The SFT step: one pure function from a batch to updated parameters and metrics.
 
-    batch -> microbatches -> loss (losses.py) -> gradient -> update (optimizer.py) -> metrics
+    batch -> microbatches -> loss -> gradient -> update -> metrics
 
-state.py has what a step takes and returns. The second half of this file is shared with GRPO's step
-(rl/update.py): gradients over microbatches, the update, compilation.
+To read a whole step: this file, losses.py, models/qwen2_5_omni/thinker.py, optimizer.py, state.py,
+data/batching.py. The second half of this file is shared with GRPO's step (rl/update.py): gradients
+over microbatches, the update, compilation.
 """
 
 import functools
@@ -25,11 +26,11 @@ Metrics = dict[str, jax.Array]
 
 
 def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, Metrics]:
-    """One update: (the new state, metrics). Pure; `jit_step` compiles it.
+    """Make one update; returns (the new state, metrics). Pure; `jit_step` compiles it.
 
-    The batch's rows are a multiple of setup.accumulate and of the devices that share the batch.
+    The batch's rows are a multiple of setup.accumulate times the devices that share the batch.
     Metrics are f32 scalars: loss (mean over the batch's target tokens), accuracy (share of them
-    that was likeliest), tokens (all but padding), targets, examples, and those of
+    that were the likeliest), tokens (all but padding), targets, examples, and those of
     `apply_gradient`.
     """
     sums, gradient = sft_gradient(state, batch, setup)
@@ -44,7 +45,7 @@ def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainStat
 
 
 def sft_gradient(state: TrainState, batch: Batch, setup: Setup) -> tuple[LossSums, dict]:
-    """Sums over the batch, and the gradient f32 of the mean loss over its target tokens.
+    """Return sums over the batch, and the gradient f32 of the mean loss over its target tokens.
 
     The mean is over the whole batch, however it is split over devices and microbatches.
     """
@@ -59,7 +60,7 @@ def sft_gradient(state: TrainState, batch: Batch, setup: Setup) -> tuple[LossSum
 
 
 def eval_step(state: TrainState, batch: Batch, setup: Setup) -> LossSums:
-    """Sums of loss, hits and tokens over a batch's target tokens. Pure."""
+    """Return the sums of loss, hits and tokens over a batch's target tokens. Pure."""
     return cross_entropy_sums(model_params(state, setup), setup.model, setup.compute, batch)
 
 
@@ -67,7 +68,7 @@ def eval_step(state: TrainState, batch: Batch, setup: Setup) -> LossSums:
 
 
 def jit_step(step: Callable, setup: Setup) -> Callable:
-    """Compile `step(state, batch, setup=setup) -> (state, metrics)`; the state is used up.
+    """Compile `step(state, batch, setup=setup) -> (state, metrics)`; the state is donated.
 
     Call the result under `jax.set_mesh(setup.mesh)`.
     """
@@ -78,9 +79,9 @@ def jit_step(step: Callable, setup: Setup) -> Callable:
 def accumulated_gradient(
     loss: Callable, params: dict, batch, microbatches: int, add: Callable = tree_add
 ) -> tuple[Any, dict]:
-    """(sums, gradient f32) of `loss(params, microbatch) -> (f32[], sums)`, added up over them.
+    """Return (sums, gradient f32) of `loss(params, microbatch) -> (f32[], sums)`, added up.
 
-    batch: a tree of arrays with a leading axis of rows. add: joins the sums (of values that are not
+    batch: a tree of arrays with a leading axis of rows. add: adds the sums (of values that are not
     negative) of two microbatches.
     """
 
@@ -102,7 +103,7 @@ def accumulated_gradient(
 
 
 def map_microbatches(function: Callable, batch, microbatches: int):
-    """`function(microbatch)`, whose leaves have the microbatch's rows, of all rows of a batch."""
+    """Return `function(batch)`, a tree of arrays [B, ...], computed by microbatch."""
     if microbatches == 1:
         return function(batch)
     out = jax.lax.map(function, _split(batch, microbatches))
@@ -116,10 +117,11 @@ def apply_gradient(
     setup: Setup,
     learns: jax.Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
-    """Update the parameters by the optimizer, or nothing where loss or gradient is not finite.
+    """Update the parameters by the optimizer, unless loss or gradient is not finite.
 
     learns: bool[], False for a step that is counted and changes nothing else, not even the
-    schedule. Metrics: grad_norm (before clipping), learning_rate, and finite: 0.0 from then on.
+    schedule. Metrics: grad_norm (before clipping), learning_rate, and finite: 0.0 from the first
+    step on that was not.
     """
     norm = optax.global_norm(gradient)
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -1,4 +1,4 @@
-"""The wish to stop, from outside: SIGTERM and Ctrl-C, heeded after a step."""
+"""Requests to stop by SIGTERM and Ctrl-C; the loop obeys after a step."""
 
 import signal
 import threading
@@ -8,10 +8,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """A context manager that turns SIGTERM and the first Ctrl-C into a wish; the second one ends.
+    """A context manager that records SIGTERM and the first Ctrl-C; the second Ctrl-C interrupts.
 
-    With several processes, one SIGTERM anywhere (a preemption notice) makes all of them stop after
-    the same step, which jax agrees on; Ctrl-C is left alone there.
+    With several processes, a SIGTERM to any (a preemption notice) makes all of them stop after the
+    same step, on which jax agrees; Ctrl-C interrupts as usual.
     """
 
     def __init__(self):
@@ -29,14 +29,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step; all processes call it for every step."""
+        """Return whether to stop after this step; all processes call it after every step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self._signal = signal.SIGTERM
         return self._signal is not None
 
     @property
     def status(self) -> int:
-        """Exit status, as shells have it: 143 after SIGTERM, 130 after Ctrl-C, 0 without a wish."""
+        """Exit status as of a shell: 143 after SIGTERM, 130 after Ctrl-C, 0 without a request."""
         return 0 if self._signal is None else 128 + self._signal
 
     def _note(self, number: int, _):

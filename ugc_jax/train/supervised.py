@@ -1,4 +1,4 @@
-"""SFT as the work of a training loop: train steps, the evaluation loss, sample captions."""
+"""SFT as the Work of the training loop: train steps, the evaluation loss, sample captions."""
 
 import functools
 import logging
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch, named_arrays
-from ugc_jax.train.feed import Batches, Feed, PlacedBatch
+from ugc_jax.data.pipeline import BatchIterator
+from ugc_jax.train.feed import Feed, PlacedBatch
 from ugc_jax.train.loop import StepResult
 from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import COLUMNS
@@ -30,7 +31,7 @@ class Supervised:
     def __init__(
         self,
         setup: Setup,
-        batches: Batches,
+        batches: BatchIterator,
         batch_size: int,
         evaluation: Iterable[Batch] | None = None,
         sample: Callable[[TrainState], list[dict]] | None = None,
@@ -38,8 +39,8 @@ class Supervised:
     ):
         """setup.steps: the last step. batch_size: rows of a batch, over all processes.
 
-        batches: this process's rows. evaluation: its rows of the evaluation batches, as often as it
-        is iterated over. sample: makes captions, {"clip", "reference", "caption"} of each.
+        batches: this process's rows. evaluation: its rows of the evaluation batches; may be
+        iterated over again. sample: returns captions, {"clip", "reference", "caption"} of each.
         step_flops: operations of a step on a batch, for MFU. Raises UserError for a batch that
         cannot be split into microbatches.
         """
@@ -59,15 +60,15 @@ class Supervised:
         self._feed.close()
 
     def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
-        """Start a step. Compiling it, for a batch of new shapes, is logged and not measured.
+        """Start a step. Compilation for a batch of new shapes is logged and left out of the rates.
 
         Raises StepRefused for a batch that cannot be read.
         """
         placed = meter.wait(self._feed.take)
-        compiled, begun = self._train_step._cache_size(), time.perf_counter()
+        compiled, start = self._train_step._cache_size(), time.perf_counter()
         state, metrics = self._train_step(state, placed.arrays)
         if self._train_step._cache_size() > compiled:
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
             meter.exclude(seconds)
             rows = placed.arrays.tokens.shape
             logger.info("compiled the step for %d rows of %d tokens in %.1f s", *rows, seconds)
@@ -79,7 +80,7 @@ class Supervised:
         return state, StepResult(metrics, placed.before, placed.after, replay, flops)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
-        """Mean loss and accuracy over the target tokens of the evaluation data; captions."""
+        """Return mean loss and accuracy over the evaluation data's target tokens, and captions."""
         total = None
         for rows in self._evaluation:
             batch = sharding.place_batch(self.setup.mesh, rows, self._batch_size)
