@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ugc_jax.rl.advantages import token_weights
-from ugc_jax.rl.objective import Scored, objective
+from ugc_jax.rl.objective import ScoredTokens, objective
 from ugc_jax.rl.options import GrpoOptions
 
 B, G, N, S = 4, 3, 9, 32  # rows, completions of a row, most tokens of one, slots of a row
@@ -136,7 +136,7 @@ def places(case: Case):
     return np.repeat(np.arange(B * G) // G, N).reshape(B * G, N), slot
 
 
-def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> Scored:
+def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> ScoredTokens:
     """The case in rows; what is not scored is NaN."""
     row, slot = places(case)
     inside = np.arange(N) < case.length[:, None]
@@ -150,7 +150,7 @@ def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> Scored:
         return lay(np.where(case.mask, x_NT, np.float32(np.nan)))
 
     weights = token_weights(case.count.reshape(B, G), options, MAX_NEW_TOKENS, PARTS)
-    return Scored(
+    return ScoredTokens(
         logprob=score(case.logprob),
         entropy=score(case.entropy),
         old=None if on_policy else score(case.old),
@@ -162,14 +162,14 @@ def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> Scored:
     )
 
 
-def gradients(scored: Scored, options: GrpoOptions, samples: int = G):
+def gradients(scored: ScoredTokens, options: GrpoOptions, samples: int = G):
     def loss(logprob, entropy):
         return objective(scored._replace(logprob=logprob, entropy=entropy), options, samples)
 
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(scored.logprob, scored.entropy)
 
 
-def parted(scored: Scored, options: GrpoOptions):
+def parted(scored: ScoredTokens, options: GrpoOptions):
     """(loss, sums, gradient by logprob, by entropy) of the rows, part by part."""
     loss, total, grads = 0.0, {}, np.zeros((2, B, S))
     for part in range(PARTS):

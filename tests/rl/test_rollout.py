@@ -29,7 +29,7 @@ def sample(setup, state, draw=0, shared=True, **changes):
     rollout.load(state)
     parts = [rollout.sample(prompts, draw, part) for part in range(rollout.config.parts)]
     rollout.drop()
-    return rollout.joined(parts)
+    return rollout.join(parts)
 
 
 @pytest.fixture(scope="module")

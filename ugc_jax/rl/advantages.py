@@ -1,4 +1,4 @@
-"""From rewards to advantages and the weights of tokens; numpy, on the host, over the whole batch.
+"""From rewards to advantages and token weights; numpy, on the host, over the whole batch.
 
 options.py has the formulas. Letters: B prompts, G completions of each, R reward functions.
 """
@@ -10,16 +10,17 @@ import numpy as np
 
 from ugc_jax.rl.options import GrpoOptions
 
-EPSILON = 1e-4  # beside a standard deviation that divides
-EQUAL = 1e-6  # rewards of a group that differ by less are the same
+EPSILON = 1e-4  # added to a standard deviation that divides
+EQUAL = 1e-6  # rewards of a group that differ by no more count as equal
 
 
 class Advantages(NamedTuple):
-    """values f32[B, G]: the advantages, 0 where not used and in groups that are not informative.
+    """Of B groups of G completions.
 
-    used bool[B, G]: the completion has all its rewards, and so has another one of its group.
-    reward f32[B, G]: weighted sum of the rewards, less the penalty; NaN where one is missing.
-    informative bool[B]: the group's used rewards differ.
+    values: f32[B, G], the advantages; 0 where not used and in groups that are not informative.
+    used: bool[B, G], whether the completion and another one of its group have all their rewards.
+    reward: f32[B, G], the weighted sum of the rewards plus the penalty; NaN if one is missing.
+    informative: bool[B], whether the used rewards of the group differ.
     """
 
     values: np.ndarray
@@ -34,14 +35,14 @@ def advantages(
     options: GrpoOptions,
     penalty: np.ndarray | None = None,
 ) -> Advantages:
-    """Advantages of a batch by `options.scale`.
+    """Return the advantages of a batch by `options.scale`.
 
     rewards: f32[B, G, R], NaN where a reward is missing. weights: f32[R]; a function of weight 0 is
-    only looked at, and nothing is left out because of it. penalty: f32[B, G] <= 0, of
+    only reported, and no completion is left out because of it. penalty: f32[B, G] <= 0, of
     `overlong_penalty`.
     """
-    counts = weights != 0
-    columns, weights = rewards[..., counts].astype(np.float64), weights[counts].astype(np.float64)
+    weighted = weights != 0
+    columns, weights = (x[..., weighted].astype(np.float64) for x in (rewards, weights))
     columns[~np.isfinite(columns)] = np.nan
     scale = options.scale
     if scale == "auto":
@@ -77,9 +78,9 @@ def advantages(
 def overlong_penalty(
     lengths: np.ndarray, options: GrpoOptions, max_new_tokens: int
 ) -> np.ndarray | None:
-    """Penalty f32[B, G] <= 0 of completions of i32[B, G] tokens; None if there is to be none.
+    """Return the penalty f32[B, G] <= 0 of completions of i32[B, G] tokens; None without one.
 
-    DAPO's equation 13, times options.overlong_penalty.
+    DAPO's equation 13 (arXiv 2503.14476), times options.overlong_penalty.
     """
     if options.overlong == 0:
         return None
@@ -91,39 +92,38 @@ def overlong_penalty(
 def token_counts(
     lengths: np.ndarray, stopped: np.ndarray, used: np.ndarray, options: GrpoOptions
 ) -> np.ndarray:
-    """Tokens i32[B, G] that are learned from: lengths where used, 0 where left out or masked."""
-    learned = used & stopped if options.mask_truncated else used
-    return np.where(learned, lengths, 0).astype(np.int32)
+    """Return the trained tokens i32[B, G]: lengths where used, 0 where left out or masked."""
+    trained = used & stopped if options.mask_truncated else used
+    return np.where(trained, lengths, 0).astype(np.int32)
 
 
 def token_weights(
     counts: np.ndarray, options: GrpoOptions, max_new_tokens: int, microbatches: int = 1
 ) -> np.ndarray:
-    """Weight f32[B, G] of each token of a completion, by `options.aggregation`.
+    """Return the weight f32[B, G] of each token of a completion, by `options.aggregation`.
 
-    counts: i32[B, G], of `token_counts`, for all rows of one update, as the update gets them (the
-    plain path has rows of one completion: [B * G, 1]). Microbatch m of them has the rows m,
-    m + microbatches, ... (train/step.py).
+    counts: i32[B, G], of `token_counts`, of the rows of one update (without shared prompts a row
+    has one completion: [B * G, 1]). Microbatch m has the rows m, m + microbatches, ...
+    (train/step.py).
     """
-    learned = counts > 0
-    completions = learned.sum()
+    completions = (counts > 0).sum()
     if options.aggregation == "dapo":
-        below = np.broadcast_to(counts.sum(), counts.shape)
+        divisor = counts.sum()
     elif options.aggregation == "grpo":
-        below = completions * counts
+        divisor = completions * counts
     elif options.aggregation == "dr_grpo":
-        below = np.broadcast_to(completions * max_new_tokens, counts.shape)
+        divisor = completions * max_new_tokens
     else:
         of_row = np.arange(len(counts)) % microbatches
         tokens = np.bincount(of_row, weights=counts.sum(1), minlength=microbatches)
-        below = np.broadcast_to((microbatches * tokens[of_row])[:, None], counts.shape)
-    return np.where(learned, 1 / np.maximum(below, 1), 0).astype(np.float32)
+        divisor = (microbatches * tokens[of_row])[:, None]
+    return np.where(counts > 0, 1 / np.maximum(divisor, 1), 0).astype(np.float32)
 
 
 def reward_metrics(
     rewards: np.ndarray, result: Advantages, names: Sequence[str]
 ) -> dict[str, float | None]:
-    """What happened to the rewards of a batch; None for what no completion says.
+    """Return metrics of a batch's rewards; None where no completion has the value.
 
     reward, reward_std: of the weighted sum, and rewards/NAME/mean, rewards/NAME/std: of a function,
     over the used completions. left_out: share of completions that are not used. zero_std_groups:

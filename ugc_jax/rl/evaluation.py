@@ -1,4 +1,4 @@
-"""The evaluation of a GRPO run: rewards of the likeliest completion of each prompt."""
+"""The evaluation of a GRPO run: rewards of the greedy completion of each prompt."""
 
 import numpy as np
 
@@ -21,9 +21,9 @@ def evaluate(
     tokenizer: ChatTokenizer,
     config: GrpoConfig,
 ) -> tuple[dict[str, float], list[dict]]:
-    """(Metrics, rows of the table "samples") of a state.
+    """Return (metrics, rows of the table "samples") of a state.
 
-    A batch is completed while the rewards of the batches before it are computed.
+    A batch is completed while the rewards of earlier batches are computed.
     """
     most, batches = config.rollout.max_new_tokens, []
     rollout.load(state)
@@ -42,11 +42,12 @@ def evaluate(
     completions = Completions(*(np.concatenate(leaf)[real] for leaf in leaves))
     values = np.concatenate([scores.result()[:, 0] for _, _, scores in batches])[real]
     metrics = report.evaluation_metrics(completions, values, rewards.weights, rewards.names)
-    shown = real[: config.loop.samples]
-    texts = completion_texts(Completions(*(leaf[: len(shown)] for leaf in completions)), tokenizer)
+    sampled = real[: config.loop.samples]
+    first = Completions(*(leaf[: len(sampled)] for leaf in completions))
+    texts = completion_texts(first, tokenizer)
     samples = [
         {"clip": entries[row].id, "reference": entries[row].answer, "caption": texts[i][0]}
         | report.reward_row(values[i], rewards.names)
-        for i, row in enumerate(shown)
+        for i, row in enumerate(sampled)
     ]
     return metrics, samples

@@ -1,4 +1,4 @@
-"""What a GRPO run reports: metrics of a step and of an evaluation, the tables of completions."""
+"""Metrics of a GRPO step and of its evaluation, and the tables of completions."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _OF_TOKENS = {
 
 
 def columns(names: Sequence[str]) -> tuple[str, ...]:
-    """All metrics that a run with these reward functions reports, the most telling first.
+    """Return all metrics of a run with these reward functions, the most important first.
 
     reward, reward_std: of the weighted sum; rewards/NAME/...: of a function (failed: the share of
     completions on which it failed). completion_tokens: mean length; truncated: share that
     max_new_tokens cut off; zero_std_groups: share of groups whose rewards are equal; left_out:
     share of completions that lack a reward; draws: batches of prompts drawn; replaced: share of
-    groups that dynamic sampling replaced. tokens_per_second: of the rows trained on, by the time of
-    the whole step; generated_tokens_per_second: by the time of the rollout. The others are those of
-    rl/objective.py, means over the tokens.
+    groups that dynamic sampling replaced. tokens_per_second: tokens of the rows trained on, per
+    second of the step; generated_tokens_per_second: per second of the rollout. The others are those
+    of rl/objective.py, means over the tokens.
     """
     of_functions = [
         f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std", "failed")
@@ -44,9 +44,10 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def update_metrics(metrics: Sequence[dict]) -> dict[str, float]:
-    """The metrics of a step's updates as one: means, but for a maximum, a minimum and a rate.
+    """Return the metrics of a step from those of its updates: mostly means.
 
-    A mean over tokens is one over those of all updates; None without any.
+    max_ratio is the maximum, finite the minimum, learning_rate the last. A mean over tokens is one
+    over the tokens of all updates; None without any.
     """
     tokens = np.array([one["tokens"] for one in metrics])
     joined = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
@@ -61,7 +62,7 @@ def update_metrics(metrics: Sequence[dict]) -> dict[str, float]:
 
 
 def sampling_metrics(groups: Groups, names: Sequence[str]) -> dict[str, float | None]:
-    """Metrics of all that was sampled in a step; empty rows are not counted."""
+    """Return metrics of all completions sampled in a step; empty rows are not counted."""
     real = groups.completions.lengths.any(axis=1)
     lengths, stopped = groups.completions.lengths[real], groups.completions.stopped[real]
     rewards, result = groups.rewards[real], Advantages(*(leaf[real] for leaf in groups.advantages))
@@ -80,11 +81,12 @@ def sampling_metrics(groups: Groups, names: Sequence[str]) -> dict[str, float | 
 def evaluation_metrics(
     completions: Completions, rewards: np.ndarray, weights: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """Metrics of n evaluated completions [n, 1] with rewards f32[n, R]; no metric if unknown.
+    """Return metrics of n evaluated completions [n, 1] with rewards f32[n, R], the known ones.
 
-    A completion that lacks a reward is in no mean.
+    A completion that lacks a reward is left out of that reward's mean.
     """
-    total = weighted_sum(rewards, weights)
+    weighted = weights != 0
+    total = rewards[..., weighted] @ weights[weighted]
     metrics = {
         "eval_reward": _mean(total),
         **{f"eval_rewards/{name}": _mean(rewards[:, i]) for i, name in enumerate(names)},
@@ -95,13 +97,8 @@ def evaluation_metrics(
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def weighted_sum(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """f32[...] of rewards f32[..., R]; a function of weight 0 is only looked at."""
-    return rewards[..., weights != 0] @ weights[weights != 0]
-
-
 def completion_rows(groups: Groups, names: Sequence[str], tokenizer: ChatTokenizer) -> list[dict]:
-    """A row for each completion of a step's groups."""
+    """Return a row for each completion of a step's groups."""
     entries, completions, rewards, result = groups
     texts = completion_texts(completions, tokenizer)
     return [
@@ -123,12 +120,12 @@ def completion_rows(groups: Groups, names: Sequence[str], tokenizer: ChatTokeniz
 
 
 def reward_row(rewards: np.ndarray, names: Sequence[str]) -> dict[str, float | None]:
-    """The columns of one completion's rewards, f32[R]."""
+    """Return the columns of one completion's rewards, f32[R]."""
     return {f"rewards/{name}": _number(rewards[i]) for i, name in enumerate(names)}
 
 
 def _number(value: float) -> float | None:
-    """As JSON has it: None for NaN."""
+    """A number for JSON: None for NaN."""
     return None if math.isnan(value) else round(float(value), 6)
 
 

@@ -1,4 +1,4 @@
-"""The loss of GRPO on the tokens of a microbatch: pure, f32, any aggregation by weights.
+"""The loss of GRPO over the tokens of a microbatch: pure, f32; weights select the aggregation.
 
 options.py has the formulas. Letters: B rows, S scored slots of a row, G completions of a row.
 """
@@ -11,18 +11,18 @@ from jax.lax import stop_gradient
 
 from ugc_jax.rl.options import GrpoOptions
 
-LOG_RATIO = 20.0  # most that log-ratios of policies count for, either way (verl, NeMo-RL)
-KL = 10.0  # the same of an estimate of the KL (NeMo-RL)
+LOG_RATIO = 20.0  # log-ratios of policies are clamped to +- this (verl, NeMo-RL)
+KL = 10.0  # estimates of the KL are clamped to +- this (NeMo-RL)
 
 
-class Scored(NamedTuple):
-    """Slots of rows, f32[B, S] unless said otherwise; what a slot of weight 0 holds is not read.
+class ScoredTokens(NamedTuple):
+    """Slots of rows, f32[B, S] except sample; a slot of weight 0 is padding and never read.
 
-    logprob: of the policy that learns. entropy: of its distribution. old: the log-prob before the
-    first update made of the batch; None if this is that update. reference: the reference's; None
-    with beta 0. rollout: the log-prob under which the token was sampled. advantage: of its
-    completion. weight: of its loss, from `advantages.token_weights`; 0: not scored. sample
-    i32[B, S]: which completion of the row it belongs to, from 0; -1: none.
+    logprob: by the trained policy. entropy: of its distribution. old: the log-prob before the
+    first update on the batch; None if this is that update. reference: by the reference; None with
+    beta 0. rollout: the log-prob under which the token was sampled. advantage: of its completion.
+    weight: of its loss, from `advantages.token_weights`. sample: i32[B, S], its completion's number
+    in the row, from 0; -1: none.
     """
 
     logprob: jax.Array
@@ -36,18 +36,18 @@ class Scored(NamedTuple):
 
 
 def objective(
-    scored: Scored, options: GrpoOptions, samples: int
+    scored: ScoredTokens, options: GrpoOptions, samples: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss f32[], sums of metrics f32[]) of some rows, with `samples` completions each.
+    """Return (loss f32[], sums of metrics f32[]) of some rows, with `samples` completions each.
 
-    Losses and sums of the microbatches of a batch are added up. Then sums[name] / sums["tokens"] is
-    the mean over tokens of: ratio (importance), clip_low, clip_high, dual_clip (whether that clip
-    cut the gradient), kl (if there is a reference), entropy, tis (the weight), mult_prob_error
-    (exp|old - rollout|: 1 where rollout and training agree, as in NeMo-RL). Only max_ratio is not
-    added up; take its maximum.
+    The caller adds up losses and sums of the microbatches of a batch, except max_ratio, of which it
+    takes the maximum. Then sums[name] / sums["tokens"] is the mean over tokens of: ratio
+    (importance), clip_low, clip_high, dual_clip (whether that clip cut the gradient), kl (with a
+    reference), entropy, tis (the weight), mult_prob_error (exp|old - rollout|: 1 where rollout and
+    training agree, as in NeMo-RL).
     """
     mask = scored.weight > 0
-    # What padding holds must not reach a gradient, not even as 0 * inf.
+    # Values of padding must not reach a gradient, not even as 0 * inf.
     scored = jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), scored)
     logprob, advantage = scored.logprob, scored.advantage
     old = stop_gradient(logprob) if scored.old is None else scored.old
@@ -93,7 +93,7 @@ def _exp(x: jax.Array) -> jax.Array:
 
 
 def _completion_means(x_BS, mask_BS, sample_BS, samples: int) -> jax.Array:
-    """The mean of x over the scored slots of a slot's completion, f32[B, S]; 0 elsewhere."""
+    """The mean of x over the slots of each slot's completion, f32[B, S]; 0 in padding."""
     own_BSG = mask_BS[..., None] & (sample_BS[..., None] == jnp.arange(samples)[None, None])
     # Sums, not matrix products: those are not float32 on every device.
     total_BG = jnp.sum(jnp.where(own_BSG, x_BS[..., None], 0.0), axis=1)
@@ -102,10 +102,10 @@ def _completion_means(x_BS, mask_BS, sample_BS, samples: int) -> jax.Array:
 
 
 def _is_highest(x_BS, mask_BS, share: float) -> jax.Array:
-    """bool[B, S]: x is at or above the (1 - share) quantile of the scored slots, and scored."""
+    """bool[B, S]: whether x is at or above the (1 - share) quantile; False in padding."""
     ordered = jnp.sort(jnp.where(mask_BS, x_BS, jnp.inf).reshape(-1))
     last = jnp.maximum(jnp.sum(mask_BS) - 1, 0)
-    place = (1 - share) * last  # between two of the ordered values, as NumPy and torch have it
+    place = (1 - share) * last  # between two of the ordered values, as in NumPy and torch
     below = jnp.floor(place).astype(jnp.int32)
     a, b = ordered[below], ordered[jnp.minimum(below + 1, last)]
     return mask_BS & (x_BS >= a + (place - below) * (b - a))

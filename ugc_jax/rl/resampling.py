@@ -1,9 +1,9 @@
-"""Dynamic sampling (DAPO): groups whose rewards are all equal give way to those of further prompts.
+"""Dynamic sampling (DAPO): groups of equal rewards are replaced by groups of further prompts.
 
-    draw -> further batches of prompts -> select -> places of the groups that the step learns from
+    draw -> further batches of prompts -> select -> places of the groups to train on
 
-A place is (number of the batch, row of it). The first batch's groups stay, in their order; where
-one is not informative, an informative one of a further batch takes its place.
+A place is (number of the batch, row in it). The first batch's groups keep their order; one that is
+not informative is replaced by an informative one of a further batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,24 +21,23 @@ Places = list[tuple[int, int]]
 
 
 def draw(first, draw_batch: Callable, limit: int) -> list:
-    """`first` and as many further `rl.step.PromptBatch`es as are needed to replace its groups.
+    """Return `first` and as many further `rl.step.PromptBatch`es as its replacements need.
 
-    limit: the most further ones. Raises StepRefused as `draw_batch`, for the step as a whole.
+    limit: maximum number of further ones. Raises StepRefused as `draw_batch`, with the data
+    iterator's state before `first`.
     """
-    batches, wanted = [first], len(first.groups.entries)
+    batches, missing = [first], np.sum(~first.groups.advantages.informative)
     try:
-        while (
-            sum(batch.groups.advantages.informative.sum() for batch in batches) < wanted
-            and len(batches) <= limit
-        ):
+        while missing > 0 and len(batches) <= limit:
             batches.append(draw_batch())
-    except StepRefused as refused:  # the step begins with the first batch
+            missing -= batches[-1].groups.advantages.informative.sum()
+    except StepRefused as refused:
         raise StepRefused(str(refused), first.placed.before) from None
     return batches
 
 
 def select(informative: Sequence[np.ndarray]) -> Places:
-    """The places of B groups of batches whose groups are informative or not: bool[B] of each."""
+    """Return the places of B groups. informative: bool[B] of each batch, the first one first."""
     first, *further = informative
     places = [(0, row) for row in range(len(first))]
     spare = iter(
@@ -50,7 +49,7 @@ def select(informative: Sequence[np.ndarray]) -> Places:
 
 
 def take(groups: Sequence[Groups], places: Places) -> Groups:
-    """The groups at these places; their advantages are still those of the batch of each."""
+    """Return the groups at these places, with the advantages that each had in its batch."""
 
     def rows(*leaves: np.ndarray) -> np.ndarray:
         return np.stack([leaves[number][row] for number, row in places])
@@ -63,8 +62,8 @@ def take(groups: Sequence[Groups], places: Places) -> Groups:
     )
 
 
-def joined(groups: Sequence[Groups]) -> Groups:
-    """All groups of all batches, one after the other."""
+def concatenate(groups: Sequence[Groups]) -> Groups:
+    """Return all groups of all batches, one after the other."""
     sizes = enumerate(len(one.entries) for one in groups)
     return take(groups, [(number, row) for number, size in sizes for row in range(size)])
 
@@ -77,10 +76,10 @@ def lay_out(
     weights: np.ndarray,
     copies: int,
 ) -> PolicyBatch:
-    """The rows of the groups at these places, on the mesh.
+    """Return the rows of the groups at these places, on the mesh.
 
-    Each batch is laid out by the processes that fed it, `lay_out_batch(batch, values, weights)`,
-    and its rows change places on the mesh. values, weights: f32[B, G], of the groups at `places`.
+    Each batch is laid out by the processes that fed it, by `lay_out_batch(batch, values, weights)`;
+    then the rows are moved on the mesh. values, weights: f32[B, G], of the groups at `places`.
     copies: rows of a group.
     """
     placed = []
@@ -98,7 +97,7 @@ def lay_out(
 
 @jax.jit
 def _gather(batches: list[PolicyBatch], index: np.ndarray) -> PolicyBatch:
-    """The rows `index` of all batches one after the other."""
+    """The rows `index` of the concatenated batches."""
 
     def gather(*leaves):
         rows = jnp.concatenate(leaves)[index]

@@ -1,4 +1,4 @@
-"""Completions by the policy as it is, on the devices that train it, with the weights that learn.
+"""Completions by the current policy, on the devices that train it, with the trained weights.
 
 state -> load: cast and reshard, one jit -> a part of the prompts: encode once, prefill once,
 decode G samples on one cache -> Completions, and the encoders' rows for the policy step
@@ -19,6 +19,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
+from ugc_jax.settings import check_minimum
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
 
 Media = dict[str, jax.Array]  # the encoders' rows by modality
@@ -41,15 +42,13 @@ class RolloutConfig:
 
     def __post_init__(self):
         sampling = self.sampling  # with its own checks
-        for name, least in (("samples", 2), ("parts", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"rollout.{name} is {getattr(self, name)}; use {least} or more")
+        check_minimum(self, "rollout.", samples=2, parts=1)
         if sampling.temperature == 0:
-            raise UserError("rollout.temperature is 0; use 1, for all samples would be the same")
+            raise UserError("rollout.temperature is 0; use 1, or all samples would be the same")
 
     @property
     def sampling(self) -> SamplingConfig:
-        """The same for the engine. UserError as it checks them."""
+        """Return the engine's settings. Raises UserError as `SamplingConfig`."""
         return SamplingConfig(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -59,11 +58,11 @@ class RolloutConfig:
         )
 
 
-class Sampled(NamedTuple):
-    """What became of one part of the prompts of a batch: the rows `rows` of it.
+class RolloutPart(NamedTuple):
+    """The completions of one part of a batch of prompts: of its rows `rows`.
 
-    completions: numpy, the whole part's in every process. media: the encoders' rows, on the mesh
-    of the rollout; None where the encoders learn, so that the policy step runs them itself.
+    completions: numpy, of the whole part, in every process. media: the encoders' rows, on the mesh
+    of the rollout; None where the encoders are trained, as the policy step runs them again.
     """
 
     rows: slice
@@ -75,16 +74,16 @@ class Rollout:
     """Samples completions; holds the programs and, between `load` and `drop`, the weights."""
 
     def __init__(self, setup: Setup, config: RolloutConfig, shared: bool = True):
-        """shared: False encodes and prefills a prompt anew for each sample, the plain way.
+        """shared: False encodes and prefills a prompt again for each sample.
 
-        Raises UserError for a mesh that the devices do not fill.
+        Raises UserError for a mesh that needs another number of devices.
         """
         self.setup, self.config, self.shared = setup, config, shared
         self.mesh = sharding.reshape_mesh(setup.mesh, config.data, config.fsdp, config.tensor)
         self._engine, self._params = Engine(setup.model, setup.compute, self.mesh), None
         learns = setup.trainable
         self.keeps_media = not (learns.vision or learns.audio or learns.projector)
-        # Leaf by leaf: what is not cast is the very buffer of the state, which jit would copy.
+        # Without jit, which would copy the leaves that are not cast; these are the state's buffers.
         self._weights = functools.partial(model_params, setup=setup)
         if self.mesh != setup.mesh:
             shapes = jax.eval_shape(self._weights, abstract_state(setup))
@@ -97,33 +96,33 @@ class Rollout:
         self._join = jax.jit(_join, static_argnames="prompts", out_shardings=training)
 
     def load(self, state: TrainState):
-        """Take the policy's weights, in the compute dtype and as the rollout's mesh splits them."""
+        """Take the policy's weights, in the compute dtype and sharded for the rollout's mesh."""
         self._params = self._weights(state)
 
     def drop(self):
-        """Let go of the weights: a step that uses up their state, or their memory, is next."""
+        """Free the weights, before a step that donates their state or needs their memory."""
         self._params = None
 
-    def sample(self, prompts: Batch, draw: int, part: int = 0) -> Sampled:
+    def sample(self, prompts: Batch, draw: int, part: int = 0) -> RolloutPart:
         """Complete the rows part, part + parts, ... of a batch, each G times.
 
         prompts: the whole batch, one prompt a row, on the training mesh; its rows are a multiple of
-        `parts` and of what the rollout's mesh splits. draw: number of the batch in the run; with
-        row, sample and `seed` it decides all randomness.
+        `parts` times the devices that share the rollout's batch. draw: number of the batch in the
+        run; with row, sample and `seed` it determines all randomness.
         """
         total, G, parts = len(prompts.tokens), self.config.samples, self.config.parts
         numbers = np.arange(part, total, parts)
         keys = (draw * total + numbers[:, None]) * G + np.arange(G)
         taken = self._take(prompts, part=part, parts=parts)
         completions, media = self._generate(taken, self.config.sampling, keys, G)
-        return Sampled(slice(part, total, parts), completions, media)
+        return RolloutPart(slice(part, total, parts), completions, media)
 
     def trace(self, prompts: Batch) -> dict[str, jax.stages.Traced]:
-        """The programs of `load` and `sample`, traced, in their order: to compile or count only.
+        """Return the traced programs of `load` and `sample`, in their order, to plan with.
 
         prompts: as in `sample`, but of jax.ShapeDtypeStructs.
         """
-        # The very program of `load`: a jit within another would move the weights another way.
+        # The same program as of `load`: a jit within another would move the weights differently.
         load = jax.jit(self._weights) if self.mesh == self.setup.mesh else self._weights
         weights = load.trace(abstract_state(self.setup))
         taken = jax.eval_shape(functools.partial(_take, part=0, parts=self.config.parts), prompts)
@@ -137,8 +136,8 @@ class Rollout:
         stages = self._engine.trace(params, taken, self.config.sampling, samples)
         return {"weights": weights} | stages
 
-    def joined(self, parts: Sequence[Sampled]) -> tuple[Completions, Media | None]:
-        """The completions of the whole batch, in its order, and its media on the training mesh."""
+    def join(self, parts: Sequence[RolloutPart]) -> tuple[Completions, Media | None]:
+        """Return the whole batch's completions, in its order, and media on the training mesh."""
         columns = zip(*(part.completions for part in parts), strict=True)
         completions = Completions(*map(_interleaved, columns))
         if parts[0].media is None:
@@ -147,7 +146,7 @@ class Rollout:
         return completions, self._join(media, prompts=len(completions.lengths))
 
     def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
-        """The likeliest completion of each row of a batch on the training mesh (G = 1)."""
+        """Return the greedy completion of each row of a batch on the training mesh (G = 1)."""
         options = SamplingConfig(max_new_tokens=max_new_tokens)
         keys = np.zeros((len(prompts.tokens), 1))
         return self._generate(self._take(prompts, part=0, parts=1), options, keys, 1)[0]
@@ -162,48 +161,48 @@ class Rollout:
         keys = (keys % 2**32).astype(np.uint32).ravel()
         media = engine.encode(params, prompts)
         prefilled = engine.prefill(params, prompts, media)
-        made = engine.decode(params, prompts, prefilled, options, keys, samples // copies)
-        shape = (-1, samples)
+        out = engine.decode(params, prompts, prefilled, options, keys, samples // copies)
+        rows = len(out.tokens) // samples
         completions = Completions(
-            tokens=made.tokens.reshape(*shape, made.tokens.shape[1]),
-            lengths=made.lengths.reshape(shape),
-            stopped=made.stopped.reshape(shape),
-            logprobs=made.logprobs.reshape(*shape, made.tokens.shape[1]),
+            tokens=out.tokens.reshape(rows, samples, -1),
+            lengths=out.lengths.reshape(rows, samples),
+            stopped=out.stopped.reshape(rows, samples),
+            logprobs=out.logprobs.reshape(rows, samples, -1),
         )
         return completions, media if self.keeps_media else None
 
 
 def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
-    """The weights, split anew, leaf by leaf: no more than one lies there whole at a time.
+    """The weights, resharded leaf by leaf, so that at most one exists unsplit at a time.
 
-    Each is cast before it moves, which is half as much to move.
+    Each is cast before it is moved, which halves the bytes.
     """
     weights, tree = jax.tree.flatten(model_params(state, setup))
     moved = []
-    for weight, there in zip(weights, jax.tree.leaves(split), strict=True):
-        weight = weight.astype(setup.compute.dtype)  # also the tables, which learn as they are
-        # Not before the last has moved.
+    for weight, target in zip(weights, jax.tree.leaves(split), strict=True):
+        weight = weight.astype(setup.compute.dtype)  # also the embeddings
+        # Not before the previous one has moved.
         weight, *moved[-1:] = jax.lax.optimization_barrier((weight, *moved[-1:]))
-        moved.append(jax.lax.with_sharding_constraint(weight, there))
+        moved.append(jax.lax.with_sharding_constraint(weight, target))
     return jax.tree.unflatten(tree, moved)
 
 
 def _take(batch: Batch, part: int, parts: int) -> Batch:
     """The rows part, part + parts, ..."""
 
-    def take(leaf):  # no -1 in the shapes: there may be no sound at all
+    def take(leaf):  # no -1 in the shapes: without sound, leaves are empty
         return leaf.reshape(len(leaf) // parts, parts, *leaf.shape[1:])[:, part]
 
     return jax.tree.map(take, batch)
 
 
 def _copies(batch: Batch, samples: int) -> Batch:
-    """Each row so many times, one after the other."""
+    """Each row `samples` times, one after the other."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, axis=0), batch)
 
 
 def _join(media: Sequence[Media], prompts: int) -> Media:
-    """The media of a batch of so many prompts from that of its parts; rows of a prompt stay."""
+    """The media of a batch of `prompts` prompts from those of its parts."""
 
     def join(*leaves):
         rows = len(leaves[0]) * len(leaves)

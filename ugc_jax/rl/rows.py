@@ -1,11 +1,11 @@
-"""The rows that the policy step learns from: a prompt with all its completions behind it.
+"""The rows of the policy step: a prompt followed by all its completions.
 
     [prompt | c1 | c2 | ... | cG | padding]      segments 1, 2, ..., G + 1, 0
 
-A completion sees the prompt and itself, and its positions go on where the prompt's end, as if it
-were alone; so a prompt passes through the model once for all its completions, exactly. The plain
-form, a row [prompt | c] for each completion, is there to compare and to fall back on.
-Letters: B prompts, G completions of each, N most new tokens, T tokens of a row, S scored slots.
+A completion attends to the prompt and itself, and its positions continue the prompt's, as if it
+were alone; so a prompt is computed once for all its completions, with equal results. Without
+shared prompts there is a row [prompt | c] for each completion.
+Letters: B prompts, G completions of each, N max_new_tokens, T tokens of a row, S scored slots.
 """
 
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from ugc_jax.rl.advantages import Advantages
 
 
 class Completions(NamedTuple):
-    """What was sampled for B prompts.
+    """G sampled completions of each of B prompts.
 
-    tokens: i32[B, G, N], with the end-of-text token where one was reached. lengths: i32[B, G], 0
+    tokens: i32[B, G, N], with the end-of-text token where one was sampled. lengths: i32[B, G], 0
     for an empty row of the batch. stopped: bool[B, G], False where max_new_tokens cut it off.
-    logprobs: f32[B, G, N], of each token under the distribution that it was drawn from.
+    logprobs: f32[B, G, N], of each token under the distribution that it was sampled from.
     """
 
     tokens: np.ndarray
@@ -34,10 +34,10 @@ class Completions(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """B prompts with G completions each and what they are worth; the same in all processes.
+    """B prompts with G completions each, rewards and advantages; equal in all processes.
 
     entries: of the records; None for an empty row. rewards: f32[B, G, R], NaN where one failed.
-    advantages: of these groups together.
+    advantages: computed over all these groups.
     """
 
     entries: list[IndexEntry | None]
@@ -49,16 +49,16 @@ class Groups(NamedTuple):
 class PolicyBatch(NamedTuple):
     """A batch of the policy step. A pytree; every leaf has a leading axis of rows.
 
-    A slot of the S in a row is a token that is trained on, completion after completion.
+    Each of the S slots of a row has a token to train on, completion after completion.
 
-    inputs: the rows. Where `media` is given, without picture and sound.
-    media: the encoders' rows (`thinker.encode_media`) where the encoders do not learn, else None.
-    previous: i32[rows, S], the place in the row whose hidden state predicts the slot's token.
-    tokens: i32[rows, S]. sample: i32[rows, S], which of the row's completions, from 0; padding -1.
-    rollout: f32[rows, S], the log-probability that the token was drawn with.
+    inputs: the rows; without picture and sound if `media` is given.
+    media: the encoders' rows (`thinker.encode_media`) if the encoders are frozen, else None.
+    previous: i32[rows, S], the position in the row whose hidden state predicts the slot's token.
+    tokens: i32[rows, S]. sample: i32[rows, S], its completion's number in the row; -1 in padding.
+    rollout: f32[rows, S], the log-probability that the token was sampled with.
     advantage, weight: f32[rows, S], of its completion; weight is 0 in padding.
     old, reference: f32[rows, S], log-probabilities by the policy before the batch's first update
-      and by the reference; None where the objective has no use for them.
+      and by the reference; None where the objective does not need them.
     """
 
     inputs: Batch
@@ -74,9 +74,9 @@ class PolicyBatch(NamedTuple):
 
 
 def slots(counts: np.ndarray, most: int, shared: bool) -> int:
-    """S: the next bucket size above what the fullest row needs, so that few programs are compiled.
+    """Return S: the smallest bucket size that holds all rows, so that few programs are compiled.
 
-    counts: i32[B, G], tokens of each completion that is trained on. most: of one completion.
+    counts: i32[B, G], of `advantages.token_counts`. most: max_new_tokens of a completion.
     """
     need = int((counts.sum(axis=1) if shared else counts).max(initial=1))
     top = most * (counts.shape[1] if shared else 1)
@@ -93,16 +93,16 @@ def policy_rows(
     shared: bool = True,
     keep_media: bool = True,
 ) -> PolicyBatch:
-    """Lay out rows of T + `size` tokens; shared: B of all completions of a prompt, else B * G.
+    """Return rows of T + `size` tokens: B with all completions of a prompt if shared, else B * G.
 
     prompts: numpy, one a row, [B, T]; empty rows (all segment 0) stay empty. advantages, weights:
     f32[B, G]; a completion of weight 0 is left out. size: of `slots`, over all processes' rows.
     keep_media: False leaves picture and sound out of `inputs`.
     """
     if not keep_media:
-        none = jax.tree.map(lambda leaf: leaf[:, :0], prompts.media)
-        prompts = prompts._replace(media=none)
-    # Of each row, its prompt and the completions behind it.
+        empty = jax.tree.map(lambda leaf: leaf[:, :0], prompts.media)
+        prompts = prompts._replace(media=empty)
+    # Of each row, its prompt and its completions.
     rows = [(b, np.flatnonzero(weight > 0).tolist()) for b, weight in enumerate(weights)]
     if not shared:
         G = weights.shape[1]
@@ -116,14 +116,14 @@ def policy_rows(
         for number, g in enumerate(used):
             n = int(completions.lengths[b, g])
             tokens = completions.tokens[b, g, :n]
-            here = slice(start + slot, start + slot + n)
-            out.inputs.tokens[row, here] = tokens
-            out.inputs.positions[row, :, here] = np.arange(position, position + n)
-            out.inputs.segment_ids[row, here] = number + 2 if shared else 1
-            out.inputs.target[row, here] = True
+            columns = slice(start + slot, start + slot + n)
+            out.inputs.tokens[row, columns] = tokens
+            out.inputs.positions[row, :, columns] = np.arange(position, position + n)
+            out.inputs.segment_ids[row, columns] = number + 2 if shared else 1
+            out.inputs.target[row, columns] = True
             filled = slice(slot, slot + n)
             # The prompt's end predicts the first token of every completion.
-            out.previous[row, filled] = [start - 1, *range(here.start, here.stop - 1)]
+            out.previous[row, filled] = [start - 1, *range(columns.start, columns.stop - 1)]
             out.tokens[row, filled] = tokens
             out.sample[row, filled] = number
             out.rollout[row, filled] = completions.logprobs[b, g, :n]
@@ -134,7 +134,7 @@ def policy_rows(
 
 
 def _empty(prompts: Batch, size: int, config: OmniConfig) -> PolicyBatch:
-    """The rows with `size` places and slots behind the prompts' that nothing stands in yet."""
+    """Rows of the prompts, padded by `size` tokens, with `size` empty slots."""
 
     def widened(leaf, fill):
         return np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, size)], constant_values=fill)

@@ -1,12 +1,15 @@
-"""One step of GRPO, from prompts to updates; `Grpo.step` reads straight through.
+"""One step of GRPO, from prompts to updates: read `Grpo.step`.
 
     prompts -> Rollout: G completions each -> rewards -> advantages -> rows
     -> log-probabilities before the updates -> policy steps, by iteration and minibatch
 
-A part of the prompts is sampled while the rewards of the part before it are computed. A step waits
-for its updates, as the next rollout needs them. What a step draws depends on the number of its
-batches alone, which is the state of the data: a run that goes on repeats it exactly. options.py has
-the objective's formulas; resampling.py is dynamic sampling, which is off by default.
+To read a whole step: this file, rollout.py, generate/engine.py, rewards/runner.py, advantages.py,
+rows.py, update.py, objective.py, train/step.py, train/losses.py. options.py has the formulas;
+resampling.py is dynamic sampling, which is off by default.
+
+A part of the prompts is sampled while the rewards of the previous part are computed. A step waits
+for its updates, as the next rollout needs them. The samples of a step depend only on the number of
+its batch, which is the state of the data: a resumed run repeats them exactly.
 """
 
 import functools
@@ -49,7 +52,7 @@ logger = logging.getLogger(__name__)
 class PromptBatch(NamedTuple):
     """A batch of prompts, sampled and scored.
 
-    media: the encoders' rows on the mesh, or None where the encoders learn.
+    media: the encoders' rows on the mesh, or None where the encoders are trained.
     """
 
     placed: PlacedBatch
@@ -73,9 +76,7 @@ class Grpo:
         tokenizer: ChatTokenizer,
         evaluation: Pipeline | None = None,
     ):
-        """batches: of `prompts`, at the place where the run goes on. Raises UserError for a batch
-        that cannot be shared out as the settings say.
-        """
+        """batches: of `prompts`. Raises UserError as `GrpoConfig.check_rows`."""
         options, rollout = config.grpo, config.rollout
         self.setup, self.config, self.batches = setup, config, batches
         self.updates, self.evaluates = options.updates, evaluation is not None
@@ -105,9 +106,9 @@ class Grpo:
         self._feed.close()
 
     def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
-        """Sample, score and learn.
+        """Sample, score and update.
 
-        Raises StepRefused for prompts that cannot be read, and if there is nothing to learn from.
+        Raises StepRefused for prompts that cannot be read, and if no group has advantages.
         """
         clock = Clock()
         placed = meter.wait(self._feed.take)
@@ -126,7 +127,7 @@ class Grpo:
         return state, self._result(batches, places, groups, rows, metrics, clock)
 
     def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
-        """Mean rewards of the likeliest completions of the evaluation's prompts, and some texts."""
+        """Return mean rewards of greedy completions of the evaluation's prompts, and samples."""
         return evaluate(
             state, self._rollout, self._evaluation, self._rewards, self._tokenizer, self.config
         )
@@ -134,9 +135,9 @@ class Grpo:
     # ---- prompts to groups -----------------------------------------------------------------------
 
     def _sample_and_score(self, placed: PlacedBatch, clock: Clock) -> PromptBatch:
-        """G completions of each prompt and their rewards and advantages.
+        """Sample G completions of each prompt and compute their rewards and advantages.
 
-        Raises StepRefused where rewards are refused for good.
+        Raises StepRefused for an error of the rewards that ends the run.
         """
         config, number = self.config, placed.before["step"]
         entries = self._prompts.entries(number)
@@ -148,11 +149,11 @@ class Grpo:
             with clock("rollout"):
                 parts.append(self._rollout.sample(placed.arrays, number, part))
             scores.submit(parts[-1].rows, parts[-1].completions)
-        completions, media = self._rollout.joined(parts)
+        completions, media = self._rollout.join(parts)
         try:
             with clock("reward"):
                 rewards = scores.result()
-        except UserError as error:  # such as a judge's key that is refused from now on
+        except UserError as error:  # such as a judge's key that is refused
             raise StepRefused(str(error), placed.before) from None
         groups = Groups(entries, completions, rewards, self._advantages(rewards, completions))
         return PromptBatch(placed, media, groups)
@@ -165,7 +166,7 @@ class Grpo:
     def _resample(
         self, first: PromptBatch, meter: Meter, clock: Clock
     ) -> tuple[list[PromptBatch], resampling.Places, Groups]:
-        """Dynamic sampling: (all batches drawn, the places of the groups selected, the groups)."""
+        """Dynamic sampling: return (all batches drawn, places of the selected groups, groups)."""
 
         def draw() -> PromptBatch:
             return self._sample_and_score(meter.wait(self._feed.take), clock)
@@ -177,9 +178,9 @@ class Grpo:
         return batches, places, groups._replace(advantages=selected)
 
     def _require_advantages(self, result: Advantages, before: dict):
-        failures = self._rewards.failures()
         if not result.used.any():
-            counts = [f"{name} {count} times" for name, count in failures.items() if count]
+            failures = self._rewards.failures().items()
+            counts = [f"{name} {count} times" for name, count in failures if count]
             failed = f"(failed: {', '.join(counts) or 'none'})"
             raise StepRefused(f"no two completions of a group have their rewards {failed}", before)
 
@@ -192,9 +193,9 @@ class Grpo:
         groups: Groups,
     ) -> PolicyBatch:
         """The rows of the groups, on the mesh."""
-        made, result = groups.completions, groups.advantages
+        completions, result = groups.completions, groups.advantages
         options, most = self.config.grpo, self.config.rollout.max_new_tokens
-        counts = token_counts(made.lengths, made.stopped, result.used, options)
+        counts = token_counts(completions.lengths, completions.stopped, result.used, options)
         weights, size = self._weights(counts), slots(counts, most, options.shared_prompt)
         lay_out = functools.partial(self._lay_out, size=size)
         if places is None:
@@ -204,7 +205,7 @@ class Grpo:
     def _lay_out(
         self, batch: PromptBatch, values: np.ndarray, weights: np.ndarray, size: int
     ) -> PolicyBatch:
-        """The rows of a batch, laid out by the processes that fed it.
+        """The rows of a batch, on the mesh; each process lays out the rows that it feeds.
 
         values, weights: f32[B, G], of its groups.
         """
@@ -219,7 +220,7 @@ class Grpo:
         return rows._replace(media=batch.media)
 
     def _weights(self, counts: np.ndarray) -> np.ndarray:
-        """f32[B, G], the weight of a token of each completion, minibatch by minibatch."""
+        """The weight f32[B, G] of a token of each completion, minibatch by minibatch."""
         options, most = self.config.grpo, self.config.rollout.max_new_tokens
         weights = np.zeros(counts.shape, np.float32)
         for number in range(options.minibatches):
@@ -238,7 +239,7 @@ class Grpo:
         return rows
 
     def _make_updates(self, state: TrainState, rows: PolicyBatch) -> tuple[TrainState, list[dict]]:
-        """Make the updates of a step and wait for them: (state, the metrics of each)."""
+        """Make the updates of a step and wait for them; returns (state, metrics of each)."""
         options, before = self.config.grpo, int(state.step)
         count, metrics = options.minibatches, []
         for number in range(options.updates):
@@ -261,11 +262,11 @@ class Grpo:
         names, seconds = self._rewards.names, clock.seconds
         if not any(update["tokens"] for update in updates):
             logger.warning(
-                "every completion was cut off at rollout.max_new_tokens=%d, and the step teaches "
+                "every completion was cut off at rollout.max_new_tokens=%d, so the step trains on "
                 "nothing; raise that, or set grpo.mask_truncated=false",
                 self.config.rollout.max_new_tokens,
             )
-        sampled = groups if places is None else resampling.joined([b.groups for b in batches])
+        sampled = groups if places is None else resampling.concatenate([b.groups for b in batches])
         generated = int(sampled.completions.lengths.sum())
         metrics = report.update_metrics(updates) | report.sampling_metrics(sampled, names)
         metrics |= {

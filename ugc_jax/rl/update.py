@@ -1,8 +1,9 @@
-"""The policy step of GRPO: one pass forward and back over rows that share their prompts.
+"""The policy step of GRPO: one forward and backward pass over rows that share their prompts.
 
-    rows (rows.py) -> microbatches -> log-probs -> loss (objective.py) -> gradient -> update
+    rows (rows.py) -> microbatches -> log-probs (train/losses.py) -> loss (objective.py)
+    -> gradient -> update (train/step.py)
 
-The update is train/step.py's. The formulas of all options are in options.py.
+options.py has the formulas of all options.
 """
 
 import functools
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from optax.tree_utils import tree_add
 
-from ugc_jax.models.qwen2_5_omni import thinker as omni
-from ugc_jax.rl.objective import Scored, objective
+from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.rl.objective import ScoredTokens, objective
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rows import PolicyBatch
 from ugc_jax.sharding import constrain
@@ -29,14 +30,14 @@ def policy_step(
     samples: int,
     temperature: float = 1.0,
 ) -> tuple[TrainState, Metrics]:
-    """One update: (the new state, metrics). Pure; `train.step.jit_step` compiles it.
+    """Make one update; returns (the new state, metrics). Pure; `train.step.jit_step` compiles it.
 
     samples: completions of a prompt. temperature: of the rollout.
     Metrics are f32 scalars: loss, tokens (trained on), those of `objective`, and those of
     `train.step.apply_gradient`.
     """
     sums, gradient = policy_gradient(state, batch, setup, options, samples, temperature)
-    # Without anything to learn from, even a gradient of 0 would go on with the momentum.
+    # Without tokens, even a gradient of 0 would move the weights by Adam's momentum.
     learns = sums["tokens"] > 0
     state, metrics = apply_gradient(state, gradient, sums["loss"], setup, learns)
     tokens = jnp.maximum(sums["tokens"], 1.0)
@@ -52,12 +53,12 @@ def policy_gradient(
     samples: int,
     temperature: float = 1.0,
 ) -> tuple[dict[str, jax.Array], dict]:
-    """(loss and sums of metrics over the batch, gradient f32 of the loss). Traceable."""
+    """Return (loss and sums of metrics over the batch, gradient f32 of the loss). Traceable."""
 
     def loss(params, microbatch: PolicyBatch):
         whole = model_params(state._replace(params=params), setup)
         scores = score(whole, setup, microbatch, options, temperature)
-        scored = Scored(
+        scored = ScoredTokens(
             logprob=scores.logprob,
             entropy=scores.entropy,
             old=microbatch.old,
@@ -82,9 +83,9 @@ def token_logprobs(
     temperature: float = 1.0,
     of_reference: bool = False,
 ) -> jax.Array:
-    """Log-probabilities f32[rows, S] of a batch's tokens, by the policy or by the reference. Pure.
+    """Return log-probs f32[rows, S] of a batch's tokens, by the policy or the reference. Pure.
 
-    batch: of all minibatches. No more rows pass through the model at a time than in an update.
+    batch: of all minibatches. The model takes as many rows at a time as in an update.
     """
     params = (reference_params if of_reference else model_params)(state, setup)
 
@@ -95,7 +96,7 @@ def token_logprobs(
 
 
 def mix_reference(state: TrainState, mix: float) -> TrainState:
-    """The state with `reference <- mix * policy + (1 - mix) * reference`. Pure."""
+    """Return the state with `reference <- mix * policy + (1 - mix) * reference`. Pure."""
 
     def mixed(kept, now):
         both = mix * now.astype(jnp.float32) + (1 - mix) * kept.astype(jnp.float32)
@@ -112,8 +113,8 @@ def score(
     temperature: float,
     entropy: bool = True,
 ) -> TokenScores:
-    """Log-probability and, if asked for, entropy f32[rows, S] of each slot's token. Traceable."""
-    hidden_BTD = omni.hidden_states(
+    """Return log-probability and, if requested, entropy f32[rows, S] of each token. Traceable."""
+    hidden_BTD = thinker.hidden_states(
         params,
         setup.model,
         setup.compute,
@@ -122,13 +123,13 @@ def score(
         shared_prompt=options.shared_prompt,
     )
     hidden_BSD = jnp.take_along_axis(hidden_BTD, batch.previous[..., None], axis=1)
-    wanted_BS = batch.weight > 0
-    return token_scores(params, hidden_BSD, batch.tokens, wanted_BS, temperature, entropy)
+    mask_BS = batch.weight > 0
+    return token_scores(params, hidden_BSD, batch.tokens, mask_BS, temperature, entropy)
 
 
 @functools.partial(jax.jit, static_argnames=("number", "count", "copies"))
 def minibatch(batch: PolicyBatch, number: int, count: int, copies: int) -> PolicyBatch:
-    """The groups number, number + count, ... of `copies` rows each; each device keeps its rows."""
+    """Return the groups number, number + count, ... of `copies` rows; devices keep their rows."""
 
     def take(leaf):
         groups = leaf.reshape(len(leaf) // (count * copies), count, copies, *leaf.shape[1:])
