@@ -3,7 +3,7 @@
     python launch/data_bench.py --config=configs/tiny.py:runs/quickstart
 
 The settings are those of sft. Three measurements alternate in one run: one thread reads and decodes
-records; one worker process of the pipeline makes batches; the step trains on one batch repeatedly.
+records; one worker process of the pipeline makes batches; the step trains on the same batch.
 Prints their medians.
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ugc_jax.plan.memory import wanted_bytes
+from ugc_jax.plan.memory import required_bytes
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ from ugc_jax.plan.memory import wanted_bytes
     ],
 )
 def test_what_the_compiler_says_when_it_is_too_much(message, expected):
-    assert wanted_bytes(message) == pytest.approx(expected)
+    assert required_bytes(message) == pytest.approx(expected)

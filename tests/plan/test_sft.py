@@ -30,7 +30,7 @@ has_compiler = importlib.util.find_spec("libtpu") is not None
 def test_a_plan_for_the_devices_here(monkeypatch):
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     setup, batch = Setup(tiny(), mesh), batch_shapes(KEY, 4, tiny(), mesh)
-    with pytest.raises(UserError, match="the memory of cpu is not known"):
+    with pytest.raises(UserError, match="the memory of cpu is unknown"):
         plan_sft(setup, batch)
     monkeypatch.setattr(memory, "chip_of", lambda kind: Chip("test", 1e12, hbm=1 << 30))
     found = plan_sft(setup, batch)

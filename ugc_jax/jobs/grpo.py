@@ -1,10 +1,10 @@
-"""Train a captioner by rewards (GRPO): captions are sampled, scored, and learned from in groups.
+"""Train a captioner by rewards (GRPO) of groups of sampled captions.
 
-Its clips are what `ugc-jax extract` made; a caption on record is only a reference for the rewards.
-Begins with a checkpoint, or with the model of an sft run whose output is given. The output gets
-checkpoints, metrics, the sampled completions with their rewards, and at the end the trained model
-in its folder `model`. Run again, it goes on from the last checkpoint. SIGTERM and Ctrl-C save and
-stop; the exit status is then 143 or 130.
+Its clips are from `ugc-jax extract`; their captions are only references for the rewards. Starts
+from a checkpoint, or from the model of the sft run whose output is given. Writes checkpoints,
+metrics and the sampled completions with their rewards to the output, and at the end the trained
+model to its folder `model`. Run again, it resumes from the last checkpoint. SIGTERM and Ctrl-C save
+and stop; the exit status is then 143 or 130.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from ugc_jax.toy.reward import REWARDS
 from ugc_jax.train.run import open_run, train
 
 logger = logging.getLogger(__name__)
-
 
 CONFIG = GrpoConfig
 

@@ -1,8 +1,8 @@
 """Compile an sft or grpo config's programs for a TPU slice, and say whether they fit there.
 
-Neither a TPU nor the weights are needed, but the TPU compiler: pip install "jax[tpu]". Where the
-checkpoint is not on this disk, the size that its name tells is planned for (3b or 7b); where the
-records are not, rows of typical clips. Exit status 1 when something does not fit.
+Needs the TPU compiler (pip install "jax[tpu]"), but neither a TPU nor the weights. If the
+checkpoint is not on this disk, plans for the size in its name (3b or 7b); without the records, for
+rows of typical clips. Exit status 1 when something does not fit.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlanConfig:
     """Settings of plan, besides those of sft or grpo."""
 
     topology: str  # TPU slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4, tpu7x:2x2x1, ...
@@ -38,11 +38,11 @@ class Planned:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SftPlanConfig(Planned, SftConfig): ...
+class SftPlanConfig(PlanConfig, SftConfig): ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GrpoPlanConfig(Planned, GrpoConfig): ...
+class GrpoPlanConfig(PlanConfig, GrpoConfig): ...
 
 
 CONFIG = SftPlanConfig, GrpoPlanConfig
@@ -55,7 +55,7 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
     key = _bucket(config, model)
     batch = batch_shapes(key, config.data.batch_size, model, mesh, config.loop.accumulate)
     print(f"{describe(batch)}; attention {config.compute.attention}")
-    setup = config.setup(model, mesh, Setup.steps)  # their number is all the same here
+    setup = config.setup(model, mesh, Setup.steps)  # of no effect on the plan
     if isinstance(config, GrpoConfig):
         config.check_rows(mesh, Rollout(setup, config.rollout).mesh)
         plan = plan_grpo(setup, config.grpo, config.rollout, batch)
@@ -68,11 +68,11 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
     return 0 if plan.fits else 1
 
 
-def _bucket(config: Planned, model: OmniConfig) -> BucketKey:
-    """A shape that none of the run's rows exceeds in any size."""
+def _bucket(config: PlanConfig, model: OmniConfig) -> BucketKey:
+    """The maximum of each size over the shapes of the run's rows."""
     data, steps = config.data, (config.loop.steps, config.loop.epochs)
     if not all(Path(folder).is_dir() for folder, _ in parse_mixture(data.train)):
-        logger.warning("%s is not here; planning for rows of typical clips", data.train)
+        logger.warning("%s: not found; planning for rows of typical clips", data.train)
         return config.clip.bucket(data, model)
     base = resolve_weights(config.checkpoint, config.revision, weights=False)
     tokenizer = load_chat_tokenizer(base, model.tokens)

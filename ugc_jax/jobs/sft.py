@@ -1,7 +1,7 @@
-"""Fine-tune a checkpoint on extracted clips and their captions (`ugc-jax extract` makes them).
+"""Fine-tune a checkpoint on extracted clips and their captions (from `ugc-jax extract`).
 
-The output gets checkpoints, metrics and sample captions, and at the end the trained model, in its
-folder `model`, which `caption` and transformers load. Run again, it goes on from the last
+Writes checkpoints, metrics and sample captions to the output, and at the end the trained model to
+its folder `model`, which `caption` and transformers load. Run again, it resumes from the last
 checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130.
 """
 
@@ -16,7 +16,6 @@ from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.supervised import Supervised
 
 logger = logging.getLogger(__name__)
-
 
 CONFIG = SftConfig
 

@@ -1,9 +1,9 @@
-"""What a program takes before a slice is rented: memory by the TPU compiler, operations counted.
+"""Memory and operations of a program on a TPU slice, without the slice: from the TPU compiler.
 
-chips.py   what accelerators can do
+chips.py   memory and speed of accelerators
 flops.py   operations of a program, counted in its jaxpr
-memory.py  bytes of a program, by the compiler for a described slice
-shapes.py  the model and the largest batch that are planned for
+memory.py  bytes of a program, from the compiler for a described slice
+shapes.py  the model and the largest batch to plan for
 sft.py     the plan of a train step
 grpo.py    the plan of all programs of a GRPO step
 

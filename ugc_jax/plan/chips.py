@@ -1,4 +1,4 @@
-"""What accelerators can do: for MFU and for `plan`."""
+"""Memory and speed of accelerators, for MFU and for `plan`."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ GIB = 1 << 30
 
 
 class Chip(NamedTuple):
-    """One device as jax counts them: of v7x, half a chip.
+    """One device of jax; of v7x, half a chip.
 
-    flops: bfloat16 matrix operations a second, as its maker states them.
-    hbm: bytes of memory; of a TPU, those that its compiler gives to a program (libtpu 0.0.42).
+    flops: bfloat16 matrix operations a second, by its maker's data sheet.
+    hbm: bytes of memory; of a TPU, those that its compiler allows a program (libtpu 0.0.42).
     """
 
     name: str
@@ -19,7 +19,7 @@ class Chip(NamedTuple):
     hbm: int
 
 
-# By what jax.Device.device_kind begins with or, of a GPU, contains.
+# By the beginning of jax.Device.device_kind or, of a GPU, a word in it.
 _CHIPS = {
     "TPU v4": Chip("v4", 275e12, int(30.75 * GIB)),
     "TPU v5 lite": Chip("v5e", 197e12, int(15.75 * GIB)),
@@ -35,12 +35,12 @@ _CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that jax calls so; None for one that is not in the table, such as a CPU."""
+    """Return the chip of a jax.Device.device_kind; None if not in the table, such as a CPU."""
     matches = [name for name in _CHIPS if device_kind.startswith(name) or f" {name}" in device_kind]
     return _CHIPS[max(matches, key=len)] if matches else None
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
-    """bfloat16 operations a second of all devices; None for devices that are not in the table."""
+    """Return bfloat16 operations a second of all devices; None if they are not in the table."""
     chip = chip_of(mesh.devices.flat[0].device_kind)
     return None if chip is None else chip.flops * mesh.size

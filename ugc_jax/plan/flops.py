@@ -1,6 +1,6 @@
 """Floating-point operations of a function, counted in its jaxpr.
 
-XLA's own cost analysis takes the body of a loop once; here a scan counts as often as it runs.
+XLA's own cost analysis counts the body of a loop once; here a scan counts as often as it runs.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from ugc_jax.train.step import train_step
 def step_flops(
     setup: Setup, batch: Batch | Any, remat: bool = False, step: Callable = train_step
 ) -> float:
-    """Operations of one train step on all devices together, without running it.
+    """Return the operations of one train step on all devices together, without running it.
 
-    batch: of arrays or jax.ShapeDtypeStructs, the global one. remat: with what the backward pass
-    computes again (but for the head's logits, which the loss always computes twice): the operations
-    executed. Without, those the model needs: what MFU is measured by (arXiv 2204.02311, app. B).
-    step: `step(state, batch, setup=setup)`, where it is not that of SFT.
-    Attention is counted as XLA computes it, in blocks of the causal triangle.
+    batch: the global one, of arrays or jax.ShapeDtypeStructs. remat: True counts the operations
+    executed, with those that the backward pass recomputes; False only those that the model needs,
+    by which MFU is measured (arXiv 2204.02311, app. B). The head's logits, which the loss always
+    computes twice, count twice in both. step: `step(state, batch, setup=setup)`, if not that of
+    SFT. Attention is counted as XLA computes it, in blocks of the causal triangle.
     """
     setup = countable(setup)
     if not remat:
@@ -38,16 +38,16 @@ def step_flops(
 
 
 def countable(setup: Setup) -> Setup:
-    """The same without the kernels, which count as if they skipped nothing."""
+    """Return the setup without the kernels, which would count as if they skipped no block."""
     return dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, attention="xla"))
 
 
 def program_flops(program: jax.stages.Traced, costly: float = 1.0) -> float:
-    """Operations of a program on all devices together: of matrix products and convolutions.
+    """Return the operations of a program's matrix products and convolutions, on all devices.
 
-    A multiply-add is 2. A `while` loop counts once, as nobody knows how often it runs, and a Pallas
-    kernel as if it skipped none of its blocks. costly: how often `jax.lax.cond` takes the costliest
-    of its branches and not the cheapest, of those that hold products; 1 is an upper bound.
+    A multiply-add is 2. A `while` loop counts once, as its number of iterations is unknown, and a
+    Pallas kernel as if it skipped no block. costly: share of the runs of a `jax.lax.cond` that take
+    the costliest, not the cheapest, of its branches with products; 1 gives an upper bound.
     """
     return _of_jaxpr(program.jaxpr.jaxpr, costly)
 
@@ -81,7 +81,7 @@ def _of_equation(equation: core.JaxprEqn, costly: float) -> float:
 
 
 def _products(equation: core.JaxprEqn, depth: int) -> float:
-    """Of a product whose every output is a sum of `depth` terms."""
+    """Operations of a product each of whose outputs is a sum of `depth` terms."""
     return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
 
 

@@ -1,7 +1,7 @@
-"""Whether GRPO fits: every program of a step is compiled for TPUs that need not be there.
+"""Whether GRPO fits on a chip: every program of a step is compiled for a described TPU slice.
 
-Each is counted with what lies on the chip besides: while completions are sampled, the training
-state stays where it is.
+Each program's memory is added to the other arrays on the chip: while completions are sampled, the
+training state stays there.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ugc_jax.data.batching import Batch
-from ugc_jax.models.qwen2_5_omni import thinker as omni
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.plan.chips import Chip
 from ugc_jax.plan.flops import countable, program_flops, step_flops
 from ugc_jax.plan.memory import Memory, chip_in, compiled_memory, gib, shard_bytes
@@ -26,11 +26,11 @@ from ugc_jax.train.step import jit_step
 
 
 class Program(NamedTuple):
-    """What one program of a GRPO step takes.
+    """Memory and operations of one program of a GRPO step.
 
-    held: bytes of one chip that lie there besides its arguments while it runs. memory: its own.
-    runs: how often a step runs it. flops: what these runs take of all chips together; executed:
-    with what the backward pass computes again.
+    held: bytes of one chip in other arrays than its arguments while it runs. memory: its own.
+    runs: how often a step runs it. flops: operations of these runs on all chips together; executed:
+    with those that the backward pass recomputes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Program(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The most bytes of one chip that are taken while it runs."""
+        """Peak bytes of one chip while it runs."""
         return self.held + self.memory.peak
 
 
@@ -55,11 +55,11 @@ class GrpoPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether no program's peak is more than a chip has."""
+        """Whether every program's peak fits on a chip."""
         return all(program.peak <= self.chip.hbm for program in self.programs)
 
     def figures(self) -> dict:
-        """The plan for JSON."""
+        """Return the plan for JSON."""
         programs = [
             {**program._asdict(), "memory": program.memory._asdict(), "peak": program.peak}
             for program in self.programs
@@ -68,7 +68,7 @@ class GrpoPlan(NamedTuple):
         return {**self._asdict(), "chip": chip, "programs": programs, "fits": self.fits}
 
     def table(self) -> str:
-        """The plan for people, a program a line."""
+        """Return the plan as text, a program a line."""
 
         def line(name, *figures):
             return f"  {name:<11}" + "".join(f"{figure:>13}" for figure in figures)
@@ -100,8 +100,8 @@ def plan_grpo(
 ) -> GrpoPlan:
     """Compile the programs of a step for the devices of `setup.mesh`.
 
-    prompts: of `shapes.batch_shapes`. All completions are taken to be of max_new_tokens.
-    Raises UserError if the devices are of no chip in the table, and as `Rollout`.
+    prompts: of `shapes.batch_shapes`. All completions are assumed to have max_new_tokens.
+    Raises UserError if the devices are not in the table of chips, and as `Rollout`.
     """
     chip = chip_in(setup.mesh)
     batch = policy_shapes(setup, options, config, prompts)
@@ -115,20 +115,20 @@ def plan_grpo(
 def policy_shapes(
     setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch
 ) -> PolicyBatch:
-    """The largest PolicyBatch of these prompts, of jax.ShapeDtypeStructs on the training mesh."""
+    """Return the largest PolicyBatch of these prompts: ShapeDtypeStructs on the training mesh."""
     rollout = Rollout(setup, config, options.shared_prompt)
     G, N = config.samples, config.max_new_tokens
     empty = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape[1:]), leaf.dtype), prompts)
-    none = np.zeros((1, G), np.float32)
+    zeros = np.zeros((1, G), np.float32)
     tokens = np.zeros((1, G, N), np.int32)
-    completions = Completions(tokens, none.astype(np.int32), none > 0, tokens.astype(np.float32))
+    completions = Completions(tokens, zeros.astype(np.int32), zeros > 0, tokens.astype(np.float32))
     most = slots(np.full((1, G), N), N, options.shared_prompt)
     one = policy_rows(  # of one prompt
-        empty, completions, none, none, most, setup.model, options.shared_prompt,
+        empty, completions, zeros, zeros, most, setup.model, options.shared_prompt,
         keep_media=not rollout.keeps_media,
     )  # fmt: skip
     if rollout.keeps_media:
-        encode = functools.partial(omni.encode_media, config=setup.model, compute=setup.compute)
+        encode = functools.partial(thinker.encode_media, config=setup.model, compute=setup.compute)
         params = jax.eval_shape(functools.partial(model_params, setup=setup), abstract_state(setup))
         media = jax.eval_shape(
             lambda params, media: encode(params, media=media), params, empty.media
@@ -145,26 +145,26 @@ def _sampling(setup, options, config, prompts) -> Iterator[Program]:
     """The programs of `Rollout`."""
     rollout = Rollout(setup, config, options.shared_prompt)
     counted = Rollout(countable(setup), config, options.shared_prompt).trace(prompts)
-    present = shard_bytes((prompts, abstract_state(setup)))
+    present = shard_bytes((prompts, abstract_state(setup)))  # on a chip, before each program
     outputs = {}
     for name, traced in rollout.trace(prompts).items():
         runs = 1 if name == "weights" else config.parts
         flops = program_flops(counted[name], setup.model.costly_share) * runs
-        if name == "decode":  # its loop counts once; the first token is of the prompt's logits
+        if name == "decode":  # its loop counts once; prefill gives the first token
             flops *= config.max_new_tokens - 1
             present -= outputs["embed"]
         with jax.set_mesh(rollout.mesh):
             program = _program(name, traced, present, runs, flops, executed=flops)
         yield program
-        # The weights, the encoders' rows and the cache stay.
+        # The weights, the encoders' rows and the cache stay on the chip.
         outputs[name] = program.memory.outputs or 0
         if name == "weights" and rollout.mesh == setup.mesh:
-            outputs[name] -= _passed_on(traced, abstract_state(setup))
+            outputs[name] -= _aliased_bytes(traced, abstract_state(setup))
         present += outputs[name]
 
 
 def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
-    """What is run once the rollout has dropped its weights."""
+    """The programs that run after the rollout has dropped its weights."""
     score = functools.partial(token_logprobs, options=options, temperature=config.temperature)
     reference = functools.partial(score, of_reference=True)
     update = _minibatch(batch, options, setup.mesh)
@@ -184,7 +184,7 @@ def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
 
 
 def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
-    """The policy step of these settings: `step(state, batch, setup=setup)`."""
+    """Return the policy step of these settings: `step(state, batch, setup=setup)`."""
     return functools.partial(
         policy_step, options=options, samples=config.samples, temperature=config.temperature
     )
@@ -193,15 +193,15 @@ def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
 def _program(
     name: str, traced: jax.stages.Traced, present: int, runs: int, flops: float, executed: float
 ) -> Program:
-    """Compile it. present: bytes on a chip before it runs; its arguments are among them."""
+    """Compile a program. present: bytes on a chip before it runs, with its arguments."""
     memory = compiled_memory(traced)
-    # Of one that does not fit even alone, the arguments are unknown.
+    # The arguments of a program that does not even fit alone are unknown.
     held = 0 if memory.arguments is None else present - memory.arguments
     return Program(name, held, memory, runs, flops, executed)
 
 
-def _passed_on(weights: jax.stages.Traced, state: TrainState) -> int:
-    """Bytes of the state's leaves that are weights as they are: a rollout takes no copy of them."""
+def _aliased_bytes(weights: jax.stages.Traced, state: TrainState) -> int:
+    """Bytes of the state's leaves that are weights unchanged: a rollout does not copy them."""
     jaxpr = weights.jaxpr.jaxpr
     leaves = zip(jaxpr.invars, jax.tree.leaves(state), strict=True)
     return shard_bytes([leaf for variable, leaf in leaves if variable in jaxpr.outvars])

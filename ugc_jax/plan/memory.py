@@ -1,4 +1,4 @@
-"""What a program takes of a chip's memory, by the compiler of TPUs that need not be there."""
+"""A program's memory on a chip, from the compiler for a described TPU slice."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.plan.chips import GIB, Chip, chip_of
 from ugc_jax.sharding import MeshConfig, make_mesh
 
-# The compiler's library looks for a TPU where it is loaded: for minutes, and with loud complaints.
+# Without these, the compiler's library searches for a TPU for minutes when loaded, with warnings.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -23,11 +23,11 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Memory(NamedTuple):
-    """What a program takes, in bytes of one chip.
+    """A program's memory, in bytes of one chip.
 
-    outputs: those that do not take the place of arguments. temporaries: all of them; they take
-    turns. peak: the most that is held at a time. The compiler stops at a program that does not fit;
-    then peak is what it asked for, and the others are None.
+    outputs: without those that reuse arguments. temporaries: all of them, though not all exist at a
+    time. peak: the most in use at a time. The compiler rejects a program that does not fit; then
+    peak is the memory that it requires, and the others are None.
     """
 
     arguments: int | None
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
 
 
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
-    """A mesh over a described TPU slice such as "v5e:4x4".
+    """Return a mesh over a described TPU slice such as "v5e:4x4".
 
     Raises UserError if the TPU compiler is not installed, if it does not know the topology, and as
     `sharding.make_mesh`.
@@ -46,8 +46,8 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
 
     for variable, value in _NO_TPU.items():
         os.environ.setdefault(variable, value)
-    jax.config.update("jax_platforms", "cpu")  # nothing runs here; a TPU that is here stays free
-    # Without this the compiler takes a v4 chip for two devices; a program finds one.
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU of this machine stays free
+    # By default the compiler counts a v4 chip as two devices; jax on a v4 counts one.
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
@@ -65,20 +65,20 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
 
 
 def chip_in(mesh: jax.sharding.Mesh) -> Chip:
-    """The chip that the mesh is made of. Raises UserError if it is not in the table."""
+    """Return the chip of a mesh's devices. Raises UserError if it is not in the table."""
     kind = mesh.devices.flat[0].device_kind
     chip = chip_of(kind)
     if chip is None:
-        raise UserError(f"the memory of {kind} is not known; name a topology of v4 to v7x TPUs")
+        raise UserError(f"the memory of {kind} is unknown; name a topology of v4 to v7x TPUs")
     return chip
 
 
 def compiled_memory(program: jax.stages.Traced) -> Memory:
-    """Compile a program for the mesh that it was traced for."""
+    """Compile a program for the mesh that it was traced for; returns its memory."""
     try:
         memory = program.lower().compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        peak = wanted_bytes(str(error))
+        peak = required_bytes(str(error))
         if peak is None:
             raise
         return Memory(None, None, None, peak)
@@ -90,14 +90,14 @@ def compiled_memory(program: jax.stages.Traced) -> Memory:
     )
 
 
-def wanted_bytes(message: str) -> int | None:
-    """What a program asked for, if this message of the compiler says that it is too much."""
+def required_bytes(message: str) -> int | None:
+    """Return the bytes that a program requires, from the compiler's message; None without any."""
     found = re.search(r"Ran out of memory.*?(?:Used|temporaries \() *([\d.]+)([KMGT]?)", message)
     return found and round(float(found[1]) * _UNITS[found[2]])
 
 
 def shard_bytes(tree) -> int:
-    """Bytes of one device's part of a tree of jax.ShapeDtypeStructs with shardings."""
+    """Return the bytes of one device's shards of a tree of jax.ShapeDtypeStructs."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -105,5 +105,5 @@ def shard_bytes(tree) -> int:
 
 
 def gib(count: int | None) -> str:
-    """Bytes in GiB for people, without the unit."""
+    """Return bytes as text in GiB, without the unit."""
     return "unknown" if count is None else f"{count / GIB:.2f}"

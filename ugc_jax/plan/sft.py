@@ -14,7 +14,7 @@ from ugc_jax.train.step import jit_step, train_step
 
 
 class StepPlan(NamedTuple):
-    """What one train step takes. Bytes are of one chip, operations of all chips together.
+    """Memory and operations of one train step: bytes of one chip, operations of all together.
 
     arguments: state and batch. outputs, temporaries, peak: see `Memory`.
     model_flops, executed_flops: see `flops.step_flops`.
@@ -32,15 +32,15 @@ class StepPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is no more than a chip has."""
+        """Whether the peak fits on a chip."""
         return self.peak <= self.chip.hbm
 
     def figures(self) -> dict:
-        """The plan for JSON."""
+        """Return the plan for JSON."""
         return {**self._asdict(), "chip": self.chip._asdict(), "fits": self.fits}
 
     def table(self) -> str:
-        """The plan for people, a figure a line."""
+        """Return the plan as text, a figure a line."""
         fastest = self.model_flops / (self.chips * self.chip.flops)
         verdict = "fits" if self.fits else "DOES NOT FIT"
         rows = {
@@ -59,15 +59,15 @@ class StepPlan(NamedTuple):
 def plan_sft(setup: Setup, batch: Batch) -> StepPlan:
     """Compile the train step for the devices of `setup.mesh`; batch: of `batch_shapes`.
 
-    Raises UserError if the devices are of no chip in the table.
+    Raises UserError if the devices are not in the table of chips.
     """
     chip = chip_in(setup.mesh)
-    step, state, begun = jit_step(train_step, setup), abstract_state(setup), time.perf_counter()
+    step, state, start = jit_step(train_step, setup), abstract_state(setup), time.perf_counter()
     with jax.set_mesh(setup.mesh):
         memory = compiled_memory(step.trace(state, batch))
     if memory.arguments is None:
         memory = memory._replace(arguments=shard_bytes((state, batch)))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     return StepPlan(
         chip=chip,
         chips=setup.mesh.size,

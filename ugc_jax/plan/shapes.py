@@ -1,4 +1,4 @@
-"""What is planned for: a model of a known size, and the shapes of its largest batch."""
+"""The inputs of a plan: a model of a known size, and the shapes of its largest batch."""
 
 import dataclasses
 import re
@@ -19,16 +19,19 @@ from ugc_jax.train.run import resolve_weights
 
 @dataclasses.dataclass(frozen=True)
 class TypicalClip:
-    """A typical clip, to plan for where no records are."""
+    """A typical clip, to plan with if there are no records."""
 
     frames: int = 32  # taken from it
-    height: int = 420  # of a frame, in pixels; a multiple of 28
-    width: int = 224  # of a frame, in pixels; a multiple of 28
+    height: int = 420  # of a frame, in pixels: whole cells of the vision encoder
+    width: int = 224  # of a frame, in pixels: whole cells of the vision encoder
     seconds: float = 24.0  # of sound
     text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
 
     def bucket(self, data: RowsConfig, model: OmniConfig) -> BucketKey:
-        """The shape of a training row of such clips, packed or not, as `data` says."""
+        """Return the shape of a training row of such clips, packed if `data` packs.
+
+        Raises UserError for a clip that is longer than a row.
+        """
         patch = model.vision.patch_size
         grid = (self.frames // 2, self.height // patch, self.width // patch)
         sound = round(self.seconds * SAMPLE_RATE / HOP)
@@ -44,7 +47,7 @@ class TypicalClip:
 
 
 def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:
-    """The config of a checkpoint; of one that is not on this disk, of the size in its name."""
+    """Return the config of a checkpoint; if it is not on this disk, of the size in its name."""
     words = re.split("[^0-9a-z]+", checkpoint.lower())
     sizes = [size for size in SIZES if size in words]
     if sizes and not Path(checkpoint).is_dir():
@@ -55,7 +58,7 @@ def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:
 def batch_shapes(
     key: BucketKey, rows: int, model: OmniConfig, mesh: jax.sharding.Mesh, accumulate: int = 1
 ) -> Batch:
-    """The global Batch of a bucket: a jax.ShapeDtypeStruct with its sharding for every field.
+    """Return the global Batch of a bucket, of jax.ShapeDtypeStructs with shardings.
 
     Raises UserError if the mesh does not divide the rows of each microbatch.
     """
@@ -68,7 +71,7 @@ def batch_shapes(
 
 
 def describe(batch: Batch) -> str:
-    """The shapes of a batch for people."""
+    """Return the shapes of a batch as text."""
     rows, tokens = batch.tokens.shape
     grids, chunks = batch.media["vision"].patches.shape, batch.media["audio"].mel.shape
     return (
