@@ -15,7 +15,6 @@ import fake_training as fake
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from fake_records import FakeSource
 from jax.experimental import multihost_utils
 
@@ -92,15 +91,11 @@ def _policy_step(state, batch):
     x = jnp.sum(batch.weight * slots)
     x += sum(jnp.mean(jnp.sum(leaf, axis=(1, 2))) for leaf in jax.tree.leaves(batch.media)) / 1000
     loss, grads = jax.value_and_grad(lambda p: jnp.mean((p["w"] - x) ** 2))(state.params)
-    finite = state.finite & jnp.isfinite(loss)
-    updates, opt_state = fake.TRANSFORM.update(grads, state.opt_state)
-    params = optax.apply_updates(state.params, updates)
-    new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    state, _ = fake.update(state, loss, grads)
     metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "entropy", "max_ratio"), loss)
-    metrics |= {"mult_prob_error": 1 + loss, "finite": finite.astype(jnp.float32)}
+    metrics |= {"mult_prob_error": 1 + loss, "finite": state.finite.astype(jnp.float32)}
     metrics["tokens"] = jnp.sum(batch.weight > 0, dtype=jnp.float32)
-    return new._replace(finite=finite), metrics
+    return state, metrics
 
 
 def jit_step(*_):

@@ -67,8 +67,8 @@ def rows(options: GrpoOptions, count: int = len(PARTS), parts: int = 1) -> Polic
     size = slots(counts, N, shared)
 
     def lay_out(noise: int) -> PolicyBatch:
-        made = completions(count, noise)
-        return policy_rows(prompts(count), made, advantages, weights, size, CONFIG, shared)
+        generated = completions(count, noise)
+        return policy_rows(prompts(count), generated, advantages, weights, size, CONFIG, shared)
 
     return lay_out(0)._replace(old=lay_out(1).rollout, reference=lay_out(2).rollout)
 

@@ -86,27 +86,29 @@ def _loss(params, state, batch):
     return jnp.where(jnp.any(batch.tokens < 0), jnp.nan, jnp.mean((params["w"] - x) ** 2))
 
 
-def train_step(state: TrainState, batch: Batch, setup: Setup):
-    loss, grads = jax.value_and_grad(_loss)(state.params, state, batch)
+def update(state: TrainState, loss, grads):
+    """(State after an update; unchanged if loss or gradient is not finite. The gradient's norm)."""
     norm = optax.global_norm(grads)
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = TRANSFORM.update(grads, state.opt_state)
-    new = state._replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
-    )
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
     new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    metrics = {
+    return new._replace(finite=finite), norm
+
+
+def train_step(state: TrainState, batch: Batch, setup: Setup):
+    loss, grads = jax.value_and_grad(_loss)(state.params, state, batch)
+    state, norm = update(state, loss, grads)
+    return state, {
         "loss": loss,
         "accuracy": 1 / (1 + loss),
         "tokens": jnp.float32(batch.tokens.size),
         "examples": jnp.float32(len(batch.tokens)),
         "grad_norm": norm,
         "learning_rate": jnp.float32(0.1),
-        "finite": finite.astype(jnp.float32),
+        "finite": state.finite.astype(jnp.float32),
     }
-    return new._replace(finite=finite), metrics
 
 
 def eval_step(state: TrainState, batch: Batch, setup: Setup) -> LossSums:

@@ -128,12 +128,13 @@ def policy_shapes(
         keep_media=not rollout.keeps_media,
     )  # fmt: skip
     if rollout.keeps_media:
-        encode = functools.partial(thinker.encode_media, config=setup.model, compute=setup.compute)
-        params = jax.eval_shape(functools.partial(model_params, setup=setup), abstract_state(setup))
-        media = jax.eval_shape(
-            lambda params, media: encode(params, media=media), params, empty.media
-        )
-        one = one._replace(media=media)
+
+        def encode(state: TrainState, media: dict) -> dict:
+            return thinker.encode_media(
+                model_params(state, setup), setup.model, setup.compute, media
+            )
+
+        one = one._replace(media=jax.eval_shape(encode, abstract_state(setup), empty.media))
     if options.updates > 1:
         one = one._replace(old=one.rollout)
     if options.beta:
@@ -168,11 +169,10 @@ def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
     score = functools.partial(token_logprobs, options=options, temperature=config.temperature)
     reference = functools.partial(score, of_reference=True)
     update = _minibatch(batch, options, setup.mesh)
-    programs = [("update", policy_update(options, config), update, options.updates)]
+    programs = [("old", score, batch, 1)] if options.updates > 1 else []
     if options.beta > 0:
-        programs.insert(0, ("reference", reference, batch, 1))
-    if options.updates > 1:
-        programs.insert(0, ("old", score, batch, 1))
+        programs.append(("reference", reference, batch, 1))
+    programs.append(("update", policy_update(options, config), update, options.updates))
     state = abstract_state(setup)
     for name, step, rows, runs in programs:
         present = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)
@@ -214,7 +214,7 @@ def _minibatch(batch: PolicyBatch, options: GrpoOptions, mesh: jax.sharding.Mesh
 
 
 def _rows(batch: PolicyBatch, rows: int, mesh: jax.sharding.Mesh) -> PolicyBatch:
-    """The shapes of a batch with so many rows, on the mesh."""
+    """The shapes of a batch with `rows` rows, on the mesh."""
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), batch
     )

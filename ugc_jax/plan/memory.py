@@ -16,7 +16,7 @@ from ugc_jax.sharding import MeshConfig, make_mesh
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the topology says what is compiled for
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any: the topology decides
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside a job that trains, or plans, on this machine
 }
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

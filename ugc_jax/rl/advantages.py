@@ -129,13 +129,11 @@ def reward_metrics(
     over the used completions. left_out: share of completions that are not used. zero_std_groups:
     share of groups whose rewards are equal, among those that have used completions.
     """
-    metrics = {}
-    columns = {f"rewards/{name}": rewards[..., i] for i, name in enumerate(names)}
-    for name, column in {"reward": result.reward, **columns}.items():
+    metrics, columns = {}, [("reward", "reward_std", result.reward)]
+    for i, name in enumerate(names):
+        columns.append((f"rewards/{name}/mean", f"rewards/{name}/std", rewards[..., i]))
+    for mean, std, column in columns:
         values = column[result.used & np.isfinite(column)].astype(np.float64)
-        mean, std = (
-            ("reward", "reward_std") if name == "reward" else (f"{name}/mean", f"{name}/std")
-        )
         metrics[mean] = float(values.mean()) if values.size else None
         metrics[std] = float(values.std(ddof=1)) if values.size > 1 else None
     groups = result.used.any(1)

@@ -98,9 +98,9 @@ def token_logprobs(
 def mix_reference(state: TrainState, mix: float) -> TrainState:
     """Return the state with `reference <- mix * policy + (1 - mix) * reference`. Pure."""
 
-    def mixed(kept, now):
-        both = mix * now.astype(jnp.float32) + (1 - mix) * kept.astype(jnp.float32)
-        return both.astype(kept.dtype)
+    def mixed(reference, policy):
+        sum32 = mix * policy.astype(jnp.float32) + (1 - mix) * reference.astype(jnp.float32)
+        return sum32.astype(reference.dtype)
 
     return state._replace(reference=jax.tree.map(mixed, state.reference, state.params))
 

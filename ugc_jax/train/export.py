@@ -1,7 +1,7 @@
 """The end of a run: the trained model as checkpoints that `caption` and transformers load.
 
 OUTPUT/model/     the thinker, an adapter merged into its weights, with the tokenizer
-OUTPUT/adapter/   the adapter alone, in peft's files, if there is one
+OUTPUT/adapter/   the adapter alone, in peft's format, if there is one
 """
 
 import contextlib

@@ -148,7 +148,9 @@ def model_params(state: TrainState, setup: Setup) -> dict:
     their gradients over tokens and chunks have it, too.
     """
     learns = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if _is_table(path) else leaf.astype(setup.compute.dtype),
+        lambda path, leaf: (
+            leaf if group_of(path) == "embeddings" else leaf.astype(setup.compute.dtype)
+        ),
         state.params,
     )
     adapter, weights = _partition(learns, _is_lora)
@@ -187,7 +189,7 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         lambda leaf: jnp.array(leaf, setup.compute.dtype, copy=True),
         _partition(learns, _is_lora)[1] if setup.reference else {},
     )
-    # Moments are float32 whatever the weights are.
+    # Moments are float32 for either master dtype.
     moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
     return TrainState(
         step=jnp.int32(0),
@@ -224,7 +226,3 @@ def _join(*trees: dict) -> dict:
 
 def _is_lora(path) -> bool:
     return path[-1] in lora.LEAVES
-
-
-def _is_table(path) -> bool:
-    return group_of(path) == "embeddings"

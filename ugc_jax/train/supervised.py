@@ -68,13 +68,11 @@ class Supervised:
         compiled, start = self._train_step._cache_size(), time.perf_counter()
         state, metrics = self._train_step(state, placed.arrays)
         if self._train_step._cache_size() > compiled:
-            seconds = time.perf_counter() - start
-            meter.exclude(seconds)
-            rows = placed.arrays.tokens.shape
-            logger.info("compiled the step for %d rows of %d tokens in %.1f s", *rows, seconds)
+            size = *placed.arrays.tokens.shape, time.perf_counter() - start
+            logger.info("compiled the step for %d rows of %d tokens in %.1f s", *size)
             if self._step_flops is not None:
-                with meter.excluded():
-                    self._flops[_shapes(placed)] = self._step_flops(self.setup, placed.arrays)
+                self._flops[_shapes(placed)] = self._step_flops(self.setup, placed.arrays)
+            meter.exclude(time.perf_counter() - start)
         flops = self._flops.get(_shapes(placed), 0.0)
         replay = named_arrays(placed.rows)
         return state, StepResult(metrics, placed.before, placed.after, replay, flops)
