@@ -56,7 +56,7 @@ def test_constrain_needs_no_mesh_and_holds_with_one():
 
 @pytest.fixture(scope="module")
 def model():
-    config = config_lib.tiny()
+    config = cases.fewer_layers(config_lib.tiny())
     return config, cases.random_params(config)
 
 

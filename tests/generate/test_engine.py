@@ -21,7 +21,7 @@ ROWS = len(NAMES)
 
 @pytest.fixture(scope="module")
 def config():
-    return config_lib.tiny()
+    return cases.fewer_layers(config_lib.tiny())
 
 
 @pytest.fixture(scope="module")

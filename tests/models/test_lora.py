@@ -2,6 +2,7 @@
 
 import functools
 
+import cases
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
-CONFIG = tiny()
+CONFIG = cases.fewer_layers(tiny())
 LORA = lora.LoraConfig(rank=4, alpha=8.0, targets="q_proj, o_proj,down_proj")
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import cases
 import jax
 import pytest
 
@@ -28,9 +29,10 @@ def inputs(options=None, **rollout):
     """Arguments of `plan_grpo`, for 4 prompts of a tiny model on two devices."""
     options = options or GrpoOptions()
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
-    setup = Setup(tiny(), mesh, reference=options.beta > 0)
+    model = cases.fewer_layers(tiny())
+    setup = Setup(model, mesh, reference=options.beta > 0)
     config = RolloutConfig(**{"samples": 4, "max_new_tokens": 16} | rollout)
-    return setup, options, config, batch_shapes(KEY, 4, tiny(), mesh)
+    return setup, options, config, batch_shapes(KEY, 4, model, mesh)
 
 
 NAMES = ["weights", "vision", "audio", "embed", "prefill", "decode", "reference", "update"]
