@@ -7,8 +7,7 @@ import numpy as np
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import patchify
-from ugc_jax.data.positions import layout
-from ugc_jax.data.prompt import Medium, Text
+from ugc_jax.data.prompt import Medium, Text, layout
 from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.models.params import build_tree, leaves
 from ugc_jax.models.qwen2_5_omni import thinker

@@ -21,8 +21,7 @@ from ugc_jax.data.batching import (
 )
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import patchify
-from ugc_jax.data.positions import AUDIO, VISION, layout
-from ugc_jax.data.prompt import Medium, Text
+from ugc_jax.data.prompt import AUDIO, VISION, Medium, Text, layout
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import tiny
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ugc_jax.data import example as module
 from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import build_example, load_example, medium_input, raw_medium
-from ugc_jax.data.positions import AUDIO, TEXT, VISION
+from ugc_jax.data.prompt import AUDIO, TEXT, VISION
 from ugc_jax.errors import UserError
 from ugc_jax.media import streams
 from ugc_jax.media.clip import probe, read_clip

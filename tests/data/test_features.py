@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ugc_jax.data import features
+from ugc_jax.data.prompt import vision_rows
 from ugc_jax.media.clip import resize, smart_resize
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 
@@ -32,7 +33,7 @@ def test_image_patches_equal_the_reference(size):
     expected = processor(frame, return_tensors="np")
     vision = features.patchify(frame[None], CONFIG.vision)
     assert vision.grid == tuple(expected["image_grid_thw"][0])
-    found = reference_order(vision, features.vision_rows(vision.grid, CONFIG.vision))
+    found = reference_order(vision, vision_rows(vision.grid, CONFIG.vision))
     np.testing.assert_allclose(found, expected["pixel_values"], atol=1e-5)
 
 
@@ -46,7 +47,7 @@ def test_resize_equals_the_reference():
     expected = processor(frame, return_tensors="np")
     resized = resize(frame, *smart_resize(150, 333, 3136, 30_000, 28))
     vision = features.patchify(resized[None], CONFIG.vision)
-    found = reference_order(vision, features.vision_rows(vision.grid, CONFIG.vision))
+    found = reference_order(vision, vision_rows(vision.grid, CONFIG.vision))
     np.testing.assert_allclose(found, expected["pixel_values"], atol=1e-5)
 
 
@@ -74,23 +75,6 @@ def test_patches_are_the_pixels_at_their_coords(count, size):
         )
         seen += 1
     assert seen == np.prod(grid)
-
-
-def test_rows_follow_the_specs_window_order():
-    """Spec 2.1: the cells of a [1, 10, 12] grid in window order."""
-    rows = features.vision_rows((1, 10, 12), CONFIG.vision)
-    assert rows.dtype == np.int32
-    order = np.argsort(rows[:, 1])
-    windows = ([0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15, 18, 19, 20, 21],)
-    windows += ([4, 5, 10, 11, 16, 17, 22, 23], [24, 25, 26, 27], [28, 29])
-    assert order.tolist() == [cell for window in windows for cell in window]
-
-
-def test_rows_count_through_the_grids():
-    rows = features.vision_rows((3, 4, 6), CONFIG.vision)
-    assert rows.shape == (18, 2)
-    assert rows[:, 0].tolist() == [0] * 6 + [1] * 6 + [2] * 6
-    assert len({tuple(row) for row in rows.tolist()}) == 18
 
 
 def test_patchify_refuses_other_sizes():

@@ -6,8 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ugc_jax.data.positions import AUDIO, TEXT, VISION, chunk_slices, layout, medium_tokens
-from ugc_jax.data.prompt import Medium, Text
+from ugc_jax.data.prompt import (
+    AUDIO,
+    TEXT,
+    VISION,
+    Medium,
+    Text,
+    chunk_slices,
+    layout,
+    medium_tokens,
+    vision_rows,
+)
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
 
 CONFIG = omni_3b()
@@ -292,3 +301,23 @@ def test_every_case_of_grid_and_sound_keeps_time_order():
             assert (np.diff(out.positions[0, out.source == kind]) >= 0).all()
         chunk = np.where(out.source == VISION, 2, 3) + 2 * ((out.positions[0] - 1) // 50)
         assert (np.diff(chunk[out.source != TEXT]) >= 0).all()
+
+
+# ---- feature rows --------------------------------------------------------------------------------
+
+
+def test_rows_follow_the_specs_window_order():
+    """Spec 2.1: the cells of a [1, 10, 12] grid in window order."""
+    rows = vision_rows((1, 10, 12), CONFIG.vision)
+    assert rows.dtype == np.int32
+    order = np.argsort(rows[:, 1])
+    windows = ([0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15, 18, 19, 20, 21],)
+    windows += ([4, 5, 10, 11, 16, 17, 22, 23], [24, 25, 26, 27], [28, 29])
+    assert order.tolist() == [cell for window in windows for cell in window]
+
+
+def test_rows_count_through_the_grids():
+    rows = vision_rows((3, 4, 6), CONFIG.vision)
+    assert rows.shape == (18, 2)
+    assert rows[:, 0].tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    assert len({tuple(row) for row in rows.tolist()}) == 18

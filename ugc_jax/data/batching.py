@@ -15,8 +15,7 @@ import numpy as np
 
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import chunk_mel
-from ugc_jax.data.positions import AUDIO, VISION, medium_tokens
-from ugc_jax.data.prompt import Medium
+from ugc_jax.data.prompt import AUDIO, VISION, Medium, medium_tokens
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 

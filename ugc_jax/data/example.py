@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ugc_jax.data.features import VisionInput, log_mel, patchify
-from ugc_jax.data.positions import AUDIO, TEXT, VISION, layout
-from ugc_jax.data.prompt import ChatTokenizer, Medium, pieces
+from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layout, pieces
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import DecodedClip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve

@@ -90,22 +90,6 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
     return coords.reshape(rows * columns, config.window_patches, 2)
 
 
-def vision_rows(grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
-    """Return the output row of the encoder that each token takes: i32[t * h * w / 4, 2].
-
-    grid: (t, h, w) in patches. Tokens are in the reference's order (frame, row, column of merged
-    cells); a row is (temporal grid, window * 16 + place in the window), padding included, as in the
-    encoder's padded output.
-    """
-    merge, side = config.spatial_merge_size, config.window_cells
-    times, cell_rows, cell_columns = grid[0], grid[1] // merge, grid[2] // merge
-    _, columns = config.windows(cell_rows, cell_columns)
-    time, row, column = np.indices((times, cell_rows, cell_columns), dtype=np.int32)
-    window = row // side * columns + column // side
-    place = row % side * side + column % side
-    return np.stack([time, window * side**2 + place], axis=-1).reshape(-1, 2)
-
-
 # ---- sound ---------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,7 @@ from tqdm import tqdm
 from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import log_mel, patchify
-from ugc_jax.data.positions import layout
-from ugc_jax.data.prompt import Medium, Text
+from ugc_jax.data.prompt import Medium, Text, layout
 from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig

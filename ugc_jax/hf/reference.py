@@ -11,7 +11,7 @@ import numpy as np
 
 from ugc_jax.data.example import Example
 from ugc_jax.data.features import VisionInput
-from ugc_jax.data.positions import VISION
+from ugc_jax.data.prompt import VISION
 from ugc_jax.models.qwen2_5_omni.config import PIXEL_MEAN, PIXEL_STD, OmniConfig
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax.data.positions import AUDIO, VISION
+from ugc_jax.data.prompt import AUDIO, VISION
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf.checkpoint import load_params
