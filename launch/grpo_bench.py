@@ -24,10 +24,10 @@ from ugc_jax.generate.benchmark import Workload, examples
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.rl.advantages import token_weights
+from ugc_jax.rl.objective import policy_step
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
-from ugc_jax.rl.update import policy_step
 from ugc_jax.train.state import Setup, create_state
 from ugc_jax.train.step import jit_step
 
@@ -50,8 +50,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
         generated, media = rollout.join([rollout.sample(prompts, draw)])
         rollout.drop()
         sampled = time.perf_counter()
-        counts = generated.lengths if shared else generated.lengths.reshape(-1, 1)
-        weights = token_weights(counts, options, new_tokens).reshape(generated.lengths.shape)
+        weights = token_weights(generated.lengths, options, new_tokens)
         size = slots(generated.lengths, new_tokens, shared)
         rows = policy_rows(prompts, generated, advantages, weights, size, model, shared, False)
         held[0], metrics = update(held[0], rows._replace(media=media))

@@ -62,8 +62,7 @@ def rows(options: GrpoOptions, count: int = len(PARTS), parts: int = 1) -> Polic
     advantages = np.random.default_rng(1).normal(size=(count, G)).astype(np.float32)
     counts = np.array(LENGTHS[:count], np.int32)
     counts[1, 1] = 0
-    by_row = counts if shared else counts.reshape(-1, 1)
-    weights = token_weights(by_row, options, N, parts).reshape(counts.shape)
+    weights = token_weights(counts, options, N, parts)
     size = slots(counts, N, shared)
 
     def lay_out(noise: int) -> PolicyBatch:

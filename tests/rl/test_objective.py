@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ugc_jax.rl.advantages import token_weights
-from ugc_jax.rl.objective import ScoredTokens, objective
+from ugc_jax.rl.objective import objective
 from ugc_jax.rl.options import GrpoOptions
+from ugc_jax.rl.rows import PolicyBatch
+from ugc_jax.train.losses import TokenScores
 
 B, G, N, S = 4, 3, 9, 32  # rows, completions of a row, most tokens of one, slots of a row
 PARTS, MAX_NEW_TOKENS = 2, 12
@@ -136,7 +138,14 @@ def places(case: Case):
     return np.repeat(np.arange(B * G) // G, N).reshape(B * G, N), slot
 
 
-def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> ScoredTokens:
+class Scored(NamedTuple):
+    """Rows and the scores of their tokens, without what the loss does not read."""
+
+    batch: PolicyBatch
+    scores: TokenScores
+
+
+def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> Scored:
     """The case in rows; what is not scored is NaN."""
     row, slot = places(case)
     inside = np.arange(N) < case.length[:, None]
@@ -150,26 +159,30 @@ def scored_rows(case: Case, options: GrpoOptions, on_policy: bool) -> ScoredToke
         return lay(np.where(case.mask, x_NT, np.float32(np.nan)))
 
     weights = token_weights(case.count.reshape(B, G), options, MAX_NEW_TOKENS, PARTS)
-    return ScoredTokens(
-        logprob=score(case.logprob),
-        entropy=score(case.entropy),
-        old=None if on_policy else score(case.old),
-        reference=score(case.reference) if options.beta else None,
+    batch = PolicyBatch(
+        inputs=None,
+        media=None,
+        previous=None,
+        tokens=None,
+        sample=lay((np.arange(B * G) % G).astype(np.int32)[:, None], -1),
         rollout=score(case.rollout),
         advantage=score(case.advantage[:, None]),
         weight=lay(weights.reshape(-1, 1), 0),
-        sample=lay((np.arange(B * G) % G).astype(np.int32)[:, None], -1),
+        old=None if on_policy else score(case.old),
+        reference=score(case.reference) if options.beta else None,
     )
+    return Scored(batch, TokenScores(score(case.logprob), hit=None, entropy=score(case.entropy)))
 
 
-def gradients(scored: ScoredTokens, options: GrpoOptions, samples: int = G):
+def gradients(scored: Scored, options: GrpoOptions, samples: int = G):
     def loss(logprob, entropy):
-        return objective(scored._replace(logprob=logprob, entropy=entropy), options, samples)
+        return objective(scored.batch, TokenScores(logprob, None, entropy), options, samples)
 
-    return jax.value_and_grad(loss, (0, 1), has_aux=True)(scored.logprob, scored.entropy)
+    scores = scored.scores
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(scores.logprob, scores.entropy)
 
 
-def parted(scored: ScoredTokens, options: GrpoOptions):
+def parted(scored: Scored, options: GrpoOptions):
     """(loss, sums, gradient by logprob, by entropy) of the rows, part by part."""
     loss, total, grads = 0.0, {}, np.zeros((2, B, S))
     for part in range(PARTS):
@@ -242,7 +255,8 @@ def test_the_ratio_is_exactly_1_in_the_first_update(case, importance):
     assert sums["max_ratio"] == 1
     assert sums["clip_low"] == sums["clip_high"] == 0
     # That of the log-prob times the advantage: what is updated on the spot needs no `old`.
-    expected = np.where(scored.weight > 0, -scored.weight * scored.advantage, 0)
+    batch = scored.batch
+    expected = np.where(batch.weight > 0, -batch.weight * batch.advantage, 0)
     assert_near(by_logprob, expected)
 
 
@@ -277,7 +291,7 @@ def test_metrics(case):
 def test_without_beta_the_reference_is_not_in_the_program(case):
     def program(options):
         scored = scored_rows(case, options, on_policy=True)
-        jaxpr = jax.make_jaxpr(lambda scored: objective(scored, options, G))(scored)
+        jaxpr = jax.make_jaxpr(lambda scored: objective(*scored, options, G))(scored)
         return len(jaxpr.in_avals), str(jaxpr).count(" exp ")
 
     inputs, exponentials = program(GrpoOptions())
@@ -292,10 +306,10 @@ def test_rows_of_one_completion_have_the_same_loss(case, importance):
     options = GrpoOptions(importance=importance)
     scored = scored_rows(case, options, on_policy=False)
     alone = jax.tree.map(lambda x: np.repeat(x, G, axis=0), scored)
-    own = alone.sample == np.arange(B * G)[:, None] % G
-    alone = alone._replace(
-        weight=np.where(own, alone.weight, 0), sample=np.where(own, 0, -1).astype(np.int32)
-    )
+    own = alone.batch.sample == np.arange(B * G)[:, None] % G
+    own_weight, own_sample = np.where(own, alone.batch.weight, 0), np.where(own, 0, -1)
+    batch = alone.batch._replace(weight=own_weight, sample=own_sample.astype(np.int32))
+    alone = alone._replace(batch=batch)
     (together, sums), _ = gradients(scored, options)
     (apart, sums_apart), _ = gradients(alone, options, samples=1)
     np.testing.assert_allclose(apart, together, rtol=1e-6)
@@ -306,10 +320,11 @@ def test_rows_of_one_completion_have_the_same_loss(case, importance):
 def test_far_policies_give_finite_gradients(case, difference):
     options = GrpoOptions(dual_clip=3.0, entropy_bonus=0.1)
     scored = scored_rows(case, options, on_policy=False)
-    scored = scored._replace(
-        old=scored.logprob + np.float32(difference),
-        reference=scored.logprob - np.float32(difference),
+    batch, logprob = scored.batch, scored.scores.logprob
+    batch = batch._replace(
+        old=logprob + np.float32(difference), reference=logprob - np.float32(difference)
     )
+    scored = scored._replace(batch=batch)
     (loss, sums), grads = gradients(scored, options)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, sums, grads)))
 
@@ -317,5 +332,6 @@ def test_far_policies_give_finite_gradients(case, difference):
 def test_a_part_without_tokens_is_worth_nothing(case):
     options = GrpoOptions(entropy_quantile=0.2, importance="sequence", beta=0.1)
     scored = scored_rows(case, options, on_policy=False)
-    (loss, sums), grads = gradients(scored._replace(weight=jnp.zeros((B, S))), options)
+    batch = scored.batch._replace(weight=jnp.zeros((B, S)))
+    (loss, sums), grads = gradients(scored._replace(batch=batch), options)
     assert not any(np.any(x) for x in jax.tree.leaves((loss, sums, grads)))

@@ -11,10 +11,10 @@ from ugc_jax import sharding
 from ugc_jax.errors import UserError
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
+from ugc_jax.rl.objective import token_logprobs
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
-from ugc_jax.rl.update import token_logprobs
 from ugc_jax.train.state import Trainable, abstract_state, model_params
 
 FROZEN = Trainable()  # the encoders do not learn
@@ -149,7 +149,7 @@ def test_weights_are_not_copied_where_nothing_changes(setup, state):
     [("samples", 1), ("parts", 0), ("temperature", 0), ("max_new_tokens", 5000), ("top_p", 0)],
 )
 def test_wrong_settings_are_told(field, value):
-    with pytest.raises(UserError, match=f"{field} is {value}; use"):
+    with pytest.raises(UserError, match=rf"^rollout\.{field} is {value}; use"):
         RolloutConfig(**{field: value})
 
 

@@ -10,7 +10,7 @@ from fake_training import FAST_COMPILE
 
 from ugc_jax import sharding
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.rl import update
+from ugc_jax.rl import objective
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Trainable
@@ -27,7 +27,7 @@ def place(setup, batch):
 
 
 def score(setup, options, of_reference=False):
-    bound = functools.partial(update.token_logprobs, setup=setup, options=options)
+    bound = functools.partial(objective.token_logprobs, setup=setup, options=options)
     bound = functools.partial(bound, of_reference=of_reference)
     return jax.jit(bound, compiler_options=FAST_COMPILE)
 
@@ -38,7 +38,7 @@ def run(setup, options, batch):
     with jax.set_mesh(setup.mesh):
         placed = place(setup, batch)
         gradient = functools.partial(
-            update.policy_gradient, setup=setup, options=options, samples=fake.G
+            objective.policy_gradient, setup=setup, options=options, samples=fake.G
         )
         gradient = jax.jit(gradient, compiler_options=FAST_COMPILE)
         sums, grads = jax.device_get(gradient(state, placed))
@@ -109,7 +109,7 @@ def test_media_computed_before_equal_media_computed_within():
 
 
 def steps(setup, options, batch, count=1):
-    step = functools.partial(update.policy_step, options=options, samples=fake.G)
+    step = functools.partial(objective.policy_step, options=options, samples=fake.G)
     state = fake.make_state(setup)
     with jax.set_mesh(setup.mesh):
         placed, metrics = place(setup, batch), []
@@ -166,7 +166,7 @@ def test_reference_stays_while_the_policy_moves_and_follows_when_told():
         assert np.abs(np.asarray(of_policy(state, placed)) - begun).max() > 0.01
         kept = jax.device_get(state.reference["lm_head"]["weight"])
         now = jax.device_get(state.params["lm_head"]["weight"])
-        mixed = jax.jit(update.mix_reference, static_argnums=1)(state, 0.6)
+        mixed = jax.jit(objective.mix_reference, static_argnums=1)(state, 0.6)
         mixed = mixed.reference["lm_head"]["weight"]
     np.testing.assert_allclose(mixed, 0.6 * now + 0.4 * kept, rtol=1e-6, atol=1e-8)
 

@@ -16,10 +16,10 @@ from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.plan.chips import Chip
 from ugc_jax.plan.flops import countable, program_flops, step_flops
 from ugc_jax.plan.memory import Memory, chip_in, compiled_memory, gib, shard_bytes
+from ugc_jax.rl.objective import policy_step, token_logprobs
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
-from ugc_jax.rl.update import policy_step, token_logprobs
 from ugc_jax.sharding import abstract, batch_shardings
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_params
 from ugc_jax.train.step import jit_step

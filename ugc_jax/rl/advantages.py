@@ -102,22 +102,16 @@ def token_weights(
 ) -> np.ndarray:
     """Return the weight f32[B, G] of each token of a completion, by `options.aggregation`.
 
-    counts: i32[B, G], of `token_counts`, of the rows of one update (without shared prompts a row
-    has one completion: [B * G, 1]). Microbatch m has the rows m, m + microbatches, ...
-    (train/step.py).
+    counts: i32[B, G], of `token_counts`. Minibatch i has the groups i, i + minibatches, ..., and is
+    one update.
     """
-    completions = (counts > 0).sum()
-    if options.aggregation == "dapo":
-        divisor = counts.sum()
-    elif options.aggregation == "grpo":
-        divisor = completions * counts
-    elif options.aggregation == "dr_grpo":
-        divisor = completions * max_new_tokens
-    else:
-        of_row = np.arange(len(counts)) % microbatches
-        tokens = np.bincount(of_row, weights=counts.sum(1), minlength=microbatches)
-        divisor = (microbatches * tokens[of_row])[:, None]
-    return np.where(counts > 0, 1 / np.maximum(divisor, 1), 0).astype(np.float32)
+    weights = np.zeros(counts.shape, np.float32)
+    for number in range(options.minibatches):
+        groups = counts[number :: options.minibatches]
+        rows = groups if options.shared_prompt else groups.reshape(-1, 1)
+        of_rows = _update_weights(rows, options, max_new_tokens, microbatches)
+        weights[number :: options.minibatches] = of_rows.reshape(groups.shape)
+    return weights
 
 
 def reward_metrics(
@@ -142,3 +136,24 @@ def reward_metrics(
         float(1 - result.informative[groups].mean()) if groups.any() else None
     )
     return metrics
+
+
+def _update_weights(
+    counts: np.ndarray, options: GrpoOptions, max_new_tokens: int, microbatches: int
+) -> np.ndarray:
+    """The weights of the rows of one update; counts and result: [rows, completions of a row].
+
+    Microbatch m has the rows m, m + microbatches, ... (train/step.py).
+    """
+    completions = (counts > 0).sum()
+    if options.aggregation == "dapo":
+        divisor = counts.sum()
+    elif options.aggregation == "grpo":
+        divisor = completions * counts
+    elif options.aggregation == "dr_grpo":
+        divisor = completions * max_new_tokens
+    else:
+        of_row = np.arange(len(counts)) % microbatches
+        tokens = np.bincount(of_row, weights=counts.sum(1), minlength=microbatches)
+        divisor = (microbatches * tokens[of_row])[:, None]
+    return np.where(counts > 0, 1 / np.maximum(divisor, 1), 0).astype(np.float32)

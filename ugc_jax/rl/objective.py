@@ -1,60 +1,121 @@
-"""The loss of GRPO over the tokens of a microbatch: pure, f32; weights select the aggregation.
+"""The policy step of GRPO: rows that share their prompts -> loss -> gradient -> update.
 
-options.py has the formulas. Letters: B rows, S scored slots of a row, G completions of a row.
+    rows (rows.py) -> microbatches -> log-probs (train/losses.py) -> loss (`objective`)
+    -> gradient -> update (train/step.py)
+
+options.py has the formulas of all options. Letters: B rows, S scored slots of a row, G completions
+of a row.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
+from optax.tree_utils import tree_add
 
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.rl.options import GrpoOptions
+from ugc_jax.rl.rows import PolicyBatch
+from ugc_jax.train.losses import TokenScores, token_scores
+from ugc_jax.train.state import Setup, TrainState, model_params, reference_params
+from ugc_jax.train.step import Metrics, accumulated_gradient, apply_gradient, map_microbatches
 
 LOG_RATIO = 20.0  # log-ratios of policies are clamped to +- this (verl, NeMo-RL)
 KL = 10.0  # estimates of the KL are clamped to +- this (NeMo-RL)
 
 
-class ScoredTokens(NamedTuple):
-    """Slots of rows, f32[B, S] except sample; a slot of weight 0 is padding and never read.
+def policy_step(
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    samples: int,
+    temperature: float = 1.0,
+) -> tuple[TrainState, Metrics]:
+    """Make one update; returns (the new state, metrics). Pure; `train.step.jit_step` compiles it.
 
-    logprob: by the trained policy. entropy: of its distribution. old: the log-prob before the
-    first update on the batch; None if this is that update. reference: by the reference; None with
-    beta 0. rollout: the log-prob under which the token was sampled. advantage: of its completion.
-    weight: of its loss, from `advantages.token_weights`. sample: i32[B, S], its completion's number
-    in the row, from 0; -1: none.
+    samples: completions of a prompt. temperature: of the rollout.
+    Metrics are f32 scalars: loss, tokens (trained on), those of `objective`, and those of
+    `train.step.apply_gradient`.
     """
+    sums, gradient = policy_gradient(state, batch, setup, options, samples, temperature)
+    # Without tokens, even a gradient of 0 would move the weights by Adam's momentum.
+    learns = sums["tokens"] > 0
+    state, metrics = apply_gradient(state, gradient, sums["loss"], setup, learns)
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    whole = ("loss", "tokens", "max_ratio")
+    return state, metrics | {name: x if name in whole else x / tokens for name, x in sums.items()}
 
-    logprob: jax.Array
-    entropy: jax.Array
-    old: jax.Array | None
-    reference: jax.Array | None
-    rollout: jax.Array
-    advantage: jax.Array
-    weight: jax.Array
-    sample: jax.Array
+
+def policy_gradient(
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    samples: int,
+    temperature: float = 1.0,
+) -> tuple[dict[str, jax.Array], dict]:
+    """Return (loss and sums of metrics over the batch, gradient f32 of the loss). Traceable."""
+
+    def loss(params, microbatch: PolicyBatch):
+        whole = model_params(state._replace(params=params), setup)
+        scores = score(whole, setup, microbatch, options, temperature)
+        of_a_row = samples if options.shared_prompt else 1
+        value, sums = objective(microbatch, scores, options, of_a_row)
+        return value, {"loss": value} | sums
+
+    return accumulated_gradient(loss, state.params, batch, setup.accumulate, _added)
+
+
+def score(
+    params: dict,
+    setup: Setup,
+    batch: PolicyBatch,
+    options: GrpoOptions,
+    temperature: float,
+    entropy: bool = True,
+) -> TokenScores:
+    """Return log-probability and, if requested, entropy f32[rows, S] of each token. Traceable."""
+    hidden_BTD = thinker.hidden_states(
+        params,
+        setup.model,
+        setup.compute,
+        batch.inputs,
+        rows=batch.media,
+        shared_prompt=options.shared_prompt,
+    )
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, batch.previous[..., None], axis=1)
+    mask_BS = batch.weight > 0
+    return token_scores(params, hidden_BSD, batch.tokens, mask_BS, temperature, entropy)
 
 
 def objective(
-    scored: ScoredTokens, options: GrpoOptions, samples: int
+    batch: PolicyBatch, scores: TokenScores, options: GrpoOptions, samples: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return (loss f32[], sums of metrics f32[]) of some rows, with `samples` completions each.
 
+    scores: of the batch's slots, with entropy. Slots of weight 0 are padding and never read. If
+    `batch.old` is None, this is the first update on the batch, and old is the trained policy's.
     The caller adds up losses and sums of the microbatches of a batch, except max_ratio, of which it
     takes the maximum. Then sums[name] / sums["tokens"] is the mean over tokens of: ratio
     (importance), clip_low, clip_high, dual_clip (whether that clip cut the gradient), kl (with a
     reference), entropy, tis (the weight), mult_prob_error (exp|old - rollout|: 1 where rollout and
     training agree, as in NeMo-RL).
     """
-    mask = scored.weight > 0
+    mask = batch.weight > 0
     # Values of padding must not reach a gradient, not even as 0 * inf.
-    scored = jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), scored)
-    logprob, advantage = scored.logprob, scored.advantage
-    old = stop_gradient(logprob) if scored.old is None else scored.old
+    logprob, entropy, old, reference, rollout, advantage, weight, sample = jax.tree.map(
+        lambda x: jnp.where(mask, x, jnp.zeros_like(x)),
+        (
+            scores.logprob, scores.entropy, batch.old, batch.reference, batch.rollout,
+            batch.advantage, batch.weight, batch.sample,
+        ),
+    )  # fmt: skip
+    if old is None:
+        old = stop_gradient(logprob)
 
     log_ratio = logprob - old
     if options.importance == "sequence":
-        log_ratio = _completion_means(log_ratio, mask, scored.sample, samples)
+        log_ratio = _completion_means(log_ratio, mask, sample, samples)
     ratio = _exp(log_ratio)
     below, above = options.clips
     low, high = 1 - below, 1 + above
@@ -63,29 +124,64 @@ def objective(
         "ratio": ratio,
         "clip_low": (ratio < low) & (advantage < 0),
         "clip_high": (ratio > high) & (advantage > 0),
-        "entropy": scored.entropy,
-        "mult_prob_error": _exp(jnp.abs(old - scored.rollout)),
+        "entropy": entropy,
+        "mult_prob_error": _exp(jnp.abs(old - rollout)),
     }
     if options.dual_clip:
         most = jnp.where(advantage < 0, options.dual_clip * jnp.abs(advantage), jnp.inf)
         metrics["dual_clip"] = loss > most
         loss = jnp.minimum(loss, most)
     if options.tis_cap:
-        metrics["tis"] = jnp.minimum(_exp(old - scored.rollout), options.tis_cap)
+        metrics["tis"] = jnp.minimum(_exp(old - rollout), options.tis_cap)
         loss = metrics["tis"] * loss
     if options.entropy_bonus:
-        loss = loss - options.entropy_bonus * scored.entropy
+        loss = loss - options.entropy_bonus * entropy
     if options.entropy_quantile < 1:
-        learns = _is_highest(stop_gradient(scored.entropy), mask, options.entropy_quantile)
+        learns = _is_highest(stop_gradient(entropy), mask, options.entropy_quantile)
         loss = jnp.where(learns, loss, 0.0)
     if options.beta:
-        metrics["kl"] = _divergence(logprob, scored.reference, options.kl)
+        metrics["kl"] = _divergence(logprob, reference, options.kl)
         loss = loss + options.beta * metrics["kl"]
 
     sums = {name: jnp.sum(jnp.where(mask, x, 0.0)) for name, x in metrics.items()}
     sums["tokens"] = jnp.sum(mask, dtype=jnp.float32)
     sums["max_ratio"] = jnp.max(jnp.where(mask, ratio, 0.0))
-    return jnp.sum(scored.weight * loss), jax.tree.map(stop_gradient, sums)
+    return jnp.sum(weight * loss), jax.tree.map(stop_gradient, sums)
+
+
+def token_logprobs(
+    state: TrainState,
+    batch: PolicyBatch,
+    setup: Setup,
+    options: GrpoOptions,
+    temperature: float = 1.0,
+    of_reference: bool = False,
+) -> jax.Array:
+    """Return log-probs f32[rows, S] of a batch's tokens, by the policy or the reference. Pure.
+
+    batch: of all minibatches. The model takes as many rows at a time as in an update.
+    """
+    params = (reference_params if of_reference else model_params)(state, setup)
+
+    def logprobs(microbatch: PolicyBatch) -> jax.Array:
+        return score(params, setup, microbatch, options, temperature, entropy=False).logprob
+
+    return map_microbatches(logprobs, batch, setup.accumulate * options.minibatches)
+
+
+def mix_reference(state: TrainState, mix: float) -> TrainState:
+    """Return the state with `reference <- mix * policy + (1 - mix) * reference`. Pure."""
+
+    def mixed(reference, policy):
+        sum32 = mix * policy.astype(jnp.float32) + (1 - mix) * reference.astype(jnp.float32)
+        return sum32.astype(reference.dtype)
+
+    return state._replace(reference=jax.tree.map(mixed, state.reference, state.params))
+
+
+def _added(left: dict, right: dict) -> dict:
+    """The sums of two microbatches."""
+    return tree_add(left, right) | {"max_ratio": jnp.maximum(left["max_ratio"], right["max_ratio"])}
 
 
 def _exp(x: jax.Array) -> jax.Array:

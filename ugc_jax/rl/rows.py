@@ -8,6 +8,7 @@ shared prompts there is a row [prompt | c] for each completion.
 Letters: B prompts, G completions of each, N max_new_tokens, T tokens of a row, S scored slots.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from ugc_jax.data.batching import Batch, Buckets
 from ugc_jax.data.records import IndexEntry
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.advantages import Advantages
+from ugc_jax.sharding import constrain
 
 
 class Completions(NamedTuple):
@@ -131,6 +133,18 @@ def policy_rows(
             out.weight[row, filled] = weights[b, g]
             slot += n
     return out
+
+
+@functools.partial(jax.jit, static_argnames=("number", "count", "copies"))
+def minibatch(batch: PolicyBatch, number: int, count: int, copies: int) -> PolicyBatch:
+    """Return the groups number, number + count, ... of `copies` rows; devices keep their rows."""
+
+    def take(leaf):
+        groups = leaf.reshape(len(leaf) // (count * copies), count, copies, *leaf.shape[1:])
+        rows = groups[:, number].reshape(len(leaf) // count, *leaf.shape[1:])
+        return constrain(rows, ("batch",) + (None,) * (rows.ndim - 1))
+
+    return jax.tree.map(take, batch)
 
 
 def _empty(prompts: Batch, size: int, config: OmniConfig) -> PolicyBatch:

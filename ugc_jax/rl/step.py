@@ -4,8 +4,8 @@
     -> log-probabilities before the updates -> policy steps, by iteration and minibatch
 
 To read a whole step: this file, rollout.py, generate/engine.py, rewards/runner.py, advantages.py,
-rows.py, update.py, objective.py, train/step.py, train/losses.py. options.py has the formulas;
-resampling.py is dynamic sampling, which is off by default.
+rows.py, objective.py, train/step.py, train/losses.py. options.py has the formulas; resampling.py is
+dynamic sampling, which is off by default.
 
 A part of the prompts is sampled while the rewards of the previous part are computed. A step waits
 for its updates, as the next rollout needs them. The samples of a step depend only on the number of
@@ -35,11 +35,11 @@ from ugc_jax.rl.advantages import (
     token_weights,
 )
 from ugc_jax.rl.evaluation import evaluate
+from ugc_jax.rl.objective import mix_reference, policy_step, token_logprobs
 from ugc_jax.rl.rewards.runner import BatchRewards, Rewards
 from ugc_jax.rl.rollout import Media, Rollout
-from ugc_jax.rl.rows import Completions, Groups, PolicyBatch, policy_rows, slots
+from ugc_jax.rl.rows import Completions, Groups, PolicyBatch, minibatch, policy_rows, slots
 from ugc_jax.rl.settings import GrpoConfig
-from ugc_jax.rl.update import minibatch, mix_reference, policy_step, token_logprobs
 from ugc_jax.train.feed import Feed, PlacedBatch, StepRefused
 from ugc_jax.train.loop import StepResult
 from ugc_jax.train.meter import Clock, Meter
@@ -196,7 +196,8 @@ class Grpo:
         completions, result = groups.completions, groups.advantages
         options, most = self.config.grpo, self.config.rollout.max_new_tokens
         counts = token_counts(completions.lengths, completions.stopped, result.used, options)
-        weights, size = self._weights(counts), slots(counts, most, options.shared_prompt)
+        weights = token_weights(counts, options, most, self.setup.accumulate)
+        size = slots(counts, most, options.shared_prompt)
         lay_out = functools.partial(self._lay_out, size=size)
         if places is None:
             return lay_out(batches[0], result.values, weights)
@@ -218,17 +219,6 @@ class Grpo:
         )  # fmt: skip
         rows = sharding.place_batch(mesh, rows, len(weights) * self._copies)
         return rows._replace(media=batch.media)
-
-    def _weights(self, counts: np.ndarray) -> np.ndarray:
-        """The weight f32[B, G] of a token of each completion, minibatch by minibatch."""
-        options, most = self.config.grpo, self.config.rollout.max_new_tokens
-        weights = np.zeros(counts.shape, np.float32)
-        for number in range(options.minibatches):
-            taken = counts[number :: options.minibatches]
-            rows = taken if options.shared_prompt else taken.reshape(-1, 1)
-            of_rows = token_weights(rows, options, most, self.setup.accumulate)
-            weights[number :: options.minibatches] = of_rows.reshape(taken.shape)
-        return weights
 
     def _with_logprobs(self, state: TrainState, rows: PolicyBatch) -> PolicyBatch:
         """The rows with the log-probabilities before the updates that the objective needs."""

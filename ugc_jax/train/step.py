@@ -3,8 +3,8 @@
     batch -> microbatches -> loss -> gradient -> update -> metrics
 
 To read a whole step: this file, losses.py, models/qwen2_5_omni/thinker.py, optimizer.py, state.py,
-data/batching.py. The second half of this file is shared with GRPO's step (rl/update.py): gradients
-over microbatches, the update, compilation.
+data/batching.py. The second half of this file is shared with GRPO's step (rl/objective.py):
+gradients over microbatches, the update, compilation.
 """
 
 import functools
