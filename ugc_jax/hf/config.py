@@ -20,7 +20,7 @@ def load_config(checkpoint: str | Path) -> OmniConfig:
     path = Path(checkpoint) / "config.json"
     raw = read_json(path, REMEDY)
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join(map(repr, FAMILIES))
         raise UserError(f"{path}: model_type is {kind!r}; give a checkpoint of one of {known}")
     return FAMILIES[kind].from_hf(raw, str(path))
