@@ -118,6 +118,7 @@ def rename(folder, change):
         ({"alpha_pattern": {"q_proj": 1}}, "alpha_pattern is"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"r": None}, "r is None, lora_alpha 6.0"),
+        ({"lora_alpha": -1}, "r is 3, lora_alpha -1"),
         ({"r": 4}, r"lora_A.weight is F32\[3, \d+\], not a float of \[4, \d+\]"),
     ],
 )

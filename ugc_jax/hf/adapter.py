@@ -16,7 +16,7 @@ from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory, tensor_output
 from ugc_jax.hf.tensorfile import FLOATS, TensorFile, write_tensors
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.models.params import Tensor, build_tree, tensors
+from ugc_jax.models.params import Tensor, build_tree, leaves, tensors
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.models.qwen2_5_omni.names import PEFT_MODULES
 
@@ -74,7 +74,7 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
         if value != supported and (value or supported):
             raise UserError(f"{path}: {name} is {value!r}; only {supported!r} can be read")
     rank, alpha = content.get("r"), content.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         raise UserError(f"{path}: r is {rank!r}, lora_alpha {alpha!r}; copy the adapter again")
     file = TensorFile(Path(directory) / WEIGHTS)
     stored = {}
@@ -88,7 +88,10 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
         raise UserError(f"{file.path}: {name} {problem}; give a whole adapter of this model")
     if not expected:
         raise UserError(f"{file.path}: holds no tensors; give a whole adapter of this model")
-    leaves: dict[tuple, np.ndarray] = {}
+    stacks = {
+        leaf.path: np.empty(leaf.shape, np.float32)
+        for leaf in leaves(lora.declare(config, LoraConfig(rank, alpha, ",".join(targets))))
+    }
     for name, tensor in expected.items():
         header = stored[name]
         if header.shape != tensor.shape or header.code not in FLOATS:
@@ -96,11 +99,9 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
                 f"{file.path}: {name} is {header.code}{list(header.shape)}, "
                 f"not a float of {list(tensor.shape)}; give a whole adapter of this model"
             )
-        stack = (config.text.num_hidden_layers, *tensor.shape)
-        leaf = leaves.setdefault(tensor.path, np.empty(stack, np.float32))
-        file.read_into(leaf[tensor.layer], header.name)
+        file.read_into(stacks[tensor.path][tensor.layer], header.name)
     settings = LoraConfig(rank, float(alpha), ",".join(sorted(targets)))
-    return build_tree(leaves.items()), settings
+    return build_tree(stacks.items()), settings
 
 
 def _tensors(config: OmniConfig, settings: LoraConfig) -> list[Tensor]:
