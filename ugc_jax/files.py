@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ugc_jax.errors import UserError
 
-FULL_DISK = "free the disk, then run again to go on"
+FULL_DISK = "free disk space, then run again to resume"
 
 
 class JsonLine(NamedTuple):

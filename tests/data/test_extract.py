@@ -285,7 +285,7 @@ class TestMisfortune:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert "cannot be written" in str(error.value)
-        assert "run again to go on" in str(error.value)
+        assert "free disk space, then run again to resume" in str(error.value)
         assert "\n" not in str(error.value)
         assert not stamps(tmp_path)
         assert [todo.number for todo in extraction.prepare()] == [0]

@@ -119,7 +119,7 @@ def test_full_disk_is_told(tmp_path, monkeypatch):
 
     with Results(tmp_path / "out.jsonl", []) as results:
         monkeypatch.setattr(results, "_file", SimpleNamespace(write=refuses, close=lambda: None))
-        with pytest.raises(UserError, match=r"out\.jsonl: cannot be written .*; free the disk"):
+        with pytest.raises(UserError, match=r"out\.jsonl: cannot be written .*; free disk space"):
             results.write(A)
 
 

@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_and_costs_nothing(small_disk, mesh, seen, monkeypat
         checkpoints.wait()
         noise = np.random.default_rng(0).random(10**6, np.float32)
         large = state_of(mesh, 2)._replace(params={"w": jax.numpy.array(noise)})
-        with pytest.raises(UserError, match="free the disk, then run again") as told:
+        with pytest.raises(UserError, match="free disk space, then run again") as told:
             save_and_see(checkpoints, large)
         assert str(small_disk / "checkpoints") in str(told.value)
         assert ("does not fit" in str(told.value)) == seen

@@ -146,8 +146,25 @@ def test_weights_and_biases_not_installed(tmp_path, monkeypatch):
 
 def test_a_disk_that_refuses_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file: metrics cannot be written \(.*\); free the disk"):
+    with pytest.raises(UserError, match=r"file: metrics cannot be written \(.*\); free disk space"):
         write(tmp_path / "file", [])
+
+
+def test_a_copy_that_the_remote_output_refuses_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "is_remote", lambda _: True)
+    writer = write(epath.Path(tmp_path / "run"), [1])
+
+    def refuse(self, content):
+        raise RuntimeError("403:\nno access")  # remote file systems have errors of their own
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", refuse)
+    for copy in (writer.publish, writer.close):
+        with pytest.raises(UserError) as told:
+            copy()
+        assert str(told.value) == (
+            f"{tmp_path / 'run'}: metrics cannot be written (403: no access); make it writable, "
+            "then run again to resume from the last checkpoint"
+        )
 
 
 def test_files_are_copied_to_a_remote_output(tmp_path, monkeypatch):

@@ -304,8 +304,8 @@ def extract_shard(
             new.replace(final) if folder == str(final.parent) else new.copy(final)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{final}: cannot be written ({error!s:.200}); free the disk, then run again to go "
-                "on: finished shards are kept"
+                f"{final}: cannot be written ({error!s:.200}); {files.FULL_DISK}: "
+                "finished shards are kept"
             ) from None
         finally:
             new.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ class Results:
             if self.path is None:  # stdout: a closed pipe is not the user's mistake
                 raise
             raise UserError(
-                f"{self.path}: cannot be written ({error}); free the disk, then run again to go on"
+                f"{self.path}: cannot be written ({error}); {files.FULL_DISK}"
             ) from None
 
     def _resume(self, clips: set[Path]):

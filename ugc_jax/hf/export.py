@@ -260,7 +260,7 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
         if old.exists() and not out.exists():
             old.rename(out)
         raise UserError(
-            f"{out_dir}: cannot be written ({error}); free the disk or name another output"
+            f"{out_dir}: cannot be written ({error}); free disk space or name another output"
         ) from None
     finally:
         for leftover in (partial, old):

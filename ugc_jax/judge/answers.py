@@ -77,8 +77,8 @@ class Answers:
 
     def _refused(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.path}: the judge's answers cannot be kept there ({error}); free the disk or "
-            "choose another cache"
+            f"{self.path}: the judge's answers cannot be kept there ({error}); free disk space "
+            "or choose another cache"
         )
 
     def _read(self):

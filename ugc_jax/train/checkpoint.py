@@ -22,13 +22,14 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ugc_jax.errors import UserError
+from ugc_jax.files import FULL_DISK
 from ugc_jax.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 _UNREAD, _UNSAVED = "cannot be read", "a checkpoint cannot be saved"
 _DAMAGED = "remove that folder to go on from the checkpoint before it"
-_REMEDY = "complete checkpoints are kept: free the disk, then run again to go on from the last one"
+_REMEDY = f"complete checkpoints are kept: {FULL_DISK} from the last one"
 
 
 class Checkpoints:

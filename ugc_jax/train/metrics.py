@@ -99,7 +99,10 @@ class MetricsWriter:
 
     def publish(self):
         """Copy the files to a remote output."""
-        if self._remote:
+        if not self._remote:
+            return
+        # Each remote file system has errors of its own.
+        with _errors(self._output, Exception, "make it writable"):
             for path in filter(Path.is_file, self._folder.rglob("*")):
                 target = self._output / str(path.relative_to(self._folder))
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +110,10 @@ class MetricsWriter:
 
     def close(self):
         """Finish all files."""
-        self._board.close()
-        for file in (self._metrics, *self._texts.values()):
-            file.close()
+        with self._disk_errors():
+            self._board.close()
+            for file in (self._metrics, *self._texts.values()):
+                file.close()
         self.publish()
         if self._wandb is not None:
             self._wandb.finish()
@@ -124,15 +128,21 @@ class MetricsWriter:
             files.write_text(path, kept)
         return path.open("a", buffering=1, encoding="utf-8", newline="")
 
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self._folder}: metrics cannot be written ({error}); "
-                "free the disk, then run again to go on from the last checkpoint"
-            ) from None
+    def _disk_errors(self) -> contextlib.AbstractContextManager:
+        return _errors(self._folder, OSError, "free disk space")
+
+
+@contextlib.contextmanager
+def _errors(folder: epath.PathLike, kind: type[Exception], remedy: str) -> Iterator[None]:
+    """Raise errors of a kind inside the block as a UserError of one line."""
+    try:
+        yield
+    except kind as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{folder}: metrics cannot be written ({reason:.200}); {remedy}, then run again to "
+            "resume from the last checkpoint"
+        ) from None
 
 
 def _line(file: io.TextIOBase, record: dict):
