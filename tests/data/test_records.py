@@ -204,7 +204,35 @@ def garbage(folder):
     return folder / "extraction.json"
 
 
-@pytest.mark.parametrize("harm", [truncated, missing, no_index, flipped_index, unfinished, garbage])
+def rewritten(folder, change):
+    path = folder / "extraction.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def no_storage(folder):
+    return rewritten(folder, lambda content: content.pop("storage"))
+
+
+def unknown_storage(folder):
+    return rewritten(folder, lambda content: content["storage"].update(codec="av1"))
+
+
+def list_as_storage(folder):
+    return rewritten(folder, lambda content: content.update(storage=["jpeg"]))
+
+
+def wrong_quality(folder):
+    return rewritten(folder, lambda content: content["storage"].update(quality=0))
+
+
+HARMS = [truncated, missing, no_index, flipped_index, unfinished, garbage]
+HARMS += [no_storage, unknown_storage, list_as_storage, wrong_quality]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_harm_is_told_at_opening(copy, harm):
     name = harm(copy)
     with pytest.raises(UserError) as error:

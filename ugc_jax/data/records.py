@@ -261,7 +261,13 @@ class RecordSource:
         )
         summary = files.read_json(self.directory / SHARDS, incomplete)
         extraction = files.read_json(self.directory / EXTRACTION, incomplete)
-        self._storage = Storage(**extraction["storage"])
+        try:
+            self._storage = Storage(**extraction["storage"])
+        except (KeyError, TypeError, UserError) as error:
+            raise UserError(
+                f'{self.directory / EXTRACTION}: has no valid "storage" ({error}); run ugc-jax '
+                "extract again with --config.overwrite=true"
+            ) from None
         self._shards = summary["shards"]
         for shard in self._shards:
             _check_size(self.directory / shard["name"], shard["bytes"])
