@@ -133,7 +133,7 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int = 1):
     if rows % (microbatches * devices):
         times = f"{microbatches} microbatches times " if microbatches > 1 else ""
         raise UserError(
-            f"batch of {rows} rows is no multiple of {times}{devices} devices that share it; "
+            f"batch of {rows} rows is not a multiple of {times}{devices} devices that share it; "
             "change the batch size, the number of microbatches or the mesh"
         )
 

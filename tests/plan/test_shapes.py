@@ -25,6 +25,18 @@ def test_a_row_of_typical_clips():
         TypicalClip().bucket(DataConfig(train="-", tokens=2048), omni_3b())
 
 
+def test_frames_are_pairs_and_sides_whole_cells_as_of_a_real_clip():
+    """A pair of 420 x 224 is 120 tokens: 16 pairs and the sound fit in 2560 tokens, 17 do not."""
+    single = DataConfig(train="-", tokens=2560, packing=False)
+    even, odd = (TypicalClip(frames=n, text=0) for n in (32, 31))
+    assert odd.bucket(single, omni_3b()) == even.bucket(single, omni_3b())
+    with pytest.raises(UserError, match="takes 2644 tokens"):
+        TypicalClip(frames=33, text=0).bucket(single, omni_3b())
+    for side, value in (("height", 421), ("width", 14), ("height", 0)):
+        with pytest.raises(UserError, match=f"clip.{side} is {value}; use a multiple of 28$"):
+            TypicalClip(**{side: value}).bucket(single, omni_3b())
+
+
 def test_batch_shapes_are_those_of_a_batch():
     mesh = sharding.make_mesh(2, 2, 2)
     found = batch_shapes(KEY, 8, tiny(), mesh)
@@ -32,7 +44,7 @@ def test_batch_shapes_are_those_of_a_batch():
     for shape, array in zip(*map(jax.tree.leaves, (found, batch)), strict=True):
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
         assert shape.sharding.shard_shape(shape.shape)[0] == 2
-    with pytest.raises(UserError, match="batch of 6 rows is no multiple of 4 devices"):
+    with pytest.raises(UserError, match="batch of 6 rows is not a multiple of 4 devices"):
         batch_shapes(KEY, 6, tiny(), mesh)
 
 

@@ -78,7 +78,11 @@ def test_an_adapter_has_a_reference_that_stays():
         (8, {}, None),
         (16, {"grpo": GrpoOptions(minibatches=2), "loop": GrpoLoopConfig(accumulate=2)}, None),
         (8, {"rollout": RolloutConfig(parts=2)}, None),
-        (6, {}, r"is 6, no multiple of grpo\.minibatches 1 times loop\.accumulate 1 times the 4"),
+        (
+            6,
+            {},
+            r"is 6, not a multiple of grpo\.minibatches 1 times loop\.accumulate 1 times the 4 ",
+        ),
         (8, {"grpo": GrpoOptions(minibatches=3)}, r"grpo\.minibatches 3 times"),
         (8, {"rollout": RolloutConfig(parts=4)}, r"rollout\.parts 4 times the 4 devices"),
     ],

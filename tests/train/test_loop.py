@@ -239,5 +239,6 @@ def test_mistakes_are_told(field, value, remedy):
 
 
 def test_a_batch_that_cannot_be_parted_is_told(tmp_path, mesh):
-    with pytest.raises(UserError, match="batch of 8 rows is no multiple of 3 microbatches times"):
+    message = "batch of 8 rows is not a multiple of 3 microbatches times"
+    with pytest.raises(UserError, match=message):
         fake.train(tmp_path, mesh, accumulate=3)

@@ -21,7 +21,7 @@ from ugc_jax.train.run import resolve_weights
 class TypicalClip:
     """A typical clip, to plan with if there are no records."""
 
-    frames: int = 32  # taken from it
+    frames: int = 32  # taken from it; an odd number is rounded up
     height: int = 420  # of a frame, in pixels: whole cells of the vision encoder
     width: int = 224  # of a frame, in pixels: whole cells of the vision encoder
     seconds: float = 24.0  # of sound
@@ -30,10 +30,14 @@ class TypicalClip:
     def bucket(self, data: RowsConfig, model: OmniConfig) -> BucketKey:
         """Return the shape of a training row of such clips, packed if `data` packs.
 
-        Raises UserError for a clip that is longer than a row.
+        Raises UserError for a clip that is longer than a row, and for a height or width that is
+        not a multiple of the vision encoder's cell.
         """
-        patch = model.vision.patch_size
-        grid = (self.frames // 2, self.height // patch, self.width // patch)
+        patch, cell = model.vision.patch_size, model.vision.cell_pixels
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side < cell or side % cell:
+                raise UserError(f"clip.{name} is {side}; use a multiple of {cell}")
+        grid = (-(-self.frames // 2), self.height // patch, self.width // patch)
         sound = round(self.seconds * SAMPLE_RATE / HOP)
         size = size_of_media([Medium("video", grid, 1.0, sound)], model)
         size = size._replace(tokens=size.tokens + self.text)

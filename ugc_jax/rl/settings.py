@@ -85,6 +85,6 @@ class GrpoConfig(TrainConfig):
         ):  # fmt: skip
             if batch % (count * devices):
                 raise UserError(
-                    f"data.batch_size is {batch}, no multiple of {factors} times the {devices} "
+                    f"data.batch_size is {batch}, not a multiple of {factors} times the {devices} "
                     "devices that share the batch; change one of them"
                 )

@@ -112,7 +112,7 @@ CONTRADICTIONS = [
         "text_config",
         "num_key_value_heads",
         3,
-        "num_attention_heads 4 is no multiple of num_key_value_heads 3",
+        "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
     ),
     ("text_config", "head_dim", 32, r"mrope_section \[2, 3, 3\] must be 3 numbers"),
     ("text_config", "vocab_size", 2000, "pad_token_id 2000 is outside text_config.vocab_size 2000"),
@@ -136,7 +136,7 @@ CONTRADICTIONS = [
         5,
         "vision_config.hidden_size 64 does not split into num_heads 5",
     ),
-    ("vision_config", "window_size", 100, "vision_config.window_size 100 is no multiple"),
+    ("vision_config", "window_size", 100, "vision_config.window_size 100 is not a multiple"),
     (
         "vision_config",
         "fullatt_block_indexes",

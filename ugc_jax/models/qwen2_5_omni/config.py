@@ -168,7 +168,7 @@ def _check(config: OmniConfig):
     require(
         text.num_attention_heads % text.num_key_value_heads == 0,
         f"text_config.num_attention_heads {text.num_attention_heads} "
-        f"is no multiple of num_key_value_heads {text.num_key_value_heads}",
+        f"is not a multiple of num_key_value_heads {text.num_key_value_heads}",
     )
     require(
         len(text.mrope_section) == 3 and 2 * sum(text.mrope_section) == text.head_dim,
@@ -183,7 +183,7 @@ def _check(config: OmniConfig):
     require(
         vision.window_size % vision.cell_pixels == 0,
         f"vision_config.window_size {vision.window_size} "
-        f"is no multiple of patch_size * spatial_merge_size = {vision.cell_pixels}",
+        f"is not a multiple of patch_size * spatial_merge_size = {vision.cell_pixels}",
     )
     require(
         all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
