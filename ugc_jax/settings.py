@@ -115,6 +115,15 @@ def check_minimum(config, section: str = "", /, **minimum: float):
             raise UserError(f"{section}{name} is {value}; use {limit} or more")
 
 
+@contextlib.contextmanager
+def in_section(section: str) -> Iterator[None]:
+    """Put `section`, with its dot, before the setting that a UserError inside the block names."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{section}{error}") from None
+
+
 def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]:
     """All settings of a dataclass by dotted key, in the order of the help.
 
@@ -169,7 +178,7 @@ def _kinds(hint) -> tuple:
 
 
 def _item_kind(kind):
-    """str for tuple[str, ...]; None for a type that is no tuple."""
+    """str for tuple[str, ...]; None for a type that is not a tuple."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
 
 

@@ -276,9 +276,9 @@ def test_ctrl_c_leaves_the_cache_whole(server, config, caplog, tmp_path):
 
 
 def test_settings():
-    with pytest.raises(UserError, match="repeats is 0"):
+    with pytest.raises(UserError, match=r"^judge\.repeats is 0; give 1 or more"):
         EvalJudgeConfig(repeats=0)
-    with pytest.raises(UserError, match="concurrency is 0"):
+    with pytest.raises(UserError, match=r"^judge\.concurrency is 0"):
         EvalJudgeConfig(concurrency=0)
     comments = settings.field_help(EvalJudgeConfig)
     assert all(comments.values())

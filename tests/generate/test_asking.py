@@ -106,6 +106,8 @@ def test_mistakes(clips, tmp_path):
     for half in ({"checkpoint": "x"}, {"videos": str(clips)}):
         with pytest.raises(UserError, match="ask.videos"):
             AskConfig(**half)
+    with pytest.raises(UserError, match=r"^ask\.top_p is 2\.0; use a number"):
+        AskConfig(top_p=2.0)
     config = AskConfig(checkpoint="x", videos=str(clips))
     with pytest.raises(UserError, match="none of the clips"):
         ask(config, {"tone": Asked("?", ("nowhere",))}, tmp_path)

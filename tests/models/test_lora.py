@@ -105,10 +105,13 @@ def test_split_over_a_mesh_like_its_weights(adapter):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": "q_proj,fc1"}, "no linear is called 'fc1'; use some of .*q_proj"),
-        ({"targets": " ,"}, "targets is empty; use some of .*q_proj"),
-        ({"rank": -1}, "rank is -1"),
-        ({"alpha": -1.0}, "alpha is -1.0; use a positive number"),
+        (
+            {"targets": "q_proj,fc1"},
+            "^lora.targets: no linear is called 'fc1'; use some of .*q_proj",
+        ),
+        ({"targets": " ,"}, "^lora.targets is empty; use some of .*q_proj"),
+        ({"rank": -1}, "^lora.rank is -1"),
+        ({"alpha": -1.0}, "^lora.alpha is -1.0; use a positive number"),
     ],
 )
 def test_refused(change, message):

@@ -14,7 +14,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from tqdm import tqdm
 
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 class EvalJudgeConfig(JudgeConfig):
     """The LLM judge of captions, on an OpenAI-compatible server."""
 
+    SECTION: ClassVar[str] = "judge."
+
     # text file with the question of the one judged task, or a folder with TASK.txt for each; has
     # {reference} and {caption}, which are put in as they are, and asks for a JSON object:
     # final_caption {"visual": N, "audio": N, "details": N}, each N from 1 to 5; audio_caption
@@ -43,7 +45,7 @@ class EvalJudgeConfig(JudgeConfig):
         if self.prompt is not None and self.model is None:
             raise UserError("judge.prompt needs judge.model, the name of the judge")
         if self.repeats < 1:
-            raise UserError(f"judge: repeats is {self.repeats}; give 1 or more")
+            raise UserError(f"judge.repeats is {self.repeats}; give 1 or more")
 
 
 class Item(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings
+from ugc_jax.settings import in_section
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -51,7 +52,8 @@ class AskConfig(ClipSettings, SamplingConfig):
     workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
 
     def __post_init__(self):
-        super().__post_init__()
+        with in_section("ask."):
+            super().__post_init__()
         if self.checkpoint is not None and self.videos is None:
             raise UserError("ask.checkpoint needs ask.videos: the folder of the clips")
         if self.videos is not None and self.checkpoint is None:

@@ -32,9 +32,9 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0:
-            raise UserError(f"rank is {self.rank}; use a positive number, or 0 for no adapter")
+            raise UserError(f"lora.rank is {self.rank}; use a positive number, or 0 for no adapter")
         if self.alpha <= 0:
-            raise UserError(f"alpha is {self.alpha}; use a positive number")
+            raise UserError(f"lora.alpha is {self.alpha}; use a positive number")
 
     @property
     def scale(self) -> float:
@@ -94,10 +94,10 @@ def _target_weights(config: OmniConfig, lora: LoraConfig) -> dict[tuple[str, ...
     for name in lora.names:
         if name not in linears:
             raise UserError(
-                f"targets: no linear is called {name!r}; use some of {', '.join(linears)}"
+                f"lora.targets: no linear is called {name!r}; use some of {', '.join(linears)}"
             )
     if not lora.names:
-        raise UserError(f"targets is empty; use some of {', '.join(linears)}")
+        raise UserError(f"lora.targets is empty; use some of {', '.join(linears)}")
     return dict(linears[name] for name in lora.names)
 
 

@@ -19,7 +19,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
-from ugc_jax.settings import check_minimum
+from ugc_jax.settings import check_minimum, in_section
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
 
 Media = dict[str, jax.Array]  # the encoders' rows by modality
@@ -41,7 +41,8 @@ class RolloutConfig:
     tensor: int | None = None  # (default: as mesh.tensor)
 
     def __post_init__(self):
-        sampling = self.sampling  # with its own checks
+        with in_section("rollout."):
+            sampling = self.sampling  # with its own checks
         check_minimum(self, "rollout.", samples=2, parts=1)
         if sampling.temperature == 0:
             raise UserError("rollout.temperature is 0; use 1, or all samples would be the same")

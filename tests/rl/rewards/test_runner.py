@@ -347,7 +347,7 @@ def test_functions_that_cannot_be_used(make, functions, message):
         (None, "no such file"),
         ("x = 1", "defines no REWARDS"),
         ("REWARDS = {}", "defines no REWARDS"),
-        ("REWARDS = {'mine': 3}", "REWARDS\\['mine'\\] is no function"),
+        ("REWARDS = {'mine': 3}", "REWARDS\\['mine'\\] is not a function"),
         ("REWARDS = {'rouge': print}", "rouge is a shipped reward; choose another name"),
         ("x = 1\nx / 0", ":2: ZeroDivisionError: division by zero; correct this file"),
     ],

@@ -111,7 +111,7 @@ def _plain(text: str) -> str:
 
 
 def _speaker(before: str, after: str) -> str | None:
-    """The speaker, from the sentence around a quotation; "" if unknown, None if it is no speech."""
+    """The speaker by the sentence around a quotation; "" if unknown, None if it is not speech."""
     for verb in reversed(list(_VERB.finditer(before))):
         if _TO_QUOTE.fullmatch(before, verb.end()):
             return _named(_CLAUSE.split(before[: verb.start()])[-1])

@@ -21,28 +21,30 @@ _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
 class LocalConfig:
     """Parameters of the shipped rewards."""
 
-    # length: 1 from length_low to length_high, linear to 0 at no and at twice length_high
+    # length: 1 between length_low and length_high; falls linearly to 0 at 0 words and at
+    # 2 * length_high
     length_low: int = 130
     length_high: int = 400  # 133 to 400 words are the lengths of the released training captions
     length_unit: Literal["words", "tokens"] = "words"  # what length counts
     # repetition: length of the runs of words that should be all different
     repetition_words: int = 4
-    # format: regular expression that the whole caption has to match; none: the model has ended it,
-    # with the end of a sentence
+    # format: regular expression that the whole caption has to match; default: the caption must end
+    # by itself, with a complete sentence
     format_pattern: str | None = None
 
     def __post_init__(self):
         if not 0 < self.length_low <= self.length_high:
             raise UserError(
-                f"length_low {self.length_low} and length_high {self.length_high} are no band; "
-                "give 0 < length_low <= length_high"
+                f"rewards.length_low {self.length_low} must not exceed rewards.length_high "
+                f"{self.length_high}; give 0 < length_low <= length_high"
             )
-        check_minimum(self, repetition_words=1)
+        check_minimum(self, "rewards.", repetition_words=1)
         try:
             re.compile(self.format_pattern or "")
         except re.error as error:
             raise UserError(
-                f"format_pattern {self.format_pattern!r} is no regular expression ({error})"
+                f"rewards.format_pattern {self.format_pattern!r} is not a regular expression "
+                f"({error})"
             ) from None
 
 

@@ -357,7 +357,7 @@ def _load_functions(file: str | None) -> dict[str, Callable]:
     for name, function in found.items():
         if not isinstance(name, str) or not callable(function):
             raise UserError(
-                f"{file}: REWARDS[{name!r}] is no function; give a function or async def"
+                f"{file}: REWARDS[{name!r}] is not a function; give a function or async def"
             )
     return found
 
