@@ -69,11 +69,11 @@ def test_album(clips, caplog):
 
 
 def test_folders_that_cannot_be_used(clips, tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         pictures.make_album(str(clips / "a.mp4"), ["a"], 1)
     shutil.copytree(clips, tmp_path / "x")
     shutil.copytree(clips, tmp_path / "y")
-    with pytest.raises(UserError, match="have one id, a"):
+    with pytest.raises(UserError, match="have the same id a; give a subfolder"):
         pictures.make_album(str(tmp_path), ["a"], 1)
     album = pictures.make_album(str(tmp_path), ["nowhere"], 1)
     assert album.missing == ["nowhere"]

@@ -14,8 +14,9 @@ from ugc_jax.evals.results import VERSION, column_names
 from ugc_jax.settings import flatten
 
 TIE = 1e-9  # smaller differences of scores are rounding errors
-# Intervals of a percentile bootstrap are too narrow for few clips: without any difference, 13 % of
-# sets of 5 clips come out better or worse, and 7 to 5 % of those of 20 and more; 5 % is right.
+# Intervals of a percentile bootstrap are too narrow for few clips: with no true difference, 13 % of
+# 5-clip sets are called better or worse, and 5 to 7 % of sets of 20 or more; the nominal rate is
+# 5 %.
 MIN_CLIPS = 20
 
 

@@ -22,7 +22,8 @@ from ugc_jax.judge.messages import encodable
 RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}
 UNKNOWN = dict.fromkeys(RELEASED)
 TAKEN_FOR = (
-    "taken to be the published judge's (gpt-4o-2024-08-06, temperature 1), as the file has its form"
+    "the file has the released format, so the judge is assumed to be gpt-4o-2024-08-06 at "
+    "temperature 1"
 )
 
 

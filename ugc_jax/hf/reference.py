@@ -1,7 +1,7 @@
 """Our prompts as inputs of the reference, transformers on torch: for tests and `bench` only.
 
-torch and transformers are imported when called. Used are the reference's model, position ids and
-generation loop, but not its processor, which needs torchvision.
+Uses the reference's model, position ids and generation loop; not its processor, which needs
+torchvision. torch and transformers are imported when called.
 """
 
 from collections.abc import Sequence

@@ -25,14 +25,14 @@ def comparability(members: Members, against: Sequence[dict], displays: Displays)
     }
     if normalisations:
         kinds = _and([f"“{kind}”" for kind in sorted(map(str, normalisations))])
-        published_as = " and ".join(
-            f"those of {_and([row.model for row in published.ROWS if row.normalisation == kind])} "
-            f"with “{kind}” ones"
+        published_as = " and those of ".join(
+            f"{_and([row.model for row in published.ROWS if row.normalisation == kind])} "
+            f"with “{kind}” normalisation"
             for kind in ("raw", "cleaned")
         )
         lines.append(
-            f"OCR is scored here with {kinds} texts. Of the published values, {published_as} come "
-            "out of the released predictions."
+            f"OCR is scored here with {kinds} texts. The released predictions reproduce the "
+            f"published OCR scores of {published_as}."
         )
     return lines + _between(members, against, displays)
 

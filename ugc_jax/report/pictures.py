@@ -57,14 +57,15 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     or has no videos, and if two files there have the same id of `ids`.
     """
     if not Path(videos).is_dir():
-        raise UserError(f"videos: {videos} is no folder; give the folder of the clips")
+        raise UserError(f"videos: {videos} is not a folder; give the folder of the clips")
     files: dict[str, str] = {}
     required = set(ids)
     for path in find_clips([videos]):
         name = clip_id(path)
         if name in required and files.setdefault(name, path) != path:
             raise UserError(
-                f"videos: {files[name]} and {path} have one id, {name}; give a folder below"
+                f"videos: {files[name]} and {path} have the same id {name}; give a subfolder that "
+                "contains only one of them"
             )
     found = [name for name in ids if name in files]
     missing = [name for name in ids if name not in files]

@@ -37,7 +37,8 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
 SHAPE_BEGINS = {"early": (0.15, 0.25), "late": (0.475, 0.55)}
 SOUND_BEGINS = {"early": (0.0, 0.05), "middle": (0.34, 0.39), "late": (0.65, 0.7)}
-# The first of the two -> when shape and sound begin. Either alone gives it in two of three clips.
+# The first of the two -> when shape and sound begin. The shape's start time alone, or the sound's
+# alone, determines the order in two clips of three.
 ORDERS = {
     "shape": (("early", "middle"), ("early", "middle"), ("late", "late")),
     "sound": (("late", "middle"), ("late", "middle"), ("early", "early")),

@@ -86,7 +86,7 @@ class Setup:
     def __post_init__(self):
         if self.lora.rank and self.trainable.decoder:
             raise UserError(
-                "lora.rank: an adapter on a decoder that learns itself; set trainable.decoder=false"
+                "lora.rank and trainable.decoder are both set; set trainable.decoder=false"
             )
         if not self.lora.rank and not any(dataclasses.asdict(self.trainable).values()):
             raise UserError("trainable: nothing learns; set one of its fields or lora.rank")
