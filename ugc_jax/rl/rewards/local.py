@@ -35,7 +35,7 @@ class LocalConfig:
     def __post_init__(self):
         if not 0 < self.length_low <= self.length_high:
             raise UserError(
-                f"rewards.length_low {self.length_low} must not exceed rewards.length_high "
+                f"rewards.length_low is {self.length_low} and rewards.length_high is "
                 f"{self.length_high}; give 0 < length_low <= length_high"
             )
         check_minimum(self, "rewards.", repetition_words=1)
