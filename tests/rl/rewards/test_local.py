@@ -104,7 +104,7 @@ def test_what_cannot_be_told_is_no_zero(name):
     [
         (
             {"length_low": 0},
-            r"^rewards\.length_low 0 must not .* rewards\.length_high 400; give 0 <",
+            r"^rewards\.length_low is 0 .* rewards\.length_high is 400; give 0 <",
         ),
         ({"length_low": 50, "length_high": 40}, "length_low is 50 and .*length_high is 40; give"),
         ({"repetition_words": 0}, r"^rewards\.repetition_words is 0; use 1 or more"),
