@@ -53,8 +53,10 @@ def save_adapter(
         "target_modules": rf"{PEFT_MODULES}\.({names})",
         "inference_mode": True,
     }
-    outputs = []
-    for tensor in _tensors(config, settings):
+    stored, outputs = _tensors(config, settings), []
+    linears = {tensor.path[:-1]: place for place, tensor in enumerate(stored)}
+    # A and B of a layer's linear side by side.
+    for tensor in sorted(stored, key=lambda one: (linears[one.path[:-1]], one.layer)):
         name = _WRAPPED + mapping.module_name(tensor.name)
         outputs.append(tensor_output(adapter, tensor, name=name))
     with new_directory(out_dir, overwrite) as folder:
