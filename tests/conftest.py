@@ -4,14 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-# Each worker of pytest-xdist gets cores of its own: threads of XLA and torch that share cores wait
-# for each other. Processes that a test starts inherit them.
-_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if _worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
-    _cores = sorted(os.sched_getaffinity(0))
-    _share = _cores[int(_worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
-    os.sched_setaffinity(0, _share or _cores)
-
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
