@@ -13,6 +13,7 @@ from ugc_jax.models import lora
 from ugc_jax.models.attention import splash_attention
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.plan import flops
 from ugc_jax.plan.flops import program_flops, step_flops
 from ugc_jax.train.state import Setup, Trainable
 
@@ -135,3 +136,18 @@ def test_an_adapter_costs_less(batch):
     frozen = Trainable(decoder=False, embeddings=False)
     with_adapter = step_flops(setup(lora=config, trainable=frozen), batch)
     assert 0.6 < with_adapter / step_flops(setup(), batch) < 0.9
+
+
+def test_nothing_is_computed_on_the_devices_planned_for(batch, monkeypatch):
+    """The state's shapes are made outside the mesh: a TPU topology's devices hold no arrays."""
+    meshes = []
+
+    def abstract_state(setup):
+        meshes.append(jax.sharding.get_abstract_mesh())
+        return make(setup)
+
+    make = flops.abstract_state
+    monkeypatch.setattr(flops, "abstract_state", abstract_state)
+    mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    assert step_flops(Setup(CONFIG, mesh), batch) > 0
+    assert [mesh.empty for mesh in meshes] == [True]

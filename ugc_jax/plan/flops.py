@@ -31,9 +31,11 @@ def step_flops(
     setup = countable(setup)
     if not remat:
         setup = dataclasses.replace(setup, compute=dataclasses.replace(setup.compute, remat="none"))
+    # Outside the mesh: it makes small arrays, and the devices of a topology hold none.
+    state = abstract_state(setup)
     program = jax.jit(functools.partial(step, setup=setup))
     with jax.set_mesh(setup.mesh):
-        traced = program.trace(abstract_state(setup), batch)
+        traced = program.trace(state, batch)
     return program_flops(traced, setup.model.costly_share)
 
 

@@ -180,7 +180,8 @@ def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
         bound = functools.partial(step, setup=setup)
         program = jit_step(step, setup) if name == "update" else jax.jit(bound)
         with jax.set_mesh(setup.mesh):
-            yield _program(name, program.trace(state, rows), present, runs, flops, executed)
+            planned = _program(name, program.trace(state, rows), present, runs, flops, executed)
+        yield planned
 
 
 def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
