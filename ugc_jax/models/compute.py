@@ -2,10 +2,13 @@
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ugc_jax.errors import UserError
 from ugc_jax.settings import check_minimum
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Compute:
     # with weights and splash attention)
     remat: Literal["none", "full", "dots"] = "none"
     slab: int = 0  # tokens (patches, sound positions) that a tower works on at a time; 0: all
-    # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs; auto: see `attention.choose`
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "xla"
+    # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs
+    attention: Literal["xla", "splash", "cudnn"] = "xla"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -48,29 +51,36 @@ class ComputeConfig:
     def __post_init__(self):
         check_minimum(self, slab=0)
 
-    def resolve(self, platform: str, slab: int = 0) -> Compute:
-        """Return how the model runs on `platform`: "cpu", "gpu" or "tpu".
+    def resolve(self, device: "jax.Device", head_width: int, slab: int = 0) -> Compute:
+        """Return how a model runs on devices like `device`, an attention head of its decoder wide.
 
-        slab: the job's choice, if this has none. The attention stays "auto" if it is: its choice
-        depends on the shapes, too. Raises UserError for an attention that cannot run there.
+        slab: the job's choice, if this section has none. Raises UserError for an attention that
+        cannot run there.
         """
         dtype = self.dtype
         if dtype == "auto":
-            dtype = "float32" if platform == "cpu" else "bfloat16"
-        check_attention(self.attention, platform, dtype)
-        return Compute(dtype, self.remat, slab if self.slab is None else self.slab, self.attention)
+            dtype = "float32" if device.platform == "cpu" else "bfloat16"
+        attention = self.attention
+        if attention == "auto":
+            kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
+            attention = "xla" if _obstacle(kernel, device, head_width, dtype) else kernel
+        elif obstacle := _obstacle(attention, device, head_width, dtype):
+            raise UserError(f"compute.attention={attention} {obstacle}; set compute.attention=auto")
+        return Compute(dtype, self.remat, slab if self.slab is None else self.slab, attention)
 
 
-def check_attention(attention: str, platform: str, dtype: str):
-    """Raise UserError if `attention` of these settings cannot run on `platform` in `dtype`."""
-    needed = {"splash": "tpu", "cudnn": "gpu"}.get(attention, platform)
-    if needed != platform:
-        raise UserError(
-            f"compute.attention={attention} needs a {needed.upper()}, and the devices are "
-            f"{platform.upper()}s; set compute.attention=auto"
-        )
-    if attention == "cudnn" and dtype != "bfloat16":
-        raise UserError(
-            f"compute.attention=cudnn computes in bfloat16, and compute.dtype is {dtype}; "
-            "set compute.dtype=bfloat16 or compute.attention=auto"
-        )
+def _obstacle(attention: str, device: "jax.Device", head_width: int, dtype: str) -> str | None:
+    """Why an attention cannot run, as the rest of a sentence about it; None if it can."""
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(attention, device.platform)
+    if needed != device.platform:
+        return f"needs a {needed.upper()}, and the devices are {device.platform.upper()}s"
+    if attention == "cudnn":
+        # Of an AMD GPU, the capability is a name, and there is no cuDNN.
+        generation = str(device.compute_capability).partition(".")[0]
+        if not generation.isdecimal() or int(generation) < 8:
+            return f"needs an NVIDIA GPU of 2020 or later, and the devices are {device.device_kind}"
+        if head_width % 8 or head_width > 128:
+            return f"takes heads of 8, 16, ... 128 numbers, and the model's have {head_width}"
+        if dtype != "bfloat16":
+            return f"computes in bfloat16, and compute.dtype is {dtype}"
+    return None
