@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax.errors import UserError
+from ugc_jax.models.compute import wrong_platform
 from ugc_jax.models.layers import KERNEL_RESULT
 from ugc_jax.sharding import on_shards, platform, shard_count
 
 MASKED = -1e30  # finite, so that a row without keys stays finite
 _LANES = 128  # splash attention works on blocks of a multiple of this
-_NEEDS = {"xla": None, "splash": "tpu", "cudnn": "gpu"}
 
 
 def causal_attention(
@@ -26,7 +26,8 @@ def causal_attention(
     The kernels never hold the [T, T] scores; with a mesh, each device runs one on its own rows and
     heads. Raises UserError if the mesh (or, without one, the default device) cannot run it.
     """
-    check_platform(implementation, platform())
+    if wrong := wrong_platform(implementation, platform()):
+        raise UserError(f"attention={implementation} {wrong}; use attention=xla")
     if implementation == "xla":
         return attention(
             q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=True, shared_prompt=shared_prompt
@@ -34,16 +35,6 @@ def causal_attention(
     kernel = {"splash": splash_attention, "cudnn": cudnn_attention}[implementation]
     kernel = functools.partial(kernel, shared_prompt=shared_prompt)
     return sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT)
-
-
-def check_platform(implementation: str, platform: str):
-    """Raise UserError if `platform` ("cpu", "gpu" or "tpu") cannot run the implementation."""
-    needed = _NEEDS[implementation]
-    if needed not in (None, platform):
-        raise UserError(
-            f"attention={implementation} needs a {needed.upper()}, and this is a "
-            f"{platform.upper()}; use attention=xla"
-        )
 
 
 def attention(
@@ -221,12 +212,18 @@ def cudnn_attention(
 ) -> jax.Array:
     """Return cuDNN's flash attention, for bfloat16 on GPUs, with a mask [B, 1, T, T] of segments.
 
-    shared_prompt: see `visible_keys`. implementation: "xla" computes the same on any device.
-    Raises UserError for float32.
+    An odd T is padded, as the backward pass needs an even one. shared_prompt: see `visible_keys`.
+    implementation: "xla" computes the same on any device. Raises UserError for float32.
     """
     if implementation == "cudnn" and q_BTNH.dtype == jnp.float32:
         raise UserError("attention=cudnn computes in bfloat16; set dtype=bfloat16 or attention=xla")
+    T = q_BTNH.shape[1]
+    q_BTNH, k_BTKH, v_BTKH, segments_BT = (
+        jnp.pad(x, ((0, 0), (0, T % 2)) + ((0, 0),) * (x.ndim - 2))
+        for x in (q_BTNH, k_BTKH, v_BTKH, segments_BT)
+    )
     mask_B1TT = visible_keys(segments_BT, segments_BT, shared_prompt)[:, None]
-    return jax.nn.dot_product_attention(
+    out_BTNH = jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation=implementation
     )
+    return out_BTNH[:, :T]

@@ -52,15 +52,14 @@ class ComputeConfig:
         check_minimum(self, slab=0)
 
     def resolve(self, device: "jax.Device", head_width: int, slab: int = 0) -> Compute:
-        """Return how a model runs on devices like `device`, an attention head of its decoder wide.
+        """Return how a model runs on devices like `device`; head_width: of its decoder's attention.
 
         slab: the job's choice, if this section has none. Raises UserError for an attention that
-        cannot run there.
+        these devices cannot run.
         """
-        dtype = self.dtype
+        dtype, attention = self.dtype, self.attention
         if dtype == "auto":
             dtype = "float32" if device.platform == "cpu" else "bfloat16"
-        attention = self.attention
         if attention == "auto":
             kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
             attention = "xla" if _obstacle(kernel, device, head_width, dtype) else kernel
@@ -69,18 +68,30 @@ class ComputeConfig:
         return Compute(dtype, self.remat, slab if self.slab is None else self.slab, attention)
 
 
+def wrong_platform(attention: str, platform: str) -> str | None:
+    """Return what else an attention needs than "cpu", "gpu" or "tpu"; None if it runs there.
+
+    The text goes on a sentence that begins with the attention.
+    """
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(attention, platform)
+    if needed == platform:
+        return None
+    return f"needs a {needed.upper()}, and the devices are {platform.upper()}s"
+
+
 def _obstacle(attention: str, device: "jax.Device", head_width: int, dtype: str) -> str | None:
-    """Why an attention cannot run, as the rest of a sentence about it; None if it can."""
-    needed = {"splash": "tpu", "cudnn": "gpu"}.get(attention, device.platform)
-    if needed != device.platform:
-        return f"needs a {needed.upper()}, and the devices are {device.platform.upper()}s"
-    if attention == "cudnn":
-        # Of an AMD GPU, the capability is a name, and there is no cuDNN.
-        generation = str(device.compute_capability).partition(".")[0]
-        if not generation.isdecimal() or int(generation) < 8:
-            return f"needs an NVIDIA GPU of 2020 or later, and the devices are {device.device_kind}"
-        if head_width % 8 or head_width > 128:
-            return f"takes heads of 8, 16, ... 128 numbers, and the model's have {head_width}"
-        if dtype != "bfloat16":
-            return f"computes in bfloat16, and compute.dtype is {dtype}"
+    """As `wrong_platform`, with all that is known of the devices and the model.
+
+    jax finds no GPU without cuDNN, and splash attention takes any head dimension.
+    """
+    if attention != "cudnn" or device.platform != "gpu":
+        return wrong_platform(attention, device.platform)
+    capability = str(device.compute_capability)  # of an AMD GPU, which has no cuDNN, a name
+    generation = capability.partition(".")[0]
+    if not generation.isdecimal() or int(generation) < 8:
+        return f"needs compute capability 8.0 or higher, and {device.device_kind} has {capability}"
+    if head_width % 8 or head_width > 128:
+        return f"needs a head dimension of 8, 16, ..., 128, and the model's is {head_width}"
+    if dtype != "bfloat16":
+        return f"computes in bfloat16, and compute.dtype is {dtype}"
     return None
