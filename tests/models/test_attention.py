@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_devices import TPU, gpu, text_for
 
 from ugc_jax.errors import UserError
 from ugc_jax.models import attention, layers
@@ -185,6 +186,35 @@ def test_dots_keeps_what_the_kernel_computed(remat, kernels):
     assert for_tpu.count("@tpu_custom_call") == kernels
 
 
+@pytest.mark.parametrize("mesh", [None, (2, 1, 4)])
+@pytest.mark.parametrize("shared_prompt", [False, True])
+@pytest.mark.parametrize(
+    ("device", "name", "call", "calls"),
+    [
+        (gpu(), "cudnn", "@__cudnn$fmhaScaleBiasSoftmax", 2),
+        (TPU, "splash", "@tpu_custom_call", 3),
+    ],
+)
+def test_a_kernel_in_the_program(mesh, shared_prompt, device, name, call, calls, monkeypatch):
+    """Forward and backward; of 101 tokens, an odd number, which neither takes as it is."""
+    q, k = jnp.zeros((4, 101, 8, 128), jnp.bfloat16), jnp.zeros((4, 101, 2, 128), jnp.bfloat16)
+    segments = jnp.ones((4, 101), jnp.int32)
+
+    def loss(q, k, v):
+        out = attention.causal_attention(q, k, v, segments, name, shared_prompt)
+        assert out.shape == q.shape
+        return out.astype(jnp.float32).sum()
+
+    with jax.set_mesh(make_mesh(*mesh)) if mesh else jax.default_device(None):
+        trace = functools.partial(jax.jit(jax.grad(loss, (0, 1, 2))).trace, q, k, k)
+        assert text_for(device, trace, monkeypatch).count(call) == calls
+
+
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_cudnn_attention_of_an_odd_length(shared_prompt):
+    check_kernel(KERNELS["cudnn"], B=2, T=101, N=4, K=2, H=16, shared_prompt=shared_prompt)
+
+
 @pytest.mark.parametrize("name", ["splash", "cudnn"])
 @pytest.mark.parametrize("mesh", [None, (8, 1, 1)])
 def test_a_kernel_where_it_cannot_run(name, mesh):
@@ -195,6 +225,9 @@ def test_a_kernel_where_it_cannot_run(name, mesh):
     segments = jnp.ones((8, 128), jnp.int32)
     with (
         jax.set_mesh(make_mesh(*mesh)) if mesh else jax.default_device(None),
-        pytest.raises(UserError, match=f"attention={name} needs a .PU, .* use attention=xla"),
+        pytest.raises(
+            UserError,
+            match=f"attention={name} needs a [GT]PU, and the devices are CPUs; use attention=xla",
+        ),
     ):
         jax.eval_shape(forward, params, x_BTD=x, positions_B3T=places, segments_BT=segments)

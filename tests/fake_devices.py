@@ -1,0 +1,22 @@
+"""Devices that are not here: for which attention they get, and programs made for them."""
+
+from types import SimpleNamespace
+
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+from ugc_jax.models import attention
+
+TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+
+
+def gpu(kind: str = "NVIDIA H100 80GB HBM3", capability: str = "9.0"):
+    """A GPU as jax describes it."""
+    return SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+
+
+def text_for(device, traced, monkeypatch) -> str:
+    """The program, as given to the compiler for `device`, of `traced()`, a jax.stages.Traced."""
+    monkeypatch.setattr(attention, "platform", lambda: device.platform)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # jax asks for it to trace
+    target = {"gpu": "cuda"}.get(device.platform, device.platform)
+    return traced().lower(lowering_platforms=(target,)).as_text()
