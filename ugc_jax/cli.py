@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from ugc_jax import __version__, settings
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
@@ -193,7 +193,10 @@ def interrupt_again(unraisable):
 
 
 def main() -> int:
-    """Return the exit status: 0 success, 1 too much failed, 2 user's mistake, 130 interrupted."""
+    """Return the exit status.
+
+    0 success, 1 too much failed, 2 a user's mistake or a broken environment, 130 interrupted.
+    """
     sys.unraisablehook = interrupt_again
     argv = sys.argv[1:]
     name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
@@ -211,6 +214,12 @@ def main() -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if (failure := environment_failure(error)) is None:
+            raise
+        logging.getLogger(__name__).debug("%s", failure, exc_info=True)
+        print(f"{name}: {failure}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,5 +1,79 @@
-"""The exception for a user's mistake; `cli` prints it as a single line and exits."""
+"""The exceptions that `cli` prints as a single line: a user's mistake, a broken environment."""
+
+import errno
+import os
+
+FULL_DISK = "free disk space, then run again to resume"
+_LIBRARY = "install it, or install ugc_jax again"
+_MEMORY = "out of memory", "free memory or lower workers or batch_size, then run again to resume"
+_THREADS = "no thread can be started", "raise the limit (ulimit -u) or lower workers"
+_HANDLES = "too many open files", "raise the limit (ulimit -n 65536) or lower workers"
+# What is wrong and the remedy. Not EIO: it may be of one bad file, which must not stop a long job.
+_ERRNO = {
+    errno.ENOMEM: _MEMORY,
+    errno.ENOSPC: ("the disk is full", FULL_DISK),
+    errno.EDQUOT: ("the disk quota is used up", FULL_DISK),
+    errno.EROFS: ("the disk is read-only", "choose another place, or mount it for writing"),
+    errno.EMFILE: _HANDLES,
+    errno.ENFILE: _HANDLES,
+}
 
 
 class UserError(ValueError):
     """Bad input (a file, a field, a flag). The message is one line: where, what, and the remedy."""
+
+
+class UnreadableFile(UserError):
+    """A file could not be read, and its content is not known to be the reason.
+
+    It may be missing or forbidden, or its reader failed: another try may succeed.
+    """
+
+
+class EnvironmentFailure(Exception):
+    """The machine cannot do the work: no library, memory, disk space, file handles or threads.
+
+    The message is one line: what is wrong, and the remedy. Not a UserError: code that takes a
+    UserError for the fault of one clip and goes on lets this one pass, and the job stops.
+    """
+
+
+def environment_failure(error: BaseException, path=None) -> EnvironmentFailure | None:
+    """Return the failure of the environment that is `error` or made it; None for any other error.
+
+    Follows the exceptions that a traceback of `error` shows. path: the file concerned, if the
+    error may not name it.
+    """
+    cause = error
+    while cause is not None:
+        if isinstance(cause, EnvironmentFailure):
+            return cause
+        if (found := _diagnosis(cause)) is not None:
+            what, remedy = found
+            place = path or getattr(cause, "filename", None)
+            place = os.fsdecode(place) if isinstance(place, str | bytes) else place
+            return EnvironmentFailure(f"{f'{place}: ' if place else ''}{what}; {remedy}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def _diagnosis(error: BaseException) -> tuple[str, str] | None:
+    """Return what is wrong and the remedy, or None if it is not the environment."""
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    if isinstance(error, OSError) and error.errno is not None:
+        return _ERRNO.get(error.errno)
+    if not isinstance(error, ImportError | OSError | RuntimeError):
+        return None
+    # The dynamic linker and libraries in C++ pass the system's message on, without its number.
+    text = " ".join(str(error).split())
+    for code, found in _ERRNO.items():
+        if os.strerror(code) in text:
+            return found
+    if isinstance(error, ImportError):
+        name = (error.name or "").partition(".")[0]
+        return f"{f'the library {name}' if name else 'a library'} does not load ({text})", _LIBRARY
+    if isinstance(error, OSError):
+        missing = "cannot open shared object file" in text or "dlopen(" in text
+        return (f"a library does not load ({text})", _LIBRARY) if missing else None
+    return _THREADS if text == "can't start new thread" else None

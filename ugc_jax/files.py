@@ -1,7 +1,8 @@
 """Reading and atomic writing of small files: text, JSON and JSON Lines.
 
 A path is local, or remote (gs://...) if it is an `epath.Path` of etils. Errors of the disk or in
-the content become a UserError: "PATH: what is wrong (reason); remedy".
+the content become a UserError: "PATH: what is wrong (reason); remedy". A full disk and the like are
+not the file's: EnvironmentFailure.
 """
 
 import json
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ugc_jax.errors import UserError
-
-FULL_DISK = "free disk space, then run again to resume"
+from ugc_jax.errors import FULL_DISK, UnreadableFile, UserError, environment_failure
 
 
 class JsonLine(NamedTuple):
@@ -33,14 +32,15 @@ class JsonLine(NamedTuple):
 def read_bytes(path, remedy: str) -> bytes:
     """Return the content of a file. remedy: ends messages, as in "name a .jsonl manifest".
 
-    Raises UserError if it is absent or unreadable.
+    Raises UnreadableFile (a UserError) if it is absent or unreadable.
     """
     try:
         return _local(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {remedy}") from None
+        raise UnreadableFile(f"{path}: no such file; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+        fault = f"{path}: cannot be read ({error.strerror or error}); {remedy}"
+        raise environment_failure(error, path) or UnreadableFile(fault) from None
 
 
 def read_text(path, remedy: str, *, encoding: str = "utf-8-sig", errors: str = "strict") -> str:
@@ -98,7 +98,8 @@ def parse_lines(text: str) -> Iterator[JsonLine]:
 def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict"):
     """Write a UTF-8 file atomically, and create its folder.
 
-    Raises UserError if that fails; then an existing file stays unchanged.
+    Raises UserError if that fails, EnvironmentFailure if the disk is full; then an existing file
+    stays unchanged.
     """
     path = _local(path)
     new = path.parent / f"{path.name}.{os.getpid()}.new"
@@ -110,7 +111,8 @@ def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "stric
         finally:
             new.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); {remedy}") from None
+        fault = f"{path}: cannot be written ({error}); {remedy}"
+        raise environment_failure(error, path) or UserError(fault) from None
 
 
 def write_json(path, content: Any, remedy: str = FULL_DISK, *, indent: int | None = 1):

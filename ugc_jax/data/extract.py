@@ -1,9 +1,14 @@
 """Manifest rows -> a folder of records (`records`), shard by shard, restartable.
 
 A shard is written under a temporary name and renamed when it is complete; then its report (index
-lines, failures, size) is written to shards/. A shard with its report is finished and is never
-written again; all else that a killed run leaves is ignored and overwritten. When all shards are
-finished, the reports become the index.
+lines, failures, size) is written to shards/. A shard with its report is finished; all else that a
+killed run leaves is ignored and overwritten. When all shards are finished, the reports become the
+index.
+
+A further run reads the failed clips of finished shards again, except those whose content is known
+to be broken and has not changed. A shard in which that succeeds is written again; it takes its good
+records over. A failure of the environment (no library, memory, disk space, file handles) stops the
+job and is not recorded.
 """
 
 import contextlib
@@ -12,12 +17,13 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import os
 import shlex
 import tempfile
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -29,7 +35,7 @@ from ugc_jax.data.manifest import ManifestRow
 from ugc_jax.data.prompt import media_kinds
 from ugc_jax.data.records import MediumFacts, Storage, shard_name
 from ugc_jax.data.workers import work
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -39,7 +45,11 @@ REPORTS, FAILURES = "shards", "failures.jsonl"
 
 
 class Shard(NamedTuple):
-    """The rows of one file: a task for any process of any host. number: 0..count - 1."""
+    """The rows of one file: a task for any process of any host.
+
+    number: 0..count - 1. again: ids of the rows of a finished shard to try again; its other rows
+    stay as they are, `kept` of them as records. Empty for a shard that is not finished.
+    """
 
     directory: str
     number: int
@@ -47,10 +57,17 @@ class Shard(NamedTuple):
     rows: list[ManifestRow]
     clip: ClipSettings
     storage: Storage
+    again: frozenset[str] = frozenset()
+    kept: int = 0
+
+    @property
+    def todo(self) -> int:
+        """The number of rows to read."""
+        return len(self.again) or len(self.rows)
 
 
 class ShardReport(NamedTuple):
-    """A finished shard. lines: of index.jsonl. failures: {"id", "media", "error"} of each."""
+    """A finished shard. lines: of index.jsonl. failures: of failures.jsonl, see `_failure`."""
 
     name: str
     bytes: int
@@ -59,21 +76,28 @@ class ShardReport(NamedTuple):
 
 
 class ExtractionTotals(NamedTuple):
-    """Counts of a finished folder. bytes: of its shards."""
+    """Counts of a finished folder.
+
+    bytes: of its shards. kept: records of earlier runs. again: failed clips of earlier runs that
+    were tried again.
+    """
 
     records: int
     failures: int
     bytes: int
+    kept: int
+    again: int
 
-    def summary(self, directory: epath.Path, kept: int) -> str:
-        """Describe the totals in one line. kept: clips of earlier runs."""
+    def summary(self, directory: epath.Path) -> str:
+        """Describe the totals in one line."""
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.records:
             size += f", {self.bytes / self.records / 1e3:.0f} kB each"
-        return (
+        line = (
             f"{directory}: {self.records} records ({size}); {self.failures} clips failed, "
-            f"{kept} kept from before"
+            f"{self.kept} kept from before"
         )
+        return f"{line}, {self.again} failed ones tried again" if self.again else line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +122,9 @@ class Extraction:
         ]
 
     def prepare(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
-        """Prepare the folder and return the shards that are not finished.
+        """Prepare the folder; return the shards to write: unfinished, or with clips to try again.
 
-        overwrite: delete an existing extraction. retry: write shards with failures again.
+        overwrite: delete an existing extraction. retry: also try clips that are known to be broken.
         Raises UserError if the folder holds something else or an extraction with other settings.
         """
         settings = self._settings()
@@ -118,9 +142,8 @@ class Extraction:
         try:
             (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{self.directory}: cannot be made ({error.strerror}); choose another output"
-            ) from None
+            fault = f"{self.directory}: cannot be made ({error.strerror}); choose another output"
+            raise environment_failure(error, self.directory) or UserError(fault) from None
         if not path.exists():
             versions = {
                 name: importlib.metadata.version(name)
@@ -128,17 +151,23 @@ class Extraction:
             }
             versions = {"ugc_jax": __version__, **versions}
             files.write_json(path, settings | {"versions": versions})
-        missing = [
-            shard
-            for shard in self.shards()
-            if (report := read_report(shard)) is None or (retry and report.failures)
-        ]
-        if missing:  # until they exist, the folder is incomplete
+        todo = []
+        for shard in self.shards():
+            if (report := read_report(shard)) is None:
+                todo.append(shard)
+                continue
+            failed = (failure for failure in report.failures if retry or not _is_broken(failure))
+            if again := frozenset(failure["id"] for failure in failed):
+                todo.append(shard._replace(again=again, kept=len(report.lines)))
+        if todo:  # until they are written, the folder is incomplete
             (self.directory / records.SHARDS).unlink(missing_ok=True)
-        return missing
+        return todo
 
-    def finish(self) -> ExtractionTotals:
-        """Write the index of all shards and failures.jsonl. All shards must be finished."""
+    def finish(self, written: Sequence[Shard] = ()) -> ExtractionTotals:
+        """Write the index of all shards and failures.jsonl. All shards must be finished.
+
+        written: the shards of this run, for the totals.
+        """
         reports = [read_report(shard) for shard in self.shards()]
         shards, lines, failures = [], [], []
         for report in reports:
@@ -150,7 +179,14 @@ class Extraction:
         text = files.to_lines(failures)
         files.write_text(self.directory / FAILURES, text, errors="backslashreplace")
         records.write_index(self.directory, lines, shards, self.storage)
-        return ExtractionTotals(len(lines), len(failures), sum(shard["bytes"] for shard in shards))
+        new = sum(len(reports[shard.number].lines) - shard.kept for shard in written)
+        return ExtractionTotals(
+            records=len(lines),
+            failures=len(failures),
+            bytes=sum(shard["bytes"] for shard in shards),
+            kept=len(lines) - new,
+            again=sum(len(shard.again) for shard in written),
+        )
 
     def _settings(self) -> dict:
         """Return the settings that must not change if finished shards are to be kept."""
@@ -191,8 +227,9 @@ class Extraction:
 def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
     """Write shards in processes of this machine; yields "" or the reason of failure for each row.
 
-    A clip whose process dies (out of memory, a crash in a decoder) fails; the others of its shard
-    are extracted again. Raises UserError if the disk cannot be written.
+    Rows of a finished shard that stay as they are yield nothing. A clip whose process dies (out of
+    memory, a crash in a decoder) fails; the others of its shard are extracted again, and the next
+    run tries it again. Raises as `extract_shard`.
     """
     tasks = deque((shard, {}) for shard in shards)
     reading: dict[int, str | None] = {}  # shard number -> the row that its process is reading
@@ -206,7 +243,10 @@ def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
                     f"{_record_path(shard)}: its process died (status {event.died}); free memory "
                     "or lower workers, then run again to go on"
                 )
-            reason = f"{row}: the process that read it died (status {event.died})"
+            reason = (
+                f"{row}: the process that read it died (status {event.died}); run again with fewer "
+                "workers if memory is short"
+            )
             tasks.appendleft((shard, fatal | {row: reason}))
         elif not event.done:
             row, result = event.value
@@ -269,60 +309,145 @@ def read_report(shard: Shard) -> ShardReport | None:
 def extract_shard(
     shard: Shard, fatal: dict[str, str] | None = None
 ) -> Iterator[tuple[str, str | None]]:
-    """Write one shard; yields (row id, None) before a row and (row id, result) after it.
+    """Write one shard; yields (row id, None) before a row is read and (row id, result) after it.
 
     The result is "" or the reason of a failure. fatal: ids of rows to skip -> the reason. Raises
-    UserError if the disk cannot be written.
+    UserError if the disk cannot be written, EnvironmentFailure if the environment is broken.
     """
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+    before = read_report(shard) if shard.again else None
+    lines = {line["id"]: line for line in before.lines} if before else {}
+    broken = {failure["id"]: failure for failure in before.failures} if before else {}
+    failures = []
+    with _ShardFile(shard, before) as file:
+        for row in shard.rows:
+            if row.id in lines:
+                file.keep(lines[row.id])
+                continue
+            if row.id in broken and row.id not in shard.again:
+                failures.append(broken[row.id])
+                continue
+            yield row.id, None
+            identity = _identity(row.media)  # from before: a file that changes meanwhile is new
+            try:
+                line, record = _try_row(row, shard, fatal or {})
+            except UserError as error:
+                known = not isinstance(error, UnreadableFile)
+                failures.append(_failure(row, str(error), identity if known else None))
+                yield row.id, str(error)
+                continue
+            file.add(line, record)
+            yield row.id, ""
+        size = file.finish()
+    report = ShardReport(_record_path(shard).name, size, file.lines, failures)
+    text = files.to_lines([report._asdict()])
+    files.write_text(_report_path(shard), text, errors="backslashreplace")
 
-    final = _record_path(shard)
-    lines, failures = [], []
-    with contextlib.ExitStack() as stack:
-        folder = str(final.parent)
-        if "://" in folder:  # an object store takes whole files only
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ugc-jax-"))
-        new = epath.Path(folder) / f"{final.name}.{uuid.uuid4().hex[:8]}.part"
-        try:
-            writer = ArrayRecordWriter(str(new), "group_size:1")
-            for row in shard.rows:
-                yield row.id, None
-                try:
-                    line, record = _try_row(row, shard, fatal or {})
-                except UserError as error:
-                    failures.append({"id": row.id, "media": row.media, "error": str(error)})
-                    yield row.id, str(error)
-                    continue
-                place = {"shard": shard.number, "position": len(lines), "crc32": zlib.crc32(record)}
-                lines.append(line | place)
-                writer.write(record)
-                yield row.id, ""
-            writer.close()
-            if ArrayRecordReader(str(new)).num_records() != len(lines):
+
+class _ShardFile(contextlib.ExitStack):
+    """Writes the records of a shard; a finished file is replaced only if it gets a new record.
+
+    lines: of the index, in the order of the records.
+    """
+
+    def __init__(self, shard: Shard, before: ShardReport | None):
+        super().__init__()
+        self.lines: list[dict] = []
+        self._shard, self._before, self._final = shard, before, _record_path(shard)
+        self._kept: deque[dict] = deque()  # lines whose records are not copied yet
+        self._new = self._writer = self._reader = None
+
+    def keep(self, line: dict):
+        """Append a record of the finished file, given its line."""
+        self._append(line, line["crc32"])
+        self._kept.append(line)
+
+    def add(self, line: dict, record: bytes):
+        """Append a new record. Raises UserError if the disk cannot be written."""
+        with self._disk_errors():
+            self._copy()
+            self._writer.write(record)
+        self._append(line, zlib.crc32(record))
+
+    def finish(self) -> int:
+        """Complete the file and return its bytes. Raises as `add`, and for a damaged record."""
+        if self._before is not None and self._writer is None:
+            return self._before.bytes
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._disk_errors():
+            self._copy()
+            self._writer.close()
+            if ArrayRecordReader(str(self._new)).num_records() != len(self.lines):
                 raise OSError("it has not all the records that were written")
-            size = new.stat().length
-            new.replace(final) if folder == str(final.parent) else new.copy(final)
+            size, local = self._new.stat().length, self._new.parent == self._final.parent
+            self._new.replace(self._final) if local else self._new.copy(self._final)
+        return size
+
+    def _append(self, line: dict, crc32: int):
+        place = {"shard": self._shard.number, "position": len(self.lines), "crc32": crc32}
+        self.lines.append(line | place)
+
+    def _copy(self):
+        """Open the new file and copy the records that are kept so far."""
+        from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+        if self._writer is None:
+            folder = str(self._final.parent)
+            if "://" in folder:  # an object store takes whole files only
+                folder = self.enter_context(tempfile.TemporaryDirectory(prefix="ugc-jax-"))
+            self._new = epath.Path(folder) / f"{self._final.name}.{uuid.uuid4().hex[:8]}.part"
+            self.callback(self._new.unlink, missing_ok=True)
+            self._writer = ArrayRecordWriter(str(self._new), "group_size:1")
+        if self._kept and self._reader is None:
+            self._reader = ArrayRecordReader(str(self._final), options=records.RANDOM_ACCESS)
+        while self._kept:
+            line = self._kept.popleft()
+            record = self._reader.read([line["position"]])[0]
+            if zlib.crc32(record) != line["crc32"]:
+                raise UserError(records.damaged(self._final, line["position"]))
+            self._writer.write(record)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"{final}: cannot be written ({error!s:.200}); {files.FULL_DISK}: "
-                "finished shards are kept"
-            ) from None
-        finally:
-            new.unlink(missing_ok=True)
-    report = files.to_lines([ShardReport(final.name, size, lines, failures)._asdict()])
-    files.write_text(_report_path(shard), report, errors="backslashreplace")
+            fault = f"{self._final}: cannot be written ({error!s:.200}); {files.FULL_DISK}"
+            failure = environment_failure(error, self._final)
+            raise failure or UserError(f"{fault}: finished shards are kept") from None
+
+
+def _failure(row: ManifestRow, error: str, broken: list[list[int]] | None) -> dict:
+    """Return the entry of a failed row. broken: the identity of its media; None if not known."""
+    return {"id": row.id, "media": row.media, "error": error, "broken": broken}
+
+
+def _is_broken(failure: dict) -> bool:
+    """Whether the media of a failed row are known to be broken, and have not changed since."""
+    broken = failure.get("broken")  # earlier versions did not record it
+    return broken is not None and broken == _identity(failure["media"])
+
+
+def _identity(media: list[str]) -> list[list[int]] | None:
+    """Return [bytes, time of change in ns] of each file, None if one cannot be found."""
+    try:
+        stats = [os.stat(path) for path in media]
+    except OSError:
+        return None
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _try_row(row: ManifestRow, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
-    """Call `extract_row`; every failure is a UserError."""
+    """Call `extract_row`; every failure is a UserError, or an EnvironmentFailure."""
     if row.id in fatal:
-        raise UserError(fatal[row.id])
+        raise UnreadableFile(fatal[row.id])
     try:
         return extract_row(row, shard.clip, shard.storage)
     except UserError:
         raise
     except Exception as error:  # an unforeseen clip must not stop a long job
-        raise UserError(f"{row.id}: unexpected {type(error).__name__}: {error}") from error
+        fault = f"{row.id}: unexpected {type(error).__name__}: {error}"
+        raise environment_failure(error) or UnreadableFile(fault) from error
 
 
 def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:

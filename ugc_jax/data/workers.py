@@ -2,11 +2,14 @@
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
+
+from ugc_jax.errors import EnvironmentFailure, environment_failure
 
 
 class Event(NamedTuple):
@@ -25,23 +28,29 @@ def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Itera
     """Run `function(*task)`, which yields values, for each task in new processes.
 
     tasks: may be added to while this runs. workers: the most processes at a time.
-    Raises the exception of a task. All processes end with this generator, or with this process.
+    Raises the exception of a task, or the EnvironmentFailure that made it, also if no process can
+    be started. All processes end with this generator, or with this process.
     Function, tasks and values are pickled; the processes import only what these need.
     """
     running: dict[Connection, tuple] = {}  # connection -> (process, its task)
     context = multiprocessing.get_context("spawn")  # forks of a process with threads may hang
 
     def start():
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(function, theirs), daemon=True)
-        process.start()
+        try:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+        except OSError as error:
+            fault = f"no process can be started ({error}); free memory or lower workers"
+            raise environment_failure(error) or EnvironmentFailure(fault) from None
         theirs.close()  # so that the process's death closes the connection
         assign(ours, process)
 
     def assign(connection: Connection, process):
         task = tasks.popleft()
         running[connection] = process, task
-        connection.send(task)
+        with contextlib.suppress(OSError):  # it has died, as `wait` will find
+            connection.send((function, task))
 
     try:
         while tasks or running:
@@ -74,18 +83,23 @@ def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Itera
             process.join()
 
 
-def _serve(function: Callable[..., Iterator], connection: Connection):
+def _serve(connection: Connection):
     """Run tasks, in a worker process, until the other end of the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            values = function(*connection.recv())
-            kind = "value"
+            values, kind = _run(connection.recv_bytes()), "value"
             while kind == "value":
                 try:
                     value = next(values)
                 except StopIteration:
                     kind, value = "done", None
                 except Exception as error:
-                    kind, value = "raised", error
+                    kind, value = "raised", environment_failure(error) or error
                 connection.send((kind, value))
+
+
+def _run(message: bytes) -> Iterator:
+    """Yield the values of a pickled (function, task); imports what they need."""
+    function, task = pickle.loads(message)
+    yield from function(*task)

@@ -4,7 +4,8 @@ MANIFEST is a .jsonl file as released ({"videos": [...], "messages": [...]}), a 
 with the columns path and caption, or a folder of clips.
 
 A further run with the same settings continues: finished shards are kept. Clips that cannot be read
-are listed in failures.jsonl; the job fails if their share exceeds max_failures.
+are listed in failures.jsonl; the job fails if their share exceeds max_failures. A further run tries
+them again, except files that are known to be broken and have not changed.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class ExtractConfig(Storage, ClipSettings):
     shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
     workers: int | None = None  # processes; none: one a core
     max_failures: float = 0.1  # largest share of failed clips with which the job succeeds
-    retry: bool = False  # write the files again in which clips failed
+    retry: bool = False  # also try clips again that are known to be broken
     overwrite: bool = False  # write all files again
     runner: str | None = None  # Apache Beam's runner for a fleet, such as DataflowRunner
     beam_options: str = ""  # flags of that runner, as in a shell
@@ -55,7 +56,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, part(Storage, config), config.shard_clips)
     shards = extraction.prepare(config.overwrite, config.retry)
-    todo = sum(len(shard.rows) for shard in shards)
+    todo = sum(shard.todo for shard in shards)
     if config.runner is not None and shards:
         run_beam(shards, config.runner, config.beam_options)
     else:
@@ -63,8 +64,8 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
         for failure in tqdm(failures, total=todo, unit="clip", desc="extracting", disable=None):
             if failure:
                 logger.warning("%s", failure)
-    totals = extraction.finish()
-    print(totals.summary(output, kept=len(rows) - todo), file=sys.stderr)
+    totals = extraction.finish(shards)
+    print(totals.summary(output), file=sys.stderr)
     if totals.failures > config.max_failures * len(rows):
         print(
             f"ugc-jax extract: {totals.failures} of {len(rows)} clips failed, more than "

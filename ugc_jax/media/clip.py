@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media import streams
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.streams import Source
@@ -69,19 +69,21 @@ class FramePlan(NamedTuple):
 def probe(path: str | Path) -> Source:
     """Return the facts of a video, image or sound file.
 
-    Raises UserError naming the file if it is missing, unreadable or cut off.
+    Raises UserError naming the file if it is broken or cut off, UnreadableFile (a UserError) if it
+    is missing or may not be read.
     """
     path = Path(path)
     try:
         if not path.exists():
-            raise UserError(f"{path}: no such file; check its name and folder")
+            raise UnreadableFile(f"{path}: no such file; check its name and folder")
         if not path.is_file():
-            raise UserError(f"{path}: not a file; name a video, image or sound file")
+            raise UnreadableFile(f"{path}: not a file; name a video, image or sound file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise UserError(f"{path}: the file is empty; copy it again")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a file that may be read") from None
+        fault = f"{path}: {error.strerror}; name a file that may be read"
+        raise environment_failure(error) or UnreadableFile(fault) from None
     return _probe_image(path) or streams.scan(path)
 
 
@@ -323,8 +325,9 @@ def _probe_image(path: Path) -> Source | None:
             rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except UnidentifiedImageError:
         return None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: the image does not decode ({error}); copy it again") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
+        fault = f"the image does not decode ({error}); copy it again"
+        raise streams.reading_error(path, error, fault) from None
     size = (height, width) if rotated else (width, height)
     return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
 
@@ -340,5 +343,6 @@ def _read_image(path: str) -> np.ndarray:
                 page.paste(image, mask=image)
                 image = page
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: the image does not decode ({error}); copy it again") from None
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        fault = f"the image does not decode ({error}); copy it again"
+        raise streams.reading_error(path, error, fault) from None

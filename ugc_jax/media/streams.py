@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError, environment_failure
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ DEMUXERS = (  # none that reads other files (playlists), draws text, or guesses 
 )
 # Most pixels of one picture, those of 16K video; a larger header is broken or hostile.
 MAX_SOURCE_PIXELS = 1 << 27
+# Bytes, twice the largest that a picture of that size needs at once: a machine that has them is not
+# out of memory.
+MEMORY_TRIAL = 6 * MAX_SOURCE_PIXELS
 # Two spans with at most this many packets between them are decoded as one: a restart costs more.
 GAP_PACKETS = 8
 # Most packets by which a decoder may return a picture later than its packet; a limit of all codecs.
@@ -83,7 +86,7 @@ class Source(NamedTuple):
 
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[av.container.InputContainer]:
-    """Open a media file; FFmpeg's errors become a UserError."""
+    """Open a media file; FFmpeg's errors become those of `reading_error`."""
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
     try:
         # "file:", so that FFmpeg does not take "part 1: start.mp4" for an address
@@ -91,9 +94,32 @@ def _open(path: str) -> Iterator[av.container.InputContainer]:
             yield file
     except (av.FFmpegError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(
-            f"{path}: not readable as video, image or sound ({reason}); copy or encode it again"
-        ) from None
+        fault = f"not readable as video, image or sound ({reason}); copy or encode it again"
+        raise reading_error(path, error, fault) from None
+
+
+def reading_error(path: str | Path, error: Exception, fault: str) -> Exception:
+    """Return what to raise for an error of a library that reads `path`.
+
+    EnvironmentFailure if the machine is the reason, UnreadableFile if the system refuses the file,
+    else UserError with the fault of its content.
+    """
+    if (failure := _environment_failure(error)) is not None:
+        return failure
+    refused = isinstance(error, OSError) and error.errno is not None
+    return (UnreadableFile if refused else UserError)(f"{path}: {fault}")
+
+
+def _environment_failure(error: Exception) -> EnvironmentFailure | None:
+    """Return the failure of the environment that is `error`, an exception of a decoder, or None.
+
+    A broken header may claim a size for which no machine has the memory; that is the file's fault.
+    """
+    if isinstance(error, MemoryError):
+        with contextlib.suppress(MemoryError):
+            np.empty(MEMORY_TRIAL, np.uint8)
+            return None
+    return environment_failure(error)
 
 
 def _main_stream(
@@ -254,7 +280,9 @@ def _decode(stream, packet: av.Packet | None) -> list:
     """Return the frames that a packet (None: the end) completes; none if it is damaged."""
     try:
         return stream.codec_context.decode(packet)
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        if (failure := _environment_failure(error)) is not None:
+            raise failure from None
         return []
 
 
