@@ -16,8 +16,12 @@ def resolve_checkpoint(
 
     revision: branch, tag or commit on the hub; None is the default branch.
     weights: false downloads only config and tokenizer.
-    Raises UserError if it is neither, or if the download fails.
+    Raises UserError if it is neither, or if the download fails; TypeError for other types.
     """
+    if not isinstance(checkpoint, str | Path):
+        raise TypeError(f"checkpoint: expected a directory or a hub id, got {checkpoint!r}")
+    if not isinstance(revision, str | None):
+        raise TypeError(f"revision: expected a name or None, got {revision!r}")
     if not str(checkpoint):
         raise UserError(
             "checkpoint is empty; give a directory or a hub id such as Qwen/Qwen2.5-Omni-3B"
