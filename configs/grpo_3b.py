@@ -4,12 +4,12 @@ The second stage of the paper (arXiv 2507.11336): encoders frozen, the whole dec
 captions of each clip. Needs a TPU slice of at least 16 chips of 16 GB; `ugc-jax plan` compiles it
 without one:
 
-    ugc-jax plan --config=configs/grpo_3b.py --config.topology=v5e:4x4
-    ugc-jax extract --config.preset=upstream --config.output=records/grpo_1k grpo_1k.jsonl
-    ugc-jax grpo --config=configs/grpo_3b.py
-    ugc-jax grpo --config=configs/grpo_3b.py:lora     # an adapter on runs/sft_3b/model
+    ugc-jax plan --config grpo_3b --topology v5e:4x4
+    ugc-jax extract --preset upstream --output records/grpo_1k grpo_1k.jsonl
+    ugc-jax grpo --config grpo_3b
+    ugc-jax grpo --config grpo_3b:lora     # an adapter on runs/sft_3b/model
 
-launch/ has the scripts that start it on every host. On GPUs, add --config.compute.attention=cudnn.
+launch/ has the scripts that start it on every host.
 """
 
 from ml_collections import ConfigDict
@@ -28,18 +28,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.compute = ConfigDict()
     config.compute.dtype = "bfloat16"
-    config.compute.attention = "splash"
     config.compute.remat = "full"
 
     config.rollout = ConfigDict()
     config.rollout.samples = 8
-    config.rollout.max_new_tokens = 512
+    config.rollout.sampling = ConfigDict()
+    config.rollout.sampling.max_new_tokens = 512
     # Training splits the weights over all chips and gathers each layer when it is needed. Doing so
     # for every generated token would dominate the time, so pairs of chips hold all the weights
     # while captions are sampled, 5 GiB a chip. Two, as there are two key/value heads.
-    config.rollout.data = -1
-    config.rollout.fsdp = 1
-    config.rollout.tensor = 2
+    config.rollout.mesh = ConfigDict()
+    config.rollout.mesh.data = -1
+    config.rollout.mesh.fsdp = 1
+    config.rollout.mesh.tensor = 2
 
     # ROUGE-L to the reference answer, and a length within a range. For a reward by a judge model,
     # too, serve one by any OpenAI-compatible server and add, for example:

@@ -1,6 +1,6 @@
 """GRPO of the tiny model on the offline world, on a CPU, after the SFT of configs/tiny.py.
 
-    ugc-jax grpo --config=configs/grpo_tiny.py
+    ugc-jax grpo --config grpo_tiny
 
 A caption's reward is the F1 over the world's attributes (precision: the share of stated attributes
 that are right; recall: the share of the clip's that are stated). Length and repetition are logged,
@@ -25,7 +25,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.rollout = ConfigDict()
     config.rollout.samples = 8
-    config.rollout.max_new_tokens = 48  # 1.5 times the length of a caption
+    config.rollout.eval_prompts = 200
+    config.rollout.sampling = ConfigDict()
+    config.rollout.sampling.max_new_tokens = 48  # 1.5 times the length of a caption
 
     config.rewards = ConfigDict()
     config.rewards.functions = "attributes=1,length=0,repetition=0"
@@ -50,7 +52,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loop.steps = 300
     config.loop.log_every = 20
     config.loop.eval_every = 100
-    config.loop.eval_prompts = 200
     config.loop.save_every = 100
     config.loop.export_dtype = "float32"
     return config

@@ -3,11 +3,11 @@
 The first stage of the paper's captioner (arXiv 2507.11336); its training code was not released, so
 rates and sizes are ours. For a TPU slice of at least 16 chips of 16 GB, or 8 of 32 GB:
 
-    ugc-jax extract --config.preset=upstream --config.output=records/sft_1k sft_1k.jsonl
-    ugc-jax sft --config=configs/sft_3b.py
-    ugc-jax sft --config=configs/sft_3b.py:lora     # an adapter: half the slice is enough
+    ugc-jax extract --preset upstream --output records/sft_1k sft_1k.jsonl
+    ugc-jax sft --config sft_3b
+    ugc-jax sft --config sft_3b:lora     # an adapter: half the slice is enough
 
-launch/ has the scripts that start it on every host. On GPUs, add --config.compute.attention=cudnn.
+launch/ has the scripts that start it on every host.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.compute = ConfigDict()
     config.compute.dtype = "bfloat16"
-    config.compute.attention = "splash"
     config.compute.remat = "full"
 
     config.optimizer = ConfigDict()

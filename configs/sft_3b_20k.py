@@ -1,8 +1,8 @@
 """SFT of Qwen2.5-Omni-3B on 20 000 captioned clips: sft_3b.py with more data and larger batches.
 
-    ugc-jax extract --config.preset=upstream --config.output=records/sft_20k sft_20k.jsonl
-    ugc-jax extract --config.preset=upstream --config.output=records/held_out held_out.jsonl
-    ugc-jax sft --config=configs/sft_3b_20k.py
+    ugc-jax extract --preset upstream --output records/sft_20k sft_20k.jsonl
+    ugc-jax extract --preset upstream --output records/held_out held_out.jsonl
+    ugc-jax sft --config sft_3b_20k
 
 The checkpoint with the best metric on held-out data is exported.
 """

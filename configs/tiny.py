@@ -1,12 +1,10 @@
 """SFT of a tiny model on the offline world, on a CPU: the recipe of launch/quickstart.sh.
 
-    ugc-jax init    --config.output=runs/tiny/start
-    ugc-jax world   --config.output=runs/tiny/world
-    ugc-jax extract --config=configs/world.py --config.output=runs/tiny/records/train \
-        runs/tiny/world/train.jsonl
-    ugc-jax extract --config=configs/world.py --config.output=runs/tiny/records/test \
-        runs/tiny/world/test.jsonl
-    ugc-jax sft     --config=configs/tiny.py
+    ugc-jax init    --output runs/tiny/start
+    ugc-jax world   --output runs/tiny/world
+    ugc-jax extract --config world --output runs/tiny/records/train runs/tiny/world/train.jsonl
+    ugc-jax extract --config world --output runs/tiny/records/test runs/tiny/world/test.jsonl
+    ugc-jax sft     --config tiny
 
 The model starts from random weights, so all parameters are trained, at a high rate.
 """
@@ -24,7 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = ConfigDict()
     config.data.train = f"{folder}/records/train"
     config.data.eval = f"{folder}/records/test"
-    config.data.packing = False  # rows this short gain nothing from it
+    config.packing = False  # rows this short gain nothing from it
     config.data.tokens = 152
     config.data.batch_size = 8  # many small steps: best for random weights
 
@@ -37,10 +35,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.99
 
+    config.sampling = ConfigDict()
+    config.sampling.max_new_tokens = 64  # of the sample captions
+
     config.loop = ConfigDict()
     config.loop.epochs = 9.0
     config.loop.log_every = 100
     config.loop.save_every = 400
-    config.loop.sample_tokens = 64
     config.loop.export_dtype = "float32"
     return config

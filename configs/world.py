@@ -1,7 +1,10 @@
 """Clip settings of the tiny model for the offline world: 4 frames of 112x112, all of the sound.
 
-ugc-jax extract --config=configs/world.py --config.output=records world/train.jsonl
-ugc-jax caption --config=configs/world.py:caption --config.checkpoint=DIR world/test
+    ugc-jax extract --config world --output records world/train.jsonl
+    ugc-jax caption --config world:caption --checkpoint DIR world/test
+
+A model that was trained on these records knows its clip settings: the second command needs its
+config for the speed only.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +15,11 @@ from ugc_jax.toy.world import QUESTION
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "caption" to add what only captioning needs."""
     config = ConfigDict()
-    config.fps = 2.0
-    config.min_pixels = 112 * 112  # so that frames are not enlarged
-    config.question = QUESTION
+    config.clip = ConfigDict()
+    config.clip.fps = 2.0
+    config.clip.min_pixels = 112 * 112  # so that frames are not enlarged
+    config.clip.question = QUESTION
     if arg == "caption":
-        config.max_new_tokens = 64
-        config.batch_size = 50
+        config.sampling = ConfigDict({"max_new_tokens": 64})
+        config.engine = ConfigDict({"batch_size": 50})
     return config

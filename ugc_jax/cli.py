@@ -1,4 +1,4 @@
-"""The command line: `ugc-jax JOB [--config=FILE[:ARG]] [--config.key=value ...] [ARGUMENT ...]`."""
+"""The command line: `ugc-jax JOB [--key value ...] [ARGUMENT ...]`; settings.py has its grammar."""
 
 import _thread
 import difflib
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ugc_jax import __version__, settings
 from ugc_jax.errors import UserError, environment_failure
 
+_LEVELS = {"-v": logging.DEBUG, "-q": logging.WARNING}
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
 
@@ -50,8 +51,8 @@ JOBS = {
 def load_job(name: str) -> ModuleType:
     """Import and return the module of a job; only then, so that `ugc-jax --help` is fast.
 
-    It has a docstring for its --help, `CONFIG`, a frozen dataclass or several (see
-    `settings.parse`), and `main(config, arguments)`, which returns the exit status.
+    It has a docstring for its --help, `SETTINGS`, a `settings.Schema`, and `main(config,
+    arguments)`, which returns the exit status.
     """
     match name:
         case "init":
@@ -83,38 +84,55 @@ def load_job(name: str) -> ModuleType:
     return job
 
 
+GRAMMAR = """\
+--key value or --key=value sets a setting, in any order; - in a key is the same as _. A flag that is
+true or false takes a value only with =: --evidence is true, --evidence=false is false. All words
+after -- are arguments. --config NAME[:ARG] takes the settings of a config: one of those below or
+the path of a Python file with get_config(arg); the other flags go before it. --config.key=value is
+an older spelling of --key=value. -v logs more, -q only warnings."""
+
+
 def usage() -> str:
     """Return the text of `ugc-jax --help`."""
-    jobs = "\n".join(f"  {name:<9}{job.summary}" for name, job in JOBS.items())
+    jobs = "\n".join(f"  {name:<11}{job.summary}" for name, job in JOBS.items())
     return f"""\
 ugc-jax {__version__}: captions of short videos from picture and sound, with Qwen2.5-Omni in JAX
 
-usage: ugc-jax JOB [--config=FILE[:ARG]] [--config.KEY=VALUE ...] [VIDEO ...]
+usage: ugc-jax JOB [--key value ...] [VIDEO ...]
 
 jobs:
 {jobs}
 
-ugc-jax JOB --help lists a job's settings. A first try, offline:
-  ugc-jax init --config.output=runs/tiny
-  ugc-jax caption --config.checkpoint=runs/tiny clip.mp4"""
+{_filled(GRAMMAR)}
+
+configs: {", ".join(settings.config_names())}
+(in {settings.CONFIGS})
+
+ugc-jax JOB --help lists a job's settings; with further flags, what they set. A first try, offline:
+  ugc-jax init --output runs/tiny
+  ugc-jax caption --checkpoint runs/tiny clip.mp4"""
 
 
-def job_usage(name: str) -> str:
-    """Return the text of `ugc-jax JOB --help`: the job module's docstring and its settings."""
-    job = JOBS[name]
-    module = load_job(name)
-    line = " ".join(filter(None, ["[--config=FILE[:ARG]] [--config.KEY=VALUE ...]", job.arguments]))
-    paragraphs = f"ugc-jax {name}: {module.__doc__.strip()}".split("\n\n")
-    about = "\n\n".join(textwrap.fill(paragraph, settings.help_width()) for paragraph in paragraphs)
-    return f"""\
-{about}
+def job_usage(name: str, argv: list[str]) -> str:
+    """Return the text of `ugc-jax JOB --help`: the job module's docstring and its settings.
 
-usage: ugc-jax {name} {line}
+    argv: the other words of the command line; the help shows the values that they set.
+    """
+    job, module = JOBS[name], load_job(name)
+    line = " ".join(filter(None, ["[--config NAME[:ARG]] [--key value ...]", job.arguments]))
+    about = f"ugc-jax {name}: {module.__doc__.strip()}"
+    sections = [_filled(about), f"usage: ugc-jax {name} {line}", module.SETTINGS.help_text(argv)]
+    if "clip.preset" in module.SETTINGS.settings():
+        from ugc_jax.generate.settings import preset_help
 
-Settings are written --config.KEY=VALUE; --config=FILE[:ARG] takes them from get_config(ARG) of a
-Python file.
+        sections.append(_filled(preset_help()))
+    return "\n\n".join([*sections, "ugc-jax --help explains how flags are written."])
 
-{settings.help_text(module.CONFIG)}"""
+
+def _filled(text: str) -> str:
+    """Paragraphs, wrapped to the width of the help."""
+    width = settings.help_width()
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
 
 
 class _ProgressHandler(logging.Handler):
@@ -126,13 +144,16 @@ class _ProgressHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def set_up_logging():
-    """Log short lines of this package to stderr; of libraries, only errors."""
+def set_up_logging(level: int = logging.INFO):
+    """Log short lines of this package to stderr; of libraries, only errors.
+
+    level: of this package: DEBUG also for tracebacks, WARNING without progress.
+    """
     handler = _ProgressHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("ugc_jax")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     logger.propagate = False
     for name in ("jax", "tensorflow", "transformers", "orbax", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -150,11 +171,14 @@ def run(argv: list[str]) -> int:
 
     Raises UserError.
     """
+    level = logging.INFO
+    while argv[:1] in (["-v"], ["-q"]):  # before the job
+        level, argv = _LEVELS[argv[0]], argv[1:]
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if name == "--version":
+    if name in ("-V", "--version"):
         print(f"ugc-jax {__version__}")
         return 0
     if name not in JOBS:
@@ -162,22 +186,30 @@ def run(argv: list[str]) -> int:
         for close in difflib.get_close_matches(name, JOBS, n=1):
             remedy = f"did you mean {close}?"
         raise UserError(f"unknown job {name!r}; {remedy}")
-    if "--help" in rest or "-h" in rest:
-        print(job_usage(name))
+    words, after = _split_at_dashes(rest)
+    for flag in _LEVELS.keys() & set(words):
+        level = _LEVELS[flag]
+    if not {"-h", "--help"}.isdisjoint(words):
+        others = [word for word in words if word not in ("-h", "--help", *_LEVELS)]
+        print(job_usage(name, others))
         return 0
-    set_up_logging()
-    job = JOBS[name]
-    module = load_job(name)
-    config, arguments = settings.parse(module.CONFIG, rest)
+    set_up_logging(level)
+    job, module = JOBS[name], load_job(name)
+    words = [word for word in words if word not in _LEVELS]
+    config, arguments = module.SETTINGS.parse([*words, *after])
     if arguments and not job.arguments:
         raise UserError(
-            f"unexpected {arguments[0]!r}; settings are written --config.KEY=VALUE, see --help"
+            f"unexpected {arguments[0]!r}; settings are written --KEY VALUE, see --help"
         )
     if job.arguments and not arguments:
-        raise UserError(
-            f"nothing to do; usage: ugc-jax {name} [--config.KEY=VALUE ...] {job.arguments}"
-        )
+        raise UserError(f"nothing to do; usage: ugc-jax {name} [--KEY VALUE ...] {job.arguments}")
     return module.main(config, arguments)
+
+
+def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before `--`, and the others."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end:]
 
 
 def interrupt_again(unraisable):

@@ -1,10 +1,17 @@
-"""A job's settings: from `--config=FILE[:ARG]` and `--config.key=value` to a frozen dataclass.
+"""A job's settings: from the command line and a config file to a frozen dataclass.
 
 The dataclass is the only declaration: its field types check the values, its defaults are the
 defaults, and the comments beside its fields are the help. A field that is itself a dataclass is a
-section; its settings are written `--config.section.key=value`. A config file is Python with
-`get_config(arg=None)` that returns an ml_collections ConfigDict of the fields that it changes, a
-nested one for a section; overrides on the command line come on top of it.
+section; its settings are named section.key. A config file is Python with `get_config(arg=None)`
+that returns an ml_collections ConfigDict of the fields that it changes, a nested one for a section.
+
+    --key value, --key=value     a setting; - in a key is the same as _
+    --flag, --flag=false         a boolean takes a value only with =
+    --config NAME[:ARG]          a config of configs/ by its name, or the path of a file
+    --config.key=value           the same as --key=value
+    --                           all words after it are arguments
+
+A later layer replaces an earlier one: the dataclass, the config file, the command line.
 """
 
 import ast
@@ -20,76 +27,234 @@ import tokenize
 import traceback
 import types
 import typing
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ugc_jax.errors import UserError
 
+# Configs by name: in a wheel beside this file, in a clone beside the package.
+_PLACES = [Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs"]
+CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}
+_SYNONYMS = {"model": "checkpoint", "prompt": "question"}  # of other tools
+_MANY = 12  # names that a message lists at most
+MISSING = dataclasses.MISSING
 
 
-class _Setting(typing.NamedTuple):
-    """One setting. default: MISSING if it is required. heading: of its group in the help."""
+class Setting(typing.NamedTuple):
+    """One setting. key: its full name. default: MISSING if it is required. heading: its group."""
 
+    key: str
     hint: typing.Any
     default: typing.Any
     comment: str
     heading: str
 
+    @property
+    def kinds(self) -> tuple:
+        """The types that it allows: (int, NoneType) for `int | None`, (str,) for str."""
+        is_union = typing.get_origin(self.hint) in (types.UnionType, typing.Union)
+        return typing.get_args(self.hint) if is_union else (self.hint,)
 
-def parse(cls: type | tuple[type, ...], argv: list[str]) -> tuple[typing.Any, list[str]]:
-    """Return (an instance of the dataclass `cls`, the positional words) of a command line.
+    @property
+    def choices(self) -> list[str]:
+        """The values of a setting that allows only some."""
+        members = [typing.get_args(kind) for kind in self.kinds if _is_literal(kind)]
+        return [str(member) for values in members for member in values]
 
-    Of several dataclasses, the one with the most of the given fields and sections is chosen.
-    Understands --config=FILE[:ARG], --config.key=value, --config.flag (true), and `--`, after which
-    all words are positional. Values of a tuple are separated by commas. Raises UserError for an
-    unknown or missing key, a value of a wrong type, and a config file that cannot be used.
+    @property
+    def value_name(self) -> str:
+        """What its value is, for help: NUMBER, auto|float32|bfloat16, ..."""
+        return "|".join(_name(kind) for kind in self.kinds if kind is not type(None))
+
+
+class Schema:
+    """The settings of a job: its dataclass, short names, and names that earlier versions had.
+
+    classes: frozen dataclasses; of several, the one that knows most of the given names is used.
+    short: {name: full name}, as "temperature": "sampling.temperature".
+    moved: {old name: full name} of settings whose old name is refused, with the new one.
     """
-    classes = cls if isinstance(cls, tuple) else (cls,)
-    settings = {key: value for one in classes for key, value in _settings(one).items()}
-    file, overrides, positional = None, {}, []
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if word == "--":
-            positional.extend(words)
-        elif not word.startswith("--"):
-            positional.append(word)
-        elif flag == "--config":
-            if not value:
-                raise UserError("--config needs a file: --config=FILE or --config=FILE:ARG")
-            file = value
-        elif flag.startswith("--config."):
-            overrides[flag.removeprefix("--config.")] = value if equals else None
-        else:
-            name = flag.removeprefix("--").replace("-", "_")
-            known = [key for key in settings if name in (key, key.rpartition(".")[2])]
-            remedy = f"write --config.{known[0]}=..." if len(known) == 1 else "see --help"
-            raise UserError(f"unknown option {flag}; {remedy}")
-    source, content = (None, {}) if file is None else _read_file(file)
-    given = {key.partition(".")[0] for key in (*content, *overrides)}
-    cls = max(
-        classes, key=lambda one: len(given & {field.name for field in dataclasses.fields(one)})
-    )
-    settings = _settings(cls)
-    values = {key: setting.default for key, setting in settings.items()}
-    for key, value in content.items():
-        label = f"{source}: {key}"
-        values[key] = _checked(_kinds_of(settings, key, label), value, label)
-    for key, text in overrides.items():
-        label = f"--config.{key}"
-        kinds = _kinds_of(settings, key, label)
-        values[key] = _checked(kinds, _from_text(kinds, text, label), label)
-    for key, value in values.items():
-        if value is dataclasses.MISSING:
-            raise UserError(f"--config.{key}=... is required: {settings[key].comment}")
-    return _build(cls, values), positional
+
+    def __init__(
+        self,
+        *classes: type,
+        short: Mapping[str, str] | None = None,
+        moved: Mapping[str, str] | None = None,
+    ):
+        self.classes, self.short, self.moved = classes, dict(short or {}), dict(moved or {})
+
+    def parse(self, argv: list[str]) -> tuple[typing.Any, list[str]]:
+        """Return (an instance of the dataclass, the arguments) of a command line.
+
+        Raises UserError for an unknown or missing setting, a value of a wrong type or out of range,
+        and a config file that cannot be used.
+        """
+        cls, values, arguments = self._collect(argv)
+        for key, value in values.items():
+            if value is MISSING:
+                comment = settings_of(cls)[key].comment
+                raise UserError(f"--{self._shortest(key)} is required: {comment}")
+        return _build(cls, values), arguments
+
+    def settings(self) -> dict[str, Setting]:
+        """Return all settings of all classes by full name, in the order of the help."""
+        found: dict[str, Setting] = {}
+        for cls in self.classes:
+            for key, setting in settings_of(cls).items():
+                found.setdefault(key, setting)
+        return found
+
+    def flags(self) -> dict[str, Setting]:
+        """Return the settings by the names of their flags, short ones included."""
+        settings = self.settings()
+        return settings | {
+            name: settings[key] for name, key in self.short.items() if key in settings
+        }
+
+    def help_text(self, argv: list[str] | None = None) -> str:
+        """Return the settings for --help, with types, defaults, and the values that `argv` sets."""
+        settings, (_, values, _) = self.settings(), self._collect(argv or [])
+        groups: dict[tuple[str, str], list[Setting]] = {}
+        for setting in settings.values():
+            section = setting.key.rpartition(".")[0]
+            groups.setdefault((section, setting.heading), []).append(setting)
+        rows = []
+        for (section, heading), members in groups.items():
+            rows += ["", f"{heading} (--{section}.NAME):" if section else f"{heading}:"]
+            for setting in members:
+                value = values.get(setting.key, setting.default)
+                allowed = "" if bool in setting.kinds else f" {setting.value_name}"
+                head = f"--{self._shortest(setting.key)}{allowed}"
+                rows += _row(head, f"{setting.comment} {_default_note(setting, value)}".strip())
+        return "\n".join(rows[1:])
+
+    def _collect(self, argv: list[str]) -> tuple[type, dict[str, typing.Any], list[str]]:
+        """Return (the class, {full name: value}, the arguments); MISSING for values not given."""
+        spec, words, arguments = self._split(argv)
+        source, content = (None, {}) if spec is None else _read_config(spec)
+        names = [*content, *(name for name, _ in words)]
+        cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
+        settings = settings_of(cls)
+        values = {key: setting.default for key, setting in settings.items()}
+        for name, value in content.items():
+            label = f"{source}: {name}"
+            setting = self._find(settings, name, label)
+            values[setting.key] = _checked(setting.kinds, value, label)
+        for name, text in words:
+            label = f"--{name}"
+            setting = self._find(settings, name, label)
+            values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
+        return cls, values, arguments
+
+    def _split(self, argv: list[str]):
+        """Return (--config's value or None, [(name, its text)], the arguments) of words."""
+        flags, spec, given, arguments, words = self.flags(), None, [], [], deque(argv)
+        while words:
+            word = words.popleft()
+            if word == "--":
+                arguments.extend(words)
+                break
+            if not word.startswith("--"):
+                arguments.append(word)
+                continue
+            name, equals, text = word[2:].partition("=")
+            name = name.replace("-", "_")
+            label, name = f"--{name}", name.removeprefix("config.")
+            setting = flags.get(name)
+            if name == "config":
+                spec = text or _next_word(words, label, "NAME_OR_FILE[:ARG]")
+            elif setting is None or equals:  # an error, unless another class knows it
+                given.append((name, text))
+            elif bool in setting.kinds:
+                if words and words[0].lower() in _TRUE[:3] + _FALSE[:3]:
+                    raise UserError(f"{label} {words[0]}: write {label}={words[0]}")
+                given.append((name, "true"))
+            else:
+                given.append((name, _next_word(words, label, setting.value_name)))
+        return spec, given, arguments
+
+    def _knows(self, cls: type, name: str) -> bool:
+        return self.short.get(name, name) in settings_of(cls)
+
+    def _find(self, settings: dict[str, Setting], name: str, label: str) -> Setting:
+        """The setting of a full or short name. label: how messages call it.
+
+        Raises UserError with the closest names if there is none.
+        """
+        key = self.short.get(name, name)
+        if key in settings:
+            return settings[key]
+        if name in self.moved:
+            raise UserError(f"{label} has another name now; write --{self.moved[name]}")
+        if inside := [key for key in settings if key.startswith(f"{name}.")]:
+            raise UserError(f"{label}: is a section; set one of {_listed(inside)}")
+        section = [key for key in settings if key.startswith(f"{name.rpartition('.')[0]}.")]
+        close = closest(name, section) or closest(name, settings)
+        known = section or list(settings)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"known are {_listed(known)}"
+        raise UserError(f"{label}: unknown setting; {remedy}")
+
+    def _shortest(self, key: str) -> str:
+        """The shortest name of a setting's flag."""
+        return min([key, *(name for name, full in self.short.items() if full == key)], key=len)
 
 
-def part(cls: type, config) -> typing.Any:
-    """Return the settings of the dataclass `cls` from a job's config that inherits them."""
-    return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+def short_names(**sections: type) -> dict[str, str]:
+    """Return {name: section.name} of all fields of dataclasses, for `Schema`."""
+    return {
+        field.name: f"{section}.{field.name}"
+        for section, cls in sections.items()
+        for field in dataclasses.fields(cls)
+    }
+
+
+def closest(name: str, keys) -> list[str]:
+    """Return up to three of the dotted `keys` that a user may have meant by `name`, best first.
+
+    First those that end like it, then those with these initials (lr: learning_rate), then similar
+    ones.
+    """
+    last = _last(_SYNONYMS.get(name, name))
+    keys = list(keys)
+    by_last: dict[str, list[str]] = {}
+    for key in keys:
+        by_last.setdefault(_last(key), []).append(key)
+    initials = [
+        key for key in keys if last == "".join(word[:1] for word in _last(key).split("_"))
+    ] * (len(last) > 1)
+    if found := by_last.get(last) or initials:
+        return found[:3]
+    similar = difflib.get_close_matches(name, keys, n=3, cutoff=0.8)
+    similar += [
+        key for match in difflib.get_close_matches(last, by_last, n=3) for key in by_last[match]
+    ]
+    return list(dict.fromkeys(similar))[:3]
+
+
+def config_names() -> list[str]:
+    """Return the names that --config takes."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def from_options(cls: type, options: Mapping[str, typing.Any]) -> typing.Any:
+    """Return an instance of the dataclass `cls` from keyword options of a call.
+
+    Raises TypeError for a value of another type; UserError for another value than the field's
+    choices, and as the class.
+    """
+    settings = settings_of(cls)
+    for name, value in options.items():
+        try:
+            _checked(settings[name].kinds, value, name)
+        except UserError as error:
+            if settings[name].choices and isinstance(value, str):
+                raise
+            raise TypeError(str(error)) from None
+    return cls(**options)
 
 
 def flatten(config) -> dict[str, typing.Any]:
@@ -104,15 +269,12 @@ def flatten(config) -> dict[str, typing.Any]:
     return flat
 
 
-def check_minimum(config, section: str = "", /, **minimum: float):
-    """Raise UserError for a field of a job's config below its minimum; None is allowed.
-
-    section: with its dot, the prefix of the fields in messages, as "data.".
-    """
+def check_minimum(config, **minimum: float):
+    """Raise UserError for a field of a job's config below its minimum; None is allowed."""
     for name, limit in minimum.items():
         value = getattr(config, name)
         if value is not None and value < limit:
-            raise UserError(f"{section}{name} is {value}; use {limit} or more")
+            raise UserError(f"{name} is {value}; use {limit} or more")
 
 
 @contextlib.contextmanager
@@ -124,8 +286,8 @@ def in_section(section: str) -> Iterator[None]:
         raise UserError(f"{section}{error}") from None
 
 
-def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]:
-    """All settings of a dataclass by dotted key, in the order of the help.
+def settings_of(cls: type, instance=None, prefix: str = "") -> dict[str, Setting]:
+    """Return all settings of a dataclass by dotted key, in the order of the help.
 
     First those that the class declares, then inherited ones, then sections. instance: has the
     defaults; None or MISSING takes those of the class.
@@ -135,46 +297,50 @@ def _settings(cls: type, instance=None, prefix: str = "") -> dict[str, _Setting]
     settings, sections = {}, {}
     for name, field in fields.items():
         if dataclasses.is_dataclass(hints[name]):
-            sections |= _settings(hints[name], _default(field, instance), f"{prefix}{name}.")
+            sections |= settings_of(hints[name], _default(field, instance), f"{prefix}{name}.")
     for base in cls.__mro__:
         heading = (base.__doc__ or base.__name__).strip().partition(".")[0]
         for name in base.__dict__.get("__annotations__", {}):
             if name in fields and not dataclasses.is_dataclass(hints[name]):
                 default = _default(fields[name], instance)
-                setting = _Setting(hints[name], default, comments[name], heading)
+                setting = Setting(prefix + name, hints[name], default, comments[name], heading)
                 settings.setdefault(prefix + name, setting)
     return settings | sections
 
 
 def _build(cls: type, values: dict[str, typing.Any], prefix: str = "") -> typing.Any:
-    """An instance of the dataclass `cls` from values by dotted key."""
+    """An instance of the dataclass `cls` from values by dotted key; errors name the section."""
     hints = typing.get_type_hints(cls)
     fields = {}
     for field in dataclasses.fields(cls):
         key, hint = prefix + field.name, hints[field.name]
         is_section = dataclasses.is_dataclass(hint)
         fields[field.name] = _build(hint, values, f"{key}.") if is_section else values[key]
-    return cls(**fields)
-
-
-def _in_section(key: str, settings: dict) -> list[str]:
-    """The settings of the section `key`; none if there is no such section."""
-    return [known for known in settings if known.startswith(f"{key}.")]
+    with in_section(prefix):
+        return cls(**fields)
 
 
 def _default(field: dataclasses.Field, instance):
     """The field's value in `instance`; without one its default, MISSING if it has none."""
-    if instance not in (None, dataclasses.MISSING):
+    if instance not in (None, MISSING):
         return getattr(instance, field.name)
-    if field.default_factory is not dataclasses.MISSING:
+    if field.default_factory is not MISSING:
         return field.default_factory()
     return field.default
 
 
-def _kinds(hint) -> tuple:
-    """The members of a type: (int, NoneType) for `int | None`, (str,) for str."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return typing.get_args(hint) if is_union else (hint,)
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message; the first ones of many."""
+    more = f" and {len(names) - _MANY} more: see --help" if len(names) > _MANY else ""
+    return ", ".join(names[:_MANY]) + more
+
+
+def _is_literal(kind) -> bool:
+    return typing.get_origin(kind) is typing.Literal
 
 
 def _item_kind(kind):
@@ -184,42 +350,23 @@ def _item_kind(kind):
 
 def _name(kind) -> str:
     """A type's name in help and messages."""
-    if typing.get_origin(kind) is typing.Literal:
+    if _is_literal(kind):
         return "|".join(map(str, typing.get_args(kind)))
     if item := _item_kind(kind):
         return f"{_name(item)},..."
     return _NAMES[kind]
 
 
-def _kinds_of(settings: dict[str, _Setting], key: str, label: str) -> tuple:
-    """The types that setting `key` allows; UserError with the closest names if there is none.
-
-    label: how messages call it.
-    """
-    if key in settings:
-        return _kinds(settings[key].hint)
-    if inside := _in_section(key, settings):
-        raise UserError(f"{label}: is a section; set one of {', '.join(inside)}")
-    section, _, name = key.rpartition(".")
-    near = _in_section(section, settings) or list(settings)
-    names = {known: known.rpartition(".")[2] for known in near}
-    matches = difflib.get_close_matches(name, dict.fromkeys(names.values()), n=3)
-    close = [known for match in matches for known in near if names[known] == match]
-    remedy = (
-        f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(near))}"
-    )
-    raise UserError(f"{label}: unknown setting; {remedy}")
+def _next_word(words: deque[str], label: str, value_name: str) -> str:
+    """Take a flag's value from the words after it. UserError if there is none."""
+    if words and not words[0].startswith("--"):
+        return words.popleft()
+    begins = f", or {label}=VALUE for one that begins with --" if words else ""
+    raise UserError(f"{label} needs a value: {label} {value_name}{begins}")
 
 
-def _from_text(kinds: tuple, text: str | None, label: str):
-    """A value from the command line as one of the types, or left as text.
-
-    text: None where there was no `=`.
-    """
-    if text is None:
-        if bool not in kinds:
-            raise UserError(f"{label} needs a value: {label}=...")
-        return True
+def _from_text(kinds: tuple, text: str):
+    """A value from the command line as one of the types, or left as text."""
     if text.lower() in ("none", "null") and type(None) in kinds:
         return None
     for item in filter(None, map(_item_kind, kinds)):
@@ -251,7 +398,7 @@ def _as(kind, value):
     if item := _item_kind(kind):
         if isinstance(value, list | tuple):
             return tuple(_as(item, member) for member in value)
-    elif typing.get_origin(kind) is typing.Literal:
+    elif _is_literal(kind):
         if value in typing.get_args(kind):
             return value
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -261,16 +408,23 @@ def _as(kind, value):
     raise TypeError
 
 
-def _read_file(spec: str) -> tuple[str, dict[str, typing.Any]]:
-    """Return (FILE, {dotted key: value} of its get_config) for FILE or FILE:ARG."""
+def _read_config(spec: str) -> tuple[str, dict[str, typing.Any]]:
+    """Return (file, {dotted key: value} of its get_config) for NAME, FILE, NAME:ARG or FILE:ARG."""
     path, arg = spec, None
     if not Path(spec).is_file() and ":" in spec:
         path, _, arg = spec.partition(":")
     if not Path(path).is_file():
-        raise UserError(
-            f"--config={spec}: no such file; "
-            "give the path of a Python file with get_config(arg=None)"
-        )
+        named = CONFIGS / f"{path}.py"
+        if path not in config_names():
+            close = difflib.get_close_matches(Path(path).stem, config_names(), n=1)
+            hint = (
+                f"did you mean {close[0]}?" if close else f"names are {', '.join(config_names())}"
+            )
+            raise UserError(
+                f"--config {spec}: no such file or name; {hint} Or give the path of a Python file "
+                "with get_config(arg=None)"
+            )
+        path = str(named)
     with user_code(path):
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
@@ -330,32 +484,18 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def help_text(cls: type | tuple[type, ...]) -> str:
-    """Return the settings of a job for its --help, with types and defaults.
-
-    Of several dataclasses, those of the first and the sections that only others have.
-    """
-    first, *others = cls if isinstance(cls, tuple) else (cls,)
-    settings, known = _settings(first), {field.name for field in dataclasses.fields(first)}
-    for other in others:
-        for key, setting in _settings(other).items():
-            if "." in key and key.partition(".")[0] not in known:
-                settings.setdefault(key, setting)
-    rows, last = [], None
-    for key, (hint, default, comment, heading) in settings.items():
-        if (group := (key.rpartition(".")[0], heading)) != last:
-            rows += ["", f"{heading}:"]
-            last = group
-        note = "required" if default is dataclasses.MISSING else f"default {_show(default)}"
-        note = "" if default in (None, ()) else f"({note})"
-        allowed = "|".join(_name(kind) for kind in _kinds(hint) if kind is not type(None))
-        rows += _row(f"{key}={allowed}", f"{comment} {note}".strip())
-    return "\n".join(rows[1:])
-
-
 def help_width() -> int:
     """Return the columns of help text: those of the terminal, but 60 to 100."""
     return max(60, min(shutil.get_terminal_size().columns, 100))
+
+
+def _default_note(setting: Setting, value) -> str:
+    default = setting.default
+    if value is MISSING:
+        return "(required)"
+    if value == default:
+        return "" if default in (None, ()) else f"(default {_show(default)})"
+    return f"(set to {_show(value)})"
 
 
 def _show(value) -> str:

@@ -50,9 +50,10 @@ def spec(
 class MeshConfig:
     """How devices share the work. One size may be -1: all remaining devices."""
 
-    data: int = 1  # copies of the model, each with its part of the batch
-    fsdp: int = -1  # devices that share the weights, each with its part of the batch
-    tensor: int = 1  # devices that share each layer's heads, feed-forward width and vocabulary
+    data: int | None = 1  # copies of the model, each with its part of the batch
+    fsdp: int | None = -1  # devices that share the weights, each with its part of the batch
+    # devices that share each layer's heads, feed-forward width and vocabulary
+    tensor: int | None = 1
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
@@ -84,7 +85,7 @@ def _mesh_sizes(what: str, sizes: Sequence[int], devices: int) -> tuple[int, ...
     what: names the mesh in messages.
     """
     named = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    if sizes.count(-1) > 1 or any(size is None or size < 1 and size != -1 for size in sizes):
         raise UserError(f"{what} {named}: sizes are positive, at most one is -1")
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(devices // known if size == -1 else size for size in sizes)

@@ -33,7 +33,7 @@ from ugc_jax.data.pipeline import (
     prompts,
     training,
 )
-from ugc_jax.data.planning import DataConfig, RowsConfig, prompt_set, training_set
+from ugc_jax.data.planning import DataConfig, prompt_set, training_set
 from ugc_jax.data.records import RecordSource, Storage
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -54,8 +54,8 @@ def config(**changes):
 
 @pytest.fixture
 def start(tokenizer):
-    return lambda rows=ALL, steps=None, epochs=1.0, **changes: training(
-        config(**changes), tokenizer, CONFIG, rows, steps, epochs
+    return lambda rows=ALL, steps=None, epochs=1.0, packing=True, **changes: training(
+        config(**changes), tokenizer, CONFIG, rows, steps, epochs, packing
     )
 
 
@@ -246,7 +246,7 @@ def running(pid: int) -> bool:
 
 
 def test_evaluation_is_one_unshuffled_pass(tokenizer):
-    data = config(eval="2-13", packing=False, workers=5, tokens=400)
+    data = config(eval="2-13", workers=5, tokens=400)
     pipe = evaluation(data, tokenizer, CONFIG, ALL)
     batches = list(pipe)
     assert sum(int(batch.segment_ids.max(axis=1).sum()) for batch in batches) == 13
@@ -286,7 +286,7 @@ def test_prompts_of_rows_with_a_solution(tokenizer):
 
 
 def rows_config(**changes):
-    return RowsConfig(**(dict(train="1-20,2-11", batch_size=4, tokens=600, workers=0) | changes))
+    return DataConfig(**(dict(train="1-20,2-11", batch_size=4, tokens=600, workers=0) | changes))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -98,7 +98,7 @@ MODES = pytest.mark.parametrize("packing", [True, False])
 def test_every_example_once_an_epoch(n, packing, shuffle):
     one = some(n)
     for epochs in (1, 3):
-        plan = make_plan([one], config(packing=packing, shuffle=shuffle), epochs=epochs)
+        plan = make_plan([one], config(shuffle=shuffle), epochs=epochs, packing=packing)
         assert Counter(drawn(plan)) == {(0, number): epochs for number in one.numbers}
         assert len(plan) == pytest.approx(plan.steps_per_epoch * epochs, abs=9)
 
@@ -106,7 +106,7 @@ def test_every_example_once_an_epoch(n, packing, shuffle):
 @MODES
 def test_rows_fit_their_static_shape(packing):
     sets = [some(400, 0), some(300, 1)]
-    plan = make_plan(sets, config(packing=packing), epochs=2)
+    plan = make_plan(sets, config(), epochs=2, packing=packing)
     seen = set()
     for number in range(len(plan)):
         key, rows = plan.step(number)
@@ -135,8 +135,8 @@ def test_limits_that_are_given_are_the_shape():
 
 def test_one_shape_for_rows_that_change_places():
     one = some(200)
-    many = make_plan([one], config(packing=False))
-    alone = make_plan([one], config(packing=False), one_shape=True)
+    many = make_plan([one], config(), packing=False)
+    alone = make_plan([one], config(), one_shape=True, packing=False)
     assert len(many.buckets) > 1 == len(alone.buckets)
     assert alone.buckets[0] == BucketKey(*np.max(many.buckets, axis=0))
     assert Counter(drawn(alone)) == Counter(drawn(many))
@@ -158,7 +158,7 @@ def test_order_depends_on_the_seed_alone(packing):
     sets = [some(100, 0), some(50, 1)]
 
     def order(**changes):
-        return drawn(make_plan(sets, config(packing=packing, **changes), epochs=2))
+        return drawn(make_plan(sets, config(**changes), epochs=2, packing=packing))
 
     assert order(seed=3) == order(seed=3)
     assert order(seed=3) == order(seed=3, workers=5, read_ahead=7)
@@ -167,7 +167,7 @@ def test_order_depends_on_the_seed_alone(packing):
 
 @MODES
 def test_epochs_are_shuffled_apart(packing):
-    plan = make_plan([some(101)], config(packing=packing, batch_size=1), epochs=2)
+    plan = make_plan([some(101)], config(batch_size=1), epochs=2, packing=packing)
     items = drawn(plan)
     assert items[:101] != items[101:]
 
@@ -175,7 +175,7 @@ def test_epochs_are_shuffled_apart(packing):
 def test_unshuffled_and_alone_is_the_order_of_the_folder():
     sizes = np.tile([100, 1, 1, 1], (10, 1))
     one = ExampleSet("x", np.arange(10), sizes, "x", 10)
-    plan = make_plan([one], config(packing=False, shuffle=False))
+    plan = make_plan([one], config(shuffle=False), packing=False)
     assert drawn(plan) == [(0, i) for i in range(10)]
     assert [len(row) for row in rows_of(plan)] == [1] * 10 + [0] * 2
 
@@ -183,14 +183,14 @@ def test_unshuffled_and_alone_is_the_order_of_the_folder():
 @MODES
 def test_a_longer_run_begins_with_the_same_steps(packing):
     sets = [some(100, 0), some(70, 1)]
-    settings = config(packing=packing)
-    endless = make_plan(sets, settings, steps=90)
+    settings = config()
+    endless = make_plan(sets, settings, steps=90, packing=packing)
     assert len(endless) == 90
     for plan in (
-        make_plan(sets, settings, steps=1),
-        make_plan(sets, settings, steps=40),
-        make_plan(sets, settings, epochs=1),
-        make_plan(sets, settings, epochs=1.5),
+        make_plan(sets, settings, steps=1, packing=packing),
+        make_plan(sets, settings, steps=40, packing=packing),
+        make_plan(sets, settings, epochs=1, packing=packing),
+        make_plan(sets, settings, epochs=1.5, packing=packing),
     ):
         full = [n for n in range(len(plan)) if all(plan.step(n).rows)]
         assert len(full) >= len(plan) - len(plan.buckets)
@@ -209,7 +209,7 @@ def test_part_of_an_epoch():
 def test_mixture_keeps_its_shares_all_along(packing):
     sets = weighted([some(30, 0), some(300, 1), some(100, 2)], [2.0, 1.0, 1.0])
     assert [one.draws for one in sets] == [215, 108, 108]
-    plan = make_plan(sets, config(packing=packing, batch_size=1), epochs=4)
+    plan = make_plan(sets, config(batch_size=1), epochs=4, packing=packing)
     counts = Counter(s for s, _ in drawn(plan))
     assert [counts[s] for s in range(3)] == [860, 432, 432]
     times = Counter(drawn(plan))  # the small set is walked 28.7 times, the largest 1.44 times
@@ -241,7 +241,7 @@ def test_fingerprints_tell_data_and_settings_apart():
     for other in (
         make_plan([one], config(seed=1)),
         make_plan([one], config(batch_size=2)),
-        make_plan([one], config(packing=False)),
+        make_plan([one], config(), packing=False),
         make_plan([one], config(shuffle=False)),
         make_plan([one], config(tokens=600)),
         make_plan([one, some(3)], config()),
@@ -256,7 +256,7 @@ def test_fingerprints_tell_data_and_settings_apart():
 def test_description():
     text = make_plan([some(200)], config(grids=10, windows=7, chunks=9)).describe()
     assert text.startswith("23 steps of 4 rows (512 tokens, 10 grids of 7 windows, 9 chunks), 22.2")
-    assert "shapes up to 384 tokens" in make_plan([some(200)], config(packing=False)).describe()
+    assert "shapes up to 384 tokens" in make_plan([some(200)], config(), packing=False).describe()
 
 
 @pytest.mark.parametrize(

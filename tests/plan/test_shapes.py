@@ -17,24 +17,26 @@ KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
 
 def test_a_row_of_typical_clips():
     """32 frames of 30 x 16 patches are 1920 tokens, 24 s of sound 600; 1.36 of them in a row."""
-    key = TypicalClip().bucket(DataConfig(train="-", tokens=4096), omni_3b())
+    key = TypicalClip().bucket(DataConfig(train="-", tokens=4096), omni_3b(), packing=True)
     assert key == BucketKey(tokens=4096, grids=24, windows=8, chunks=24)
-    single = TypicalClip().bucket(DataConfig(train="-", tokens=4096, packing=False), omni_3b())
+    single = TypicalClip().bucket(DataConfig(train="-", tokens=4096), omni_3b(), packing=False)
     assert single == BucketKey(tokens=3072, grids=16, windows=8, chunks=12)
     with pytest.raises(UserError, match="takes 3024 tokens, and a row has data.tokens=2048"):
-        TypicalClip().bucket(DataConfig(train="-", tokens=2048), omni_3b())
+        TypicalClip().bucket(DataConfig(train="-", tokens=2048), omni_3b(), packing=True)
 
 
 def test_frames_are_pairs_and_sides_whole_cells_as_of_a_real_clip():
     """A pair of 420 x 224 is 120 tokens: 16 pairs and the sound fit in 2560 tokens, 17 do not."""
-    single = DataConfig(train="-", tokens=2560, packing=False)
+    single = DataConfig(train="-", tokens=2560)
     even, odd = (TypicalClip(frames=n, text=0) for n in (32, 31))
-    assert odd.bucket(single, omni_3b()) == even.bucket(single, omni_3b())
+    assert odd.bucket(single, omni_3b(), packing=False) == even.bucket(
+        single, omni_3b(), packing=False
+    )
     with pytest.raises(UserError, match="takes 2644 tokens"):
-        TypicalClip(frames=33, text=0).bucket(single, omni_3b())
+        TypicalClip(frames=33, text=0).bucket(single, omni_3b(), packing=False)
     for side, value in (("height", 421), ("width", 14), ("height", 0)):
-        with pytest.raises(UserError, match=f"clip.{side} is {value}; use a multiple of 28$"):
-            TypicalClip(**{side: value}).bucket(single, omni_3b())
+        with pytest.raises(UserError, match=f"typical.{side} is {value}; use a multiple of 28$"):
+            TypicalClip(**{side: value}).bucket(single, omni_3b(), packing=False)
 
 
 def test_batch_shapes_are_those_of_a_batch():

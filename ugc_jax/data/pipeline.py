@@ -26,7 +26,6 @@ from ugc_jax.data.planning import (
     DataConfig,
     DataPlan,
     ExampleSet,
-    RowsConfig,
     make_plan,
     parse_mixture,
     prompt_set,
@@ -35,7 +34,9 @@ from ugc_jax.data.planning import (
 )
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import IndexEntry, RecordSource
+from ugc_jax.data.shown import shown_clip
 from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 _NO_LEAK = "ignore:resource_tracker:UserWarning"
@@ -48,19 +49,21 @@ def training(
     rows: Sequence[int],
     steps: int | None = None,
     epochs: float = 1.0,
+    packing: bool = True,
 ) -> "Pipeline":
     """Return the batches of a training run over the folders of `data.train`.
 
     rows: the rows of the global batch that this process feeds. steps: of the run; None: as many as
-    `epochs` take. Raises UserError for a folder that cannot be read or has nothing to train on.
+    `epochs` take. packing: as `make_plan` takes it. Raises UserError for a folder that cannot be
+    read or has nothing to train on.
     """
     sources, sets = _mixture(data, training_set, tokenizer, model)
-    plan = make_plan(sets, data, steps, epochs)
+    plan = make_plan(sets, data, steps, epochs, packing=packing)
     return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows), data)
 
 
 def prompt_batches(
-    data: RowsConfig,
+    data: DataConfig,
     tokenizer: ChatTokenizer,
     model: OmniConfig,
     rows: Sequence[int],
@@ -76,14 +79,15 @@ def prompt_batches(
     replace each other. most: use only the first prompts of each folder, so many.
     """
     sources, sets = _mixture(data, prompt_set, tokenizer, model, most)
-    plan = make_plan(sets, data, steps, epochs)
+    plan = make_plan(sets, data, steps, epochs, packing=False)
     if further:
-        plan = make_plan(sets, data, len(plan) * (1 + further), one_shape=True)
+        steps = len(plan) * (1 + further)
+        plan = make_plan(sets, data, steps, packing=False, one_shape=True)
     return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows, answers=False), data)
 
 
 def _mixture(
-    data: RowsConfig,
+    data: DataConfig,
     make_set: Callable[..., ExampleSet],
     tokenizer: ChatTokenizer,
     model: OmniConfig,
@@ -100,17 +104,21 @@ def _mixture(
 
 
 def evaluation(
-    data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int]
+    data: DataConfig,
+    tokenizer: ChatTokenizer,
+    model: OmniConfig,
+    rows: Sequence[int],
+    packing: bool = True,
 ) -> "Pipeline":
     """Return one pass over `data.eval`, unshuffled, read by a thread of this process."""
     if data.eval is None:
         raise UserError("data.eval: name an extracted folder to evaluate on")
     data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
-    return training(data, tokenizer, model, rows)
+    return training(data, tokenizer, model, rows, packing=packing)
 
 
 def prompt_evaluation(
-    data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int], most: int
+    data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig, rows: Sequence[int], most: int
 ) -> "Pipeline":
     """Return one pass over the first `most` prompts of each folder of `data.eval`."""
     data = dataclasses.replace(data, train=data.eval, shuffle=False, workers=0)
@@ -124,7 +132,7 @@ class Pipeline:
     loader: makes a step's batch in the calling thread.
     """
 
-    def __init__(self, plan: DataPlan, loader: "Loader", data: RowsConfig):
+    def __init__(self, plan: DataPlan, loader: "Loader", data: DataConfig):
         self.plan, self.loader, self.data = plan, loader, data
 
     def __len__(self) -> int:
@@ -141,6 +149,10 @@ class Pipeline:
         sources = self.loader.sources
         rows = self.plan.step(step).rows
         return [sources[row[0][0]].entries[row[0][1]] if row else None for row in rows]
+
+    def shown_clip(self) -> ClipSettings:
+        """Return the clip settings, system prompt and question of the examples."""
+        return shown_clip(self.loader.sources, self.plan.items)
 
     def from_step(self, step: int) -> grain.IterDataset:
         """Return Grain's dataset of the steps from `step` on."""

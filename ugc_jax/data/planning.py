@@ -14,7 +14,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ _DRAWS, _ROWS = 0, 1  # part of the seeds, so that draws and rows have independe
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsConfig:
+class DataConfig:
     """Settings of the data and of its batches."""
 
     train: str  # extracted folder, or several: A,B (all of both) or A=2,B=1 (examples drawn 2:1)
@@ -48,18 +48,10 @@ class RowsConfig:
     chunks: int | None = None  # two-second chunks of sound in a row (default: what the data needs)
     workers: int = 1  # processes that read and lay out batches; 0: a thread of this process
     read_ahead: int = 2  # batches that each of them holds ready
-    packing: ClassVar[bool] = False
 
     def __post_init__(self):
         sizes = dict(batch_size=1, tokens=1, grids=0, windows=1, chunks=0)
-        check_minimum(self, "data.", seed=0, workers=0, read_ahead=1, **sizes)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(RowsConfig):
-    """Settings of the data, of its batches, and of packing."""
-
-    packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
+        check_minimum(self, seed=0, workers=0, read_ahead=1, **sizes)
 
 
 class ExampleSet(NamedTuple):
@@ -130,7 +122,7 @@ class DataPlan:
 
 
 def training_set(
-    name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
+    name: str, entries: Sequence, data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
     """Select the entries (records.IndexEntry) that have an answer and fit a row.
 
@@ -142,7 +134,7 @@ def training_set(
 
 
 def prompt_set(
-    name: str, entries: Sequence, data: RowsConfig, tokenizer: ChatTokenizer, model: OmniConfig
+    name: str, entries: Sequence, data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
     """Select the entries whose prompt, without its answer, fits a row; else as `training_set`."""
     texts = text_counts([(e.prompt, e.media) for e in entries], tokenizer)
@@ -154,7 +146,7 @@ def _fitting(
     entries: Sequence,
     texts: Sequence[int],
     kept: np.ndarray,
-    data: RowsConfig,
+    data: DataConfig,
     model: OmniConfig,
 ) -> ExampleSet:
     """Select the `kept` entries (bool[n]) that fit a row. texts: tokens of their text."""
@@ -224,18 +216,21 @@ def weighted(sets: Sequence[ExampleSet], weights: Sequence[float | None]) -> lis
 
 def make_plan(
     sets: Sequence[ExampleSet],
-    data: RowsConfig,
+    data: DataConfig,
     steps: int | None = None,
     epochs: float = 1.0,
+    *,
+    packing: bool = True,
     one_shape: bool = False,
 ) -> DataPlan:
     """Plan `steps` steps or, without them, `epochs` passes over the data.
 
     Rows of one shape are grouped into steps in their order; rows left over by an epoch join those
     of the next one, and empty rows complete the last steps. A longer run starts with the same full
-    steps. one_shape: without packing, all rows have the largest one's shape.
+    steps. packing: several examples in a row of data.tokens; False: one, in its bucket, or, with
+    one_shape, all in that of the largest one.
     """
-    sampler = _EpochSampler(sets, data, one_shape)
+    sampler = _EpochSampler(sets, data, packing, one_shape)
     rows: list[np.ndarray] = []
     kinds: list[int] = []
     waiting: dict[int, list[np.ndarray]] = {}
@@ -262,7 +257,7 @@ def make_plan(
         items=sampler.items[drawn],
         steps_per_epoch=len(sampler.first_epoch) / data.batch_size,
         fill=float(sampler.sizes[drawn, 0].sum() / places),
-        fingerprint=_fingerprint(sets, sampler.buckets, data),
+        fingerprint=_fingerprint(sets, sampler.buckets, data, packing),
     )
 
 
@@ -273,8 +268,10 @@ class _EpochSampler:
     i64[n], the shape of an example's row. first_epoch: the rows of epoch 0.
     """
 
-    def __init__(self, sets: Sequence[ExampleSet], data: RowsConfig, one_shape: bool):
-        self.sets, self.data = sets, data
+    def __init__(
+        self, sets: Sequence[ExampleSet], data: DataConfig, packing: bool, one_shape: bool
+    ):
+        self.sets, self.data, self.packing = sets, data, packing
         self.sizes = np.concatenate([one.sizes for one in sets])
         owner = np.repeat(np.arange(len(sets)), [len(one.numbers) for one in sets])
         numbers = np.concatenate([one.numbers for one in sets])
@@ -282,7 +279,7 @@ class _EpochSampler:
         rates = np.array([one.draws / len(one.numbers) for one in sets])[owner]
         self.buckets, self.kind = (
             _packed_shape(self.sizes, rates, data)
-            if data.packing
+            if packing
             else _single_shapes(self.sizes, data, one_shape)
         )
         self.first_epoch = self._rows_of(0)
@@ -298,7 +295,7 @@ class _EpochSampler:
 
     def _rows_of(self, epoch: int) -> list[np.ndarray]:
         drawn = self._draws(epoch)
-        if not self.data.packing:
+        if not self.packing:
             return np.split(drawn, len(drawn))
         limit = np.array(self.buckets[0])
         rows = []
@@ -362,7 +359,7 @@ def pack(sizes: np.ndarray, limit: np.ndarray) -> list[np.ndarray]:
 Shapes = tuple[tuple[BucketKey, ...], np.ndarray]
 
 
-def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Shapes:
+def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: DataConfig) -> Shapes:
     """Return one shape for all rows.
 
     rates: f64[n], how often an epoch draws an example. A row can hold the largest example, and a
@@ -375,7 +372,7 @@ def _packed_shape(sizes: np.ndarray, rates: np.ndarray, data: RowsConfig) -> Sha
     return (_next_sizes(need, data)._replace(tokens=data.tokens),), np.zeros(len(sizes), np.int64)
 
 
-def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shapes:
+def _single_shapes(sizes: np.ndarray, data: DataConfig, one_shape: bool) -> Shapes:
     """Return a shape for each bucket size of tokens; buckets of all four sizes would be many."""
     lengths = [length for length in Buckets().tokens if length < data.tokens] + [data.tokens]
     bucket = np.searchsorted(lengths, sizes[:, 0])
@@ -389,7 +386,7 @@ def _single_shapes(sizes: np.ndarray, data: RowsConfig, one_shape: bool) -> Shap
     return tuple(shapes), kind
 
 
-def _next_sizes(need: np.ndarray, data: RowsConfig) -> BucketKey:
+def _next_sizes(need: np.ndarray, data: DataConfig) -> BucketKey:
     """Return the sizes of the settings, or else the next bucket sizes above the need."""
     sizes = {}
     for field, size in zip(BucketKey._fields, need.tolist(), strict=True):
@@ -399,9 +396,11 @@ def _next_sizes(need: np.ndarray, data: RowsConfig) -> BucketKey:
     return BucketKey(**sizes)
 
 
-def _fingerprint(sets: Sequence[ExampleSet], buckets: Sequence[BucketKey], data: RowsConfig) -> str:
+def _fingerprint(
+    sets: Sequence[ExampleSet], buckets: Sequence[BucketKey], data: DataConfig, packing: bool
+) -> str:
     out = hashlib.sha256()
-    out.update(repr((data.batch_size, data.packing, data.shuffle, data.seed, buckets)).encode())
+    out.update(repr((data.batch_size, packing, data.shuffle, data.seed, buckets)).encode())
     for one in sets:
         out.update(f"{one.digest} {one.draws}".encode())
         out.update(one.numbers.tobytes() + one.sizes.tobytes())

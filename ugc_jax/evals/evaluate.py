@@ -15,11 +15,12 @@ from pathlib import Path
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
 from ugc_jax.evals import scores
-from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
+from ugc_jax.evals.judged import JudgedTasks, JudgingConfig
 from ugc_jax.evals.predictions import Predictions, find_predictions, read_predictions
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
 from ugc_jax.evals.tasks import FORMS, Form, Task
+from ugc_jax.judge.client import JudgeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def read_all(
 
 @contextlib.contextmanager
 def judge_for(
-    config: EvalJudgeConfig, tasks: Iterable[Task], output: Path
+    config: JudgeConfig, judging: JudgingConfig, tasks: Iterable[Task], output: Path
 ) -> Iterator[JudgedTasks | None]:
     """The judge of the judged tasks; None without such tasks or without a model in the config.
 
@@ -159,7 +160,7 @@ def judge_for(
         yield None
         return
     cache = config.cache or str(beside(output, "judge.jsonl"))
-    with JudgedTasks(dataclasses.replace(config, cache=cache), names) as judge:
+    with JudgedTasks(dataclasses.replace(config, cache=cache), names, judging) as judge:
         yield judge
 
 

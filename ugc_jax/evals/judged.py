@@ -14,23 +14,21 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import RUBRICS, Prompt, load_prompts
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
+from ugc_jax.settings import check_minimum
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalJudgeConfig(JudgeConfig):
-    """The LLM judge of captions, on an OpenAI-compatible server."""
-
-    SECTION: ClassVar[str] = "judge."
+class JudgingConfig:
+    """What the judge is asked about a caption."""
 
     # text file with the question of the one judged task, or a folder with TASK.txt for each; has
     # {reference} and {caption}, which are put in as they are, and asks for a JSON object:
@@ -41,11 +39,10 @@ class EvalJudgeConfig(JudgeConfig):
     repeats: int = 1  # times that each caption is judged, for the mean and, from 2 on, the noise
 
     def __post_init__(self):
-        super().__post_init__()
-        if self.prompt is not None and self.model is None:
-            raise UserError("judge.prompt needs judge.model, the name of the judge")
-        if self.repeats < 1:
-            raise UserError(f"judge.repeats is {self.repeats}; give 1 or more")
+        check_minimum(self, repeats=1)
+
+
+DEFAULT = JudgingConfig()
 
 
 class Item(NamedTuple):
@@ -79,13 +76,13 @@ class NotAsked(JudgeError):
 class JudgedTasks:
     """One judge for all judged tasks of a run; a context manager, not for use in an event loop."""
 
-    def __init__(self, config: EvalJudgeConfig, tasks: Iterable[str]):
+    def __init__(self, config: JudgeConfig, tasks: Iterable[str], judging: JudgingConfig = DEFAULT):
         """tasks: names of the tasks to judge, of `prompts.RUBRICS`.
 
         Asks nothing yet. Raises UserError for a prompt, a judge or a cache that cannot be used.
         """
-        self.config = config
-        self._prompts = load_prompts(config.prompt, tasks)
+        self.config, self.judging = config, judging
+        self._prompts = load_prompts(judging.prompt, tasks)
         self._judge = Judge(config)
         self._runner = asyncio.Runner()
 
@@ -115,9 +112,11 @@ class JudgedTasks:
         key; after a KeyboardInterrupt all answers so far are in the cache.
         """
         items = [Item(*item) for item in items]
-        outcomes = self._runner.run(_Round(self._judge, task, self._prompts[task], items).run())
+        repeats = self.judging.repeats
+        questions = _Round(self._judge, task, self._prompts[task], items, repeats)
+        outcomes = self._runner.run(questions.run())
         failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
-        _log_failures(task, failures, len(items) * self.config.repeats)
+        _log_failures(task, failures, len(items) * repeats)
         columns = RUBRICS[task].columns
         samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
         spread = noise([[o["score"] for o in _usable(all_)] for all_ in outcomes])
@@ -135,7 +134,7 @@ class JudgedTasks:
             "model": self.config.model,
             "temperature": self.config.temperature,
             "prompt": ", ".join(names),
-            "repeats": self.config.repeats,
+            "repeats": self.judging.repeats,
             "usage": dataclasses.asdict(self._judge.usage),
         }
 
@@ -164,18 +163,19 @@ class _Round:
     questions would fail too, and cost money.
     """
 
-    def __init__(self, judge: Judge, task: str, prompt: Prompt, items: Sequence[Item]):
-        config = judge.config
+    def __init__(
+        self, judge: Judge, task: str, prompt: Prompt, items: Sequence[Item], repeats: int
+    ):
         self._judge, self._task, self._parse = judge, task, _parser(task)
         self._questions = [  # all captions once, before any of them twice
             _Question(number, repeat, prompt.messages(item.reference, item.prediction))
-            for repeat in range(config.repeats)
+            for repeat in range(repeats)
             for number, item in enumerate(items)
         ]
         # [n, repeats]: the parsed answer, or the error
-        self.outcomes: list[list] = [[None] * config.repeats for _ in items]
+        self.outcomes: list[list] = [[None] * repeats for _ in items]
         # failures in all, failures in a row, and the limit of these
-        self._failed, self._row, self._limit = 0, 0, max(20, 2 * config.concurrency)
+        self._failed, self._row, self._limit = 0, 0, max(20, 2 * judge.config.concurrency)
 
     async def run(self) -> list[list[dict | JudgeError]]:
         """`outcomes`, complete. Raises UserError for a mistake of the config."""

@@ -164,7 +164,7 @@ def load_prompts(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
         return {task: _read(folder / f"{task}.txt") for task in tasks}
     if len(tasks) > 1:
         raise UserError(
-            f"judge.prompt={path}: is one file for {len(tasks)} tasks ({', '.join(tasks)}); "
+            f"judging.prompt={path}: is one file for {len(tasks)} tasks ({', '.join(tasks)}); "
             "give a folder with TASK.txt of each, or one task"
         )
     return {task: _read(folder) for task in tasks}
@@ -172,7 +172,7 @@ def load_prompts(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
 
 def _read(path: Path) -> Prompt:
     """The wording in a user's file. Raises UserError with the line of a fault."""
-    text = files.read_text(path, "give a UTF-8 text file as judge.prompt")
+    text = files.read_text(path, "give a UTF-8 text file as judging.prompt")
     text = re.sub("\r\n?", "\n", text)  # equal on all systems
     for placeholder in PLACEHOLDERS:
         if placeholder not in text:

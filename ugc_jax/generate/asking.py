@@ -6,14 +6,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.results import Results, Totals, record_all
-from ugc_jax.generate.settings import AskConfig, SamplingConfig
+from ugc_jax.generate.defaults import Defaults
+from ugc_jax.generate.results import Results, Totals, record_all, record_settings
+from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.settings import flatten, part
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +29,44 @@ class Question(Protocol):
     ids: Collection[str]
 
 
-def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> dict:
+def ask(
+    config: AskConfig,
+    questions: Mapping[str, Question],
+    folder: Path,
+    clip: ClipSettings = ClipSettings(),  # noqa: B008 (frozen)
+    sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+    engine: EngineConfig = EngineConfig(),  # noqa: B008
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008
+) -> dict:
     """Answer each question about its clips; the answers go to folder/<name>.jsonl.
 
-    An existing file is continued, as by `caption`: answers stay, errors are tried again. A clip
-    that is not in `videos` gets no line, a question without any clip gets no file. Returns the
-    model and the settings, which are written to the folder, too. Raises UserError for a config that
-    cannot be used, a folder without any of the clips, and for existing answers of another model or
-    of other settings.
+    clip.question, if there is one, replaces all questions. An existing file is continued, as by
+    `caption`: answers stay, errors are tried again. A clip that is not in `videos` gets no line, a
+    question without any clip gets no file. Returns the model and the settings, which are written to
+    the folder, too. Raises UserError for a config that cannot be used, a folder without any of the
+    clips, and for existing answers of another model or of other settings.
     """
-    clip, sampling = resolve(part(ClipSettings, config)), part(SamplingConfig, config)
     asked = _clips(config, questions)
-    texts = {name: config.question or questions[name].question for name in asked}
-    how = _record_settings(folder, config, clip, sampling, texts)
+    directory = resolve_checkpoint(config.checkpoint, config.revision)
+    defaults = Defaults.of(config.checkpoint, directory)
+    texts = {name: clip.question or questions[name].question for name in asked}
+    # The questions are the benchmark's; they are not compared with that of training.
+    if defaults.trained is not None:
+        same = dataclasses.replace(defaults.trained, question=clip.question or "")
+        defaults = defaults._replace(trained=same)
+    defaults.report(dataclasses.replace(clip, question=clip.question or ""), sampling)
+    clip, sampling = defaults.apply(clip, sampling)
+    how = {
+        "checkpoint": config.checkpoint,
+        "revision": config.revision,
+        "weights": weights_digest(directory),
+        "dtype": compute.dtype,
+        "clip": dataclasses.asdict(dataclasses.replace(clip, question=None)),
+        "sampling": dataclasses.asdict(sampling),
+        "questions": texts,
+    }
+    exists = any(file.stat().st_size for file in folder.glob("*.jsonl"))
+    how = record_settings(folder / NOTE, how, folder if exists else None)
     totals, captioner = Totals(), None
     for name, clips in asked.items():
         own = dataclasses.replace(clip, question=texts[name])
@@ -49,9 +76,9 @@ def ask(config: AskConfig, questions: Mapping[str, Question], folder: Path) -> d
             if not todo:
                 continue
             captioner = captioner or Captioner.from_pretrained(
-                config.checkpoint, dtype=config.dtype, revision=config.revision
+                directory, **dataclasses.asdict(compute)
             )
-            stream = captioner.stream(todo, own, sampling, config.batch_size, config.workers)
+            stream = captioner.run(todo, own, sampling, engine)
             record_all(stream, len(todo), results, totals, desc=name)
             totals.programs = sum(captioner.engine.programs().values())
     logger.info("answers in %s: %s", folder, totals)
@@ -83,34 +110,3 @@ def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, li
             "clips, named by their ids"
         )
     return asked
-
-
-def _record_settings(
-    folder: Path,
-    config: AskConfig,
-    clip: ClipSettings,
-    sampling: SamplingConfig,
-    texts: Mapping[str, str],
-) -> dict:
-    """Write the model and the settings to the folder; UserError if it has answers of others."""
-    how = {
-        "checkpoint": config.checkpoint,
-        "revision": config.revision,
-        "dtype": config.dtype,
-        "clip": dataclasses.asdict(dataclasses.replace(clip, question=None)),
-        "sampling": dataclasses.asdict(sampling),
-        "questions": dict(texts),
-    }
-    note = folder / NOTE
-    if note.exists() and any(file.stat().st_size for file in folder.glob("*.jsonl")):
-        before = files.read_json(note, f"delete {folder}")
-        old = flatten(before)
-        for key, value in flatten(how).items():
-            if old.get(key, value) != value:
-                raise UserError(
-                    f"{note}: the existing answers have {key} {old[key]!r:.60}, not {value!r:.60}; "
-                    f"choose another output, or delete {folder}"
-                )
-        how["questions"] = before.get("questions", {}) | how["questions"]
-    files.write_json(note, how, "choose another output", indent=2)
-    return how

@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,22 +21,24 @@ from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
 from ugc_jax.data.example import Example, load_example
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.engine import Engine, finish_reason
-from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.settings import EngineConfig, SamplingConfig
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
-from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.models.compute import Compute
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.settings import closest, from_options
 
 logger = logging.getLogger(__name__)
 
-BUCKETS, CLIP, GREEDY = Buckets(), ClipSettings(), SamplingConfig()  # the defaults
+BUCKETS, NO_DEFAULTS = Buckets(), Defaults("the model")
 # Tokens of a chunk that an encoder processes at a time on one accelerator: enough to use it fully,
 # few enough for activations that are small beside the weights. (A CPU gains nothing by chunks.)
 ACCELERATOR_CHUNK = 16384
@@ -69,105 +71,121 @@ class Caption:
 class Captioner:
     """A model, its tokenizer and its compiled programs, for any number of clips."""
 
-    def __init__(self, params: dict, engine: Engine, tokenizer: ChatTokenizer):
+    def __init__(
+        self,
+        params: dict,
+        engine: Engine,
+        tokenizer: ChatTokenizer,
+        defaults: Defaults = NO_DEFAULTS,
+    ):
+        """defaults: the clip settings and the sampling where a call names none."""
         self.params = params
+        self.defaults = defaults
         self.engine = engine
         self.config = engine.config
         self.tokenizer = tokenizer
+        self._reported: set = set()  # settings whose source was logged
 
     @classmethod
     def from_pretrained(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path = PUBLISHED,
         *,
-        dtype: str = "auto",
         mesh: jax.sharding.Mesh | None = None,
         revision: str | None = None,
+        **compute,
     ) -> "Captioner":
         """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B".
 
-        dtype: of weights and activations, "float32", "bfloat16", or "auto", which is bfloat16 on
-          TPU and GPU and float32 on CPU.
         mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
         revision: branch, tag or commit on the hub.
-        Raises UserError for a checkpoint that is absent, incomplete or contradicts itself.
+        compute: fields of ComputeConfig, such as dtype ("float32", "bfloat16", or "auto", which is
+          bfloat16 on TPU and GPU and float32 on CPU) and attention.
+        Raises UserError for a checkpoint that is absent, incomplete or contradicts itself, and for
+        a dtype or attention that the devices cannot compute with.
         """
-        on_cpu = jax.default_backend() == "cpu"
-        if dtype == "auto":
-            dtype = "float32" if on_cpu else "bfloat16"
-        if dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype is {dtype!r}; use auto, float32 or bfloat16")
+        settings = _from_options(compute, ComputeConfig)[0]
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        on_cpu = device.platform == "cpu"
+        chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
+        compute = settings.resolve(device, config.text.head_dim, chunk)
         tokenizer = load_chat_tokenizer(directory, config.tokens)
         # Unrolled layers decode faster on a CPU; stacked ones compile faster elsewhere.
         stacked = not on_cpu
         shardings = None
         if mesh is not None:
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
-        params = load_params(directory, config, dtype, stacked=stacked, shardings=shardings)
-        chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
-        compute = Compute(dtype=dtype, slab=chunk)
-        return cls(params, Engine(config, compute, mesh), tokenizer)
+        params = load_params(directory, config, compute.dtype, stacked=stacked, shardings=shardings)
+        defaults = Defaults.of(checkpoint, directory)
+        return cls(params, Engine(config, compute, mesh), tokenizer, defaults)
 
-    def caption(
-        self,
-        videos: Sequence[str | Path],
-        *,
-        batch_size: int = 8,
-        workers: int | None = None,
-        **options,
-    ) -> list[Caption]:
+    def caption(self, videos: str | Path | Iterable[str | Path], **options) -> list[Caption]:
         """Caption clips; the results have their order. One that cannot be read has an `error`.
 
-        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
-          SamplingConfig (max_new_tokens=64, temperature=0.2, ...); a TypeError lists them.
-        Other arguments and errors: as of `stream`.
+        Arguments and errors: as of `stream`.
         """
-        clip, sampling = _pop(ClipSettings, options), _pop(SamplingConfig, options)
-        if options:
-            fields = dataclasses.fields(ClipSettings) + dataclasses.fields(SamplingConfig)
-            known = ", ".join(field.name for field in fields)
-            raise TypeError(f"caption() has no option {min(options)!r}; options are {known}")
-        videos = [videos] if isinstance(videos, str | Path) else list(videos)
+        videos = _paths(videos)
         waiting: dict[str, list[int]] = {}
         for index, video in enumerate(videos):
-            waiting.setdefault(str(video), []).append(index)
+            waiting.setdefault(video, []).append(index)
         captions: list[Caption | None] = [None] * len(videos)
-        for result in self.stream(list(waiting), clip, sampling, batch_size, workers):
+        for result in self.stream(list(waiting), **options):
             for index in waiting[result.video]:
                 captions[index] = result
         return captions
 
     def stream(
         self,
-        videos: Sequence[str | Path],
-        clip: ClipSettings = CLIP,
-        sampling: SamplingConfig = GREEDY,
+        videos: str | Path | Iterable[str | Path],
+        *,
         batch_size: int = 8,
         workers: int | None = None,
+        **options,
     ) -> Iterator[Caption]:
         """Caption clips; yields each result when it is finished, not in the order of `videos`.
+
+        batch_size, workers: fields of EngineConfig.
+        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
+          SamplingConfig (max_new_tokens=64, temperature=0.2, ...). Without them the settings are
+          those that the model was trained with, or of a published captioner, or of the preset.
+
+        Raises, at the call, TypeError for an unknown option and for a value of a wrong type, and
+        UserError for a value out of range; an error of a clip is the `error` of its result.
+        """
+        videos = _paths(videos)
+        options = dict(options, batch_size=batch_size, workers=workers)
+        clip, sampling, engine = _from_options(options, ClipSettings, SamplingConfig, EngineConfig)
+        resolved = self.defaults.apply(clip, sampling)
+        if (clip, sampling) not in self._reported:
+            self._reported.add((clip, sampling))
+            self.defaults.report(clip, sampling)
+        return self.run(videos, *resolved, engine)
+
+    def run(
+        self,
+        videos: Sequence[str],
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+    ) -> Iterator[Caption]:
+        """As `stream`, with resolved settings (`Defaults.apply`).
 
         Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh
         cannot split that), so a program is compiled once a bucket, not once a clip. A caption does
         not depend on the other clips of its batch.
 
-        `workers` threads (None: one a core, at most 8) read ahead. At most about 6 batches of clips
-        wait, whatever their length in bytes; lower batch_size if memory is short.
-
-        Raises UserError for wrong settings, at the call; an error of a clip is the `error` of its
-        result.
+        `engine.workers` threads (None: one a core, at most 8) read ahead. At most about 6 batches
+        of clips wait, whatever their length in bytes; lower batch_size if memory is short.
         """
-        if batch_size < 1 or (workers is not None and workers < 1):
-            raise UserError(f"batch_size is {batch_size} and workers is {workers}; use 1 or more")
-        clip = leave_room(resolve(clip), sampling.max_new_tokens, self.config)
-        batch_size = sharding.round_up_rows(self.engine.mesh, min(batch_size, len(videos)))
-        workers = workers or min(8, os.cpu_count() or 1)
+        clip = leave_room(clip, sampling.max_new_tokens, self.config)
+        batch_size = sharding.round_up_rows(self.engine.mesh, min(engine.batch_size, len(videos)))
+        workers = engine.workers or min(8, os.cpu_count() or 1)
         failed: deque[Caption] = deque()
 
         def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[Caption, Example]]:
-            tasks = (functools.partial(self._read, str(video), clip) for video in videos)
+            tasks = (functools.partial(self._read, video, clip) for video in videos)
             for read in _ahead(pool, tasks, limit=batch_size + workers):
                 if isinstance(read, Caption):
                     failed.append(read)
@@ -199,6 +217,8 @@ class Captioner:
         except UserError as error:
             return Caption(video, error=str(error))
         except Exception as error:  # an unforeseen clip must not stop a long job
+            if (failure := environment_failure(error)) is not None:
+                raise failure from error
             logger.debug("reading %s failed", video, exc_info=True)
             return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
         for note in info.notes:
@@ -256,10 +276,34 @@ def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipS
     return dataclasses.replace(clip, max_tokens=min(clip.max_tokens or room, room))
 
 
-def _pop(cls: type, options: dict):
-    """Remove the options that are fields of the dataclass `cls`; returns an instance of them."""
-    names = {field.name for field in dataclasses.fields(cls)} & set(options)
-    return cls(**{name: options.pop(name) for name in names})
+def _paths(videos) -> list[str]:
+    """The paths of clips as text. TypeError for anything else than a path or paths."""
+    alone = isinstance(videos, str | Path)
+    if not alone and (not isinstance(videos, Iterable) or isinstance(videos, bytes | Mapping)):
+        raise TypeError(f"videos: expected paths of clips, got {videos!r:.60}")
+    paths = [videos] if alone else list(videos)
+    for path in paths:
+        if not isinstance(path, str | Path):
+            raise TypeError(f"videos: expected paths of clips, got {path!r:.60} among them")
+    return list(map(str, paths))
+
+
+def _from_options(options: dict, *classes: type) -> list:
+    """An instance of each dataclass from the options that are its fields.
+
+    Raises TypeError for an option of none of them, and as `settings.from_options`.
+    """
+    names = [[field.name for field in dataclasses.fields(cls)] for cls in classes]
+    known = [name for own in names for name in own]
+    for name in options:
+        if name not in known:
+            close = closest(name, known)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise TypeError(f"no option {name!r}; options are {', '.join(known)}{hint}")
+    return [
+        from_options(cls, {name: value for name, value in options.items() if name in own})
+        for cls, own in zip(classes, names, strict=True)
+    ]
 
 
 def _key_id(video: str) -> int:

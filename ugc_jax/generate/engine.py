@@ -187,6 +187,7 @@ class Engine:
 
 def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
     """Return the last arguments of `_decode`: the traced and the static ones."""
+    options = options.resolve()
     size = next(size for size in NEW_TOKENS if size >= options.max_new_tokens)
     mode, knobs = sampling.split(options)
     limits = np.uint32(options.seed), np.int32(options.max_new_tokens), knobs

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +15,8 @@ from tqdm import tqdm
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
+from ugc_jax.progress import progress
+from ugc_jax.settings import flatten
 
 if TYPE_CHECKING:  # importing this file must not import jax
     from ugc_jax.generate.captioner import Caption
@@ -25,13 +29,15 @@ class Results:
 
     Opening an existing file removes a half-written last line, which a killed run may leave, and the
     lines with an `error` of the clips of this run, so that they are tried again; nothing else is
-    changed. After that whole lines are appended.
+    changed. After that whole lines are appended. On a terminal, stdout gets readable text instead.
     """
 
-    def __init__(self, path: str | Path | None, clips: Iterable[str]):
-        """Open the file. clips: all that this run has to caption.
+    def __init__(self, path: str | Path | None, clips: Iterable[str], how: dict | None = None):
+        """Open the file. clips: all that this run has to caption. how: the model and the settings,
+        which are written beside the file, to PATH.settings.json.
 
-        Raises UserError if the file cannot be written or holds something else.
+        Raises UserError if the file cannot be written, holds something else, or has captions of
+        another model or other settings.
         """
         self.path = None if path is None else Path(path)
         self.done: set[Path] = set()  # resolved paths of clips with a caption in the file
@@ -39,7 +45,13 @@ class Results:
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._resume({Path(clip).resolve() for clip in clips})
+                text, kept = self._read({Path(clip).resolve() for clip in clips})
+                if how is not None:
+                    note = self.path.with_name(f"{self.path.name}.settings.json")
+                    record_settings(note, how, self.path if self.done else None)
+                if kept != text:
+                    remedy = "choose another output"
+                    files.write_text(self.path, kept, remedy, errors="surrogateescape")
                 self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
             except OSError as error:
                 raise UserError(
@@ -59,6 +71,9 @@ class Results:
 
     def write(self, record: dict):
         """Append one line and flush. Raises UserError if the disk cannot be written."""
+        if self.path is None and sys.stdout.isatty():
+            tqdm.write(readable(record))  # without breaking a progress bar
+            return
         try:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
@@ -69,9 +84,10 @@ class Results:
                 f"{self.path}: cannot be written ({error}); {files.FULL_DISK}"
             ) from None
 
-    def _resume(self, clips: set[Path]):
+    def _read(self, clips: set[Path]) -> tuple[str, str]:
+        """Fill `done`; returns the file's text, and the text of it that stays."""
         if not self.path.exists():
-            return
+            return "", ""
         text = files.read_text(self.path, "choose another output", errors="surrogateescape")
         kept = []
         for line in files.parse_lines(text):
@@ -90,8 +106,41 @@ class Results:
             elif clip in clips:
                 continue
             kept.append(line.text + "\n")
-        if (rest := "".join(kept)) != text:
-            files.write_text(self.path, rest, "choose another output", errors="surrogateescape")
+        return text, "".join(kept)
+
+
+def record_settings(note: Path, how: dict, existing: Path | None) -> dict:
+    """Write the model and the settings of results to the file `note`, as JSON; returns them.
+
+    how: a key "questions" may differ between runs, and the result has those of all runs. existing:
+    the results of earlier runs, in messages; None if there are none. Raises UserError if they are
+    of other settings. Results of a version without notes are continued with a warning.
+    """
+    how = json.loads(json.dumps(how))
+    if existing is not None and not note.exists():
+        logger.warning("%s: the settings of its captions are not recorded", existing)
+        return how
+    if existing is not None:
+        before = files.read_json(note, f"delete {existing}, or choose another output")
+        old = flatten({"questions": {}} | before)
+        for key, value in flatten(how).items():
+            if old.get(key, value) != value:
+                raise UserError(
+                    f"{existing}: was made with {key} {old[key]!r:.60}, not {value!r:.60} "
+                    f"({note.name}); choose another output, or delete {existing}"
+                )
+        if "questions" in how:
+            how["questions"] = before.get("questions", {}) | how["questions"]
+    files.write_json(note, how, "choose another output", indent=2)
+    return how
+
+
+def readable(record: dict) -> str:
+    """Return one line of the results as text for a terminal."""
+    text = f"error: {record['error']}" if "error" in record else record["caption"]
+    width = min(shutil.get_terminal_size().columns, 100)
+    lines = textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([record["video"], *lines, ""])
 
 
 @dataclasses.dataclass
@@ -152,11 +201,13 @@ def record_all(
     token_ids: bool = False,
 ):
     """Write each of the `total` captions of a stream to the results; log the errors."""
-    bar = tqdm(stream, total=total, unit="clip", desc=desc, disable=None)
-    for caption in bar:
+
+    def rate() -> str:
+        return f"{totals.tokens_per_second:.1f} tokens/s"
+
+    for caption in progress(stream, total, "clip", desc, rate):
         record = caption.record(token_ids)
         results.write(record)
         totals.count(record)
         if caption.error is not None:
             logger.warning("%s", caption.error)
-        bar.set_postfix_str(f"{totals.tokens_per_second:.1f} tokens/s")

@@ -27,6 +27,7 @@ class Knobs(NamedTuple):
 
 def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
     """Split a SamplingConfig into its static and its traced part."""
+    config = config.resolve()
     greedy = config.temperature == 0
     mode = Mode(
         greedy,

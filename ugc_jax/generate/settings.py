@@ -1,60 +1,100 @@
 """The settings of generating captions and answers. Imports no jax."""
 
 import dataclasses
-from typing import Literal
+import textwrap
 
 from ugc_jax.errors import UserError
-from ugc_jax.media.presets import ClipSettings
-from ugc_jax.settings import in_section
+from ugc_jax.media import presets
+from ugc_jax.settings import check_minimum
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
+_GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=512)
+# Sampling of the presets of media/presets.py.
+# upstream: spec/ugc_videocap.md, "The published inference preset"
+PRESETS = {"qwen": _GREEDY, "upstream": _GREEDY | dict(temperature=0.2, max_new_tokens=1024)}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Settings of sampling captions."""
+    """How tokens are sampled. None: the preset's value."""
 
-    temperature: float = 0.0  # 0: greedy; otherwise logits are divided by it
-    top_k: int = 0  # keep the k most likely tokens; 0: all
-    top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 1: all
+    temperature: float | None = None  # 0: greedy; otherwise logits are divided by it
+    top_k: int | None = None  # keep the k most likely tokens; 0: all
+    # keep the most likely tokens that together reach this probability; 1: all
+    top_p: float | None = None
     # > 1 makes tokens of the prompt and of the caption so far less likely
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 512  # a caption that reaches it ends with finish_reason "length"
+    repetition_penalty: float | None = None
+    # a caption that reaches it ends with finish_reason "length"
+    max_new_tokens: int | None = None
     seed: int = 0  # of the sampling; a clip's random numbers depend on its name, too
 
     def __post_init__(self):
         for name, holds, remedy in (
-            ("temperature", self.temperature >= 0, "use 0 for greedy or a positive number"),
-            ("top_k", self.top_k >= 0, "use 0 to keep all tokens"),
-            ("top_p", 0 < self.top_p <= 1, "use a number in (0, 1]"),
-            ("repetition_penalty", self.repetition_penalty > 0, "use 1 for none"),
-            (
-                "max_new_tokens",
-                1 <= self.max_new_tokens <= NEW_TOKENS[-1],
-                f"use 1 to {NEW_TOKENS[-1]}",
-            ),
-            ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295"),
+            ("temperature", lambda x: x >= 0, "use 0 for greedy or a positive number"),
+            ("top_k", lambda x: x >= 0, "use 0 to keep all tokens"),
+            ("top_p", lambda x: 0 < x <= 1, "use a number in (0, 1]"),
+            ("repetition_penalty", lambda x: x > 0, "use 1 for none"),
+            ("max_new_tokens", lambda x: 1 <= x <= NEW_TOKENS[-1], f"use 1 to {NEW_TOKENS[-1]}"),
+            ("seed", lambda x: 0 <= x < 2**32, "use 0 to 4294967295"),
         ):
-            if not holds:
-                raise UserError(f"{name} is {getattr(self, name)}; {remedy}")
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UserError(f"{name} is {value}; {remedy}")
+
+    def resolve(self, preset: str = "qwen") -> "SamplingConfig":
+        """Return the settings with every None replaced by the preset's value."""
+        return dataclasses.replace(
+            self, **{k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
+        )
+
+
+def preset_changes(preset: str) -> dict[str, float]:
+    """Return the values of a preset that differ from the default one's."""
+    return {name: value for name, value in PRESETS[preset].items() if value != _GREEDY[name]}
+
+
+def preset_help() -> str:
+    """Describe what each preset sets, for --help."""
+    texts = []
+    for preset in PRESETS:
+        values = {f"clip.{name}": value for name, value in presets.PRESETS[preset].items()}
+        values |= {f"sampling.{name}": value for name, value in PRESETS[preset].items()}
+        if preset != presets.DEFAULT_PRESET:
+            changed = presets.preset_changes(preset).keys() | preset_changes(preset).keys()
+            values = {name: v for name, v in values.items() if name.partition(".")[2] in changed}
+        listed = ", ".join(
+            f"{name} {textwrap.shorten(str(value), 60)}"
+            for name, value in values.items()
+            if value is not None
+        )
+        texts.append(f"--preset {preset} sets {listed}.")
+    texts[1:] = [f"{text} All else is as in qwen." for text in texts[1:]]
+    return "\n\n".join(texts)
 
 
 @dataclasses.dataclass(frozen=True)
-class AskConfig(ClipSettings, SamplingConfig):
-    """Settings of a model that answers first; `question` replaces the questions of the tasks."""
+class EngineConfig:
+    """How many clips are read and generated at a time."""
+
+    batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
+    workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
+
+    def __post_init__(self):
+        check_minimum(self, batch_size=1, workers=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+    """A model that answers first."""
 
     checkpoint: str | None = None  # directory or hub id of a model to ask; none: use predictions
     revision: str | None = None  # branch, tag or commit of a hub id
     videos: str | None = None  # folder of the clips, named <id>.mp4 or with another suffix
-    batch_size: int = 8  # answers generated together
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
-    workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
 
     def __post_init__(self):
-        with in_section("ask."):
-            super().__post_init__()
         if self.checkpoint is not None and self.videos is None:
-            raise UserError("ask.checkpoint needs ask.videos: the folder of the clips")
+            raise UserError("checkpoint needs ask.videos: the folder of the clips")
         if self.videos is not None and self.checkpoint is None:
-            raise UserError("ask.videos needs ask.checkpoint: the model to ask about the clips")
+            raise UserError("videos needs ask.checkpoint: the model to ask about the clips")

@@ -27,6 +27,8 @@ from ugc_jax.hf.tensorfile import (
     float_dtype,
     write_tensors,
 )
+from ugc_jax.hf.trained import TRAINED, write_trained
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.params import Tensor, locate, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -51,6 +53,7 @@ def save_thinker(
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
+    trained: ClipSettings | None = None,
 ):
     """Write a thinker-only checkpoint, as Qwen2_5OmniThinkerForConditionalGeneration reads it.
 
@@ -59,12 +62,15 @@ def save_thinker(
       preprocessor files are copied, and generation_config.json, with missing token ids added.
     dtype: "float32", "bfloat16" or None to keep that of the arrays.
     max_shard_bytes: size of a file, unless one tensor is larger.
+    trained: the clip settings of the training data; None copies those of `source`, if it has some.
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
     output = functools.partial(tensor_output, params, dtype=out_dtype)
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
+        if trained is not None:
+            write_trained(folder, trained)
 
 
 def save_orbax(
@@ -195,7 +201,7 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
         section, _ = thinker_section(read_json(path, REMEDY), str(path))
         replaced = ("architectures", "torch_dtype", "dtype")
         content = section | {name: content[name] for name in replaced}
-        copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+        copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES, TRAINED))
         if (source / GENERATION).exists():
             generation |= read_json(source / GENERATION, "copy the file again")
     write_json(folder / "config.json", content, indent=2)

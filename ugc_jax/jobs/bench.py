@@ -18,8 +18,9 @@ from ugc_jax.generate import benchmark
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.random_weights import write_random
+from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.qwen2_5_omni.config import SIZES
-from ugc_jax.settings import check_minimum, part
+from ugc_jax.settings import Schema, check_minimum, short_names
 from ugc_jax.toy import corpus
 
 logger = logging.getLogger(__name__)
@@ -28,36 +29,40 @@ MIN_AGREEMENT = 0.9  # share of equal tokens; with less the two sides do not run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchConfig(benchmark.Workload):
+class BenchConfig:
     """Settings of bench."""
 
     checkpoint: str | None = None  # directory or hub id; random weights of `size` without it
     size: Literal["tiny", "mid", "3b"] = "mid"  # of the random weights
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of weights and activations, on both sides
     repeats: int = 5  # timed runs of each side, in turn; their medians are reported
     reference: bool = True  # also time the reference, where it can run
     output: str | None = None  # JSON file for the figures
+    workload: benchmark.Workload = benchmark.Workload()
+    compute: ComputeConfig = ComputeConfig(dtype="float32")  # the reference has the same dtype
 
 
-CONFIG = BenchConfig
+SETTINGS = Schema(
+    BenchConfig,
+    short=short_names(workload=benchmark.Workload) | short_names(compute=ComputeConfig),
+)
 
 
 def main(config: BenchConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when our tokens are not those of the reference."""
     check_minimum(config, repeats=1)
-    work, new_tokens = part(benchmark.Workload, config), config.new_tokens
+    work, new_tokens = config.workload, config.workload.new_tokens
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(config, Path(folder) / "random")
-        captioner = Captioner.from_pretrained(checkpoint, dtype=config.dtype)
+        captioner = Captioner.from_pretrained(checkpoint, **dataclasses.asdict(config.compute))
         params, engine = captioner.params, captioner.engine
         prompts = benchmark.examples(work, engine.config)
         sides = {"jax": benchmark.ours(params, engine, prompts, new_tokens)}
         if config.reference and _reference_runs():
             sides["torch"] = benchmark.reference(
-                checkpoint, config.dtype, engine.config, prompts, new_tokens
+                checkpoint, engine.compute.dtype, engine.config, prompts, new_tokens
             )
         report = benchmark.measure(sides, config.repeats)
-    print(f"{benchmark.device()}; batch {config.batch_size}, {config.dtype}, medians")
+    print(f"{benchmark.device()}; batch {work.batch_size}, {engine.compute.dtype}, medians")
     print(benchmark.summary(report, work))
     if config.output is not None:
         settings = dataclasses.asdict(config)
@@ -72,7 +77,8 @@ def main(config: BenchConfig, args: list[str]) -> int:
 def _checkpoint(config: BenchConfig, folder: Path) -> Path:
     if config.checkpoint is not None:
         return resolve_checkpoint(config.checkpoint)
-    write_random(folder, SIZES[config.size](), corpus.LINES, dtype=config.dtype)
+    dtype = "bfloat16" if config.compute.dtype == "bfloat16" else "float32"
+    write_random(folder, SIZES[config.size](), corpus.LINES, dtype=dtype)
     return folder
 
 

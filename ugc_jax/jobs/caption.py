@@ -1,60 +1,87 @@
-"""Caption videos: one JSON line a clip.
+"""Caption videos: one JSON line a clip, or on a terminal a paragraph.
 
 VIDEO is a file, a folder (every video in it and below), or a pattern in quotes ("clips/*.mp4").
 A line has video, caption, prompt_tokens, new_tokens, finish_reason and seconds; for a clip that
 cannot be read it has video and error.
 
+Without a checkpoint, the published captioner is downloaded from the hub. The clip settings, the
+system prompt and the question are by default those that the model was trained with, and for a
+published captioner those of its preset.
+
 A further run with the same output skips the clips that have a caption there and tries those with an
-error again. Existing captions stay when settings change: choose another output for new ones.
+error again. Captions of other settings are refused there: OUTPUT.settings.json says how those in
+OUTPUT were made.
 """
 
 import dataclasses
+import logging
 import sys
-from typing import Literal
 
 import jax
 
 from ugc_jax import files
 from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.results import Results, Totals, record_all
-from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.settings import EngineConfig, SamplingConfig
+from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.settings import check_minimum, part
-from ugc_jax.sharding import make_mesh
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.settings import Schema, short_names
+from ugc_jax.sharding import MeshConfig, make_mesh
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionConfig(ClipSettings, SamplingConfig):
+class CaptionConfig:
     """Settings of caption."""
 
-    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
+    checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
     output: str | None = None  # JSON Lines file to write or continue; stdout without one
     token_ids: bool = False  # put the generated token ids into the lines
-    batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
-    workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
-    data: int = 1  # devices among which the clips of a batch are split
-    tensor: int = 1  # devices among which each layer is split; data * tensor devices are used
     report: str | None = None  # also write the totals of this run to this file, as JSON
+    clip: ClipSettings = ClipSettings()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    mesh: MeshConfig = MeshConfig(data=1, fsdp=1, tensor=1)
+    compute: ComputeConfig = ComputeConfig()
 
 
-CONFIG = CaptionConfig
+SHORT = short_names(
+    clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
+)
+del SHORT["max_tokens"]  # of the prompt here, but of the caption in other tools
+SETTINGS = Schema(CaptionConfig, short=SHORT, moved={"data": "mesh.data", "tensor": "mesh.tensor"})
 
 
 def main(config: CaptionConfig, videos: list[str]) -> int:
     """Exit status 0, or 1 when no clip has a caption."""
-    clip, sampling = resolve(part(ClipSettings, config)), part(SamplingConfig, config)
     clips = find_clips(videos)
-    with Results(config.output, clips) as results:
+    mesh = used_mesh(config.mesh)
+    directory = resolve_checkpoint(config.checkpoint, config.revision)
+    defaults = Defaults.of(config.checkpoint, directory)
+    clip, sampling = defaults.apply(config.clip, config.sampling)
+    defaults.report(config.clip, config.sampling)
+    how = {
+        "checkpoint": config.checkpoint,
+        "revision": config.revision,
+        "weights": weights_digest(directory),
+        "dtype": config.compute.dtype,
+        "clip": dataclasses.asdict(clip),
+        "sampling": dataclasses.asdict(sampling),
+    }
+    with Results(config.output, clips, how) as results:
         todo = results.missing(clips)
         totals = Totals(skipped=len(clips) - len(todo))
         if todo:
             captioner = Captioner.from_pretrained(
-                config.checkpoint, dtype=config.dtype, mesh=_mesh(config), revision=config.revision
+                directory, mesh=mesh, **dataclasses.asdict(config.compute)
             )
-            stream = captioner.stream(todo, clip, sampling, config.batch_size, config.workers)
+            stream = captioner.run(todo, clip, sampling, config.engine)
             record_all(stream, len(todo), results, totals, token_ids=config.token_ids)
             totals.programs = sum(captioner.engine.programs().values())
     print(totals, file=sys.stderr)
@@ -63,7 +90,9 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
     return 0 if totals.captioned + totals.skipped else 1
 
 
-def _mesh(config: CaptionConfig) -> jax.sharding.Mesh | None:
-    check_minimum(config, data=1, tensor=1)
-    used = config.data * config.tensor
-    return None if used == 1 else make_mesh(config.data, 1, config.tensor, jax.devices()[:used])
+def used_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
+    """Return a mesh of as many devices as its sizes take, the first ones; None for one device."""
+    sizes, devices = dataclasses.asdict(config), jax.devices()
+    if -1 not in sizes.values() and None not in sizes.values():
+        devices = devices[: config.data * config.fsdp * config.tensor]
+    return None if len(devices) == 1 else make_mesh(**sizes, devices=devices)

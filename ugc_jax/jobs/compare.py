@@ -9,6 +9,7 @@ import dataclasses
 from ugc_jax.errors import UserError
 from ugc_jax.evals.compare import compare_results, comparison_table
 from ugc_jax.evals.results import check_result_path, read_result, write_result
+from ugc_jax.settings import Schema
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class CompareConfig:
     output: str | None = None  # also write the comparison to this file, as JSON
 
 
-CONFIG = CompareConfig
+SETTINGS = Schema(CompareConfig)
 
 
 def main(config: CompareConfig, files: list[str]) -> int:

@@ -5,6 +5,7 @@ A LoRA adapter, ours or PEFT's, may be merged into the weights on the way.
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Literal
 
 from ugc_jax.errors import UserError
@@ -13,7 +14,9 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import check_directory, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
+from ugc_jax.hf.trained import read_trained
 from ugc_jax.models import lora
+from ugc_jax.settings import Schema
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class ConvertConfig:
     overwrite: bool = False  # replace a checkpoint at `output`
 
 
-CONFIG = ConvertConfig
+SETTINGS = Schema(ConvertConfig)
 
 
 def main(config: ConvertConfig, args: list[str]) -> int:
@@ -50,14 +53,17 @@ def main(config: ConvertConfig, args: list[str]) -> int:
     check_directory(config.output, config.overwrite)
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
-    params = load_params(source, model, dtype=config.dtype)
+    params, trained = load_params(source, model, dtype=config.dtype), None
     if config.adapter is not None:
+        trained = read_trained(Path(config.adapter))
         params = lora.merge(params, *load_adapter(config.adapter, model))
     if config.to == "merged":
         save_merged(params, model, config.base, config.output, config.overwrite)
     elif config.to == "orbax":
         save_orbax(params, model, config.output, source, config.overwrite)
     else:
-        save_thinker(params, model, config.output, source, overwrite=config.overwrite)
+        save_thinker(
+            params, model, config.output, source, overwrite=config.overwrite, trained=trained
+        )
     logger.info("%s: %s checkpoint written", config.output, config.to)
     return 0

@@ -20,11 +20,16 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from ugc_jax.errors import UserError
 from ugc_jax.evals import evaluate, tasks
-from ugc_jax.evals.judged import EvalJudgeConfig
+from ugc_jax.evals.judged import JudgingConfig
 from ugc_jax.evals.results import check_result_path, write_result
 from ugc_jax.evals.summary import result_table
-from ugc_jax.generate.settings import AskConfig
+from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.judge.client import JudgeConfig
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.settings import Schema, short_names
 from ugc_jax.toy import task as world
 
 logger = logging.getLogger(__name__)
@@ -45,11 +50,38 @@ class EvaluateConfig:
     scores: str | None = None  # file of a judge's scores of captions, used instead of a judge
     ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; scores of both are published
     name: str | None = None  # of the model, for tables; none: that of the file or the checkpoint
-    judge: EvalJudgeConfig = EvalJudgeConfig()
+    judge: JudgeConfig = JudgeConfig()
+    judging: JudgingConfig = JudgingConfig()
     ask: AskConfig = AskConfig()
+    # of the model that answers first; clip.question replaces the questions of the tasks
+    clip: ClipSettings = ClipSettings()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    def __post_init__(self):
+        if self.judging.prompt is not None and self.judge.model is None:
+            raise UserError("judging.prompt needs judge.model, the name of the judge")
+        asking = (self.clip, self.sampling) != (ClipSettings(), SamplingConfig())
+        if asking and self.ask.checkpoint is None:
+            raise UserError(
+                "settings of clip or sampling need ask.checkpoint: the model that they are for"
+            )
 
 
-CONFIG = EvaluateConfig
+_OF_THE_MODEL = short_names(
+    clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
+)
+SETTINGS = Schema(
+    EvaluateConfig,
+    # Also the names of earlier versions, as ask.preset for clip.preset.
+    short={
+        **{name: key for name, key in _OF_THE_MODEL.items() if name != "max_tokens"},
+        **{f"ask.{name}": key for name, key in _OF_THE_MODEL.items()},
+        "judge.prompt": "judging.prompt",
+        "judge.repeats": "judging.repeats",
+    },
+)
 
 
 def main(config: EvaluateConfig, args: list[str]) -> int:
@@ -70,12 +102,13 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
         result = evaluate.take_scores(evaluation, scores, names, benchmark, texts)
     else:
         needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
-        with evaluate.judge_for(config.judge, needed, output) as judge:
+        with evaluate.judge_for(config.judge, config.judging, needed, output) as judge:
             if ask.checkpoint is not None:
                 from ugc_jax.generate import asking  # imports jax, as nothing else here does
 
                 folder = evaluate.beside(output, "answers")
-                evaluation.asked = asking.ask(ask, benchmark, folder)
+                how = config.clip, config.sampling, config.engine, config.compute
+                evaluation.asked = asking.ask(ask, benchmark, folder, *how)
                 texts = evaluate.read_all(folder, benchmark, forms=forms)
             result = evaluate.score_all(evaluation, benchmark, texts, judge)
     write_result(output, result)

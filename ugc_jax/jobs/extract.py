@@ -14,20 +14,20 @@ import os
 import sys
 
 from etils import epath
-from tqdm import tqdm
 
 from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import Storage
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.settings import check_minimum, part
+from ugc_jax.progress import progress
+from ugc_jax.settings import Schema, check_minimum, short_names
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig(Storage, ClipSettings):
+class ExtractConfig:
     """Settings of extract."""
 
     output: str  # folder of the records, local or gs://...
@@ -39,9 +39,11 @@ class ExtractConfig(Storage, ClipSettings):
     overwrite: bool = False  # write all files again
     runner: str | None = None  # Apache Beam's runner for a fleet, such as DataflowRunner
     beam_options: str = ""  # flags of that runner, as in a shell
+    clip: ClipSettings = ClipSettings()
+    storage: Storage = Storage()
 
 
-CONFIG = ExtractConfig
+SETTINGS = Schema(ExtractConfig, short=short_names(clip=ClipSettings, storage=Storage))
 
 
 def main(config: ExtractConfig, manifests: list[str]) -> int:
@@ -51,17 +53,17 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     check_minimum(config, workers=1, shard_clips=1)
     if not 0 <= config.max_failures <= 1:
         raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
-    clip = resolve(part(ClipSettings, config))
+    clip = resolve(config.clip)
     rows = read_manifest(manifests[0], clip, config.media)
     output = epath.Path(config.output)
-    extraction = Extraction(output, rows, clip, part(Storage, config), config.shard_clips)
+    extraction = Extraction(output, rows, clip, config.storage, config.shard_clips)
     shards = extraction.prepare(config.overwrite, config.retry)
     todo = sum(shard.todo for shard in shards)
     if config.runner is not None and shards:
         run_beam(shards, config.runner, config.beam_options)
     else:
         failures = run_local(shards, config.workers or os.cpu_count())
-        for failure in tqdm(failures, total=todo, unit="clip", desc="extracting", disable=None):
+        for failure in progress(failures, todo, "clip", "extracting"):
             if failure:
                 logger.warning("%s", failure)
     totals = extraction.finish(shards)

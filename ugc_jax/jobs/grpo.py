@@ -12,14 +12,15 @@ import logging
 
 from ugc_jax.data import pipeline
 from ugc_jax.rl.rewards.runner import Rewards
-from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
 from ugc_jax.rl.step import Grpo
+from ugc_jax.settings import Schema
 from ugc_jax.toy.reward import REWARDS
 from ugc_jax.train.run import open_run, train
 
 logger = logging.getLogger(__name__)
 
-CONFIG = GrpoConfig
+SETTINGS = Schema(GrpoConfig, short=GRPO_SHORT)
 
 
 def main(config: GrpoConfig, args: list[str]) -> int:
@@ -29,8 +30,10 @@ def main(config: GrpoConfig, args: list[str]) -> int:
     prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
     draws = f"; a step draws 1 to {1 + further} of them" if further else ""
     logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
-    evaluation = pipeline.prompt_evaluation(*source, loop.eval_prompts) if data.eval else None
+    evaluation = None
+    if data.eval is not None:
+        evaluation = pipeline.prompt_evaluation(*source, config.rollout.eval_prompts)
     setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
     with contextlib.closing(Rewards(config.rewards, REWARDS)) as rewards:
         work = Grpo(setup, config, prompts, iter(prompts), rewards, run.tokenizer, evaluation)
-        return train(run, work)
+        return train(run, work, prompts.shown_clip())

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.qwen2_5_omni.config import SIZES
-from ugc_jax.settings import check_minimum
+from ugc_jax.settings import Schema, check_minimum
 from ugc_jax.toy import corpus
 
 
@@ -21,7 +21,7 @@ class InitConfig:
     overwrite: bool = False  # replace a checkpoint at `output`
 
 
-CONFIG = InitConfig
+SETTINGS = Schema(InitConfig)
 
 
 def main(config: InitConfig, args: list[str]) -> int:

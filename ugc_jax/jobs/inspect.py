@@ -1,58 +1,69 @@
 """Print what the model sees of each video; needs only the config and tokenizer of a checkpoint.
 
-VIDEO is as for `caption`. kv_bytes is the memory of the clip's keys and values, for its bucket of
-prompt tokens and max_new_tokens.
+VIDEO, clip and sampling are as for `caption`, whose settings this prints first. kv_bytes is the
+memory of the clip's keys and values, for its bucket of prompt tokens and max_new_tokens. A prompt
+of more than 8000 tokens has a note that says what to lower.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from ugc_jax.data.batching import Buckets, bucket_of
-from ugc_jax.data.example import load_example
+from ugc_jax.data.example import ClipInfo, load_example
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import leave_room
+from ugc_jax.generate.defaults import PUBLISHED, Defaults
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.settings import part
+from ugc_jax.settings import Schema, help_width, short_names
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+MANY_TOKENS = 8000  # of a prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig(ClipSettings):
+class InspectConfig:
     """Settings of inspect."""
 
-    checkpoint: str  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
+    checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
     json: bool = False  # one JSON object a clip instead of a table
-    max_new_tokens: int = 512  # of the caption, in the model's positions and in kv_bytes
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the keys and values in kv_bytes
+    clip: ClipSettings = ClipSettings()
+    sampling: SamplingConfig = SamplingConfig()
 
 
-CONFIG = InspectConfig
+SHORT = short_names(clip=ClipSettings, sampling=SamplingConfig)
+del SHORT["max_tokens"]  # as in caption
+SETTINGS = Schema(InspectConfig, short=SHORT)
 
 
 def main(config: InspectConfig, videos: list[str]) -> int:
     """Exit status 0, or 1 when no clip can be read."""
-    clip = resolve(part(ClipSettings, config))
     clips = find_clips(videos)
     directory = resolve_checkpoint(config.checkpoint, config.revision, weights=False)
-    model = load_config(directory)
+    model, defaults = load_config(directory), Defaults.of(config.checkpoint, directory)
+    clip, sampling = defaults.apply(config.clip, config.sampling)
+    defaults.report(config.clip, config.sampling)
+    if not config.json:
+        print(settings_table(clip, sampling))
     inspect = functools.partial(
         clip_facts,
-        settings=leave_room(clip, config.max_new_tokens, model),
+        settings=leave_room(clip, sampling.max_new_tokens, model),
         tokenizer=load_chat_tokenizer(directory, model.tokens),
         config=model,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=sampling.max_new_tokens,
         dtype=config.dtype,
     )
     readable = False
@@ -83,11 +94,34 @@ def clip_facts(
     except UserError as error:
         return {"video": video, "error": str(error)}
     facts = dataclasses.asdict(info)
+    if info.prompt_tokens > MANY_TOKENS:
+        facts["notes"] = [*info.notes, _to_lower(info, settings)]
     del facts["path"]
     text = config.text
     values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim  # of a token
     kv_bytes = (bucket.tokens + max_new_tokens) * values * ITEM_BYTES[dtype]
     return {"video": video, **facts, "bucket": bucket._asdict(), "kv_bytes": kv_bytes}
+
+
+def _to_lower(info: ClipInfo, settings: ClipSettings) -> str:
+    """The note of a long prompt: which setting to lower."""
+    if info.audio_tokens > info.video_tokens:
+        remedy = f"max_audio_seconds ({settings.max_audio_seconds:g}), or start and end"
+    else:
+        count = "frames" if settings.frames is not None else "fps"
+        remedy = f"max_pixels ({settings.max_pixels}) or {count} ({getattr(settings, count):g})"
+    return f"{info.prompt_tokens} tokens are many (over {MANY_TOKENS}): lower {remedy}"
+
+
+def settings_table(clip: ClipSettings, sampling: SamplingConfig) -> str:
+    """Describe the settings in use: those of the clip that are set, and the sampling."""
+    lines = [f"{name}={value}" for name, value in vars(clip).items() if value is not None]
+    rows = textwrap.wrap(", ".join(lines), help_width() - 11)
+    own = ", ".join(f"{name}={value}" for name, value in vars(sampling).items())
+    return "\n".join(
+        ["settings", f"  {'clip':<9}{rows[0]}", *(" " * 11 + row for row in rows[1:]),
+         f"  {'sampling':<9}{own}", ""]
+    )  # fmt: skip
 
 
 def clip_table(row: dict, config: OmniConfig) -> str:

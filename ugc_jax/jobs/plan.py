@@ -20,9 +20,10 @@ from ugc_jax.plan.memory import topology_mesh
 from ugc_jax.plan.sft import plan_sft
 from ugc_jax.plan.shapes import TypicalClip, batch_shapes, describe, model_of
 from ugc_jax.rl.rollout import Rollout
-from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
+from ugc_jax.settings import Schema, short_names
 from ugc_jax.train.run import resolve_weights
-from ugc_jax.train.settings import SftConfig
+from ugc_jax.train.settings import SFT_SHORT, SftConfig
 from ugc_jax.train.state import Setup
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class PlanConfig:
 
     topology: str  # TPU slice: v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x4, tpu7x:2x2x1, ...
     report: str | None = None  # JSON file for the figures
-    clip: TypicalClip = TypicalClip()
+    typical: TypicalClip = TypicalClip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class SftPlanConfig(PlanConfig, SftConfig): ...
 class GrpoPlanConfig(PlanConfig, GrpoConfig): ...
 
 
-CONFIG = SftPlanConfig, GrpoPlanConfig
+# The names of earlier versions of what is now `typical`.
+_CLIP = {f"clip.{name}": key for name, key in short_names(typical=TypicalClip).items()}
+SETTINGS = Schema(SftPlanConfig, GrpoPlanConfig, short=SFT_SHORT | GRPO_SHORT | _CLIP)
 
 
 def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
@@ -54,8 +57,9 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
     model = model_of(config.checkpoint, config.revision)
     key = _bucket(config, model)
     batch = batch_shapes(key, config.data.batch_size, model, mesh, config.loop.accumulate)
-    print(f"{describe(batch)}; attention {config.compute.attention}")
     setup = config.setup(model, mesh, Setup.steps)  # of no effect on the plan
+    chosen = " (auto)" if config.compute.attention == "auto" else ""
+    print(f"{describe(batch)}; attention {setup.compute.attention}{chosen}")
     if isinstance(config, GrpoConfig):
         config.check_rows(mesh, Rollout(setup, config.rollout).mesh)
         plan = plan_grpo(setup, config.grpo, config.rollout, batch)
@@ -64,18 +68,21 @@ def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:
     print(plan.table())
     if config.report is not None:
         about = {"settings": dataclasses.asdict(config), "row": key._asdict()}
+        about["compute"] = dataclasses.asdict(setup.compute)  # without auto
         files.write_json(config.report, about | plan.figures(), "choose another file", indent=2)
     return 0 if plan.fits else 1
 
 
 def _bucket(config: PlanConfig, model: OmniConfig) -> BucketKey:
     """The maximum of each size over the shapes of the run's rows."""
-    data, steps = config.data, (config.loop.steps, config.loop.epochs)
+    data, is_grpo = config.data, isinstance(config, GrpoConfig)
+    packing = not is_grpo and config.packing
     if not all(Path(folder).is_dir() for folder, _ in parse_mixture(data.train)):
         logger.warning("%s: not found; planning for rows of typical clips", data.train)
-        return config.clip.bucket(data, model)
+        return config.typical.bucket(data, model, packing)
     base = resolve_weights(config.checkpoint, config.revision, weights=False)
     tokenizer = load_chat_tokenizer(base, model.tokens)
-    rows = pipeline.prompt_batches if isinstance(config, GrpoConfig) else pipeline.training
-    buckets = rows(data, tokenizer, model, (), *steps).plan.buckets
+    source = data, tokenizer, model, (), config.loop.steps, config.loop.epochs
+    rows = pipeline.prompt_batches(*source) if is_grpo else pipeline.training(*source, packing)
+    buckets = rows.plan.buckets
     return BucketKey(*map(max, zip(*buckets, strict=True)))

@@ -15,6 +15,7 @@ from ugc_jax.evals.results import ANOTHER, read_result
 from ugc_jax.report.page import album_lines, make_page, worst_first
 from ugc_jax.report.pictures import make_album
 from ugc_jax.report.tables import DISPLAYS
+from ugc_jax.settings import Schema
 from ugc_jax.toy import task as world
 
 
@@ -32,7 +33,7 @@ class ReportConfig:
             raise UserError(f"pictures is {self.pictures}; give 0 or more")
 
 
-CONFIG = ReportConfig
+SETTINGS = Schema(ReportConfig)
 
 
 def main(config: ReportConfig, words: list[str]) -> int:

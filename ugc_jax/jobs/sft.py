@@ -10,26 +10,27 @@ import logging
 from ugc_jax.data import pipeline
 from ugc_jax.plan.chips import peak_flops
 from ugc_jax.plan.flops import step_flops
+from ugc_jax.settings import Schema
 from ugc_jax.train.run import open_run, train
 from ugc_jax.train.samples import make_sampler
-from ugc_jax.train.settings import SftConfig
+from ugc_jax.train.settings import SFT_SHORT, SftConfig
 from ugc_jax.train.supervised import Supervised
 
 logger = logging.getLogger(__name__)
 
-CONFIG = SftConfig
+SETTINGS = Schema(SftConfig, short=SFT_SHORT)
 
 
 def main(config: SftConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
     run, data, loop = open_run(config), config.data, config.loop
     source = data, run.tokenizer, run.model, run.rows
-    training = pipeline.training(*source, loop.steps, loop.epochs)
+    training = pipeline.training(*source, loop.steps, loop.epochs, config.packing)
     logger.info("%s: %s", data.train, training.plan.describe())
-    evaluation = pipeline.evaluation(*source) if data.eval else None
+    evaluation = pipeline.evaluation(*source, config.packing) if data.eval else None
     setup = config.setup(run.model, run.mesh, len(training))
-    sample = make_sampler(data, loop.samples, loop.sample_tokens, setup, run.tokenizer)
+    sample = make_sampler(data, loop.samples, config.sampling, setup, run.tokenizer)
     peak = peak_flops(run.mesh)
     count = None if peak is None else step_flops
     work = Supervised(setup, iter(training), data.batch_size, evaluation, sample, count)
-    return train(run, work, peak)
+    return train(run, work, training.shown_clip(), peak)

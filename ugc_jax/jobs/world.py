@@ -11,31 +11,32 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ugc_jax import files
 from ugc_jax.errors import UserError
-from ugc_jax.settings import check_minimum, part
+from ugc_jax.progress import progress
+from ugc_jax.settings import Schema, check_minimum, short_names
 from ugc_jax.toy import world
+from ugc_jax.toy.world import WorldSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WorldConfig(world.WorldSettings):
+class WorldConfig:
     """Settings of world."""
 
     output: str  # directory to write
     train: int = 2000  # clips for training; 0 for none
     test: int = 200  # clips of combinations that are not in training
     workers: int | None = None  # processes that write clips; none: one a core
+    world: WorldSettings = WorldSettings()
 
 
-CONFIG = WorldConfig
+SETTINGS = Schema(WorldConfig, short=short_names(world=WorldSettings))
 
 
 def main(config: WorldConfig, args: list[str]) -> int:
     """Write the clips of each split in parallel, then its manifest."""
     check_minimum(config, train=0, test=0, workers=1)
-    folder, settings = Path(config.output), part(world.WorldSettings, config)
+    folder, settings = Path(config.output), config.world
     _check_settings(folder, settings)
     # Only this process handles Ctrl-C; it stops the others when their clips are complete.
     quiet = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
@@ -45,12 +46,12 @@ def main(config: WorldConfig, args: list[str]) -> int:
             count = getattr(config, split)
             write = functools.partial(world.write_example, split, settings=settings, folder=folder)
             rows = pool.map(write, range(count), chunksize=16)
-            bar = tqdm(rows, total=count, unit="clip", desc=f"{split} clips", disable=None)
-            files.write_text(folder / f"{split}.jsonl", files.to_lines(bar))
+            rows = progress(rows, count, "clip", f"{split} clips")
+            files.write_text(folder / f"{split}.jsonl", files.to_lines(rows))
     return 0
 
 
-def _check_settings(folder: Path, settings: world.WorldSettings):
+def _check_settings(folder: Path, settings: WorldSettings):
     """Write the settings into the folder. UserError if it has clips of other settings."""
     note, content = folder / "world.json", dataclasses.asdict(settings)
     if not note.exists():

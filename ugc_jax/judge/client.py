@@ -25,7 +25,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from ugc_jax.errors import UserError
 from ugc_jax.judge.answers import Answers
@@ -87,8 +87,6 @@ class Malformed(JudgeError):
 class JudgeConfig:
     """An LLM judge on an OpenAI-compatible server."""
 
-    SECTION: ClassVar[str] = "rewards.judge."  # of a job's settings, for messages
-
     model: str | None = None  # the judge's name on its server, e.g. gpt-4o-2024-08-06
     base_url: str | None = None  # the server, e.g. http://localhost:8000/v1; none: api.openai.com
     # environment variable with the key; a server of your own needs none
@@ -112,7 +110,7 @@ class JudgeConfig:
     def __post_init__(self):
         def require(holds: bool, field: str, remedy: str):
             if not holds:
-                raise UserError(f"{self.SECTION}{field} is {getattr(self, field)!r}; {remedy}")
+                raise UserError(f"{field} is {getattr(self, field)!r}; {remedy}")
 
         url = self.base_url
         is_url = url is None or url.startswith(("http://", "https://"))

@@ -1,12 +1,13 @@
 """The settings of a clip's media, and the two named presets.
 
-The config of every job that reads clips inherits from `ClipSettings`, so that
-`--config.preset=upstream --config.fps=1` works everywhere. A field that is None takes the preset's
-value; `resolve` fills these in and refuses contradictions.
+Every job that reads clips has a section `clip` of ClipSettings. A field that is None takes the
+value of the checkpoint's own training data, if these are known, or else of the preset; `resolve`
+fills these in and refuses contradictions.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -34,10 +35,11 @@ UPSTREAM_SYSTEM = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """How a clip becomes frames, sound and a question. None: the preset's value."""
+    """How a clip becomes frames, sound and a question. None: of the checkpoint or the preset."""
 
-    # "qwen" (the reference's own sampling) or "upstream" (the published captioner's)
-    preset: str = "qwen"
+    # "qwen" (the reference's own sampling) or "upstream" (the published captioner's); without it
+    # the settings that the checkpoint was trained with, or else qwen
+    preset: str | None = None
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`
@@ -51,14 +53,14 @@ class ClipSettings:
 
     start: float | None = None  # seconds at which the part to use begins; None: the beginning
     end: float | None = None  # seconds at which the part to use ends; None: the end
-    audio: bool = True  # False: leave the sound out even if the clip has some
-    max_audio_seconds: float = 300.0  # longer sound is cut there, and the log says so
-    bgr: bool = False  # swap red and blue, as the published captioner's inference code did
+    audio: bool | None = None  # false: leave the sound out even if the clip has some
+    max_audio_seconds: float | None = None  # longer sound is cut there, and the log says so
+    bgr: bool | None = None  # swap red and blue, as the published captioner's inference code did
 
     system: str | None = None  # system prompt
     question: str | None = None  # what the user asks about the clip
-    # True: time positions assume 2 frames/s, as the reference does; False: the clip's own rate
-    reference_fps: bool = False
+    # true: time positions assume 2 frames/s, as the reference does; false: the clip's own rate
+    reference_fps: bool | None = None
     # most tokens of a prompt: an oversized clip gets fewer pixels, then fewer frames; None: as
     # many as the model has positions
     max_tokens: int | None = None
@@ -73,6 +75,10 @@ _QWEN = dict(  # spec 4.1 and 4.2
     total_pixels=128_000 * CELL_AREA * 9 // 10,
     image_min_pixels=4 * CELL_AREA,
     image_max_pixels=16384 * CELL_AREA,
+    audio=True,
+    max_audio_seconds=300.0,
+    bgr=False,
+    reference_fps=False,
     system=DEFAULT_SYSTEM,
     question=QUESTION,
 )
@@ -81,6 +87,8 @@ PRESETS = {
     # spec/ugc_videocap.md, "The published inference preset"
     "upstream": _QWEN | dict(fps=None, frames=32, system=UPSTREAM_SYSTEM),
 }
+
+DEFAULT_PRESET = "qwen"
 
 _LIMITS = (
     ("min_frames", "max_frames"),
@@ -94,27 +102,42 @@ _LEAST = dict.fromkeys(("frames", "min_frames", "max_frames"), 2) | dict.fromkey
 )
 
 
-def resolve(settings: ClipSettings) -> ClipSettings:
-    """Fill every None that the preset defines; resolving twice changes nothing.
+def resolve(settings: ClipSettings, trained: ClipSettings | None = None) -> ClipSettings:
+    """Fill every None; resolving twice changes nothing.
 
-    Raises UserError naming the field for an unknown preset, a value out of range, or two fields
-    that contradict each other.
+    trained: the settings that the model was trained with, which take the place of the preset if
+    `settings` names none. Raises UserError naming the field for an unknown preset, a value out of
+    range, or two fields that contradict each other.
     """
-    if settings.preset not in PRESETS:
+    if settings.preset is not None and settings.preset not in PRESETS:
         raise UserError(f"preset is {settings.preset!r}; choose one of {', '.join(PRESETS)}")
     _check(settings)
-    values = dict(PRESETS[settings.preset])
+    if settings.preset is None and trained is not None:
+        values = {name: value for name, value in vars(trained).items() if value is not None}
+    else:
+        preset = settings.preset or DEFAULT_PRESET
+        values = PRESETS[preset] | {"preset": preset}
     if settings.frames is not None or settings.fps is not None:
-        # fps and frames exclude each other, so either one replaces both of the preset's
-        values.pop("fps", None)
-        values.pop("frames", None)
-    for low, high in _LIMITS:  # the user's limit moves the preset's opposite one if they cross
+        # fps and frames exclude each other, so either one replaces both
+        values = {name: value for name, value in values.items() if name not in ("fps", "frames")}
+    for low, high in _LIMITS:  # the user's limit moves the opposite one if they cross
         if getattr(settings, high) is not None:
             values[low] = min(values[low], getattr(settings, high))
         if getattr(settings, low) is not None:
             values[high] = max(values[high], getattr(settings, low))
     values = {name: value for name, value in values.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **values)
+
+
+def preset_changes(preset: str) -> dict[str, object]:
+    """Return the values of a preset that differ from the default one's."""
+    return changes(PRESETS[preset])
+
+
+def changes(values: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the values of clip settings that differ from the default preset's."""
+    default = PRESETS[DEFAULT_PRESET] | {"preset": DEFAULT_PRESET}
+    return {name: value for name, value in values.items() if value != default.get(name)}
 
 
 def _check(settings: ClipSettings):
@@ -126,7 +149,7 @@ def _check(settings: ClipSettings):
             raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
     for name, positive in dict(fps=True, max_audio_seconds=True, start=False, end=True).items():
         value = getattr(settings, name)
-        if value is None and name != "max_audio_seconds":
+        if value is None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and 0 <= value < math.inf) or (positive and value == 0):

@@ -32,9 +32,9 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0:
-            raise UserError(f"lora.rank is {self.rank}; use a positive number, or 0 for no adapter")
+            raise UserError(f"rank is {self.rank}; use a positive number, or 0 for no adapter")
         if self.alpha <= 0:
-            raise UserError(f"lora.alpha is {self.alpha}; use a positive number")
+            raise UserError(f"alpha is {self.alpha}; use a positive number")
 
     @property
     def scale(self) -> float:

@@ -117,7 +117,7 @@ def policy_shapes(
 ) -> PolicyBatch:
     """Return the largest PolicyBatch of these prompts: ShapeDtypeStructs on the training mesh."""
     rollout = Rollout(setup, config, options.shared_prompt)
-    G, N = config.samples, config.max_new_tokens
+    G, N = config.samples, config.sampling.max_new_tokens
     empty = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape[1:]), leaf.dtype), prompts)
     zeros = np.zeros((1, G), np.float32)
     tokens = np.zeros((1, G, N), np.int32)
@@ -152,7 +152,7 @@ def _sampling(setup, options, config, prompts) -> Iterator[Program]:
         runs = 1 if name == "weights" else config.parts
         flops = program_flops(counted[name], setup.model.costly_share) * runs
         if name == "decode":  # its loop counts once; prefill gives the first token
-            flops *= config.max_new_tokens - 1
+            flops *= config.sampling.max_new_tokens - 1
             present -= outputs["embed"]
         with jax.set_mesh(rollout.mesh):
             program = _program(name, traced, present, runs, flops, executed=flops)
@@ -166,7 +166,9 @@ def _sampling(setup, options, config, prompts) -> Iterator[Program]:
 
 def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
     """The programs that run after the rollout has dropped its weights."""
-    score = functools.partial(token_logprobs, options=options, temperature=config.temperature)
+    score = functools.partial(
+        token_logprobs, options=options, temperature=config.sampling.temperature
+    )
     reference = functools.partial(score, of_reference=True)
     update = _minibatch(batch, options, setup.mesh)
     programs = [("old", score, batch, 1)] if options.updates > 1 else []
@@ -187,7 +189,10 @@ def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
 def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
     """Return the policy step of these settings: `step(state, batch, setup=setup)`."""
     return functools.partial(
-        policy_step, options=options, samples=config.samples, temperature=config.temperature
+        policy_step,
+        options=options,
+        samples=config.samples,
+        temperature=config.sampling.temperature,
     )
 
 

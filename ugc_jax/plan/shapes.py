@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ugc_jax.data.batching import Batch, BucketKey, collate_rows, size_of_media
-from ugc_jax.data.planning import ExampleSet, RowsConfig, make_plan
+from ugc_jax.data.planning import DataConfig, ExampleSet, make_plan
 from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
 from ugc_jax.hf.config import load_config
@@ -27,8 +27,8 @@ class TypicalClip:
     seconds: float = 24.0  # of sound
     text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
 
-    def bucket(self, data: RowsConfig, model: OmniConfig) -> BucketKey:
-        """Return the shape of a training row of such clips, packed if `data` packs.
+    def bucket(self, data: DataConfig, model: OmniConfig, packing: bool) -> BucketKey:
+        """Return the shape of a training row of such clips.
 
         Raises UserError for a clip that is longer than a row, and for a height or width that is
         not a multiple of the vision encoder's cell.
@@ -36,18 +36,18 @@ class TypicalClip:
         patch, cell = model.vision.patch_size, model.vision.cell_pixels
         for name, side in (("height", self.height), ("width", self.width)):
             if side < cell or side % cell:
-                raise UserError(f"clip.{name} is {side}; use a multiple of {cell}")
+                raise UserError(f"typical.{name} is {side}; use a multiple of {cell}")
         grid = (-(-self.frames // 2), self.height // patch, self.width // patch)
         sound = round(self.seconds * SAMPLE_RATE / HOP)
         size = size_of_media([Medium("video", grid, 1.0, sound)], model)
         size = size._replace(tokens=size.tokens + self.text)
         if size.tokens > data.tokens:
             raise UserError(
-                f"clip: takes {size.tokens} tokens, and a row has data.tokens={data.tokens}; "
+                f"typical: takes {size.tokens} tokens, and a row has data.tokens={data.tokens}; "
                 "raise that or plan for a smaller clip"
             )
         one = ExampleSet("clip", np.zeros(1, np.int64), np.array([size]), digest="", draws=1)
-        return max(make_plan([one], data, steps=1).buckets)
+        return max(make_plan([one], data, steps=1, packing=packing).buckets)
 
 
 def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:

@@ -25,7 +25,7 @@ def evaluate(
 
     A batch is completed while the rewards of earlier batches are computed.
     """
-    most, batches = config.rollout.max_new_tokens, []
+    most, batches = config.rollout.sampling.max_new_tokens, []
     rollout.load(state)
     for number, rows in enumerate(prompts):
         arrays = sharding.place_batch(rollout.setup.mesh, rows, config.data.batch_size)

@@ -101,13 +101,13 @@ class GrpoOptions:
     def __post_init__(self):
         def require(holds: bool, name: str, remedy: str):
             if not holds:
-                raise UserError(f"grpo.{name} is {getattr(self, name)}; use {remedy}")
+                raise UserError(f"{name} is {getattr(self, name)}; use {remedy}")
 
         nonnegative = (
             "clip_low", "clip_high", "beta", "tis_cap", "overlong", "overlong_penalty",
             "resamples", "entropy_bonus", "reference_sync",
         )  # fmt: skip
-        check_minimum(self, "grpo.", iterations=1, minibatches=1, **dict.fromkeys(nonnegative, 0))
+        check_minimum(self, iterations=1, minibatches=1, **dict.fromkeys(nonnegative, 0))
         require(
             self.dual_clip == 0 or self.dual_clip > 1 + self.clips[1],
             "dual_clip",
@@ -118,7 +118,7 @@ class GrpoOptions:
         require(
             self.beta > 0 or self.reference_sync == 0,
             "reference_sync",
-            "0, as there is no reference without beta; or set grpo.beta",
+            "0, as there is no reference without beta; or set beta",
         )
 
     @property

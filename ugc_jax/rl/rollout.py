@@ -19,7 +19,8 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
-from ugc_jax.settings import check_minimum, in_section
+from ugc_jax.settings import check_minimum
+from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_axes, model_params
 
 Media = dict[str, jax.Array]  # the encoders' rows by modality
@@ -30,33 +31,28 @@ class RolloutConfig:
     """How completions are sampled."""
 
     samples: int = 8  # completions of a prompt (G)
-    max_new_tokens: int = 512  # longest of them
-    temperature: float = 1.0  # logits are divided by it, here and where they are trained on
-    top_p: float = 1.0  # below 1 the tokens are drawn from another distribution than is trained
-    top_k: int = 0  # the same; 0: all tokens
     parts: int = 1  # parts of a batch that are sampled one after the other, for smaller caches
-    seed: int = 0  # of the sampling
-    data: int | None = None  # mesh to sample on, of the same devices (default: as mesh.data)
-    fsdp: int | None = None  # (default: as mesh.fsdp)
-    tensor: int | None = None  # (default: as mesh.tensor)
+    eval_prompts: int = 64  # first prompts of the evaluation data, which are evaluated on
+    # of the completions; training divides by the same temperature, but a top_k or top_p draws the
+    # tokens from another distribution than is trained
+    sampling: SamplingConfig = SamplingConfig(
+        temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=512
+    )
+    # mesh to sample on, of the same devices; a size of none is that of the training's mesh
+    mesh: MeshConfig = MeshConfig(data=None, fsdp=None, tensor=None)
 
     def __post_init__(self):
-        with in_section("rollout."):
-            sampling = self.sampling  # with its own checks
-        check_minimum(self, "rollout.", samples=2, parts=1)
-        if sampling.temperature == 0:
-            raise UserError("rollout.temperature is 0; use 1, or all samples would be the same")
-
-    @property
-    def sampling(self) -> SamplingConfig:
-        """Return the engine's settings. Raises UserError as `SamplingConfig`."""
-        return SamplingConfig(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
-        )
+        check_minimum(self, samples=2, parts=1, eval_prompts=1)
+        for name in ("temperature", "top_k", "top_p", "max_new_tokens"):
+            if getattr(self.sampling, name) is None:
+                raise UserError(f"sampling.{name} is none; give a number")
+        if self.sampling.temperature == 0:
+            raise UserError("sampling.temperature is 0; use 1, or all samples would be the same")
+        if self.sampling.repetition_penalty != 1:
+            raise UserError(
+                f"sampling.repetition_penalty is {self.sampling.repetition_penalty}; use 1, as "
+                "training does not know it"
+            )
 
 
 class RolloutPart(NamedTuple):
@@ -80,7 +76,7 @@ class Rollout:
         Raises UserError for a mesh that needs another number of devices.
         """
         self.setup, self.config, self.shared = setup, config, shared
-        self.mesh = sharding.reshape_mesh(setup.mesh, config.data, config.fsdp, config.tensor)
+        self.mesh = sharding.reshape_mesh(setup.mesh, **dataclasses.asdict(config.mesh))
         self._engine, self._params = Engine(setup.model, setup.compute, self.mesh), None
         learns = setup.trainable
         self.keeps_media = not (learns.vision or learns.audio or learns.projector)
@@ -109,7 +105,7 @@ class Rollout:
 
         prompts: the whole batch, one prompt a row, on the training mesh; its rows are a multiple of
         `parts` times the devices that share the rollout's batch. draw: number of the batch in the
-        run; with row, sample and `seed` it determines all randomness.
+        run; with row, sample and the seed it determines all randomness.
         """
         total, G, parts = len(prompts.tokens), self.config.samples, self.config.parts
         numbers = np.arange(part, total, parts)
@@ -148,7 +144,7 @@ class Rollout:
 
     def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
         """Return the greedy completion of each row of a batch on the training mesh (G = 1)."""
-        options = SamplingConfig(max_new_tokens=max_new_tokens)
+        options = SamplingConfig(max_new_tokens=max_new_tokens)  # greedy
         keys = np.zeros((len(prompts.tokens), 1))
         return self._generate(self._take(prompts, part=0, parts=1), options, keys, 1)[0]
 

@@ -5,31 +5,15 @@ from typing import ClassVar
 
 from jax.sharding import Mesh
 
-from ugc_jax.data.planning import RowsConfig
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.settings import check_minimum
 from ugc_jax.sharding import shard_count
 from ugc_jax.train.optimizer import OptimizerConfig
-from ugc_jax.train.settings import LoopConfig, TrainConfig
+from ugc_jax.train.settings import SHORT, LoopConfig, TrainConfig
 from ugc_jax.train.state import Setup
-
-
-@dataclasses.dataclass(frozen=True)
-class GrpoLoopConfig(LoopConfig):
-    """Loop settings of GRPO, whose steps are long."""
-
-    log_every: int = 1  # steps between lines of metrics, and between tables of completions
-    save_every: int = 50  # steps between checkpoints; the last step has one, too
-    eval_prompts: int = 64  # first prompts of the evaluation data, which are evaluated on
-    samples: int = 4  # of them that are written to the table of samples
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_minimum(self, "loop.", eval_prompts=1, samples=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +27,9 @@ class GrpoConfig(TrainConfig):
     )  # fmt: skip
     FIXED_ZERO: ClassVar[tuple[str, ...]] = ("grpo.beta",)
 
-    data: RowsConfig
     # small steps, as rewards are noisy; an adapter takes 1e-5
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, schedule="constant")
-    loop: GrpoLoopConfig = GrpoLoopConfig()
+    loop: LoopConfig = LoopConfig(log_every=1, save_every=50)  # steps are long
     grpo: GrpoOptions = GrpoOptions()
     rollout: RolloutConfig = RolloutConfig()
     rewards: RewardConfig = RewardConfig()
@@ -58,10 +41,10 @@ class GrpoConfig(TrainConfig):
                 "grpo.reference_sync: an adapter's reference is the frozen model without it; "
                 "set it to 0"
             )
-        if self.grpo.overlong > self.rollout.max_new_tokens:
+        if self.grpo.overlong > self.rollout.sampling.max_new_tokens:
             raise UserError(
-                f"grpo.overlong is {self.grpo.overlong}, more than rollout.max_new_tokens "
-                f"{self.rollout.max_new_tokens}; use a shorter window"
+                f"grpo.overlong is {self.grpo.overlong}, more than rollout.sampling.max_new_tokens "
+                f"{self.rollout.sampling.max_new_tokens}; use a shorter window"
             )
 
     @property
@@ -88,3 +71,22 @@ class GrpoConfig(TrainConfig):
                     f"data.batch_size is {batch}, not a multiple of {factors} times the {devices} "
                     "devices that share the batch; change one of them"
                 )
+
+
+# Also the names of earlier versions.
+GRPO_SHORT = SHORT | {
+    "samples": "rollout.samples",
+    "temperature": "rollout.sampling.temperature",
+    "max_new_tokens": "rollout.sampling.max_new_tokens",
+    "beta": "grpo.beta",
+    "functions": "rewards.functions",
+    "loop.eval_prompts": "rollout.eval_prompts",
+    "rollout.max_new_tokens": "rollout.sampling.max_new_tokens",
+    "rollout.temperature": "rollout.sampling.temperature",
+    "rollout.top_p": "rollout.sampling.top_p",
+    "rollout.top_k": "rollout.sampling.top_k",
+    "rollout.seed": "rollout.sampling.seed",
+    "rollout.data": "rollout.mesh.data",
+    "rollout.fsdp": "rollout.mesh.fsdp",
+    "rollout.tensor": "rollout.mesh.tensor",
+}

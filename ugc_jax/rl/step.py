@@ -86,7 +86,7 @@ class Grpo:
         self._rollout = Rollout(setup, rollout, options.shared_prompt)
         config.check_rows(setup.mesh, self._rollout.mesh)
         self._copies = 1 if options.shared_prompt else rollout.samples  # rows of a group
-        programs = dict(options=options, temperature=rollout.temperature)
+        programs = dict(options=options, temperature=rollout.sampling.temperature)
         update = functools.partial(policy_step, samples=rollout.samples, **programs)
         self._policy_step = jit_step(update, setup)
         logprobs = functools.partial(token_logprobs, setup=setup, **programs)
@@ -142,7 +142,7 @@ class Grpo:
         config, number = self.config, placed.before["step"]
         entries = self._prompts.entries(number)
         scores = BatchRewards(
-            self._rewards, self._tokenizer, entries, config.rollout.max_new_tokens
+            self._rewards, self._tokenizer, entries, config.rollout.sampling.max_new_tokens
         )
         parts = []
         for part in range(config.rollout.parts):
@@ -159,7 +159,7 @@ class Grpo:
         return PromptBatch(placed, media, groups)
 
     def _advantages(self, rewards: np.ndarray, completions: Completions) -> Advantages:
-        options, most = self.config.grpo, self.config.rollout.max_new_tokens
+        options, most = self.config.grpo, self.config.rollout.sampling.max_new_tokens
         penalty = overlong_penalty(completions.lengths, options, most)
         return advantages(rewards, self._rewards.weights, options, penalty)
 
@@ -194,7 +194,7 @@ class Grpo:
     ) -> PolicyBatch:
         """The rows of the groups, on the mesh."""
         completions, result = groups.completions, groups.advantages
-        options, most = self.config.grpo, self.config.rollout.max_new_tokens
+        options, most = self.config.grpo, self.config.rollout.sampling.max_new_tokens
         counts = token_counts(completions.lengths, completions.stopped, result.used, options)
         weights = token_weights(counts, options, most, self.setup.accumulate)
         size = slots(counts, most, options.shared_prompt)
@@ -252,9 +252,9 @@ class Grpo:
         names, seconds = self._rewards.names, clock.seconds
         if not any(update["tokens"] for update in updates):
             logger.warning(
-                "every completion was cut off at rollout.max_new_tokens=%d, so the step trains on "
-                "nothing; raise that, or set grpo.mask_truncated=false",
-                self.config.rollout.max_new_tokens,
+                "every completion was cut off at rollout.sampling.max_new_tokens=%d, so the step "
+                "trains on nothing; raise that, or set grpo.mask_truncated=false",
+                self.config.rollout.sampling.max_new_tokens,
             )
         sampled = groups if places is None else resampling.concatenate([b.groups for b in batches])
         generated = int(sampled.completions.lengths.sum())

@@ -17,28 +17,32 @@ from jax.experimental import multihost_utils
 
 from ugc_jax.hf.adapter import save_adapter
 from ugc_jax.hf.export import save_thinker
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.train.checkpoint import is_remote
 from ugc_jax.train.state import Setup, TrainState, merged_params
 
 logger = logging.getLogger(__name__)
 
 
-def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str):
+def export(
+    state: TrainState, setup: Setup, output: str, base: Path, dtype: str, trained: ClipSettings
+):
     """Write both; all processes call it, the first one writes. Existing folders are replaced.
 
     base: directory of the checkpoint that training started from, for config.json and the tokenizer.
-    dtype: of the model's weights, "float32" or "bfloat16". Raises UserError if the disk refuses.
+    dtype: of the model's weights, "float32" or "bfloat16". trained: the clip settings of the
+    training data. Raises UserError if the disk refuses.
     """
     with jax.set_mesh(setup.mesh):
         merged = jax.jit(functools.partial(merged_params, setup=setup))(state)
     merged, adapter = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
     if jax.process_index() == 0:
         with _local(epath.Path(output) / "model") as folder:
-            save_thinker(merged, setup.model, folder, base, dtype, overwrite=True)
+            save_thinker(merged, setup.model, folder, base, dtype, overwrite=True, trained=trained)
         logger.info("%s/model: the trained model", output)
         if setup.lora.rank:
             with _local(epath.Path(output) / "adapter") as folder:
-                save_adapter(adapter, setup.model, setup.lora, folder, str(base), overwrite=True)
+                save_adapter(adapter, setup.model, setup.lora, folder, str(base), True, trained)
             logger.info("%s/adapter: the adapter alone", output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")

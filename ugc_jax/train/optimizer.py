@@ -42,7 +42,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         nonnegative = ("learning_rate", "weight_decay", "clip_norm", *GROUPS)
-        check_minimum(self, "optimizer.", **dict.fromkeys(nonnegative, 0))
+        check_minimum(self, **dict.fromkeys(nonnegative, 0))
         for field, valid, allowed in (
             ("warmup", 0 <= self.warmup <= 1, "0 to 1"),
             ("final", 0 <= self.final <= 1, "0 to 1"),
@@ -51,7 +51,7 @@ class OptimizerConfig:
             ("eps", self.eps > 0, "a positive number"),
         ):
             if not valid:
-                raise UserError(f"optimizer.{field} is {getattr(self, field)}; use {allowed}")
+                raise UserError(f"{field} is {getattr(self, field)}; use {allowed}")
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:

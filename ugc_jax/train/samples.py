@@ -18,17 +18,17 @@ from ugc_jax.train.state import Setup, TrainState, model_params
 
 
 class Sampler:
-    """Captions the same prompts greedily at every call; compiled once a bucket."""
+    """Captions the same prompts at every call; compiled once a bucket."""
 
     def __init__(
         self,
         prompts: Sequence[pipeline.RecordPrompt],
         setup: Setup,
         tokenizer: ChatTokenizer,
-        max_new_tokens: int,
+        sampling: SamplingConfig,
     ):
         self._prompts, self._tokenizer = prompts, tokenizer
-        self._options = SamplingConfig(max_new_tokens=max_new_tokens)
+        self._options = sampling
         self._weights = jax.jit(functools.partial(model_params, setup=setup))
         self._engine = Engine(setup.model, setup.compute, setup.mesh)
 
@@ -43,7 +43,7 @@ class Sampler:
         for key, members in group(tagged, batch_size, Buckets(), config):
             prompts, examples = zip(*members, strict=True)
             batch = collate(examples, key, batch_size, config)
-            key_ids = np.zeros(batch_size, np.uint32)  # without effect on greedy tokens
+            key_ids = np.arange(batch_size, dtype=np.uint32)
             out = engine.generate(params, batch, self._options, key_ids)
             for prompt, tokens, length in zip(prompts, out.tokens, out.lengths, strict=False):
                 caption = self._tokenizer.decode(tokens[:length].tolist()).strip()
@@ -53,7 +53,7 @@ class Sampler:
 
 
 def make_sampler(
-    data: DataConfig, count: int, max_new_tokens: int, setup: Setup, tokenizer: ChatTokenizer
+    data: DataConfig, count: int, sampling: SamplingConfig, setup: Setup, tokenizer: ChatTokenizer
 ) -> Sampler | None:
     """Return a Sampler of the first `count` clips of the evaluation data; None if there are none.
 
@@ -64,4 +64,4 @@ def make_sampler(
     source = RecordSource(parse_mixture(data.eval)[0][0])
     numbers = range(min(count, len(source)))
     prompts = pipeline.prompts(source, numbers, tokenizer, setup.model)
-    return Sampler(prompts, setup, tokenizer, max_new_tokens)
+    return Sampler(prompts, setup, tokenizer, sampling)

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from jax.sharding import Mesh
 
-from ugc_jax.data.planning import DataConfig, RowsConfig
+from ugc_jax.data.planning import DataConfig
 from ugc_jax.errors import UserError
-from ugc_jax.generate.settings import NEW_TOKENS
-from ugc_jax.models.compute import Compute
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import check_minimum
@@ -33,28 +33,13 @@ class LoopConfig:
     seed: int = 0  # of a new adapter's weights
     export: Literal["last", "best"] = "last"  # which checkpoint becomes the exported model
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of its weights
+    samples: int = 4  # captions of the evaluation data that every evaluation writes to a table
 
     def __post_init__(self):
         counts = ("steps", "accumulate", "log_every", "save_every", "keep", "profile")
-        check_minimum(self, "loop.", **dict.fromkeys(counts, 1), eval_every=0, seed=0)
+        check_minimum(self, **dict.fromkeys(counts, 1), eval_every=0, seed=0, samples=0)
         if self.epochs <= 0:
-            raise UserError(f"loop.epochs is {self.epochs}; use a positive number")
-
-
-@dataclasses.dataclass(frozen=True)
-class SftLoopConfig(LoopConfig):
-    """Sample captions of SFT."""
-
-    samples: int = 4  # clips of the evaluation data that are captioned at every evaluation
-    sample_tokens: int = 256  # longest of these captions
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_minimum(self, "loop.", samples=0, sample_tokens=1)
-        if self.sample_tokens > NEW_TOKENS[-1]:
-            raise UserError(
-                f"loop.sample_tokens is {self.sample_tokens}; use at most {NEW_TOKENS[-1]}"
-            )
+            raise UserError(f"epochs is {self.epochs}; use a positive number")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,12 +59,12 @@ class TrainConfig:
     revision: str | None = None  # branch, tag or commit of a hub id
     master: Literal["float32", "bfloat16"] = "float32"  # dtype of the weights that learn
     distributed: bool = False  # one of several processes (hosts) that train together
-    data: RowsConfig
+    data: DataConfig
     trainable: Trainable = Trainable()
     lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    compute: Compute = Compute()
+    compute: ComputeConfig = ComputeConfig()
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self):
@@ -91,7 +76,7 @@ class TrainConfig:
         return Setup(
             model,
             mesh,
-            compute=self.compute,
+            compute=self.compute.resolve(mesh.devices.flat[0], model.text.head_dim),
             trainable=self.trainable,
             lora=self.lora,
             optimizer=self.optimizer,
@@ -105,5 +90,26 @@ class TrainConfig:
 class SftConfig(TrainConfig):
     """Settings of sft."""
 
-    data: DataConfig
-    loop: SftLoopConfig = SftLoopConfig()
+    packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)  # of the sample captions
+
+
+# Short names of the settings of sft and grpo.
+SHORT = {
+    "train": "data.train",
+    "eval": "data.eval",
+    "batch_size": "data.batch_size",
+    "tokens": "data.tokens",
+    "learning_rate": "optimizer.learning_rate",
+    "steps": "loop.steps",
+    "epochs": "loop.epochs",
+    "dtype": "compute.dtype",
+    "attention": "compute.attention",
+    "remat": "compute.remat",
+}
+# Also the names of earlier versions.
+SFT_SHORT = SHORT | {
+    "max_new_tokens": "sampling.max_new_tokens",
+    "loop.sample_tokens": "sampling.max_new_tokens",
+    "data.packing": "packing",
+}

@@ -35,15 +35,15 @@ class LocalConfig:
     def __post_init__(self):
         if not 0 < self.length_low <= self.length_high:
             raise UserError(
-                f"rewards.length_low is {self.length_low} and rewards.length_high is "
+                f"length_low is {self.length_low} and length_high is "
                 f"{self.length_high}; give 0 < length_low <= length_high"
             )
-        check_minimum(self, "rewards.", repetition_words=1)
+        check_minimum(self, repetition_words=1)
         try:
             re.compile(self.format_pattern or "")
         except re.error as error:
             raise UserError(
-                f"rewards.format_pattern {self.format_pattern!r} is not a regular expression "
+                f"format_pattern {self.format_pattern!r} is not a regular expression "
                 f"({error})"
             ) from None
 

@@ -39,7 +39,7 @@ from jax.experimental import multihost_utils
 from ugc_jax import settings
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import IndexEntry
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.generate.engine import finish_reason
 from ugc_jax.judge.client import Judge, JudgeConfig
 from ugc_jax.rl.rewards.judged import JUDGED, judged_functions
@@ -72,10 +72,10 @@ class RewardConfig(LocalConfig):
         super().__post_init__()
         for field in ("timeout", "workers", "concurrency"):
             if not getattr(self, field) > 0:
-                raise UserError(f"rewards.{field} is {getattr(self, field)}; give a number above 0")
+                raise UserError(f"{field} is {getattr(self, field)}; give a number above 0")
         for field in ("retries", "backoff", "cache"):
             if not getattr(self, field) >= 0:
-                raise UserError(f"rewards.{field} is {getattr(self, field)}; give 0 or more")
+                raise UserError(f"{field} is {getattr(self, field)}; give 0 or more")
 
 
 class RewardInput(NamedTuple):
@@ -202,6 +202,8 @@ class Rewards:
         except UserError:
             raise
         except Exception as error:
+            if (failure := environment_failure(error)) is not None:  # it would end all its calls
+                raise UserError(f"{function.name}: {failure}") from error
             self._cache.pop(key, None)  # it may succeed another time
             self._note(function.name, error)
             return math.nan

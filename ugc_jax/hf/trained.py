@@ -1,0 +1,59 @@
+"""What a model was shown in training, stored beside its weights; and which weights they are.
+
+captioner.json holds the clip settings, with system prompt and question, of the training data. They
+are the defaults wherever the model is used. transformers ignores the file.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from ugc_jax import __version__, files
+from ugc_jax.errors import UserError
+from ugc_jax.media.presets import ClipSettings, resolve
+
+TRAINED = "captioner.json"
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # that a file's digest reads
+
+
+def write_trained(folder: Path, clip: ClipSettings):
+    """Write captioner.json. clip: resolved."""
+    content = {"ugc_jax": __version__, "clip": dataclasses.asdict(clip)}
+    files.write_json(Path(folder) / TRAINED, content, indent=2)
+
+
+def read_trained(folder: Path) -> ClipSettings | None:
+    """Return the clip settings that a checkpoint was trained with; None if it does not say.
+
+    Raises UserError for a file that holds something else.
+    """
+    path = Path(folder) / TRAINED
+    if not path.exists():
+        return None
+    remedy = "copy the file again, or remove it to use presets"
+    content = files.read_json(path, remedy)
+    try:
+        return resolve(ClipSettings(**content["clip"]))
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f'{path}: has no valid "clip" ({error}); {remedy}') from None
+
+
+def weights_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits that tell the weights of two checkpoints apart.
+
+    Of each file but small text files it takes the name, the size and some samples, so that it takes
+    a moment for weights of any size.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        relative = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in relative.parts)
+        if is_hidden or path.suffix in (".json", ".txt", ".jinja", ".md") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{relative} {size} ".encode())
+        with path.open("rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
