@@ -20,9 +20,14 @@ from ugc_jax.plan.memory import Memory, shard_bytes
 from ugc_jax.plan.shapes import batch_shapes
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
+from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.state import Setup, abstract_state
 
 KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
+
+
+def sampled(max_new_tokens):
+    return dataclasses.replace(RolloutConfig().sampling, max_new_tokens=max_new_tokens)
 
 
 def inputs(options=None, **rollout):
@@ -31,7 +36,7 @@ def inputs(options=None, **rollout):
     mesh = sharding.make_mesh(1, 2, 1, devices=jax.devices()[:2])
     model = cases.fewer_layers(tiny())
     setup = Setup(model, mesh, reference=options.beta > 0)
-    config = RolloutConfig(**{"samples": 4, "max_new_tokens": 16} | rollout)
+    config = RolloutConfig(**{"samples": 4, "sampling": sampled(16)} | rollout)
     return setup, options, config, batch_shapes(KEY, 4, model, mesh)
 
 
@@ -52,7 +57,7 @@ def planned(monkeypatch, arguments, says=SAYS):
 
 
 def test_what_lies_on_a_chip_besides(monkeypatch):
-    setup, options, config, prompts = inputs(fsdp=1, tensor=2)
+    setup, options, config, prompts = inputs(mesh=MeshConfig(data=None, fsdp=1, tensor=2))
     batch = plan.policy_shapes(setup, options, config, prompts)
     made = planned(monkeypatch, (setup, options, config, prompts))
     assert [program.name for program in made.programs] == NAMES
@@ -86,7 +91,7 @@ def test_operations_of_all_runs(monkeypatch):
     once = planned(monkeypatch, inputs())
     options = GrpoOptions(iterations=2, minibatches=2)
     memories = [*SAYS[:6], SAYS[6], *SAYS[6:]]
-    often = planned(monkeypatch, inputs(options, parts=2, max_new_tokens=31), memories)
+    often = planned(monkeypatch, inputs(options, parts=2, sampling=sampled(31)), memories)
     assert [program.name for program in often.programs] == [*NAMES[:6], "old", *NAMES[6:]]
     assert [program.runs for program in often.programs] == [1, 2, 2, 2, 2, 2, 1, 1, 4]
     flops = {program.name: program.flops for program in often.programs}
@@ -134,7 +139,7 @@ def big_text(shared: bool):
     )
     mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
     setup, options = Setup(model, mesh), GrpoOptions(beta=0.0, shared_prompt=shared)
-    config = RolloutConfig(samples=8, max_new_tokens=300)
+    config = RolloutConfig(samples=8, sampling=sampled(300))
     key = BucketKey(tokens=2700, grids=1, windows=1, chunks=1)
     return setup, options, config, batch_shapes(key, 1, model, mesh)
 
@@ -161,13 +166,14 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
         f"checkpoint={tiny_checkpoint}", f"output={tmp_path}/run", f"report={tmp_path}/r.json",
         "topology=v5e:2x2", "data.train=not/extracted", "data.tokens=256", "data.batch_size=4",
         "clip.frames=4", "clip.height=112", "clip.width=112", "clip.seconds=4", "clip.text=40",
-        "compute.dtype=bfloat16", "compute.attention=splash", "rollout.max_new_tokens=64",
+        "rollout.max_new_tokens=64",
         "rollout.fsdp=1", "rollout.tensor=2", "rollout.data=-1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "ugc_jax.cli", "plan", *(f"--config.{word}" for word in words)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "4 chips v5e" in done.stdout
+    assert "attention splash (auto)" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["fits"]
     assert [program["name"] for program in report["programs"]] == NAMES

@@ -1,5 +1,7 @@
 """ugc_jax.plan.sft: the plan's sums; with the TPU compiler installed, a real one."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -7,21 +9,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import jax
 import numpy as np
 import pytest
+from fake_devices import TPU, gpu, text_for
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import plan as job
-from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
 from ugc_jax.plan import memory
 from ugc_jax.plan.chips import Chip
 from ugc_jax.plan.sft import plan_sft
 from ugc_jax.plan.shapes import batch_shapes
-from ugc_jax.settings import parse
+from ugc_jax.settings import Schema
+from ugc_jax.train.settings import SftConfig
 from ugc_jax.train.state import Setup, abstract_state
+from ugc_jax.train.step import jit_step, train_step
 
 KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
 has_compiler = importlib.util.find_spec("libtpu") is not None
@@ -49,6 +56,33 @@ def test_a_plan_for_the_devices_here(monkeypatch):
     assert found.executed_flops == found.model_flops > 0
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "cudnn", "splash"),
+    [
+        (gpu(), "auto", 3, 0),
+        (gpu(), "float32", 0, 0),
+        (TPU, "auto", 0, 4),
+        (TPU, "float32", 0, 4),
+    ],
+)
+@pytest.mark.parametrize("name", ["sft_3b", "sft_3b:lora"])
+def test_a_recipe_that_names_no_device(name, device, dtype, cudnn, splash, monkeypatch):
+    """The step's program runs a layer forward, forward again for remat=full, and backward."""
+    config, _ = Schema(SftConfig).parse([f"--config={name}", f"--compute.dtype={dtype}"])
+    model = cases.fewer_layers(omni_3b())
+    mesh = sharding.make_mesh(2, 2, 2)
+    setup = dataclasses.replace(
+        config.setup(model, mesh, steps=1),  # its compute is that of the devices here
+        compute=config.compute.resolve(device, model.text.head_dim),
+    )
+    arguments = abstract_state(setup), batch_shapes(KEY, 4, model, mesh)
+    with jax.set_mesh(mesh):
+        trace = functools.partial(jit_step(train_step, setup).trace, *arguments)
+        text = text_for(device, trace, monkeypatch)
+    assert text.count("@__cudnn$fmhaScaleBiasSoftmax") == cudnn
+    assert text.count("@tpu_custom_call") == splash
+
+
 def words(folder, topology="v5e:2x2"):
     return [
         "--config.checkpoint=Qwen/Qwen2.5-Omni-3B",
@@ -60,7 +94,7 @@ def words(folder, topology="v5e:2x2"):
 
 @pytest.mark.skipif(has_compiler, reason="the TPU compiler is installed")
 def test_without_the_compiler(tmp_path):
-    config, _ = parse(job.CONFIG, words(tmp_path))
+    config, _ = job.SETTINGS.parse(words(tmp_path))
     with pytest.raises(UserError, match=r"needs the TPU compiler.* pip install \"jax\[tpu\]"):
         job.main(config, [])
 
@@ -71,21 +105,22 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
     small = ["--config.data.tokens=512", "--config.data.batch_size=4"]
     small += ["--config.clip.frames=4", "--config.clip.height=112", "--config.clip.width=112"]
     small += ["--config.clip.seconds=4", "--config.clip.text=40"]
-    kernel = ["--config.compute.attention=splash", "--config.compute.dtype=bfloat16"]
     checkpoint = [f"--config.checkpoint={tiny_checkpoint}", f"--config.report={tmp_path}/r.json"]
 
     def run(*more):
         command = [sys.executable, "-m", "ugc_jax.cli", "plan"]
         return subprocess.run([*command, *more], capture_output=True, text=True, env=os.environ)
 
-    done = run(*words(tmp_path), *checkpoint, *small, *kernel)
+    done = run(*words(tmp_path), *checkpoint, *small)
     assert done.returncode == 0, done.stderr
     assert "4 chips v5e" in done.stdout
+    assert "attention splash (auto)" in done.stdout
     assert ": fits" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["fits"]
     assert report["arguments"] < report["peak"] < 1 << 30
     assert report["row"]["tokens"] == 512
+    assert report["compute"] == dataclasses.asdict(Compute("bfloat16", attention="splash"))
     done = run(*words(tmp_path, "v5e:3x5"), *checkpoint, *small)
     assert done.returncode == 2
     assert "topology v5e:3x5" in done.stderr
@@ -110,6 +145,6 @@ def test_what_the_readme_says_fits(config, topology):
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert "attention splash" in done.stdout
+    assert "attention splash (auto)" in done.stdout
     assert "fits" in done.stdout
     assert "DOES NOT FIT" not in done.stdout
