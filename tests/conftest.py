@@ -1,6 +1,8 @@
 """Shared fixtures. Eight CPU devices, to test sharding everywhere; rank promotion is an error."""
 
+import contextlib
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -48,6 +50,27 @@ def highest_precision():
 
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def no_handles():
+    """`with no_handles():` no file can be opened in it."""
+
+    @contextlib.contextmanager
+    def block():
+        limits, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+        try:
+            with contextlib.suppress(OSError):
+                while True:  # the lowest free numbers, so that all above can be refused
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1, limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for handle in taken:
+                os.close(handle)
+
+    return block
 
 
 @pytest.fixture(scope="session")

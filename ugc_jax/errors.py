@@ -6,7 +6,10 @@ import os
 FULL_DISK = "free disk space, then run again to resume"
 _LIBRARY = "install it, or install ugc_jax again"
 _MEMORY = "out of memory", "free memory or lower workers or batch_size, then run again to resume"
-_THREADS = "no thread can be started", "raise the limit (ulimit -u) or lower workers"
+_THREADS = (
+    "no thread or process can be started",
+    "free memory, raise the limit (ulimit -u) or lower workers",
+)
 _HANDLES = "too many open files", "raise the limit (ulimit -n 65536) or lower workers"
 # What is wrong and the remedy. Not EIO: it may be of one bad file, which must not stop a long job.
 _ERRNO = {
@@ -16,7 +19,9 @@ _ERRNO = {
     errno.EROFS: ("the disk is read-only", "choose another place, or mount it for writing"),
     errno.EMFILE: _HANDLES,
     errno.ENFILE: _HANDLES,
+    errno.EAGAIN: _THREADS,
 }
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(ValueError):
@@ -41,8 +46,8 @@ class EnvironmentFailure(Exception):
 def environment_failure(error: BaseException, path=None) -> EnvironmentFailure | None:
     """Return the failure of the environment that is `error` or made it; None for any other error.
 
-    Follows the exceptions that a traceback of `error` shows. path: the file concerned, if the
-    error may not name it.
+    Follows the exceptions that a traceback of `error` shows. path: the file to name; None: the one
+    of an error of the disk.
     """
     cause = error
     while cause is not None:
@@ -50,8 +55,8 @@ def environment_failure(error: BaseException, path=None) -> EnvironmentFailure |
             return cause
         if (found := _diagnosis(cause)) is not None:
             what, remedy = found
-            place = path or getattr(cause, "filename", None)
-            place = os.fsdecode(place) if isinstance(place, str | bytes) else place
+            of_disk = isinstance(cause, OSError) and cause.errno in _OF_A_DISK
+            place = path or (cause.filename if of_disk else None)
             return EnvironmentFailure(f"{f'{place}: ' if place else ''}{what}; {remedy}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None

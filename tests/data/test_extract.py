@@ -1,13 +1,16 @@
 """The extract job: what it writes, what it says, and that a rerun goes on."""
 
+import errno
 import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import deque
 
 import pytest
@@ -18,9 +21,9 @@ from ugc_jax import cli
 from ugc_jax.data import extract
 from ugc_jax.data.extract import Extraction, extract_shard, run_beam, run_local
 from ugc_jax.data.manifest import read_manifest
-from ugc_jax.data.records import RecordSource, Storage
+from ugc_jax.data.records import RecordSource, Storage, shard_name
 from ugc_jax.data.workers import Event
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 
@@ -51,7 +54,7 @@ def manifest(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch):
     """`run(output, manifest, *settings)` -> exit status."""
-    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
     return lambda output, path, *words: cli.run(
         ["extract", f"--config.output={output}", *WORDS, *words, str(path)]
     )
@@ -95,8 +98,10 @@ class TestJob:
         ]  # fmt: skip
 
         before = stamps(out)
-        assert run(out, manifest, *words) == 0  # again: nothing to do
-        assert "7 kept" in capsys.readouterr().err
+        assert run(out, manifest, *words) == 0  # again: only the missing file is tried
+        told = capsys.readouterr().err
+        assert told.startswith(f"{out}: 5 records (")
+        assert "; 2 clips failed, 5 kept from before, 1 failed clips tried again\n" in told
         assert stamps(out) == before
 
         assert run(out, manifest, *words[:2], "--config.max_failures=0.2") == 1
@@ -166,7 +171,8 @@ class TestRestart:
         first = tmp_path / names[0]
         first.write_bytes(first.read_bytes()[:-5])
         todo = prepared(tmp_path, manifest).prepare()
-        assert [shard.number for shard in todo] == [0, 3]
+        assert [shard.number for shard in todo] == [0, 2, 3]  # in 2 a file is missing
+        assert [shard.todo for shard in todo] == [1, 1, 2]
         in_this_process(todo)
         extraction.finish()
         after = stamps(tmp_path)
@@ -179,6 +185,7 @@ class TestRestart:
         in_this_process(extraction.prepare())
         extraction.finish()
         assert [shard.number for shard in extraction.prepare(retry=True)] == [2, 3]
+        assert [shard.number for shard in extraction.prepare()] == [2]
         assert not (tmp_path / "shards.json").exists()
 
     def test_kill_at_any_moment_then_go_on(self, manifest, tmp_path):
@@ -200,7 +207,7 @@ class TestRestart:
         finished = {path.name for path in out.glob("shards/*.json")}
         extraction = prepared(out, manifest, shard_clips=1)
         todo = extraction.prepare()
-        assert len(todo) == 7 - len(finished)
+        assert len(todo) == 7 - len(finished - {"00004-of-00007.json"})  # its file is missing
         in_this_process(todo)
         extraction.finish()
         after = stamps(out)
@@ -209,6 +216,219 @@ class TestRestart:
         assert all(after[name] == before[name] for name in kept)
         assert len(RecordSource(out)) == 5
         assert not list(out.glob("*.part"))
+
+
+def names_of(path, names):
+    """A manifest in the order of the names; returns its path."""
+    path.write_text("path,caption\n" + "".join(f"{name},Caption of {name}\n" for name in names))
+    return path
+
+
+@pytest.fixture
+def clips(manifest, tmp_path):
+    """A folder with 0.mp4 to 3.mp4, broken.mp4, and m.csv, which names missing.mp4, too."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(4):
+        shutil.copy(manifest.parent / f"{number}.mp4", folder)
+    shutil.copy(manifest.parent / "cut.mp4", folder / "broken.mp4")
+    names_of(folder / "m.csv", ["0.mp4", "broken.mp4", "1.mp4", "missing.mp4", "2.mp4", "3.mp4"])
+    return folder
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the files that were read, in order."""
+    names, probe = [], extract.probe
+
+    def note(path):
+        names.append(os.path.basename(path))
+        return probe(path)
+
+    monkeypatch.setattr(extract, "probe", note)
+    return names
+
+
+def extracted(output, manifest, **options):
+    """Extract what is to do, in this process; returns the totals."""
+    extraction = prepared(output, manifest, shard_clips=6)
+    shards = extraction.prepare(**options)
+    in_this_process(shards)
+    return extraction.finish(shards)
+
+
+def same(one, other):
+    for name in ("index.jsonl", "shards.json", *stamps(one)):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    return True
+
+
+class TestAgain:
+    def test_a_broken_clip_is_not_read_again_and_a_missing_one_is(self, clips, tmp_path, read):
+        out = tmp_path / "out"
+        assert extracted(out, clips / "m.csv")[:2] == (4, 2)
+        assert len(read) == 6
+        before, failures = stamps(out), (out / "failures.jsonl").read_text()
+        rows = [json.loads(line) for line in failures.splitlines()]
+        stat = (clips / "broken.mp4").stat()
+        assert [row["broken"] for row in rows] == [[[stat.st_size, stat.st_mtime_ns]], None]
+        read.clear()
+        totals = extracted(out, clips / "m.csv")
+        assert read == ["missing.mp4"]
+        assert totals[:2] == (4, 2)
+        assert totals[3:] == (4, 1)
+        assert stamps(out) == before  # no record is new
+        assert (out / "failures.jsonl").read_text() == failures
+        assert len(RecordSource(out)) == 4
+        read.clear()
+        assert extracted(out, clips / "m.csv", retry=True)[3:] == (4, 2)
+        assert read == ["broken.mp4", "missing.mp4"]
+
+    def test_records_are_taken_over(self, clips, tmp_path, read):
+        out = tmp_path / "out"
+        extracted(out, clips / "m.csv")
+        shutil.copy(clips / "3.mp4", clips / "missing.mp4")
+        read.clear()
+        assert extracted(out, clips / "m.csv")[:2] == (5, 1)
+        assert read == ["missing.mp4"]
+        extracted(tmp_path / "undisturbed", clips / "m.csv")
+        assert same(out, tmp_path / "undisturbed")
+        ids = [entry.id for entry in RecordSource(out).entries]
+        assert ids == [f"m.csv:{line}" for line in (2, 4, 5, 6, 7)]
+
+    def test_a_replaced_clip_is_read(self, clips, tmp_path, read):
+        out = tmp_path / "out"
+        extracted(out, clips / "m.csv")
+        shutil.copy(clips / "3.mp4", clips / "broken.mp4")
+        read.clear()
+        totals = extracted(out, clips / "m.csv")
+        assert read == ["broken.mp4", "missing.mp4"]
+        assert (totals.records, totals.failures, totals.kept, totals.again) == (5, 1, 4, 2)
+        assert totals.summary(out).endswith(
+            "each); 1 clips failed, 4 kept from before, 2 failed clips tried again"
+        )
+        extracted(tmp_path / "undisturbed", clips / "m.csv")
+        assert same(out, tmp_path / "undisturbed")
+
+    def test_failures_of_earlier_versions_are_tried_again(self, clips, tmp_path, read):
+        out = tmp_path / "out"
+        extracted(out, clips / "m.csv")
+        (path,) = out.glob("shards/*.json")
+        report = json.loads(path.read_text())
+        for failure in report["failures"]:
+            del failure["broken"]
+        path.write_text(json.dumps(report))
+        read.clear()
+        assert extracted(out, clips / "m.csv").again == 2
+        assert read == ["broken.mp4", "missing.mp4"]
+        read.clear()
+        extracted(out, clips / "m.csv")
+        assert read == ["missing.mp4"]  # now the other is known to be broken
+
+    def test_a_damaged_record_is_not_taken_over(self, clips, tmp_path):
+        out = tmp_path / "out"
+        extracted(out, clips / "m.csv")
+        (path,) = out.glob("shards/*.json")
+        report = json.loads(path.read_text())
+        report["lines"][1]["crc32"] += 1
+        path.write_text(json.dumps(report))
+        before = stamps(out)
+        shutil.copy(clips / "3.mp4", clips / "missing.mp4")
+        with pytest.raises(UserError, match="record 1 is damaged; delete this file and run"):
+            extracted(out, clips / "m.csv")
+        assert stamps(out) == before
+        (out / next(iter(before))).unlink()
+        assert extracted(out, clips / "m.csv")[:2] == (5, 1)
+
+
+class TestEnvironment:
+    """Its failures stop the job, are recorded of no clip, and leave nothing to repair."""
+
+    def healthy(self, out, clips, tmp_path):
+        """A run after the failure ends as an undisturbed one."""
+        assert not list(out.glob("shards/*"))
+        assert not list(out.glob("clips-*"))
+        assert not (out / "failures.jsonl").exists()
+        totals = extracted(out, clips / "m.csv")
+        assert (totals.records, totals.failures, totals.kept) == (4, 2, 0)
+        extracted(tmp_path / "undisturbed", clips / "m.csv")
+        return same(out, tmp_path / "undisturbed")
+
+    def test_a_missing_library(self, clips, tmp_path, monkeypatch):
+        """In the processes that read the clips; these get their path from this one."""
+        stub = "raise ModuleNotFoundError(\"No module named 'soxr'\", name='soxr')"
+        (tmp_path / "stub").mkdir()
+        (tmp_path / "stub/librosa.py").write_text(stub)
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / "stub")
+            shards = prepared(out, clips / "m.csv", shard_clips=6).prepare()
+            line = r"^the library soxr does not load \(No module named 'soxr'\); install it, or"
+            with pytest.raises(EnvironmentFailure, match=line):
+                list(run_local(shards, workers=2))
+        assert self.healthy(out, clips, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (MemoryError(), "out of memory; free memory or lower workers"),
+            (OSError(errno.ENOSPC, "x", "/tmp/a"), "/tmp/a: the disk is full; free disk space"),
+            (RuntimeError("can't start new thread"), "no thread or process can be started; "),
+        ],
+        ids=["memory", "disk", "thread"],
+    )
+    def test_an_error_while_a_clip_is_read(self, clips, tmp_path, monkeypatch, error, line):
+        def raw_medium(*_):
+            raise error
+
+        out = tmp_path / "out"
+        with monkeypatch.context() as patch:
+            patch.setattr(extract, "raw_medium", raw_medium)
+            with pytest.raises(EnvironmentFailure, match=line):
+                extracted(out, clips / "m.csv")
+        assert self.healthy(out, clips, tmp_path)
+
+    def test_no_handles(self, clips, tmp_path, no_handles):
+        out = tmp_path / "out"
+        (shard,) = prepared(out, clips / "m.csv", shard_clips=6).prepare()
+        with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
+            in_this_process([shard])
+        with no_handles(), pytest.raises(EnvironmentFailure, match="too many open files; raise"):
+            list(run_local([shard], workers=1))
+        assert self.healthy(out, clips, tmp_path)
+
+    def test_a_full_disk(self, clips, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        (shard,) = prepared(out, clips / "m.csv", shard_clips=6).prepare()
+        name = f"{shard_name(0, 1)}.{'0' * 8}.part"
+        (out / name).symlink_to("/dev/full")
+        with monkeypatch.context() as patch:
+            patch.setattr(extract.uuid, "uuid4", lambda: uuid.UUID(int=0))
+            with pytest.raises(EnvironmentFailure) as caught:
+                in_this_process([shard])
+        assert str(caught.value) == (
+            f"{out / shard_name(0, 1)}: the disk is full; free disk space, then run again to resume"
+        )
+        assert self.healthy(out, clips, tmp_path)
+
+    def test_finished_shards_and_records_stay(self, clips, tmp_path, monkeypatch, read):
+        out = tmp_path / "out"
+        extracted(out, clips / "m.csv")
+        shutil.copy(clips / "3.mp4", clips / "missing.mp4")
+        before = stamps(out)
+
+        def raw_medium(*_):
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(extract, "raw_medium", raw_medium)
+            with pytest.raises(EnvironmentFailure):
+                extracted(out, clips / "m.csv")
+        assert stamps(out) == before
+        read.clear()
+        totals = extracted(out, clips / "m.csv")
+        assert (totals.records, totals.kept, totals.again) == (5, 4, 1)
+        assert read == ["missing.mp4"]
 
 
 class TestMisfortune:
@@ -244,8 +464,11 @@ class TestMisfortune:
         extraction = prepared(tmp_path, manifest)
         results = list(run_local(extraction.prepare(), workers=1))
         assert len(results) == 7
-        assert "train.jsonl:2: the process that read it died (status -9)" in results
+        died = "train.jsonl:2: the process that read it died (status -9)"
+        assert f"{died}; run again with fewer workers if memory is short" in results
         assert extraction.finish()[:2] == (4, 3)
+        todo = extraction.prepare()  # what killed the process is not known
+        assert [shard.again for shard in todo] == [{"train.jsonl:2"}, {"train.jsonl:5"}]
 
     def test_a_process_that_dies_elsewhere_stops_the_job(self, manifest, tmp_path, monkeypatch):
         def work(function, tasks, workers):

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from ugc_jax.data.workers import work
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 
 
 def count(name, number):
@@ -63,6 +63,25 @@ def test_a_death_is_an_event_and_its_task_can_be_given_again():
 def test_an_error_is_raised_here():
     with pytest.raises(UserError, match="a: no; try another"):
         list(work(refuse, deque([("a",)]), workers=1))
+
+
+class Unloadable:
+    def __reduce__(self):
+        return __import__, ("nowhere.part",)
+
+
+def forget(name):
+    yield name
+    raise MemoryError
+
+
+def test_a_failure_of_the_environment_is_raised_here(no_handles):
+    with pytest.raises(EnvironmentFailure, match="^out of memory; free memory"):
+        list(work(forget, deque([("a",)]), workers=1))
+    with pytest.raises(EnvironmentFailure, match="^the library nowhere does not load"):
+        list(work(forget, deque([(Unloadable(),)]), workers=1))
+    with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
+        list(work(count, deque([("a", 3)]), workers=1))
 
 
 def test_processes_end_with_the_generator():

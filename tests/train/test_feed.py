@@ -1,5 +1,6 @@
 """ugc_jax.train.feed: one batch ahead, in order, and where the data stands."""
 
+import errno
 import threading
 
 import fake_training as fake
@@ -58,7 +59,12 @@ def test_it_reads_one_ahead_and_no_more(mesh):
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"), [(OSError("disk"), OSError), (UserError("disk"), StepRefused)]
+    ("error", "raised"),
+    [
+        (OSError("disk"), OSError),
+        (UserError("disk"), StepRefused),
+        (OSError(errno.EROFS, ""), StepRefused),  # "the disk is read-only"
+    ],
 )
 def test_what_reading_raises_is_raised_at_its_turn(mesh, error, raised):
     batches = Batches(mesh)

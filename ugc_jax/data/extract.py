@@ -97,7 +97,7 @@ class ExtractionTotals(NamedTuple):
             f"{directory}: {self.records} records ({size}); {self.failures} clips failed, "
             f"{self.kept} kept from before"
         )
-        return f"{line}, {self.again} failed ones tried again" if self.again else line
+        return f"{line}, {self.again} failed clips tried again" if self.again else line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -327,7 +327,7 @@ def _probe_image(path: Path) -> Source | None:
         return None
     except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
         fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, error, fault) from None
+        raise streams.reading_error(path, fault, error) from None
     size = (height, width) if rotated else (width, height)
     return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
 
@@ -345,4 +345,4 @@ def _read_image(path: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, MemoryError) as error:
         fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, error, fault) from None
+        raise streams.reading_error(path, fault, error) from None

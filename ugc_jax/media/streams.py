@@ -95,14 +95,14 @@ def _open(path: str) -> Iterator[av.container.InputContainer]:
     except (av.FFmpegError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         fault = f"not readable as video, image or sound ({reason}); copy or encode it again"
-        raise reading_error(path, error, fault) from None
+        raise reading_error(path, fault, error) from None
 
 
-def reading_error(path: str | Path, error: Exception, fault: str) -> Exception:
-    """Return what to raise for an error of a library that reads `path`.
+def reading_error(path: str | Path, fault: str, error: Exception | None = None) -> Exception:
+    """Return what to raise where `path` cannot be read: mostly a UserError with the fault.
 
-    EnvironmentFailure if the machine is the reason, UnreadableFile if the system refuses the file,
-    else UserError with the fault of its content.
+    error: of the library that reads it. EnvironmentFailure if the machine is the reason,
+    UnreadableFile if the system refuses the file.
     """
     if (failure := _environment_failure(error)) is not None:
         return failure
@@ -110,15 +110,18 @@ def reading_error(path: str | Path, error: Exception, fault: str) -> Exception:
     return (UnreadableFile if refused else UserError)(f"{path}: {fault}")
 
 
-def _environment_failure(error: Exception) -> EnvironmentFailure | None:
-    """Return the failure of the environment that is `error`, an exception of a decoder, or None.
+def _environment_failure(error: Exception | None = None) -> EnvironmentFailure | None:
+    """Return the failure of the environment for which a file is not read, or None.
 
-    A broken header may claim a size for which no machine has the memory; that is the file's fault.
+    FFmpeg hides a lack of memory behind other errors, and a broken header may claim a size for
+    which no machine has the memory. So whether there is memory is tried.
     """
-    if isinstance(error, MemoryError):
-        with contextlib.suppress(MemoryError):
-            np.empty(MEMORY_TRIAL, np.uint8)
-            return None
+    try:
+        np.empty(MEMORY_TRIAL, np.uint8)
+    except MemoryError as short:
+        return environment_failure(short)
+    if error is None or isinstance(error, MemoryError):
+        return None
     return environment_failure(error)
 
 
@@ -179,9 +182,8 @@ def scan(path: Path) -> Source:
             return Source(str(path), "audio", *facts)
         frame = frame or next(iter(_decode(picture, None)), None)
         if frame is None:
-            raise UserError(
-                f"{path}: none of its {len(packets)} pictures is readable; copy or encode it again"
-            )
+            fault = f"none of its {len(packets)} pictures is readable; copy or encode it again"
+            raise reading_error(path, fault)
         announced = float(picture.average_rate or picture.guessed_rate or 0)
         index = _index(packets, float(picture.time_base), announced)
         fps, count = _rate(index.times, announced), len(index.displayed)
@@ -320,6 +322,8 @@ def _fill(source: Source, missing: list[int], put: Callable[[int, av.VideoFrame]
 
     missing: time stamps, ascending.
     """
+    if (failure := _environment_failure()) is not None:
+        raise failure
     message = "%s: %d selected pictures do not decode; the ones before them are taken"
     log.warning(message, source.path, len(missing))
     displayed, last_stamp, last_frame = source.index.displayed, None, None

@@ -8,7 +8,7 @@ import jax
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch
 from ugc_jax.data.pipeline import BatchIterator
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 
 
 class StepRefused(Exception):
@@ -59,10 +59,12 @@ class Feed:
         before = self._batches.get_state()
         try:
             rows = next(self._batches, None)
-        except UserError as error:
-            if jax.process_count() > 1:  # the others go on, and a checkpoint needs them all
+        except Exception as error:
+            refusal = error if isinstance(error, UserError) else environment_failure(error)
+            # With more processes, the others go on, and a checkpoint needs them all.
+            if refusal is None or jax.process_count() > 1:
                 raise
-            raise StepRefused(str(error), before) from None
+            raise StepRefused(str(refusal), before) from None
         if rows is None:
             return None
         arrays = sharding.place_batch(self._mesh, rows, self._batch_size)
