@@ -20,7 +20,7 @@ from ugc_jax.data.records import (
     decode_record,
     shard_name,
 )
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
@@ -170,6 +170,12 @@ def test_a_flipped_bit_is_found_wherever_it_is(folder, copy):
         assert error.startswith(f"{name}: record ")
         assert " is damaged; delete this file and run ugc-jax extract again" in error
         assert "\n" not in error
+
+
+def test_without_handles_no_record_is_called_damaged(folder, no_handles):
+    source = RecordSource(folder)
+    with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
+        source[0]
 
 
 def truncated(folder):

@@ -13,10 +13,11 @@ from clips import write_clip
 from ugc_jax import Captioner
 from ugc_jax.data.batching import Buckets, bucket_of
 from ugc_jax.data.example import load_example
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.generate import captioner as module
 from ugc_jax.generate.captioner import Caption, leave_room
 from ugc_jax.generate.engine import Generated
+from ugc_jax.generate.results import Results, Totals, record_all
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.sharding import make_mesh
@@ -218,6 +219,26 @@ def test_reading_ahead_is_bounded_and_in_order():
             assert result == used
             assert begun <= used + 6
     assert begun == 30
+
+
+def test_a_missing_library_blames_no_clip(tiny_captioner, clips, tmp_path, monkeypatch):
+    def load_example(*_):
+        raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
+
+    monkeypatch.setattr(module, "load_example", load_example)
+    names = [str(clips / name) for name in ("a.mp4", "b.mp4", "broken.mp4")]
+    out, totals = tmp_path / "out.jsonl", Totals()
+    line = r"^the library soxr does not load \(No module named 'soxr'\); install it, or"
+    with Results(out, names) as results, pytest.raises(EnvironmentFailure, match=line):
+        record_all(tiny_captioner.stream(names), 3, results, totals)
+    assert out.read_text() == ""
+    assert totals.failed == 0
+
+
+def test_no_handles_blame_no_clip(tiny_captioner, clips, no_handles):
+    captions = tiny_captioner.stream([clips / "a.mp4", clips / "b.mp4"])
+    with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
+        next(captions)
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(2, 2), (3, 1)])

@@ -83,12 +83,16 @@ async def asleep(prompt, completion, reference, metadata):
 def leave(prompt, completion, reference, metadata):
     raise SystemExit(3)
 
+def incomplete(prompt, completion, reference, metadata):
+    import nowhere
+
 async def leave_later(prompt, completion, reference, metadata):
     raise SystemExit(3)
 
 REWARDS = {
     "count": count, "later": later, "counted": Counted(), "threads": threads, "moody": moody,
     "odd": odd, "stuck": stuck, "asleep": asleep, "leave": leave, "leave_later": leave_later,
+    "incomplete": incomplete,
     "calls": lambda *_: len(calls),
 }
 """
@@ -210,6 +214,14 @@ def test_a_function_cannot_end_the_run(make, name):
     rewards = make(f"{name},count", retries=0)
     for _ in range(2):
         np.testing.assert_array_equal(rewards.submit(samples("a")).result(), [[np.nan, 1]])
+
+
+def test_a_missing_library_ends_the_run(make):
+    rewards = make("incomplete", retries=1)
+    line = "^incomplete: the library nowhere does not load .*; install it, or"
+    with pytest.raises(UserError, match=line):
+        rewards.submit(samples("a")).result()
+    assert rewards.failures() == {"incomplete": 0}
 
 
 def test_a_shipped_function_that_cannot_tell_is_a_failure(make, caplog):
@@ -364,15 +376,15 @@ def test_files_that_cannot_be_used(make, tmp_path, code, message):
 @pytest.mark.parametrize("changes", [{"timeout": 0.0}, {"workers": 0}, {"retries": -1}])
 def test_settings_out_of_range(changes):
     (name,) = changes
-    with pytest.raises(UserError, match=f"rewards.{name} is"):
+    with pytest.raises(UserError, match=f"^{name} is"):
         RewardConfig(**changes)
 
 
 def test_settings_on_the_command_line():
     words = ["--config.functions=rouge", "--config.length_low=5", "--config.judge.wait=3"]
-    config, _ = settings.parse(RewardConfig, words)
+    config, _ = settings.Schema(RewardConfig).parse(words)
     assert (config.length_low, config.judge.wait) == (5, 3.0)
-    described = settings.help_text(RewardConfig)
+    described = settings.Schema(RewardConfig).help_text()
     for field in ("length_high", "judge.base_url", "file"):
         assert field in described
 
