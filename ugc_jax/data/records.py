@@ -25,7 +25,8 @@ from PIL import Image
 from ugc_jax import files
 from ugc_jax.data.example import MediumInput, RawMedium, medium_input, medium_size
 from ugc_jax.data.prompt import Medium
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, MEL_BINS
 
 NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
@@ -72,12 +73,12 @@ class IndexEntry(NamedTuple):
     def answer(self) -> str | None:
         """The last answer of the messages, or else the solution; None without either."""
         last = self.messages[-1]
-        return _text_of(last) if last["role"] == "assistant" else self.solution
+        return text_of(last) if last["role"] == "assistant" else self.solution
 
     @property
     def question(self) -> str:
         """The text of the user's last turn."""
-        return _text_of([turn for turn in self.messages if turn["role"] == "user"][-1])
+        return text_of([turn for turn in self.messages if turn["role"] == "user"][-1])
 
 
 class MediumFacts(NamedTuple):
@@ -105,7 +106,8 @@ class MediumFacts(NamedTuple):
         return medium_size(self.kind, size, self.seconds_per_grid, self.mel_frames, GEOMETRY.vision)
 
 
-def _text_of(message: dict) -> str:
+def text_of(message: dict) -> str:
+    """Return the text of a message."""
     content = message["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     return "".join(part.get("text", "") for part in parts)
@@ -236,7 +238,8 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
     try:
         info.write_to_directory(directory)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error}); {files.FULL_DISK}") from None
+        fault = f"{directory}: cannot be written ({error}); {files.FULL_DISK}"
+        raise environment_failure(error, directory) or UserError(fault) from None
     text = files.to_lines(lines)
     files.write_text(directory / INDEX, text)
     summary = {"index_crc32": zlib.crc32(text.encode()), "shards": shards}
@@ -246,8 +249,9 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
 class RecordSource:
     """Random access to one extracted folder: `source[i]` is (IndexEntry, media for its prompt).
 
-    `entries` needs no record to be opened. Each process opens a file when it first reads it; a
-    pickled source is only the name of its folder. Threads may share a source.
+    `entries` needs no record to be opened; `clip` has the settings of the extraction. Each process
+    opens a file when it first reads it; a pickled source is only the name of its folder. Threads
+    may share a source.
     """
 
     def __init__(self, directory: str | epath.Path):
@@ -263,10 +267,11 @@ class RecordSource:
         extraction = files.read_json(self.directory / EXTRACTION, incomplete)
         try:
             self._storage = Storage(**extraction["storage"])
+            self.clip = resolve(ClipSettings(**extraction["clip"]))
         except (KeyError, TypeError, UserError) as error:
             raise UserError(
-                f'{self.directory / EXTRACTION}: has no valid "storage" ({error}); run ugc-jax '
-                "extract again with --config.overwrite=true"
+                f'{self.directory / EXTRACTION}: has no valid "storage" and "clip" ({error}); '
+                "run ugc-jax extract again with --overwrite"
             ) from None
         self._shards = summary["shards"]
         for shard in self._shards:
@@ -306,9 +311,10 @@ class RecordSource:
         try:
             record = self._reader(line["shard"]).read([position])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"{_damaged(path, position)} ({error!s:.120})") from None
+            fault = f"{damaged(path, position)} ({error!s:.120})"
+            raise environment_failure(error) or UserError(fault) from None
         if zlib.crc32(record) != line["crc32"]:
-            raise UserError(_damaged(path, position))
+            raise UserError(damaged(path, position))
         return record
 
     def _reader(self, number: int):
@@ -321,7 +327,8 @@ class RecordSource:
             return self._readers[number]
 
 
-def _damaged(path: epath.Path, position: int) -> str:
+def damaged(path: epath.Path, position: int) -> str:
+    """Return the message on a record that cannot be read as it was written."""
     remedy = f"delete this file and {EXTRACT_AGAIN}: only this file is written again"
     return f"{path}: record {position} is damaged; {remedy}"
 
