@@ -22,9 +22,9 @@ from ugc_jax.data.planning import parse_mixture
 from ugc_jax.data.records import RecordSource
 from ugc_jax.errors import UserError
 from ugc_jax.hf.checkpoint import load_params
-from ugc_jax.settings import parse
+from ugc_jax.settings import Schema
 from ugc_jax.train.run import open_run
-from ugc_jax.train.settings import SftConfig
+from ugc_jax.train.settings import SFT_SHORT, SftConfig
 from ugc_jax.train.state import create_state
 from ugc_jax.train.step import jit_step, train_step
 
@@ -40,7 +40,7 @@ def rate(work: Callable[[], int]) -> float:
 
 
 def main():
-    config, _ = parse(SftConfig, sys.argv[1:])
+    config, _ = Schema(SftConfig, short=SFT_SHORT).parse(sys.argv[1:])
     data = dataclasses.replace(config.data, workers=1)
     run = open_run(dataclasses.replace(config, distributed=False))
     model, mesh = run.model, run.mesh
@@ -48,7 +48,7 @@ def main():
     size = sum(file.stat().length for file in source.directory.glob("*.array_record*"))
     numbers = random.Random(0)
 
-    feed = iter(pipeline.training(data, run.tokenizer, model, run.rows, epochs=1000))
+    feed = iter(pipeline.training(data, run.tokenizer, model, run.rows, None, 1000, config.packing))
     setup = config.setup(model, mesh, 1000)
     batch = sharding.place_batch(mesh, next(feed), data.batch_size)
     step, state = jit_step(train_step, setup), create_state(load_params(run.weights, model), setup)

@@ -9,6 +9,7 @@ prefilled and trained on once for each completion. Both alternate; prints their 
 """
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import time
@@ -36,7 +37,8 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     """Return a function that makes one step and returns its seconds {"rollout", "update"}."""
     model, mesh = load_config(checkpoint), sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     setup, options = Setup(model, mesh), GrpoOptions(beta=0.0, shared_prompt=shared)
-    rollout = Rollout(setup, RolloutConfig(samples=samples, max_new_tokens=new_tokens), shared)
+    sampling = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=new_tokens)
+    rollout = Rollout(setup, RolloutConfig(samples=samples, sampling=sampling), shared)
     update = jit_step(functools.partial(policy_step, options=options, samples=samples), setup)
     (prompt,) = examples(Workload(batch_size=1, frames=24, seconds=8.5), model)
     key = bucket_of(prompt, Buckets(), model)

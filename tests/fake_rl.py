@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from ugc_jax import sharding
 from ugc_jax.data import pipeline
-from ugc_jax.data.planning import RowsConfig
+from ugc_jax.data.planning import DataConfig
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.hf.tokenizer import build_tokenizer, load_chat_tokenizer
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -29,13 +29,15 @@ from ugc_jax.rl import step as grpo
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.rows import Completions
-from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
+from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.toy import corpus
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.loop import Loop
+from ugc_jax.train.settings import LoopConfig
 
 MODEL = tiny()
 NEW_TOKENS = 6
+SAMPLING = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=NEW_TOKENS)
 
 
 def everywhere(array) -> np.ndarray:
@@ -185,10 +187,12 @@ def settings(folder, rows=None, options=None, rollout=None, **loop):
     return GrpoConfig(
         checkpoint="",
         output=str(folder),
-        data=RowsConfig(**data),
+        data=DataConfig(**data),
         grpo=GrpoOptions(**{"beta": 0.0} | (options or {})),
-        rollout=RolloutConfig(**{"samples": 3, "max_new_tokens": NEW_TOKENS} | (rollout or {})),
-        loop=GrpoLoopConfig(**{"steps": 4, "save_every": 2, "eval_prompts": 5} | loop),
+        rollout=RolloutConfig(
+            **{"samples": 3, "sampling": SAMPLING, "eval_prompts": 5} | (rollout or {})
+        ),
+        loop=LoopConfig(**{"steps": 4, "log_every": 1, "save_every": 2} | loop),
     )  # fmt: skip
 
 
@@ -197,7 +201,9 @@ def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
     data, loop_config, further = config.data, config.loop, config.further_batches
     feed = (data, tokenizer, MODEL, sharding.local_rows(mesh, data.batch_size))
     prompts = pipeline.prompt_batches(*feed, loop_config.steps, loop_config.epochs, further)
-    evaluation = pipeline.prompt_evaluation(*feed, loop_config.eval_prompts) if data.eval else None
+    evaluation = None
+    if data.eval:
+        evaluation = pipeline.prompt_evaluation(*feed, config.rollout.eval_prompts)
     setup = config.setup(MODEL, mesh, len(prompts) // (1 + further))
     batches = iter(prompts)
     with Checkpoints(config.output, loop_config.keep, "eval_reward", "max") as checkpoints:

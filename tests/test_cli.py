@@ -14,7 +14,7 @@ import pytest
 
 from ugc_jax import cli
 from ugc_jax.errors import UserError
-from ugc_jax.settings import _settings
+from ugc_jax.settings import Schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Config:
 @pytest.fixture
 def job(monkeypatch):
     """A stand-in for a job: `job(action)` makes `ugc-jax work ITEM...` call it."""
-    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
 
     def install(action, arguments="ITEM..."):
-        module = SimpleNamespace(CONFIG=Config, main=action, __doc__="Do some work.")
+        module = SimpleNamespace(SETTINGS=Schema(Config), main=action, __doc__="Do some work.")
         monkeypatch.setitem(cli.JOBS, "work", cli.Job("do some work", arguments))
         monkeypatch.setattr(cli, "load_job", lambda name: module)
 
@@ -61,16 +61,19 @@ def test_help_names_every_job(words, capsys):
     assert cli.run(words) == 0
     out = capsys.readouterr().out
     for name, job in cli.JOBS.items():
-        assert f"  {name:<9}{job.summary}" in out
+        assert f"  {name:<11}{job.summary}" in out
 
 
 @pytest.mark.parametrize("name", list(cli.JOBS))
 def test_job_help_names_every_setting(name, capsys):
     assert cli.run([name, "--help"]) == 0
     out = capsys.readouterr().out
-    config = cli.load_job(name).CONFIG
-    for key, setting in _settings(config[0] if isinstance(config, tuple) else config).items():
-        assert f"\n  {key}=" in out
+    schema = cli.load_job(name).SETTINGS
+    names = {full: [full] for full in schema.settings()}
+    for short, full in schema.short.items():
+        names[full].append(short)
+    for key, setting in schema.settings().items():
+        assert f"\n  --{min(names[key], key=len)}" in out
         assert setting.comment, f"{name}: {key} has no comment"
 
 
@@ -123,18 +126,13 @@ def test_mistake_is_one_line_and_status_2(job, monkeypatch, capsys):
 def test_job_without_its_words(job, monkeypatch, capsys):
     job(fails)
     assert main(monkeypatch, "work") == 2
-    assert (
-        "nothing to do; usage: ugc-jax work [--config.KEY=VALUE ...] ITEM..."
-        in capsys.readouterr().err
-    )
+    assert "nothing to do; usage: ugc-jax work [--KEY VALUE ...] ITEM..." in capsys.readouterr().err
 
 
 def test_job_that_takes_no_words(job, monkeypatch, capsys):
     job(fails, arguments="")
     assert main(monkeypatch, "work", "steps=5") == 2
-    assert (
-        "unexpected 'steps=5'; settings are written --config.KEY=VALUE" in capsys.readouterr().err
-    )
+    assert "unexpected 'steps=5'; settings are written --KEY VALUE" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("exits")

@@ -6,7 +6,17 @@ from typing import Literal
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.settings import field_help, flatten, help_text, parse, part
+from ugc_jax.settings import (
+    CONFIGS,
+    Schema,
+    check_minimum,
+    closest,
+    config_names,
+    field_help,
+    flatten,
+    from_options,
+    short_names,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Config(Shared):
 
 
 def parsed(*words):
-    return parse(Config, ["--config.checkpoint=c", *words])
+    return Schema(Config).parse(["--config.checkpoint=c", *words])
 
 
 def refused(*words) -> str:
@@ -92,14 +102,28 @@ def test_values(word, field, value):
         (["--config.audio=maybe"], "--config.audio: expected true|false, got 'maybe'"),
         (["--config.size=huge"], "--config.size: expected tiny|mid, got 'huge'"),
         (["--config.fsp=1"], "--config.fsp: unknown setting; did you mean fps?"),
-        (["--config.steps"], "--config.steps needs a value: --config.steps=..."),
-        (["--steps=1"], "unknown option --steps; write --config.steps=..."),
-        (["--verbose"], "unknown option --verbose; see --help"),
-        (["--config"], "--config needs a file: --config=FILE or --config=FILE:ARG"),
+        (["--config.steps"], "--config.steps needs a value: --config.steps INTEGER"),
+        (
+            ["--steps", "--audio"],
+            "--steps needs a value: --steps INTEGER, or --steps=VALUE for one that begins with --",
+        ),
+        (["--step", "1"], "--step: unknown setting; did you mean steps?"),
+        (
+            ["--verbose"],
+            "--verbose: unknown setting; known are checkpoint, steps, size, name, fps, audio",
+        ),
+        (["--audio", "false"], "--audio false: write --audio=false"),
+        (["--config"], "--config needs a value: --config NAME_OR_FILE[:ARG]"),
         (
             ["--config=no.py"],
-            "--config=no.py: no such file; "
-            "give the path of a Python file with get_config(arg=None)",
+            "--config no.py: no such file or name; names are caption_upstream, evaluate_upstream, "
+            "grpo_3b, grpo_tiny, sft_3b, sft_3b_20k, tiny, world; or give the path of a Python "
+            "file with get_config(arg=None)",
+        ),
+        (
+            ["--config", "configs_/sft3b.py:lora"],
+            "--config configs_/sft3b.py:lora: no such file or name; did you mean sft_3b? Or give "
+            "the path of a Python file with get_config(arg=None)",
         ),
     ],
 )
@@ -108,10 +132,8 @@ def test_mistakes_are_told(words, message):
 
 
 def test_required_setting_is_told():
-    with pytest.raises(
-        UserError, match=r"--config\.checkpoint=\.\.\. is required: where the model is"
-    ):
-        parse(Config, [])
+    with pytest.raises(UserError, match=r"--checkpoint is required: where the model is"):
+        Schema(Config).parse([])
 
 
 def test_file_replaces_defaults_and_overrides_come_on_top(file):
@@ -163,22 +185,26 @@ def test_comments_are_the_help():
 
 
 def test_describe_shows_own_settings_first():
-    text = help_text(Config)
+    text = Schema(Config).help_text()
     assert text.splitlines()[0] == "Settings of a job:"
-    assert text.index("checkpoint=TEXT") < text.index("What jobs share:") < text.index("fps=NUMBER")
+    shared = text.index("What jobs share:")
+    assert text.index("--checkpoint TEXT") < shared < text.index("--fps NUMBER")
     for row in (
         "where the model is (required)",
-        "size=tiny|mid",
-        "audio=true|false",
+        "--size tiny|mid",
+        "--audio  ",
         "listen (default true)",
         "(default 3)",
     ):
         assert row in text
-    assert "fps=NUMBER                  frames a second\n" in text
+    assert "--fps NUMBER                frames a second\n" in text
 
 
-def test_part():
-    assert part(Shared, Config(checkpoint="c", fps=1.0)) == Shared(fps=1.0)
+def test_help_shows_what_the_other_flags_set(file):
+    path = file("def get_config():\n  return {'steps': 9}")
+    text = Schema(Config).help_text(["--config", path, "--fps", "2", "--audio"])
+    for row in ("one beside it (set to 9)", "a second (set to 2.0)", "listen (default true)"):
+        assert row in " ".join(text.split())
 
 
 # ---- sections ------------------------------------------------------------------------------------
@@ -211,7 +237,7 @@ class Nested:
 
 
 def nested(*words):
-    return parse(Nested, ["--config.data.folders=a", *words])[0]
+    return Schema(Nested).parse(["--config.data.folders=a", *words])[0]
 
 
 def refused_nested(*words) -> str:
@@ -282,7 +308,16 @@ def test_sections_of_a_file_are_nested_configs(file):
         ),
         (
             "--learning-rate=1",
-            "unknown option --learning-rate; write --config.optimizer.learning_rate=...",
+            "--learning_rate: unknown setting; did you mean optimizer.learning_rate?",
+        ),
+        (
+            "--optimizer.lr=1",
+            "--optimizer.lr: unknown setting; did you mean optimizer.learning_rate?",
+        ),
+        ("--lr=1", "--lr: unknown setting; did you mean optimizer.learning_rate?"),
+        (
+            "--data.learning_rate=1",
+            "--data.learning_rate: unknown setting; did you mean optimizer.learning_rate?",
         ),
     ],
 )
@@ -299,17 +334,18 @@ def test_mistakes_in_sections_of_a_file_are_told(file):
 
 
 def test_required_setting_of_a_section_is_told():
-    with pytest.raises(UserError, match=r"--config\.data\.folders=\.\.\. is required: of records"):
-        parse(Nested, [])
+    with pytest.raises(UserError, match=r"--data\.folders is required: of records"):
+        Schema(Nested).parse([])
 
 
 def test_describe_groups_sections():
-    text = help_text(Nested)
-    assert "\n\nHow weights change:\n  optimizer.learning_rate=NUMBER\n" in text
+    text = Schema(Nested).help_text()
+    heading = "How weights change (--optimizer.NAME):"
+    assert f"\n\n{heading}\n  --optimizer.learning_rate NUMBER\n" in text
     assert "the highest (default 2e-05)" in text
-    assert "\n  data.folders=TEXT,...       of records (required)\n" in text
+    assert "\n  --data.folders TEXT,...     of records (required)\n" in text
     assert "of something (default 1,2)" in text
-    assert "optimizer=" not in text
+    assert "--optimizer " not in text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,17 +364,132 @@ class Other:
 
 
 def test_of_several_the_one_that_has_what_is_given(file):
-    assert isinstance(parse((Nested, Other), ["--config.data.folders=x"])[0], Nested)
-    assert parse((Nested, Other), ["--config.schedule.name=b"])[0] == Other(1, Schedule("b"))
+    both = Schema(Nested, Other)
+    assert isinstance(both.parse(["--config.data.folders=x"])[0], Nested)
+    assert both.parse(["--config.schedule.name=b"])[0] == Other(1, Schedule("b"))
     path = file("def get_config():\n  return {'steps': 3, 'schedule': {'name': 'b'}}")
-    assert parse((Nested, Other), [f"--config={path}"])[0] == Other(3, Schedule("b"))
+    assert both.parse([f"--config={path}"])[0] == Other(3, Schedule("b"))
     with pytest.raises(
         UserError, match=r"schedule\.nam: unknown setting; did you mean schedule\.name"
     ):
-        parse((Nested, Other), ["--config.schedule.nam=b"])
-    assert help_text((Nested, Other)) == help_text(Nested) + "\n\nA plan:\n" + (
-        "  schedule.name=TEXT          of it (default a)"
+        both.parse(["--config.schedule.nam=b"])
+    assert both.help_text() == Schema(Nested).help_text() + (
+        "\n\nA plan (--schedule.NAME):\n  --schedule.name TEXT        of it (default a)"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A section with a check."""
+
+    count: int = 1  # of it
+
+    def __post_init__(self):
+        check_minimum(self, count=1)
+
+
+# ---- the grammar of the command line -------------------------------------------------------------
+
+SCHEMA = Schema(
+    Nested,
+    short=short_names(optimizer=Optimizer) | {"rate": "optimizer.learning_rate"},
+    moved={"folder": "data.folders"},
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (["--steps", "7"], "steps", 7),
+        (["--steps=7"], "steps", 7),
+        (["--steps", "-7"], "steps", -7),
+        (["--config.steps", "7"], "steps", 7),
+        (["--rate", "0.5"], "optimizer.learning_rate", 0.5),
+        (["--learning-rate", "0.5"], "optimizer.learning_rate", 0.5),
+        (["--optimizer.learning-rate=0.5"], "optimizer.learning_rate", 0.5),
+        (["--config.learning_rate=0.5"], "optimizer.learning_rate", 0.5),
+        (["--name", "adafactor"], "optimizer.name", "adafactor"),
+        (["--steps", "7", "--config.steps=8"], "steps", 8),
+    ],
+)
+def test_all_spellings_are_one_flag(words, field, value):
+    config, arguments = SCHEMA.parse(["clip.mp4", "--data.folders", "a", *words, "b.mp4"])
+    assert flatten(config)[field] == value
+    assert arguments == ["clip.mp4", "b.mp4"]
+
+
+def test_a_boolean_swallows_no_argument():
+    config, arguments = parsed("--audio", "clip.mp4", "--fps", "1", "-x.mp4", "--", "--audio=false")
+    assert (config.audio, config.fps) == (True, 1.0)
+    assert arguments == ["clip.mp4", "-x.mp4", "--audio=false"]
+    assert not parsed("--audio=false", "clip.mp4")[0].audio
+
+
+def test_an_old_name_of_another_meaning_is_answered_with_the_new_one():
+    with pytest.raises(UserError, match=r"^--config\.folder has another name now; write --data\.f"):
+        SCHEMA.parse(["--config.folder=a"])
+
+
+def test_short_names_in_a_file(file):
+    path = file("def get_config():\n  return {'rate': 0.5, 'data': {'folders': ['a']}}")
+    assert SCHEMA.parse(["--config", path])[0].optimizer.learning_rate == 0.5
+
+
+def test_flags_by_every_name():
+    flags = SCHEMA.flags()
+    assert flags["rate"] is flags["optimizer.learning_rate"]
+    assert flags["name"].choices == ["adamw", "adafactor"]
+    assert {"steps", "data.folders"} < flags.keys()
+
+
+def test_a_section_names_itself_in_its_errors():
+    @dataclasses.dataclass(frozen=True)
+    class Whole:
+        """A job."""
+
+        checked: Checked = Checked()
+
+    with pytest.raises(UserError, match=r"^checked\.count is 0; use 1 or more"):
+        Schema(Whole).parse(["--checked.count", "0"])
+    with pytest.raises(UserError, match="^count is 0"):
+        Checked(count=0)
+
+
+def test_configs_by_name():
+    assert {"sft_3b", "tiny", "world"} <= set(config_names())
+    assert all((CONFIGS / f"{name}.py").is_file() for name in config_names())
+
+
+def test_config_by_name_has_its_argument(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(arg=None): return {'name': arg}")
+    monkeypatch.setattr("ugc_jax.settings.CONFIGS", tmp_path)
+    assert parsed("--config", "mine")[0].name is None
+    assert parsed("--config", "mine:a:b")[0].name == "a:b"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("temprature", ["sampling.temperature"]),
+        ("lr", ["optimizer.learning_rate"]),
+        ("optimizer.temperature", ["sampling.temperature"]),
+        ("model", ["checkpoint"]),
+        ("checkpont", ["checkpoint"]),
+        ("num_frames", ["clip.frames"]),
+        ("zzzzz", []),
+    ],
+)
+def test_closest_names(name, expected):
+    keys = ["checkpoint", "sampling.temperature", "optimizer.learning_rate", "clip.frames"]
+    assert closest(name, keys) == expected
+
+
+def test_options_of_a_call():
+    assert from_options(Shared, {"fps": 2}) == Shared(fps=2)
+    with pytest.raises(TypeError, match=r"fps: expected NUMBER\|none, got '2'"):
+        from_options(Shared, {"fps": "2"})
+    with pytest.raises(UserError, match=r"name: expected adamw\|adafactor, got 'sgd'"):
+        from_options(Optimizer, {"name": "sgd"})
 
 
 def test_flatten():

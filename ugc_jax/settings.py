@@ -55,9 +55,8 @@ class Setting(typing.NamedTuple):
 
     @property
     def kinds(self) -> tuple:
-        """The types that it allows: (int, NoneType) for `int | None`, (str,) for str."""
-        is_union = typing.get_origin(self.hint) in (types.UnionType, typing.Union)
-        return typing.get_args(self.hint) if is_union else (self.hint,)
+        """The types that it allows."""
+        return _kinds(self.hint)
 
     @property
     def choices(self) -> list[str]:
@@ -136,7 +135,7 @@ class Schema:
         """Return (the class, {full name: value}, the arguments); MISSING for values not given."""
         spec, words, arguments = self._split(argv)
         source, content = (None, {}) if spec is None else _read_config(spec)
-        names = [*content, *(name for name, _ in words)]
+        names = [*content, *(name for _, name, _ in words)]
         cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
@@ -144,14 +143,13 @@ class Schema:
             label = f"{source}: {name}"
             setting = self._find(settings, name, label)
             values[setting.key] = _checked(setting.kinds, value, label)
-        for name, text in words:
-            label = f"--{name}"
+        for label, name, text in words:
             setting = self._find(settings, name, label)
             values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
         return cls, values, arguments
 
     def _split(self, argv: list[str]):
-        """Return (--config's value or None, [(name, its text)], the arguments) of words."""
+        """Return (--config's value or None, [(flag, name, text)], the arguments) of words."""
         flags, spec, given, arguments, words = self.flags(), None, [], [], deque(argv)
         while words:
             word = words.popleft()
@@ -168,17 +166,19 @@ class Schema:
             if name == "config":
                 spec = text or _next_word(words, label, "NAME_OR_FILE[:ARG]")
             elif setting is None or equals:  # an error, unless another class knows it
-                given.append((name, text))
+                given.append((label, name, text))
             elif bool in setting.kinds:
                 if words and words[0].lower() in _TRUE[:3] + _FALSE[:3]:
                     raise UserError(f"{label} {words[0]}: write {label}={words[0]}")
-                given.append((name, "true"))
+                given.append((label, name, "true"))
             else:
-                given.append((name, _next_word(words, label, setting.value_name)))
+                given.append((label, name, _next_word(words, label, setting.value_name)))
         return spec, given, arguments
 
     def _knows(self, cls: type, name: str) -> bool:
-        return self.short.get(name, name) in settings_of(cls)
+        """Whether a class has the setting, or the section that it would be in."""
+        first = self.short.get(name, name).partition(".")[0]
+        return first in {field.name for field in dataclasses.fields(cls)}
 
     def _find(self, settings: dict[str, Setting], name: str, label: str) -> Setting:
         """The setting of a full or short name. label: how messages call it.
@@ -246,12 +246,14 @@ def from_options(cls: type, options: Mapping[str, typing.Any]) -> typing.Any:
     Raises TypeError for a value of another type; UserError for another value than the field's
     choices, and as the class.
     """
-    settings = settings_of(cls)
-    for name, value in options.items():
+    for name, hint in typing.get_type_hints(cls).items():
+        if name not in options:
+            continue
+        kinds = _kinds(hint)
         try:
-            _checked(settings[name].kinds, value, name)
+            _checked(kinds, options[name], name)
         except UserError as error:
-            if settings[name].choices and isinstance(value, str):
+            if any(map(_is_literal, kinds)) and isinstance(options[name], str):
                 raise
             raise TypeError(str(error)) from None
     return cls(**options)
@@ -339,6 +341,12 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MANY]) + more
 
 
+def _kinds(hint) -> tuple:
+    """The members of a type: (int, NoneType) for `int | None`, (str,) for str."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
 def _is_literal(kind) -> bool:
     return typing.get_origin(kind) is typing.Literal
 
@@ -417,11 +425,11 @@ def _read_config(spec: str) -> tuple[str, dict[str, typing.Any]]:
         named = CONFIGS / f"{path}.py"
         if path not in config_names():
             close = difflib.get_close_matches(Path(path).stem, config_names(), n=1)
-            hint = (
-                f"did you mean {close[0]}?" if close else f"names are {', '.join(config_names())}"
-            )
+            hint = f"names are {', '.join(config_names())}; or"
+            if close:
+                hint = f"did you mean {close[0]}? Or"
             raise UserError(
-                f"--config {spec}: no such file or name; {hint} Or give the path of a Python file "
+                f"--config {spec}: no such file or name; {hint} give the path of a Python file "
                 "with get_config(arg=None)"
             )
         path = str(named)

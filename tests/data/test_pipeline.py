@@ -247,7 +247,7 @@ def running(pid: int) -> bool:
 
 def test_evaluation_is_one_unshuffled_pass(tokenizer):
     data = config(eval="2-13", workers=5, tokens=400)
-    pipe = evaluation(data, tokenizer, CONFIG, ALL)
+    pipe = evaluation(data, tokenizer, CONFIG, ALL, packing=False)
     batches = list(pipe)
     assert sum(int(batch.segment_ids.max(axis=1).sum()) for batch in batches) == 13
     same(batches[0], list(pipe)[0])

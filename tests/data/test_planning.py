@@ -262,10 +262,10 @@ def test_description():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size is 0; use 1 or more"),
-        ({"tokens": -1}, "data.tokens is -1"),
-        ({"workers": -1}, "data.workers is -1; use 0 or more"),
-        ({"windows": 0}, "data.windows is 0"),
+        ({"batch_size": 0}, "^batch_size is 0; use 1 or more"),
+        ({"tokens": -1}, "^tokens is -1"),
+        ({"workers": -1}, "^workers is -1; use 0 or more"),
+        ({"windows": 0}, "^windows is 0"),
     ],
 )
 def test_settings_are_checked(changes, message):

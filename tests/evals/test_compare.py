@@ -109,7 +109,7 @@ class TestCompare:
 class TestJob:
     @pytest.fixture(autouse=True)
     def _quiet(self, monkeypatch):
-        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
 
     def test_files(self, tmp_path, capsys):
         paths = [tmp_path / f"{name}.json" for name in "ab"]

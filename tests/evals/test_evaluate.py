@@ -23,7 +23,7 @@ QUESTION = (
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ class TestFiles:
 
 class TestAsking:
     def test_a_model_is_asked_and_its_answers_are_scored(
-        self, qa, clips, tiny_captioner, tmp_path, monkeypatch
+        self, qa, clips, tiny_captioner, tiny_checkpoint, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
         videos = tmp_path / "videos"
@@ -165,7 +165,7 @@ class TestAsking:
         shutil.copy(clips / "a.mp4", videos / "c0.mp4")
         shutil.copy(clips / "broken.mp4", videos / "c1.mp4")
         small = dict(frames=4, min_pixels=784, max_pixels=12544, max_new_tokens=4)
-        asked = {"ask__checkpoint": "tiny", "ask__videos": videos}
+        asked = {"ask__checkpoint": tiny_checkpoint, "ask__videos": videos}
         settings = asked | {f"ask__{key}": value for key, value in small.items()}
         out = tmp_path / "result.json"
         assert run(qa=qa, task="tone,ocr", output=out, **settings) == 0
@@ -173,7 +173,8 @@ class TestAsking:
         for task in ("tone", "ocr"):
             facts = result["tasks"][task]
             assert (facts["n"], facts["failures"]) == (1, {"error": 1, "missing": 2})
-        assert (result["name"], result["asked"]["clip"]["frames"]) == ("tiny", 4)
+        assert result["name"] == str(tiny_checkpoint)
+        assert result["asked"]["clip"]["frames"] == 4
         assert "Options: Positive" in result["asked"]["questions"]["tone"]
         with pytest.raises(UserError, match="frames"):
             run(qa=qa, task="tone", output=out, **settings | {"ask__frames": 6})
@@ -273,7 +274,7 @@ class TestMistakes:
             ({"predictions": "p.jsonl", "qa": "QA", "task": "tune"}, "tune"),
             ({"scores": "s.json", "task": "caption,tone"}, "one task"),
             ({"scores": "s.json", "judge__model": "m"}, "one or the other"),
-            ({"scores": "s.json", "judge__prompt": "p.txt"}, "judge.prompt needs judge.model"),
+            ({"scores": "s.json", "judge__prompt": "p.txt"}, "judging.prompt needs judge.model"),
             ({"ask__checkpoint": "c", "qa": "QA"}, "ask.videos"),
         ],
     )

@@ -19,7 +19,9 @@ from fake_judge import FakeJudge, Reply
 from ugc_jax import settings
 from ugc_jax.errors import UserError
 from ugc_jax.evals import judged as module
-from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks, noise
+from ugc_jax.evals.judged import JudgedTasks, JudgingConfig, noise
+from ugc_jax.jobs.evaluate import SETTINGS as SETTINGS_OF_THE_JOB
+from ugc_jax.judge.client import JudgeConfig
 
 pytest.importorskip("openai")
 
@@ -37,12 +39,12 @@ def server():
 
 @pytest.fixture
 def config(server):
-    return EvalJudgeConfig(model="fake", base_url=server.url, backoff=0.01, malformed=1, retries=1)
+    return JudgeConfig(model="fake", base_url=server.url, backoff=0.01, malformed=1, retries=1)
 
 
-def judge(config, items=ITEMS, task="final_caption"):
+def judge(config, items=ITEMS, task="final_caption", **judging):
     """(samples, noise, the judge's record)."""
-    with JudgedTasks(config, [task]) as tasks:
+    with JudgedTasks(config, [task], JudgingConfig(**judging)) as tasks:
         samples, spread, _ = tasks.judge(task, items)
         return samples, spread, tasks.record()
 
@@ -100,7 +102,7 @@ def test_all_tasks_of_a_run_share_a_judge(server, config, caplog):
 def test_a_wording_of_the_users(server, config, tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text('Rate "{caption}" by "{reference}": {"visual": N, ...}')
-    samples, _, record = judge(replaced(config, prompt=str(path)), ITEMS[:1])
+    samples, _, record = judge(config, ITEMS[:1], prompt=str(path))
     assert samples[0]["score"] == 80
     (request,) = server.requests
     assert [message["content"] for message in request["messages"]] == [
@@ -109,7 +111,7 @@ def test_a_wording_of_the_users(server, config, tmp_path):
     assert re.fullmatch(r"mine\.txt \(\w{12}\)", record["prompt"])
     path.write_text("{caption}")
     with pytest.raises(UserError, match=r"mine\.txt: has no \{reference\}"):
-        JudgedTasks(replaced(config, prompt=str(path)), ["final_caption"])
+        JudgedTasks(config, ["final_caption"], JudgingConfig(prompt=str(path)))
     assert len(server.requests) == 1
 
 
@@ -140,8 +142,8 @@ def test_repeats(server, config):
         return {name: said for name in ("visual", "audio", "details")} if said else {"none": 0}
 
     server.answer = answer
-    one = replaced(config, repeats=3, malformed=0, concurrency=1)
-    samples, spread, record = judge(one, ITEMS[:5])
+    one = replaced(config, malformed=0, concurrency=1)
+    samples, spread, record = judge(one, ITEMS[:5], repeats=3)
     assert [sample.get("score") for sample in samples] == [60, 40, 80, None, 100]
     # variances 40^2, 0, 0 of the clips that were judged twice or more
     assert spread == pytest.approx(40 / 3)
@@ -159,7 +161,9 @@ def test_unanswered(server, config):
         return replies.pop() if replies else GOOD
 
     server.answer = answer
-    with JudgedTasks(replaced(config, repeats=2, malformed=0), ["final_caption"]) as tasks:
+    with JudgedTasks(
+        replaced(config, malformed=0), ["final_caption"], JudgingConfig(repeats=2)
+    ) as tasks:
         samples, _, unanswered = tasks.judge("final_caption", ITEMS)
     assert unanswered == 3
     assert [sample.get("score") for sample in samples] == [80, None, 80, 80, 80, 80]
@@ -196,7 +200,7 @@ def test_a_second_run_is_free_and_asks_what_failed(server, config, tmp_path):
     assert [number(question) for question in server.questions] == [3]
     assert (record["usage"]["cached"], record["usage"]["answered"]) == (5, 1)
     assert [one for one in second if one["id"] != "clip3"] == [s for s in first if "score" in s]
-    judge(replaced(config, repeats=2))
+    judge(config, repeats=2)
     assert len(server.questions) == 1 + 6  # the second askings alone
 
 
@@ -246,7 +250,7 @@ def test_a_users_mistake_ends_the_run_at_once(server, config, caplog):
     assert "\n" not in str(caught.value)
     assert len(server.requests) <= config.concurrency
     with pytest.raises(UserError, match=r"judge\.model"):
-        JudgedTasks(EvalJudgeConfig(), ["objects"])
+        JudgedTasks(JudgeConfig(), ["objects"])
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
@@ -276,11 +280,13 @@ def test_ctrl_c_leaves_the_cache_whole(server, config, caplog, tmp_path):
 
 
 def test_settings():
-    with pytest.raises(UserError, match=r"^judge\.repeats is 0; give 1 or more"):
-        EvalJudgeConfig(repeats=0)
-    with pytest.raises(UserError, match=r"^judge\.concurrency is 0"):
-        EvalJudgeConfig(concurrency=0)
-    comments = settings.field_help(EvalJudgeConfig)
+    for word, message in (
+        ("judge.repeats=0", r"^judging\.repeats is 0; use 1 or more"),
+        ("judge.concurrency=0", r"^judge\.concurrency is 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SETTINGS_OF_THE_JOB.parse(["--output=o", f"--config.{word}"])
+    comments = settings.field_help(JudgingConfig)
     assert all(comments.values())
     for task in module.RUBRICS:
         assert task in comments["prompt"]
@@ -296,9 +302,10 @@ SETTINGS = {
 }  # fmt: skip
 SCRIPT = """
 import json, sys
-from ugc_jax.evals.judged import EvalJudgeConfig, JudgedTasks
+from ugc_jax.evals.judged import JudgedTasks
+from ugc_jax.judge.client import JudgeConfig
 settings, tasks, items = json.loads(sys.argv[1])
-with JudgedTasks(EvalJudgeConfig(**settings), tasks) as judge:
+with JudgedTasks(JudgeConfig(**settings), tasks) as judge:
     print(json.dumps([judge.judge(task, items) for task in tasks]))
 """
 FAULTS = (
@@ -337,7 +344,7 @@ def faulty_server():
 def unkilled():
     """The result of a run in one go on a server without a fault."""
     server = FakeJudge(answer)
-    with JudgedTasks(EvalJudgeConfig(**SETTINGS, base_url=server.url), TASKS) as judge:
+    with JudgedTasks(JudgeConfig(**SETTINGS, base_url=server.url), TASKS) as judge:
         found = [judge.judge(task, LARGE) for task in TASKS]
     server.stop()
     return json.loads(json.dumps(found))

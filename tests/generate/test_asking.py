@@ -10,9 +10,13 @@ import pytest
 from ugc_jax.errors import UserError
 from ugc_jax.generate.asking import ask
 from ugc_jax.generate.captioner import Captioner
-from ugc_jax.generate.settings import AskConfig
+from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.jobs.evaluate import SETTINGS
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
 
-SMALL = dict(frames=4, min_pixels=784, max_pixels=12544, max_new_tokens=4, batch_size=2)
+CLIP = ClipSettings(frames=4, min_pixels=784, max_pixels=12544)
+SMALL = CLIP, SamplingConfig(max_new_tokens=4), EngineConfig(batch_size=2)
 
 
 class Asked(NamedTuple):
@@ -23,30 +27,34 @@ class Asked(NamedTuple):
 @pytest.fixture
 def captioner(tiny_captioner, monkeypatch):
     """The compiled captioner; `.asked` lists the (question, clips) that it gets."""
-    asked, stream = [], tiny_captioner.stream
+    asked, run = [], tiny_captioner.run
 
     def listen(clips, clip, *args):
         asked.append((clip.question, sorted(clips)))
-        return stream(clips, clip, *args)
+        return run(clips, clip, *args)
 
-    monkeypatch.setattr(tiny_captioner, "stream", listen)
+    monkeypatch.setattr(tiny_captioner, "run", listen)
     monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
     return asked
+
+
+@pytest.fixture
+def config(tiny_checkpoint, clips):
+    return AskConfig(checkpoint=str(tiny_checkpoint), videos=str(clips))
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_question_of_its_clips_and_again(captioner, clips, tmp_path, caplog):
-    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+def test_each_question_of_its_clips_and_again(config, captioner, clips, tmp_path, caplog):
     questions = {
         "tone": Asked("Which tone?", ("a", "b", "nowhere")),
         "ocr": Asked("Which text?", ("a", "broken")),
     }
     folder = tmp_path / "answers"
-    how = ask(config, questions, folder)
-    assert (how["checkpoint"], how["questions"]["tone"]) == ("x", "Which tone?")
+    how = ask(config, questions, folder, *SMALL)
+    assert (how["checkpoint"], how["questions"]["tone"]) == (config.checkpoint, "Which tone?")
     a, b, broken = (str(clips / f"{name}.mp4") for name in ("a", "b", "broken"))
     assert captioner == [("Which tone?", [a, b]), ("Which text?", [a, broken])]
     assert sorted(row["video"] for row in lines(folder / "tone.jsonl")) == [a, b]
@@ -56,45 +64,50 @@ def test_each_question_of_its_clips_and_again(captioner, clips, tmp_path, caplog
     assert "caption" in by_video[a]
     # again: answers stay, the error is tried again
     captioner.clear()
-    ask(config, questions, folder)
+    ask(config, questions, folder, *SMALL)
     assert captioner == [("Which text?", [broken])]
     assert len(lines(folder / "ocr.jsonl")) == 2
 
 
-def test_own_question(captioner, clips, tmp_path):
-    config = AskConfig(checkpoint="x", videos=str(clips), question="What?", **SMALL)
-    ask(config, {"tone": Asked("Which tone?", ("a",))}, tmp_path)
+def test_own_question(config, captioner, clips, tmp_path):
+    clip = dataclasses.replace(CLIP, question="What?")
+    ask(config, {"tone": Asked("Which tone?", ("a",))}, tmp_path, clip, *SMALL[1:])
     assert [question for question, _ in captioner] == ["What?"]
 
 
-def test_a_question_without_clips_is_left_out(captioner, clips, tmp_path):
-    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+def test_a_question_without_clips_is_left_out(config, captioner, clips, tmp_path):
     questions = {"tone": Asked("?", ("nowhere",)), "ocr": Asked("Which text?", ("a",))}
-    ask(config, questions, tmp_path)
+    ask(config, questions, tmp_path, *SMALL)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".asked.json", "ocr.jsonl"]
 
 
-def test_answers_of_others_are_not_gone_on_with(captioner, clips, tmp_path):
-    config = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
+def test_answers_of_others_are_not_gone_on_with(config, captioner, clips, tmp_path):
     tone = {"tone": Asked("Which tone?", ("a",))}
-    ask(config, tone, tmp_path)
-    for change in ({"checkpoint": "y"}, {"frames": 6}, {"temperature": 0.5}, {"question": "?"}):
-        with pytest.raises(UserError, match=f"{next(iter(change))}|questions") as caught:
-            ask(dataclasses.replace(config, **change), tone, tmp_path)
+    ask(config, tone, tmp_path, *SMALL)
+    copy = shutil.copytree(config.checkpoint, tmp_path / "y")
+    other = dataclasses.replace(config, checkpoint=str(copy))
+    for change, given, settings in (
+        ("checkpoint", other, SMALL),
+        ("frames", config, (dataclasses.replace(CLIP, frames=6), *SMALL[1:])),
+        ("temperature", config, (CLIP, SamplingConfig(max_new_tokens=4, temperature=0.5))),
+        ("questions", config, (dataclasses.replace(CLIP, question="?"), SMALL[1])),
+        ("dtype", config, (*SMALL, ComputeConfig(dtype="bfloat16"))),
+    ):
+        with pytest.raises(UserError, match=change) as caught:
+            ask(given, tone, tmp_path, *settings)
         assert "another output" in str(caught.value)
     # another question is no other way of asking
-    ask(config, {"ocr": Asked("Which text?", ("a",))}, tmp_path)
-    ask(config, tone, tmp_path)
+    ask(config, {"ocr": Asked("Which text?", ("a",))}, tmp_path, *SMALL)
+    ask(config, tone, tmp_path, *SMALL)
 
 
-def test_a_start_that_failed_binds_nobody(captioner, clips, tmp_path, monkeypatch):
+def test_a_start_that_failed_binds_nobody(config, captioner, clips, tmp_path, monkeypatch):
     tone = {"tone": Asked("Which tone?", ("a",))}
-    right = AskConfig(checkpoint="x", videos=str(clips), **SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(Captioner, "from_pretrained", refuse)
         with pytest.raises(UserError, match="no such"):
-            ask(dataclasses.replace(right, checkpoint="typo"), tone, tmp_path)
-    assert ask(right, tone, tmp_path)["checkpoint"] == "x"
+            ask(dataclasses.replace(config, checkpoint="typo"), tone, tmp_path)
+    assert ask(config, tone, tmp_path, *SMALL)["checkpoint"] == config.checkpoint
     assert len(lines(tmp_path / "tone.jsonl")) == 1
 
 
@@ -102,13 +115,12 @@ def refuse(checkpoint, **_):
     raise UserError(f"{checkpoint}: no such directory")
 
 
-def test_mistakes(clips, tmp_path):
-    for half in ({"checkpoint": "x"}, {"videos": str(clips)}):
-        with pytest.raises(UserError, match="ask.videos"):
-            AskConfig(**half)
-    with pytest.raises(UserError, match=r"^ask\.top_p is 2\.0; use a number"):
-        AskConfig(top_p=2.0)
-    config = AskConfig(checkpoint="x", videos=str(clips))
+def test_mistakes(config, clips, tmp_path):
+    for half in ("ask.checkpoint=x", f"ask.videos={clips}"):
+        with pytest.raises(UserError, match=r"^ask\.(checkpoint needs ask\.v|videos needs ask\.c)"):
+            SETTINGS.parse(["--output=o", f"--{half}"])
+    with pytest.raises(UserError, match=r"^sampling\.top_p is 2\.0; use a number"):
+        SETTINGS.parse(["--output=o", "--config.ask.top_p=2.0"])
     with pytest.raises(UserError, match="none of the clips"):
         ask(config, {"tone": Asked("?", ("nowhere",))}, tmp_path)
     with pytest.raises(UserError, match="not a folder"):

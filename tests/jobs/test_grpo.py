@@ -16,18 +16,20 @@ import pytest
 from safetensors.numpy import load_file
 
 from ugc_jax import sharding
-from ugc_jax.data.planning import RowsConfig
+from ugc_jax.data.planning import DataConfig
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import extract, grpo
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
+from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.settings import flatten
 from ugc_jax.sharding import make_mesh
 from ugc_jax.toy import world
 from ugc_jax.train.optimizer import OptimizerConfig
+from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Trainable
 
 # `ugc-jax grpo` on the first of the devices, as in this process.
@@ -58,6 +60,9 @@ def quick():
         yield
 
 
+SAMPLING = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=8)
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """Eight clips of the world to train on, two others to evaluate on."""
@@ -71,7 +76,9 @@ def records(tmp_path_factory):
         manifest = folder / f"{split}.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = extract.ExtractConfig(
-            output=str(folder / "records" / split), fps=2.0, min_pixels=112 * 112, workers=1
+            output=str(folder / "records" / split),
+            clip=ClipSettings(fps=2.0, min_pixels=112 * 112),
+            workers=1,
         )
         assert extract.main(config, [str(manifest)]) == 0
     (folder / "own.py").write_text(OWN)
@@ -83,7 +90,7 @@ def settings(records, tiny_checkpoint):
     return GrpoConfig(
         checkpoint=str(tiny_checkpoint),
         output="",
-        data=RowsConfig(
+        data=DataConfig(
             train=str(records / "records" / "train"),
             eval=str(records / "records" / "test"),
             batch_size=2,
@@ -91,9 +98,9 @@ def settings(records, tiny_checkpoint):
             workers=0,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule="constant"),
-        loop=GrpoLoopConfig(steps=4, save_every=1, eval_prompts=2, export_dtype="float32"),
+        loop=LoopConfig(steps=4, log_every=1, save_every=1, export_dtype="float32"),
         grpo=GrpoOptions(mask_truncated=False, beta=0.05, iterations=2),
-        rollout=RolloutConfig(samples=3, max_new_tokens=8),
+        rollout=RolloutConfig(samples=3, eval_prompts=2, sampling=SAMPLING),
         rewards=RewardConfig(functions="attributes=1,vowels=1", file=str(records / "own.py")),
     )
 

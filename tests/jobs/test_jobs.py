@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from ugc_jax import cli
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Caption, Captioner
+from ugc_jax.generate.defaults import Defaults
 from ugc_jax.jobs import caption
-from ugc_jax.settings import parse
 
 SMALL = [
     "--config.frames=4", "--config.min_pixels=784", "--config.max_pixels=12544",
@@ -25,7 +25,7 @@ SMALL = [
 @pytest.fixture
 def run(tiny_checkpoint, monkeypatch):
     """`run(job, *words)` -> exit status, on the tiny checkpoint."""
-    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
     return lambda job, *words: cli.run(
         [job, f"--config.checkpoint={tiny_checkpoint}", *map(str, words)]
     )
@@ -113,7 +113,7 @@ class TestCaption:
             yield Caption("a.mp4", "A cat.", (1,), 2, 1, "stop", 0.1)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(tiny_captioner, "stream", stream)
+        monkeypatch.setattr(tiny_captioner, "run", stream)
         with pytest.raises(KeyboardInterrupt):
             run("caption", *SMALL, f"--config.output={tmp_path / 'out.jsonl'}", clips)
         assert [record["caption"] for record in lines(tmp_path / "out.jsonl")] == ["A cat."]
@@ -133,9 +133,11 @@ def test_mistakes_are_told_before_the_model_is_loaded(run, clips, tmp_path, monk
 
 def test_more_devices_than_there_are(run, clips):
     for word, message in (
-        ("data=64", "mesh data=64"),
-        ("data=0", "data is 0"),
-        ("tensor=-1", "-1"),
+        ("mesh.data=64", "mesh data=64 fsdp=1 tensor=1 needs 64 devices, 8 found"),
+        ("mesh.data=0", "data=0 .* sizes are positive"),
+        ("mesh.tensor=-2", "-2"),
+        ("data=4", r"^--config\.data has another name now; write --mesh\.data"),
+        ("tensor=4", r"^--config\.tensor has another name now; write --mesh\.tensor"),
     ):
         with pytest.raises(UserError, match=message):
             run("caption", f"--config.{word}", clips / "a.mp4")
@@ -143,17 +145,11 @@ def test_more_devices_than_there_are(run, clips):
 
 def test_example_config(pytestconfig):
     path = pytestconfig.rootpath / "configs" / "caption_upstream.py"
-    config, words = parse(caption.CONFIG, [f"--config={path}", "--config.checkpoint=x", "a.mp4"])
-    assert (config.preset, config.temperature, config.max_new_tokens, words) == (
-        "upstream",
-        0.2,
-        1024,
-        ["a.mp4"],
-    )
-    assert (
-        parse(caption.CONFIG, [f"--config={path}:greedy", "--config.checkpoint=x"])[0].temperature
-        == 0
-    )
+    for name, temperature in ((str(path), 0.2), (f"{path}:greedy", 0), ("caption_upstream", 0.2)):
+        config, words = caption.SETTINGS.parse([f"--config={name}", "--checkpoint=x", "a.mp4"])
+        clip, sampling = Defaults("x").apply(config.clip, config.sampling)
+        assert (clip.preset, clip.frames, clip.fps, words) == ("upstream", 32, None, ["a.mp4"])
+        assert (sampling.temperature, sampling.max_new_tokens) == (temperature, 1024)
 
 
 class TestBadInput:
@@ -162,7 +158,7 @@ class TestBadInput:
     @pytest.fixture
     def main(self, monkeypatch, capsys):
         """`main(*words)` -> (exit status, stderr) of `ugc-jax *words`."""
-        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
         monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
         def call(*words):
@@ -245,21 +241,21 @@ class TestBench:
     )  # fmt: skip
 
     def test_agrees_with_the_reference(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
         out = tmp_path / "bench.json"
         assert cli.run(["bench", *self.SMALL, f"--config.output={out}"]) == 0
         report = json.loads(out.read_text())
         printed = capsys.readouterr().out
         assert "jax    prefill" in printed
         assert report["jax"]["prefill_seconds"] > 0
-        assert report["settings"]["frames"] == 2
+        assert report["settings"]["workload"]["frames"] == 2
         if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
             assert report["token_agreement"] == 1
             assert set(report["torch_over_jax"]) == set(report["jax"])
             assert "torch / jax: prefill" in printed
 
     def test_without_the_reference(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
         out = tmp_path / "bench.json"
         words = [*self.SMALL, "--config.reference=false", f"--config.output={out}"]
         assert cli.run(["bench", *words]) == 0
@@ -274,7 +270,7 @@ class TestBench:
         ],
     )
     def test_refusals(self, monkeypatch, word, message):
-        monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
         with pytest.raises(UserError, match=message):
             cli.run(["bench", f"--config.{word}"])
 
@@ -308,7 +304,9 @@ class TestInspect:
             run("inspect", *SMALL[:-1], clips / "a.mp4", clips / "silent.mp4", clips / "broken.mp4")
             == 0
         )
-        a, silent, broken = capsys.readouterr().out.strip().split("\n\n")
+        settings, a, silent, broken = capsys.readouterr().out.strip().split("\n\n")
+        assert settings.startswith("settings\n  clip     preset=qwen, frames=4, min_frames=4")
+        assert "\n  sampling temperature=0.0, top_k=0, top_p=1.0" in settings
         assert a.splitlines()[0] == f"{clips / 'a.mp4'} (video)"
         for row in (
             "picture  4 frames (3.333 a second), grid 2 x",

@@ -14,7 +14,9 @@ from fake_training import free_port
 
 from ugc_jax import Captioner, sharding
 from ugc_jax.data.planning import DataConfig
+from ugc_jax.data.records import Storage
 from ugc_jax.errors import UserError
+from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf.adapter import load_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -24,7 +26,7 @@ from ugc_jax.models.lora import LoraConfig
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train import loop, run
 from ugc_jax.train.optimizer import OptimizerConfig
-from ugc_jax.train.settings import SftLoopConfig
+from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Trainable
 
 QUESTION = "What is seen and heard?"
@@ -54,7 +56,7 @@ def records(clips, tmp_path_factory):
     manifest = folder / "train.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = extract.ExtractConfig(
-        output=str(folder / "train"), format="png", mel="float32", workers=1
+        output=str(folder / "train"), storage=Storage("png", mel="float32"), workers=1
     )
     assert extract.main(config, [str(manifest)]) == 0
     return str(folder / "train")
@@ -67,9 +69,8 @@ def settings(records, tiny_checkpoint):
         output="",
         data=DataConfig(train=records, eval=records, batch_size=2, tokens=512, workers=0),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        loop=SftLoopConfig(
-            steps=4, log_every=1, save_every=2, samples=1, sample_tokens=8, export_dtype="float32"
-        ),
+        loop=LoopConfig(steps=4, log_every=1, save_every=2, samples=1, export_dtype="float32"),
+        sampling=SamplingConfig(max_new_tokens=8),
     )
 
 

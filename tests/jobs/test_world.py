@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.jobs.world import WorldConfig, main
+from ugc_jax.jobs.world import SETTINGS, WorldConfig, main
 from ugc_jax.toy import world
 
 
@@ -30,20 +30,20 @@ def test_job_writes_manifests_and_keeps_clips(tmp_path):
     assert {path: path.read_bytes() for path in files} == files
     assert (folder / "train" / "000000.mp4").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"world.json: .* seed 0, not 1; choose another output"):
-        main(dataclasses.replace(config, seed=1), [])
+        main(dataclasses.replace(config, world=world.WorldSettings(seed=1)), [])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(seed=-1), "seed is -1; use 0 or more"),
-        (dict(seconds=0.5), "seconds is 0.5; use 1 or more"),
-        (dict(size=99), "size is 99; use an even number"),
-        (dict(train=-1), "train is -1; use 0 or more"),
-        (dict(workers=0), "workers is 0; use 1 or more"),
+        ("seed=-1", r"^world\.seed is -1; use 0 or more"),
+        ("seconds=0.5", r"^world\.seconds is 0.5; use 1 or more"),
+        ("size=99", r"^world\.size is 99; use an even number"),
+        ("train=-1", "^train is -1; use 0 or more"),
+        ("workers=0", "^workers is 0; use 1 or more"),
     ],
 )
 def test_settings_that_give_no_clips_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        main(WorldConfig(output=str(tmp_path / "world"), **change), [])
+        main(*SETTINGS.parse([f"--output={tmp_path / 'world'}", f"--config.{change}"]))
     assert not (tmp_path / "world").exists()

@@ -382,7 +382,7 @@ asyncio.run(run())
     ],
 )
 def test_settings_out_of_range(changes, message):
-    with pytest.raises(UserError, match=rf"^rewards\.judge\.{message}"):
+    with pytest.raises(UserError, match=rf"^{message}"):
         JudgeConfig(**changes)
 
 

@@ -77,7 +77,7 @@ def test_own_limit_moves_the_presets_opposite_one():
         ("end", 0),
         ("end", float("inf")),
         ("max_audio_seconds", 0),
-        ("max_audio_seconds", None),
+        ("max_audio_seconds", "long"),
         ("max_tokens", 0),
     ],
 )

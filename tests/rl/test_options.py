@@ -18,7 +18,7 @@ class Job:
 
 def test_a_job_reads_them():
     words = ["--config.grpo.kl=k3+", "--config.grpo.scale=none", "--config.grpo.minibatches=4"]
-    options = settings.parse(Job, [*words, "--config.grpo.iterations=2"])[0].grpo
+    options = settings.Schema(Job).parse([*words, "--config.grpo.iterations=2"])[0].grpo
     assert options == GrpoOptions(kl="k3+", scale="none", minibatches=4, iterations=2)
     assert options.updates == 8
     assert GrpoOptions().updates == 1

@@ -1,5 +1,6 @@
 """Rollout: parts, meshes and the plain way give the same; its log-probs are those of training."""
 
+import dataclasses
 import functools
 
 import fake_rollout as fake
@@ -15,11 +16,16 @@ from ugc_jax.rl.objective import token_logprobs
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
 from ugc_jax.rl.rows import policy_rows, slots
+from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
+from ugc_jax.settings import Schema
+from ugc_jax.sharding import MeshConfig
 from ugc_jax.train.state import Trainable, abstract_state, model_params
 
 FROZEN = Trainable()  # the encoders do not learn
-SMALL = dict(samples=fake.G, max_new_tokens=fake.N, seed=3)
+SAMPLING = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=fake.N, seed=3)
+SMALL = dict(samples=fake.G, sampling=SAMPLING)
 PROMPTS = fake.prompts()
+NEEDED = ["--checkpoint=c", "--output=o", "--data.train=t"]
 
 
 def sample(setup, state, draw=0, shared=True, **changes):
@@ -84,7 +90,7 @@ def test_every_way_gives_the_same_completions(way, setup, state, whole):
 def test_a_mesh_of_its_own_gives_the_same(mesh, whole):
     """Trained on one mesh, sampled on another: weights, prompts and media are moved."""
     setup = fake.make_setup(mesh, trainable=FROZEN)
-    made, media = sample(setup, fake.make_state(setup), data=4, fsdp=1, tensor=2)
+    made, media = sample(setup, fake.make_state(setup), mesh=MeshConfig(4, 1, 2))
     np.testing.assert_array_equal(made.tokens, whole[0].tokens)
     np.testing.assert_allclose(made.logprobs, whole[0].logprobs, atol=1e-4)
     assert media["vision"].sharding == sharding.row_sharding(setup.mesh)
@@ -92,7 +98,7 @@ def test_a_mesh_of_its_own_gives_the_same(mesh, whole):
 
 def test_the_planned_move_of_the_weights_is_the_one_that_is_made():
     setup = fake.make_setup((1, 8, 1), trainable=FROZEN)
-    rollout = Rollout(setup, RolloutConfig(**SMALL, data=4, fsdp=1, tensor=2))
+    rollout = Rollout(setup, RolloutConfig(**SMALL, mesh=MeshConfig(4, 1, 2)))
     prompts = sharding.abstract(PROMPTS, sharding.batch_shardings(setup.mesh, PROMPTS))
     planned = rollout.trace(prompts)["weights"].lower().as_text()
     assert planned == rollout._weights.lower(abstract_state(setup)).as_text()
@@ -101,7 +107,9 @@ def test_the_planned_move_of_the_weights_is_the_one_that_is_made():
 def mismatch(setup, state, temperature=1.0):
     """|rollout's log-prob - training's| of every token sampled."""
     options = GrpoOptions()
-    made, media = sample(setup, state, temperature=temperature)
+    made, media = sample(
+        setup, state, sampling=dataclasses.replace(SAMPLING, temperature=temperature)
+    )
     weights = (made.lengths > 0).astype(np.float32)
     size = slots(made.lengths, fake.N, shared=True)
     rows = policy_rows(PROMPTS, made, weights, weights, size, fake.CONFIG, keep_media=False)
@@ -146,13 +154,22 @@ def test_weights_are_not_copied_where_nothing_changes(setup, state):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("samples", 1), ("parts", 0), ("temperature", 0), ("max_new_tokens", 5000), ("top_p", 0)],
+    [
+        ("samples", 1),
+        ("parts", 0),
+        ("eval_prompts", 0),
+        ("temperature", 0),
+        ("max_new_tokens", 5000),
+        ("top_p", 0),
+        ("sampling.repetition_penalty", 1.1),
+    ],  # fmt: skip
 )
 def test_wrong_settings_are_told(field, value):
-    with pytest.raises(UserError, match=rf"^rollout\.{field} is {value}; use"):
-        RolloutConfig(**{field: value})
+    schema = Schema(GrpoConfig, short=GRPO_SHORT)
+    with pytest.raises(UserError, match=rf"^rollout\.(sampling\.)?{field} is {value}; use"):
+        schema.parse([*NEEDED, f"--config.rollout.{field}={value}"])
 
 
 def test_a_mesh_that_does_not_fit_is_told():
     with pytest.raises(UserError, match="rollout mesh data=3 .* needs .* devices, 8 found"):
-        Rollout(fake.make_setup((8, 1, 1)), RolloutConfig(data=3))
+        Rollout(fake.make_setup((8, 1, 1)), RolloutConfig(mesh=MeshConfig(3, None, None)))

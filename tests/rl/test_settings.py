@@ -8,16 +8,18 @@ from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import tiny
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.rl.settings import GrpoConfig, GrpoLoopConfig
-from ugc_jax.settings import help_text, parse
+from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
+from ugc_jax.settings import Schema
 from ugc_jax.sharding import make_mesh
+from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Trainable
 
+SCHEMA = Schema(GrpoConfig, short=GRPO_SHORT)
 NEEDED = ["--config.checkpoint=c", "--config.output=o", "--config.data.train=t"]
 
 
 def config(*words):
-    return parse(GrpoConfig, [*NEEDED, *words])[0]
+    return SCHEMA.parse([*NEEDED, *words])[0]
 
 
 def test_defaults():
@@ -25,17 +27,17 @@ def test_defaults():
     assert one.optimizer.learning_rate == 1e-6
     assert one.optimizer.schedule == "constant"
     assert one.loop.log_every == 1
-    assert not one.data.packing
+    assert not hasattr(one, "packing")
     assert one.further_batches == 0
     assert config("--config.grpo.dynamic_sampling=true").further_batches == one.grpo.resamples
 
 
 def test_help_has_every_section_and_no_packing():
-    text = help_text(GrpoConfig)
-    for name in ("grpo.clip_high", "rollout.samples", "rewards.functions", "loop.eval_prompts"):
-        assert f"  {name}=" in text
+    text = SCHEMA.help_text()
+    for name in ("grpo.clip_high", "samples", "functions", "rollout.eval_prompts"):
+        assert f"  --{name} " in text
     assert "packing" not in text
-    assert "sample_tokens" not in text
+    assert "sample captions" not in text
 
 
 def test_steps_are_counted_in_updates():
@@ -51,8 +53,11 @@ def test_steps_are_counted_in_updates():
     ("words", "message"),
     [
         (["--config.rollout.samples=1"], r"rollout\.samples is 1; use 2 or more"),
-        (["--config.grpo.overlong=600"], r"grpo\.overlong is 600, more than rollout\.max_new_tok"),
-        (["--config.loop.eval_prompts=0"], r"loop\.eval_prompts is 0; use 1 or more"),
+        (
+            ["--config.grpo.overlong=600"],
+            r"grpo\.overlong is 600, more than rollout\.sampling\.max_new_tok",
+        ),
+        (["--config.loop.eval_prompts=0"], r"rollout\.eval_prompts is 0; use 1 or more"),
         (["--config.data.packing=true"], r"data\.packing: unknown setting"),
     ],
 )
@@ -76,7 +81,7 @@ def test_an_adapter_has_a_reference_that_stays():
     ("batch", "sections", "message"),
     [
         (8, {}, None),
-        (16, {"grpo": GrpoOptions(minibatches=2), "loop": GrpoLoopConfig(accumulate=2)}, None),
+        (16, {"grpo": GrpoOptions(minibatches=2), "loop": LoopConfig(accumulate=2)}, None),
         (8, {"rollout": RolloutConfig(parts=2)}, None),
         (
             6,

@@ -2,7 +2,7 @@
 
 Every job that reads clips has a section `clip` of ClipSettings. A field that is None takes the
 value of the checkpoint's own training data, if these are known, or else of the preset; `resolve`
-fills these in and refuses contradictions.
+fills these in.
 """
 
 import dataclasses
@@ -35,7 +35,11 @@ UPSTREAM_SYSTEM = (
 
 @dataclasses.dataclass(frozen=True)
 class ClipSettings:
-    """How a clip becomes frames, sound and a question. None: of the checkpoint or the preset."""
+    """How a clip becomes frames, sound and a question. None: of the checkpoint or the preset.
+
+    Raises UserError naming the field for an unknown preset, a value out of range, or two fields
+    that contradict each other.
+    """
 
     # "qwen" (the reference's own sampling) or "upstream" (the published captioner's); without it
     # the settings that the checkpoint was trained with, or else qwen
@@ -64,6 +68,12 @@ class ClipSettings:
     # most tokens of a prompt: an oversized clip gets fewer pixels, then fewer frames; None: as
     # many as the model has positions
     max_tokens: int | None = None
+
+    def __post_init__(self):
+        """Raises UserError for values that are invalid with every preset."""
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UserError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        _check(self)
 
 
 _QWEN = dict(  # spec 4.1 and 4.2
@@ -106,12 +116,8 @@ def resolve(settings: ClipSettings, trained: ClipSettings | None = None) -> Clip
     """Fill every None; resolving twice changes nothing.
 
     trained: the settings that the model was trained with, which take the place of the preset if
-    `settings` names none. Raises UserError naming the field for an unknown preset, a value out of
-    range, or two fields that contradict each other.
+    `settings` names none.
     """
-    if settings.preset is not None and settings.preset not in PRESETS:
-        raise UserError(f"preset is {settings.preset!r}; choose one of {', '.join(PRESETS)}")
-    _check(settings)
     if settings.preset is None and trained is not None:
         values = {name: value for name, value in vars(trained).items() if value is not None}
     else:
