@@ -1,6 +1,6 @@
 """Compare the throughput of data and of training.
 
-    python launch/data_bench.py --config=configs/tiny.py:runs/quickstart
+    python launch/data_bench.py --config tiny:runs/quickstart
 
 The settings are those of sft. Three measurements alternate in one run: one thread reads and decodes
 records; one worker process of the pipeline makes batches; the step trains on the same batch.

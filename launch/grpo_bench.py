@@ -1,6 +1,6 @@
 """Measure what a shared prompt saves: a whole GRPO step, shared and plain, side by side.
 
-    ugc-jax init --config.size=mid --config.output=runs/mid
+    ugc-jax init --size mid --output runs/mid
     python launch/grpo_bench.py runs/mid
 
 A step samples G completions of a prompt with picture and sound, and makes one update of the decoder

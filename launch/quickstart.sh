@@ -31,8 +31,8 @@ step() {
 
 # caption NAME CHECKPOINT CLIPS: to NAME.jsonl.
 caption() {
-    ugc_jax caption --config="$root/configs/world.py:caption" --config.checkpoint="$2" \
-        --config.output="$run/$1.jsonl" --config.report="$run/$1.json" -- "$3"
+    ugc_jax caption --config world:caption --checkpoint "$2" \
+        --output "$run/$1.jsonl" --report "$run/$1.json" -- "$3"
 }
 
 step 1 install "installing into $root/.venv (minutes the first time)"
@@ -40,18 +40,18 @@ install package --editable "$root"
 
 step 2 init "a tiny random model in $run/start"
 if [ ! -f "$run/start/config.json" ]; then
-    ugc_jax init --config.size=tiny --config.output="$run/start"
+    ugc_jax init --size tiny --output "$run/start"
 fi
 
 step 3 world "clips with sound, and captions that can be checked, in $run/world"
-ugc_jax world --config.output="$run/world"
+ugc_jax world --output "$run/world"
 for ablation in mute blank; do
-    ugc_jax world --config.output="$run/$ablation" --config.train=0 --config.$ablation=true
+    ugc_jax world --output "$run/$ablation" --train 0 --$ablation
 done
 
 step 4 extract "frames and log-mel as records in $run/records"
 for split in train test; do
-    ugc_jax extract --config="$root/configs/world.py" --config.output="$run/records/$split" \
+    ugc_jax extract --config world --output "$run/records/$split" \
         "$run/world/$split.jsonl"
 done
 
@@ -59,11 +59,11 @@ step 5 before "captions of the test clips by the random model"
 caption before "$run/start" "$run/world/test"
 
 step 6 sft "training on the captions (SFT)"
-ugc_jax sft --config="$root/configs/tiny.py:$run"
+ugc_jax sft --config "tiny:$run"
 
 step 7 grpo "training on rewards of its own captions (GRPO)"
 caption sft "$run/sft/model" "$run/world/test"
-ugc_jax grpo --config="$root/configs/grpo_tiny.py:$run"
+ugc_jax grpo --config "grpo_tiny:$run"
 
 step 8 after "captions of the test clips, of the same without sound, of the same without picture"
 caption grpo "$run/grpo/model" "$run/world/test"
@@ -76,21 +76,21 @@ mkdir -p "$run/results"
 results=()
 for column in before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture"; do
     name="${column%%:*}"
-    ugc_jax evaluate --config.qa="$run/world/test.jsonl" --config.predictions="$run/$name.jsonl" \
-        --config.name="${column#*:}" --config.output="$run/results/$name.json" \
+    ugc_jax evaluate --qa "$run/world/test.jsonl" --predictions "$run/$name.jsonl" \
+        --name "${column#*:}" --output "$run/results/$name.json" \
         >"$run/results/$name.txt"
     results+=("$run/results/$name.json")
 done
 ugc_jax compare "${results[1]}" "${results[2]}"
 # the page sorts by the first result
-ugc_jax report --config.output="$run/report.html" --config.videos="$run/world/test" \
+ugc_jax report --output "$run/report.html" --videos "$run/world/test" \
     -- "${results[2]}" "${results[1]}" "${results[0]}" "${results[3]}" "${results[4]}"
 
 step 10 yours "your clips"
 if [ $# -gt 0 ]; then
-    ugc_jax inspect --config.checkpoint="$run/grpo/model" -- "$@"
-    ugc_jax caption --config.checkpoint="$run/grpo/model" --config.output="$run/yours.jsonl" \
-        --config.max_new_tokens=64 -- "$@"
+    ugc_jax inspect --checkpoint "$run/grpo/model" -- "$@"
+    ugc_jax caption --checkpoint "$run/grpo/model" --output "$run/yours.jsonl" \
+        --max_new_tokens 64 -- "$@"
 else
     echo "      none; bash launch/quickstart.sh clip.mp4 captions one"
 fi

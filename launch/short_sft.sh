@@ -22,13 +22,13 @@ ugc_jax() {
 
 # caption OUTPUT CHECKPOINT: the clips of the test split.
 caption() {
-    ugc_jax caption --config="$root/configs/world.py:caption" --config.checkpoint="$2" \
-        --config.output="$1" --config.report="${1%.jsonl}.json" -- "$quick/world/test"
+    ugc_jax caption --config world:caption --checkpoint "$2" \
+        --output "$1" --report "${1%.jsonl}.json" -- "$quick/world/test"
 }
 
 if [ ! -f "$run/records/shards.json" ]; then
     head -n 300 "$quick/world/train.jsonl" >"$quick/world/train_300.jsonl"
-    ugc_jax extract --config="$root/configs/world.py" --config.output="$run/records" \
+    ugc_jax extract --config world --output "$run/records" \
         "$quick/world/train_300.jsonl"
 fi
 # Steps after which F1 of the test clips is 70 to 75 %, which depend on the seed.
@@ -36,13 +36,13 @@ sft_steps=([0]=550 [1]=550 [2]=440)
 [ $# -gt 0 ] || set -- 0 1 2
 for seed in "$@"; do
     own="$run/seed$seed"
-    ugc_jax sft --config="$root/configs/tiny.py:$quick" --config.output="$own/sft" \
-        --config.data.train="$run/records" --config.data.seed="$seed" \
-        --config.loop.steps="${sft_steps[$seed]:-500}"
+    ugc_jax sft --config "tiny:$quick" --output "$own/sft" \
+        --data.train "$run/records" --data.seed "$seed" \
+        --loop.steps "${sft_steps[$seed]:-500}"
     caption "$own/before.jsonl" "$own/sft/model"
-    ugc_jax grpo --config="$root/configs/grpo_tiny.py:$quick" --config.checkpoint="$own/sft" \
-        --config.output="$own/grpo" --config.data.seed="$seed" --config.rollout.seed="$seed" \
-        --config.loop.steps=800
+    ugc_jax grpo --config "grpo_tiny:$quick" --checkpoint "$own/sft" \
+        --output "$own/grpo" --data.seed "$seed" --rollout.sampling.seed "$seed" \
+        --loop.steps 800
     caption "$own/after.jsonl" "$own/grpo/model"
 done
 "$python" "$root/launch/short_sft.py" "$quick/world/test.jsonl" "$run"

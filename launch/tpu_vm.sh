@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a training job on every host of a Cloud TPU slice:
-#     bash launch/tpu_vm.sh NAME ZONE sft --config=configs/sft_3b.py \
-#         --config.data.train=gs://BUCKET/records --config.output=gs://BUCKET/run
+#     bash launch/tpu_vm.sh NAME ZONE sft --config sft_3b \
+#         --data.train gs://BUCKET/records --output gs://BUCKET/run
 # Copies this folder to the hosts, installs it there (minutes the first time) and starts the job on
 # all of them. Data and output must be accessible from every host, such as gs://BUCKET/...
 # The output of host N goes to runs/tpu_vm/NAME/host-N.log; that of host 0 is printed, too.
@@ -10,7 +10,7 @@
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-    echo "usage: bash launch/tpu_vm.sh NAME ZONE JOB [--config=FILE] [--config.KEY=VALUE ...]" >&2
+    echo "usage: bash launch/tpu_vm.sh NAME ZONE JOB [--config NAME] [--KEY VALUE ...]" >&2
     exit 2
 fi
 name=$1 zone=$2 job=$3
@@ -40,7 +40,7 @@ cd ugc_jax
 ${SETUP:-:}
 source launch/venv.sh
 install package --editable \"\${root}[tpu]\"
-exec \"\$python\" -m ugc_jax.cli $(printf '%q ' "$job" --config.distributed=true "$@")"
+exec \"\$python\" -m ugc_jax.cli $(printf '%q ' "$job" --distributed "$@")"
 
 pids=()
 for ((host = 0; host < hosts; host++)); do

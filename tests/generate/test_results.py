@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ugc_jax.errors import UserError
+from ugc_jax.generate import results as module
 from ugc_jax.generate.results import Results, Totals
 
 A, B, C = ({"video": f"{name}.mp4", "caption": f"größer {name}"} for name in "abc")
@@ -131,3 +132,58 @@ def test_totals():
     assert list(record)[:5] == ["captioned", "skipped", "failed", "new_tokens", "programs"]
     assert list(record.values())[:5] == [1, 2, 1, 3, 0]
     assert str(totals).startswith("captioned 1, skipped 2, failed 1; compiled 0 programs; 3 tokens")
+
+
+# ---- the settings beside a file ------------------------------------------------------------------
+
+HOW = {"checkpoint": "tiny", "clip": {"fps": 2.0, "question": "What?"}}
+
+
+def test_captions_of_other_settings_are_refused(path):
+    with Results(path, ["a.mp4"], HOW) as results:
+        results.write(A)
+    with Results(path, ["a.mp4", "b.mp4"], HOW) as results:
+        assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
+    before = path.read_text()
+    for other, what in (
+        (HOW | {"checkpoint": "mid"}, "checkpoint 'tiny', not 'mid'"),
+        (HOW | {"clip": {"fps": 1.0, "question": "What?"}}, "clip.fps 2.0, not 1.0"),
+    ):
+        with pytest.raises(UserError) as caught:
+            Results(path, ["b.mp4"], other)
+        assert str(caught.value) == (
+            f"{path}: was made with {what} (out.jsonl.settings.json); choose another output, or "
+            f"delete {path}"
+        )
+    assert path.read_text() == before
+
+
+def test_a_file_without_captions_binds_nobody(path):
+    with Results(path, ["b.mp4"], HOW) as results:
+        results.write(FAILED_B)
+    other = HOW | {"checkpoint": "mid"}
+    with Results(path, ["b.mp4"], other) as results:
+        assert results.missing(["b.mp4"]) == ["b.mp4"]
+    assert json.loads(path.with_name("out.jsonl.settings.json").read_text()) == other
+
+
+def test_captions_of_earlier_versions_are_continued_with_a_warning(path, caplog):
+    path.parent.mkdir()
+    write(path, A)
+    for _ in range(2):
+        caplog.clear()
+        with Results(path, ["a.mp4", "b.mp4"], HOW) as results:
+            assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
+        assert "the settings of its captions are not recorded" in caplog.text
+    assert not path.with_name("out.jsonl.settings.json").exists()
+
+
+def test_a_terminal_gets_readable_text(monkeypatch, capsys):
+    monkeypatch.setattr(module.sys.stdout, "isatty", lambda: True, raising=False)
+    with Results(None, ["a.mp4", "b.mp4"]) as results:
+        results.write(A | {"caption": "A cat. " * 30})
+        results.write(FAILED_B)
+    out = capsys.readouterr().out.split("\n\n")
+    assert out[0].startswith("a.mp4\n  A cat. A cat.")
+    assert max(map(len, out[0].splitlines())) <= 100
+    assert out[1].strip() == "b.mp4\n  error: b.mp4: broken"

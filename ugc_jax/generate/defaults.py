@@ -67,7 +67,7 @@ class Defaults(NamedTuple):
                 ("clip", "sampling"), (clip, sampling), resolved, values, strict=True
             )
             for name, value in theirs.items()
-            if getattr(own, name) is None and getattr(now, name) == value
+            if value is not None and getattr(own, name) is None and getattr(now, name) == value
         ]
         return [f"{which}: {', '.join(taken)}"] if taken else []
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ugc_jax import files
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.progress import progress
 from ugc_jax.settings import flatten
 
@@ -54,6 +54,8 @@ class Results:
                     files.write_text(self.path, kept, remedy, errors="surrogateescape")
                 self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
             except OSError as error:
+                if (failure := environment_failure(error, self.path)) is not None:
+                    raise failure from None
                 raise UserError(
                     f"{self.path}: cannot be used for results ({error}); choose another output"
                 ) from None

@@ -10,6 +10,11 @@ from ugc_jax.settings import check_minimum
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
+# Other tools call max_tokens what is max_new_tokens here: no short name, but an answer.
+MOVED = {
+    "max_tokens": "clip.max_tokens for the prompt's, or --max_new_tokens for the caption's limit"
+}
+
 _GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=512)
 # Sampling of the presets of media/presets.py.
 # upstream: spec/ugc_videocap.md, "The published inference preset"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from ugc_jax import __version__, files
 from ugc_jax.errors import UserError
+from ugc_jax.hf.tensorfile import TensorFile
 from ugc_jax.media.presets import ClipSettings, resolve
 
 TRAINED = "captioner.json"
-_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16  # that a file's digest reads
+_TEXTS = (".json", ".txt", ".jinja", ".md")
+_SAMPLES, _SAMPLE = 64, 1 << 10  # samples that a digest reads of a file, and their bytes
 
 
 def write_trained(folder: Path, clip: ClipSettings):
@@ -39,21 +41,28 @@ def read_trained(folder: Path) -> ClipSettings | None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits that tell the weights of two checkpoints apart.
+    """Return 16 hexadecimal digits that tell the weights of two checkpoints apart, in a moment.
 
-    Of each file but small text files it takes the name, the size and some samples, so that it takes
-    a moment for weights of any size.
+    Of each file but text files it takes the name, the size and samples: of safetensors one of each
+    tensor, of others evenly spaced ones. Raises UserError as `TensorFile`.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
         relative = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in relative.parts)
-        if is_hidden or path.suffix in (".json", ".txt", ".jinja", ".md") or not path.is_file():
+        if is_hidden or path.suffix in _TEXTS or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{relative} {size} ".encode())
+        if path.suffix == ".safetensors":
+            headers = TensorFile(path).headers.values()
+            places = [header.start + max(0, header.nbytes - _SAMPLE) // 2 for header in headers]
+        else:
+            places = [
+                max(0, size - _SAMPLE) * number // (_SAMPLES - 1) for number in range(_SAMPLES)
+            ]
         with path.open("rb") as file:
-            for number in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
+            for place in places:
+                file.seek(place)
+                digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]

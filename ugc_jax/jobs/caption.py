@@ -14,7 +14,6 @@ OUTPUT were made.
 """
 
 import dataclasses
-import logging
 import sys
 
 import jax
@@ -23,7 +22,7 @@ from ugc_jax import files
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.results import Results, Totals, record_all
-from ugc_jax.generate.settings import EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import MOVED, EngineConfig, SamplingConfig
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
@@ -31,8 +30,6 @@ from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.settings import Schema, short_names
 from ugc_jax.sharding import MeshConfig, make_mesh
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,10 @@ class CaptionConfig:
 SHORT = short_names(
     clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
 )
-del SHORT["max_tokens"]  # of the prompt here, but of the caption in other tools
-SETTINGS = Schema(CaptionConfig, short=SHORT, moved={"data": "mesh.data", "tensor": "mesh.tensor"})
+del SHORT["max_tokens"]
+SETTINGS = Schema(
+    CaptionConfig, short=SHORT, moved=MOVED | {"data": "mesh.data", "tensor": "mesh.tensor"}
+)
 
 
 def main(config: CaptionConfig, videos: list[str]) -> int:

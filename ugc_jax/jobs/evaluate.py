@@ -25,7 +25,7 @@ from ugc_jax.evals import evaluate, tasks
 from ugc_jax.evals.judged import JudgingConfig
 from ugc_jax.evals.results import check_result_path, write_result
 from ugc_jax.evals.summary import result_table
-from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import MOVED, AskConfig, EngineConfig, SamplingConfig
 from ugc_jax.judge.client import JudgeConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
@@ -81,6 +81,7 @@ SETTINGS = Schema(
         "judge.prompt": "judging.prompt",
         "judge.repeats": "judging.repeats",
     },
+    moved=MOVED,
 )
 
 

@@ -19,7 +19,7 @@ from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import leave_room
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.settings import MOVED, SamplingConfig
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
@@ -45,8 +45,8 @@ class InspectConfig:
 
 
 SHORT = short_names(clip=ClipSettings, sampling=SamplingConfig)
-del SHORT["max_tokens"]  # as in caption
-SETTINGS = Schema(InspectConfig, short=SHORT)
+del SHORT["max_tokens"]
+SETTINGS = Schema(InspectConfig, short=SHORT, moved=MOVED)
 
 
 def main(config: InspectConfig, videos: list[str]) -> int:

@@ -1,0 +1,82 @@
+"""The settings of all jobs: sections are shared, and short names stay when sections are added."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from ugc_jax import cli
+
+CLIP = (
+    "preset fps frames min_frames max_frames min_pixels max_pixels total_pixels image_min_pixels "
+    "image_max_pixels start end audio max_audio_seconds bgr system question reference_fps"
+)
+SAMPLING = "temperature top_k top_p repetition_penalty max_new_tokens seed"
+MODEL = f"{CLIP} {SAMPLING} batch_size workers dtype remat slab attention"
+TRAINING = (
+    "train eval batch_size tokens learning_rate steps epochs dtype attention remat max_new_tokens"
+)
+# Names beside the full ones. Never remove one; names with a dot are those of earlier versions.
+SHORT = {
+    "init": "",
+    "inspect": f"{CLIP} {SAMPLING}",
+    "extract": f"{CLIP} max_tokens format quality mel",
+    "sft": f"{TRAINING} loop.sample_tokens data.packing",
+    "grpo": (
+        f"{TRAINING} samples temperature beta functions loop.eval_prompts rollout.max_new_tokens "
+        "rollout.temperature rollout.top_p rollout.top_k rollout.seed rollout.data rollout.fsdp "
+        "rollout.tensor"
+    ),
+    "plan": "train eval batch_size tokens steps epochs clip.frames clip.height clip.width",
+    "caption": MODEL,
+    "evaluate": f"{MODEL} judge.prompt judge.repeats ask.preset ask.temperature ask.max_tokens",
+    "compare": "",
+    "completion": "",
+    "report": "",
+    "convert": "",
+    "world": "seed seconds fps size mute blank",
+    "bench": "batch_size frames height width seconds new_tokens dtype remat slab attention",
+}
+
+
+def sections(cls: type, prefix: str = "") -> dict[str, type]:
+    """{dotted name: dataclass} of all sections of a dataclass, inner ones included."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found[f"{prefix}{name}"] = hint
+            found |= sections(hint, f"{prefix}{name}.")
+    return found
+
+
+def test_a_name_is_one_section_in_all_jobs():
+    known: dict[str, type] = {}
+    for job in cli.JOBS:
+        for cls in cli.load_job(job).SETTINGS.classes:
+            for name, section in sections(cls).items():
+                last = name.rpartition(".")[2]
+                assert known.setdefault(last, section) is section, f"{job}: {name}"
+    assert {"clip", "sampling", "mesh", "compute", "data", "optimizer", "loop"} < known.keys()
+
+
+def test_no_job_has_a_field_of_a_section_of_its_own():
+    for job in cli.JOBS:
+        for cls in cli.load_job(job).SETTINGS.classes:
+            hints = typing.get_type_hints(cls)
+            own = {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}
+            for name, section in sections(cls).items():
+                if name in ("clip", "sampling", "mesh", "compute", "engine", "storage"):
+                    both = own & {field.name for field in dataclasses.fields(section)}
+                    assert not both, f"{job}: {both} stand in {name}, too"
+
+
+@pytest.mark.parametrize("job", list(cli.JOBS))
+def test_short_names_stay(job):
+    schema = cli.load_job(job).SETTINGS
+    flags, settings = schema.flags(), schema.settings()
+    assert schema.short.keys() <= flags.keys()
+    for name in SHORT[job].split():
+        assert name in flags, f"{job}: --{name}"
+        assert name not in settings
+    for name in schema.moved:
+        assert name not in flags
