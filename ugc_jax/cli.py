@@ -2,6 +2,7 @@
 
 import _thread
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -135,7 +136,8 @@ def job_usage(name: str, argv: list[str]) -> str:
 def _filled(text: str) -> str:
     """Paragraphs, wrapped to the width of the help."""
     width = settings.help_width()
-    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.split("\n\n"))
+    fill = functools.partial(textwrap.fill, width=width, break_on_hyphens=False)
+    return "\n\n".join(map(fill, text.split("\n\n")))
 
 
 class _ProgressHandler(logging.Handler):

@@ -2,8 +2,11 @@
 
 import os
 import pty
+import select
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from ugc_jax.jobs import completion
 
 JOBS = [name for name in cli.JOBS if name != "completion"]
 CONFIGS = ["caption_upstream", "evaluate_upstream", "grpo_3b", "grpo_tiny", "sft_3b"]
-# Sourced by zsh after the script: a completion writes its matches to $MATCHES, and zsh exits.
+# Sourced by zsh after the script: a completion writes its matches to a file, and zsh exits.
 ZSH_MATCHES = r"""
 compadd() {
     builtin compadd "$@"
@@ -22,14 +25,12 @@ compadd() {
     if [[ "${@[1,(i)(-|--)]}" != *-(O|A|D)\ * ]]; then
         typeset -a hits
         builtin compadd -A hits "$@"
-        [[ -z $hits ]] || print -rl -- $hits >>$MATCHES
+        [[ -z $hits ]] || print -rl -- $hits >>~/.matches
     fi
     return status_
 }
 comppostfuncs=(exit)
-zstyle ':completion:*' list-prompt ''
-zstyle ':completion:*' select-prompt ''
-LISTMAX=100000
+setopt no_auto_list
 """
 
 
@@ -56,45 +57,50 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     return result.stdout.split()
 
 
-def interactive(shell: str, scripts: Path, cwd: Path, keys: str, setup: str = "") -> Path:
-    """Type keys into an interactive shell; returns the file $MATCHES.
-
-    There `ugc-jax` is a function that writes its arguments to $ARGUMENTS, one a line.
-    """
+def interactive(shell: str, cwd: Path, setup: str, keys: str):
+    """Type keys into an interactive shell, which must end by itself within 20 seconds."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
-    start = "autoload -Uz compinit; compinit -u -D\n" if shell == "zsh" else ""
     file = cwd / ".setup"
-    file.write_text(
-        f"{start}source {scripts}/{shell}\n"
-        f"ugc-jax() {{ printf '%s\\n' \"$@\" >$ARGUMENTS; exit; }}\n{setup}"
-    )
-    env = dict(
-        HOME=str(cwd), PATH=os.environ["PATH"], TERM="xterm", MATCHES=str(cwd / ".matches"),
-        ARGUMENTS=str(cwd / ".arguments"), LC_ALL="C.UTF-8",
-    )  # fmt: skip
+    file.write_text(setup)
+    env = dict(HOME=str(cwd), PATH=os.environ["PATH"], TERM="xterm", LC_ALL="C.UTF-8")
     argv = ["zsh", "-f", "-i"] if shell == "zsh" else ["bash", "--norc", "--noprofile", "-i"]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(cwd)
         os.execvpe(argv[0], argv, env)
     os.write(terminal, f" source {file}\n{keys}".encode())
+    end, shown = time.monotonic() + 20, b""
     try:
-        while os.read(terminal, 4096):
-            pass
-    except OSError:  # the shell has exited
+        while select.select([terminal], [], [], max(0, end - time.monotonic()))[0]:
+            shown += os.read(terminal, 4096)
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"{shell} still runs: {shown.decode()}")
+    except OSError:  # the shell has exited, and with it the terminal
         pass
-    os.waitpid(pid, 0)
-    os.close(terminal)
-    return cwd / ".matches"
+    finally:
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def typed(shell: str, scripts: Path, cwd: Path, keys: str) -> list[str]:
+    """The arguments of ugc-jax, which is a function here, after keys of which some are TAB."""
+    if shell == "zsh":  # as its help says: in a folder of $fpath
+        (cwd / ".zfunc").mkdir()
+        (cwd / ".zfunc/_ugc-jax").symlink_to(scripts / "zsh")
+        setup = "fpath=(~/.zfunc $fpath); autoload -Uz compinit; compinit -u -D\n"
+    else:
+        setup = f"source {scripts}/bash\n"
+    setup += "ugc-jax() { printf '%s\\n' \"$@\" >~/.arguments; exit; }\n"
+    interactive(shell, cwd, setup, f"ugc-jax {keys}\n")
+    return (cwd / ".arguments").read_text().splitlines()
 
 
 def zsh(scripts: Path, cwd: Path, words: str) -> list[str]:
     """What zsh offers when TAB is pressed after the words."""
-    matches = interactive("zsh", scripts, cwd, f"ugc-jax {words}\t", ZSH_MATCHES)
-    found = matches.read_text().split() if matches.exists() else []
-    matches.unlink(missing_ok=True)
-    return found
+    setup = f"autoload -Uz compinit; compinit -u -D; source {scripts}/zsh\n{ZSH_MATCHES}"
+    interactive("zsh", cwd, setup, f"ugc-jax {words}\t")
+    return (cwd / ".matches").read_text().split()
 
 
 def flags(job: str) -> set[str]:
@@ -173,41 +179,49 @@ def test_bash_flags_where_a_job_takes_no_files(scripts):
 @pytest.mark.parametrize(
     ("keys", "arguments"),
     [
-        ("cap\t--check\tru\t", ["caption", "--checkpoint", "runs/"]),
-        ("caption --check\tru\tta\t", ["caption", "--checkpoint", "runs/table.txt"]),
-        ("caption my\t", ["caption", "my clip.mp4"]),
-        ("caption --max-new-t\t4 my\t", ["caption", "--max_new_tokens", "4", "my clip.mp4"]),
-        ("caption --compute.dt\tbf\t", ["caption", "--compute.dtype", "bfloat16"]),
-        ("caption --audio my\t", ["caption", "--audio", "my clip.mp4"]),
-        ("caption --audio=f\t", ["caption", "--audio=false"]),
-        ("caption -- my\t", ["caption", "--", "my clip.mp4"]),
-        ("sft --config gr\tti\t", ["sft", "--config", "grpo_tiny"]),
-        ("sft --config ow\t", ["sft", "--config", "own.py"]),
-        ("-q completion b\t", ["-q", "completion", "bash"]),
+        ("cap\t--check\tru\t", "caption --checkpoint runs/"),
+        ("caption --check\tru\tta\t", "caption --checkpoint runs/table.txt"),
+        ("caption m\t", "caption my_clip.mp4"),
+        ("caption --max-new-t\t4 m\t", "caption --max_new_tokens 4 my_clip.mp4"),
+        ("caption --compute.dt\tbf\t", "caption --compute.dtype bfloat16"),
+        ("caption --dtype=bf\tm\t", "caption --dtype bfloat16 my_clip.mp4"),
+        ("caption --audio m\t", "caption --audio my_clip.mp4"),
+        ("caption --audio=f\tm\t", "caption --audio false my_clip.mp4"),
+        ("caption -- m\t", "caption -- my_clip.mp4"),
+        ("sft --config gr\tti\t", "sft --config grpo_tiny"),
+        ("sft --config o\t", "sft --config own.py"),
+        ("-q completion b\t", "-q completion bash"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_keys_in_a_terminal(shell, scripts, tmp_path, keys, arguments):
     (tmp_path / "runs").mkdir()
-    for name in ("runs/table.txt", "runs/tiny.txt", "my clip.mp4", "own.py"):
+    for name in ("runs/table.txt", "runs/tiny.txt", "my_clip.mp4", "own.py"):
         (tmp_path / name).touch()
-    interactive(shell, scripts, tmp_path, f"ugc-jax {keys}\n")
-    assert [
-        word.strip() for word in (tmp_path / ".arguments").read_text().splitlines()
-    ] == arguments
+    words = " ".join(typed(shell, scripts, tmp_path, keys)).replace("=", " ")
+    # zsh puts = between a flag and its value, and takes / away from a folder's name.
+    assert words in (arguments, arguments.removesuffix("/"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_names_with_spaces(shell, scripts, tmp_path):
+    (tmp_path / "my clip.mp4").touch()
+    assert typed(shell, scripts, tmp_path, "caption my\t") == ["caption", "my clip.mp4"]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_zsh_flags_of_each_job(scripts, tmp_path, job):
-    found = {
-        word.removesuffix("=").removesuffix("=-") for word in zsh(scripts, tmp_path, f"{job} --")
-    }
-    assert found == flags(job) | {"--help", "--config"}
+    assert set(zsh(scripts, tmp_path, f"{job} --")) == flags(job) | {"--help", "--config"}
 
 
-def test_zsh_jobs_values_and_configs(scripts, tmp_path):
-    assert set(zsh(scripts, tmp_path, "")) == {*JOBS, "completion"}
-    assert zsh(scripts, tmp_path, "caption --dtype ") == ["auto", "float32", "bfloat16"]
-    assert zsh(scripts, tmp_path, "caption --audio=") == ["true", "false"]
-    assert set(CONFIGS) < set(zsh(scripts, tmp_path, "sft --config "))
-    assert zsh(scripts, tmp_path, "completion ") == ["bash", "zsh"]
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {*JOBS, "completion"}),
+        ("caption --dtype ", {"auto", "float32", "bfloat16"}),
+        ("caption --audio=", {"true", "false"}),
+        ("sft --config ", set(settings.config_names())),
+        ("completion ", {"bash", "zsh"}),
+    ],
+)
+def test_zsh_jobs_values_and_configs(scripts, tmp_path, words, expected):
+    assert set(zsh(scripts, tmp_path, words)) == expected
