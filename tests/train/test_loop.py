@@ -234,7 +234,7 @@ def test_a_trace_of_three_steps(tmp_path, mesh):
     [("steps", 0, "1 or more"), ("epochs", -1.0, "positive"), ("eval_every", -1, "0 or more")],
 )
 def test_mistakes_are_told(field, value, remedy):
-    with pytest.raises(UserError, match=rf"^loop\.{field} is {value}; use .*{remedy}"):
+    with pytest.raises(UserError, match=rf"^{field} is {value}; use .*{remedy}"):
         LoopConfig(**{field: value})
 
 

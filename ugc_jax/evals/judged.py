@@ -16,11 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ugc_jax.evals.prompts import RUBRICS, Prompt, load_prompts
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
+from ugc_jax.progress import Progress
 from ugc_jax.settings import check_minimum
 
 logger = logging.getLogger(__name__)
@@ -186,15 +185,12 @@ class _Round:
             else:
                 new.append(question)
         total, waiting = len(self._questions), iter(new)
-        with tqdm(
-            total=total, initial=total - len(new), unit="answer", desc=self._task, disable=None
-        ) as bar:
+        with Progress(total, "answer", self._task, initial=total - len(new)) as bar:
 
             async def work():
                 for question in waiting:
                     await self._ask(question)
-                    bar.set_postfix(failed=self._failed, refresh=False)
-                    bar.update()
+                    bar.update(f"{self._failed} failed")
 
             try:
                 async with asyncio.TaskGroup() as group:

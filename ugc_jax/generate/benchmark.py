@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import Example
@@ -22,6 +21,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, SAMPLE_RATE, OmniConfig
+from ugc_jax.progress import progress
 
 TEXT_TOKENS = (15, 17)  # before and after the clip: those of a short question
 SECONDS_PER_GRID = 1.0  # two frames a second
@@ -131,7 +131,7 @@ def measure(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
     the share of equal tokens.
     """
     runs: dict[str, list[Run]] = {name: [] for name in sides}
-    for round_ in tqdm(range(repeats + 1), desc="bench", unit="round", disable=None):
+    for round_ in progress(range(repeats + 1), repeats + 1, "round", "bench"):
         for name, run in sides.items():
             timed = run()
             if round_:

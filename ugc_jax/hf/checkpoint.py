@@ -63,7 +63,8 @@ def load_params(
         logger.info("%s: %d tensors outside the thinker are ignored", directory, count)
     dtypes = {leaf.path: out_dtype or stored.dtype_of(leaf) for leaf in tree}
     total = sum(math.prod(leaf.shape) * dtypes[leaf.path].itemsize for leaf in tree)
-    hidden = total < BAR_BYTES or None  # None: displayed on a terminal only
+    is_quiet = total < BAR_BYTES or not logger.isEnabledFor(logging.INFO)
+    hidden = is_quiet or None  # None: displayed on a terminal only
     items = []
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
         for leaf in tree:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ugc_jax.data.features import log_mel
 from ugc_jax.errors import UserError
@@ -20,6 +19,7 @@ from ugc_jax.media import streams
 from ugc_jax.media.clip import probe, resize
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.streams import Source
+from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     pictures, unreadable = {}, []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         drawn = pool.map(_try, [files[name] for name in found[:limit]])
-        bar = tqdm(drawn, total=len(found[:limit]), unit="clip", desc="pictures", disable=None)
-        for name, picture in zip(found, bar, strict=False):
+        drawn = progress(drawn, len(found[:limit]), "clip", "pictures")
+        for name, picture in zip(found, drawn, strict=False):
             if isinstance(picture, Picture):
                 pictures[name] = picture
             else:

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 import jax
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.errors import UserError
+from ugc_jax.progress import Progress
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.feed import StepRefused
 from ugc_jax.train.meter import Meter
@@ -128,8 +128,7 @@ class Loop:
                 stack.callback(self._writer.close)
             stack.enter_context(work)
             trace = stack.enter_context(_Trace(self.config.profile, self.output / "profile"))
-            bar = tqdm(total=last, initial=first, unit="step", desc="training", disable=None)
-            self._bar = stack.enter_context(bar)
+            self._progress = stack.enter_context(Progress(last, "step", "training", first))
             for step in range(first + 1, last + 1):
                 trace.before(step)
                 state, result = self._step(step, state)
@@ -174,10 +173,8 @@ class Loop:
         if not values["finite"]:
             self._stop_not_finite(step, values, state, result)
         self._meter.count(values["tokens"], values["examples"], result.flops)
-        self._bar.update()
         headline = self._work.columns[0]
-        if headline in values:
-            self._bar.set_postfix_str(f"{headline} {values[headline]:.4f}")
+        self._progress.update(f"{headline} {values[headline]:.4f}" if headline in values else "")
         if step % self.config.log_every == 0 or step == self._last:
             self.checkpoints.check()
             self._report(step, values | self._meter.rates())
