@@ -11,9 +11,12 @@ its frames; --bgr does the same.
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "greedy" for the most likely token at every step instead of sampling."""
+    check_config_argument(arg, "greedy")
     config = ConfigDict()
     config.clip = ConfigDict()
     config.clip.preset = "upstream"  # sets the temperature and max_new_tokens, too

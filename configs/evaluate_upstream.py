@@ -14,9 +14,12 @@ compare with published figures, give the released ones with --judging.prompt FIL
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "answers" for the tasks background and objects, which were judged at temperature 0."""
+    check_config_argument(arg, "answers")
     config = ConfigDict()
 
     config.judge = ConfigDict()

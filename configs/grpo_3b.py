@@ -14,9 +14,12 @@ launch/ has the scripts that start it on every host.
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "lora" to freeze the decoder and train an adapter."""
+    check_config_argument(arg, "lora")
     config = ConfigDict()
     config.checkpoint = "runs/sft_3b/model"
     config.output = "runs/grpo_3b_lora" if arg == "lora" else "runs/grpo_3b"

@@ -12,9 +12,12 @@ launch/ has the scripts that start it on every host.
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "lora" to freeze the decoder and train an adapter."""
+    check_config_argument(arg, "lora")
     config = ConfigDict()
     config.checkpoint = "Qwen/Qwen2.5-Omni-3B"
     config.output = "runs/sft_3b_lora" if arg == "lora" else "runs/sft_3b"

@@ -9,11 +9,13 @@ config for the speed only.
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
 from ugc_jax.toy.world import QUESTION
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "caption" to add what only captioning needs."""
+    check_config_argument(arg, "caption")
     config = ConfigDict()
     config.clip = ConfigDict()
     config.clip.fps = 2.0

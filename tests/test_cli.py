@@ -71,7 +71,8 @@ def test_job_help_names_every_setting(name, capsys):
     schema = cli.load_job(name).SETTINGS
     names = {full: [full] for full in schema.settings()}
     for short, full in schema.short.items():
-        names[full].append(short)
+        if "." not in short:  # the others are of earlier versions
+            names[full].append(short)
     for key, setting in schema.settings().items():
         assert f"\n  --{min(names[key], key=len)}" in out
         assert setting.comment, f"{name}: {key} has no comment"

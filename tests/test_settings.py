@@ -419,10 +419,36 @@ def test_all_spellings_are_one_flag(words, field, value):
 
 
 def test_a_boolean_swallows_no_argument():
-    config, arguments = parsed("--audio", "clip.mp4", "--fps", "1", "-x.mp4", "--", "--audio=false")
+    config, arguments = parsed(
+        "--audio", "clip.mp4", "--fps", "1", "-", "--", "-x.mp4", "--audio=false"
+    )
     assert (config.audio, config.fps) == (True, 1.0)
-    assert arguments == ["clip.mp4", "-x.mp4", "--audio=false"]
+    assert arguments == ["clip.mp4", "-", "-x.mp4", "--audio=false"]
     assert not parsed("--audio=false", "clip.mp4")[0].audio
+
+
+def test_an_unknown_short_option_is_no_argument(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="^unknown option -c; write --key value"):
+        parsed("-c", "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-c").touch()
+    assert parsed("-c")[1] == ["-c"]
+
+
+def test_a_config_of_another_job_is_told(file):
+    path = file("def get_config():\n  return {'steps': 1, 'rollout': {'samples': 2}}")
+    with pytest.raises(UserError) as caught:
+        SCHEMA.parse([f"--config={path}"])
+    assert str(caught.value) == (
+        f"{path}: rollout.samples: this job has no section rollout; give a config that is for this "
+        "job"
+    )
+
+
+def test_an_unknown_argument_of_a_config_is_told():
+    with pytest.raises(UserError) as caught:
+        parsed("--config", "sft_3b:loar")
+    assert str(caught.value) == "--config sft_3b:loar: unknown argument 'loar'; use lora, or none"
 
 
 def test_an_old_name_of_another_meaning_is_answered_with_the_new_one():

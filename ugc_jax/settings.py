@@ -20,6 +20,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import os
 import runpy
 import shutil
 import textwrap
@@ -139,8 +140,13 @@ class Schema:
         cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
+        sections = {key.partition(".")[0] for key in (*settings, *self.short)}
         for name, value in content.items():
-            label = f"{source}: {name}"
+            label, first = f"{source}: {name}", name.partition(".")[0]
+            if first != name and first not in sections:
+                raise UserError(
+                    f"{label}: this job has no section {first}; give a config that is for this job"
+                )
             setting = self._find(settings, name, label)
             values[setting.key] = _checked(setting.kinds, value, label)
         for label, name, text in words:
@@ -157,6 +163,11 @@ class Schema:
                 arguments.extend(words)
                 break
             if not word.startswith("--"):
+                if word[:1] == "-" and word != "-" and not os.path.lexists(word):
+                    raise UserError(
+                        f"unknown option {word}; write --key value (see --help), or -- before "
+                        "arguments that begin with -"
+                    )
                 arguments.append(word)
                 continue
             name, equals, text = word[2:].partition("=")
@@ -194,13 +205,16 @@ class Schema:
             raise UserError(f"{label}: is a section; set one of {_listed(inside)}")
         section = [key for key in settings if key.startswith(f"{name.rpartition('.')[0]}.")]
         close = closest(name, section) or closest(name, settings)
-        known = section or list(settings)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"known are {_listed(known)}"
+        if close:
+            remedy = f"did you mean {' or '.join(map(self._shortest, close))}?"
+        else:
+            remedy = f"known are {_listed(section or list(settings))}"
         raise UserError(f"{label}: unknown setting; {remedy}")
 
     def _shortest(self, key: str) -> str:
-        """The shortest name of a setting's flag."""
-        return min([key, *(name for name, full in self.short.items() if full == key)], key=len)
+        """The shortest name of a setting's flag; names with a dot are of earlier versions."""
+        short = (name for name, full in self.short.items() if full == key and "." not in name)
+        return min([key, *short], key=len)
 
 
 def short_names(**sections: type) -> dict[str, str]:
@@ -238,6 +252,12 @@ def closest(name: str, keys) -> list[str]:
 def config_names() -> list[str]:
     """Return the names that --config takes."""
     return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def check_config_argument(arg: str | None, *known: str):
+    """Raise UserError unless the argument of `--config NAME:ARG` is None or one of `known`."""
+    if arg not in (None, *known):
+        raise UserError(f"unknown argument {arg!r}; use {' or '.join(known)}, or none")
 
 
 def from_options(cls: type, options: Mapping[str, typing.Any]) -> typing.Any:
@@ -433,7 +453,7 @@ def _read_config(spec: str) -> tuple[str, dict[str, typing.Any]]:
                 "with get_config(arg=None)"
             )
         path = str(named)
-    with user_code(path):
+    with in_section(f"--config {spec}: ") if arg else contextlib.nullcontext(), user_code(path):
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
             raise UserError(f"{path}: defines no get_config(arg=None); see configs/ for an example")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,20 @@ def test_unknown_dtype(tmp_path):
 def test_no_checkpoint(checkpoint, text):
     with pytest.raises(UserError, match=text):
         resolve_checkpoint(checkpoint)
+
+
+def test_a_renamed_repository_is_named(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def fail(*args, **kwargs):
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UserError, match="another name there, Memories-ai/UGC-VideoCaptioner$"):
+        resolve_checkpoint("openinterx/UGC-VideoCaptioner")
+    with pytest.raises(UserError, match="that you can read on the hub$"):
+        resolve_checkpoint("Qwen/Qwen2.5-Omni-3B")
 
 
 def test_hub_without_network(monkeypatch):

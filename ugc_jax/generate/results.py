@@ -39,6 +39,8 @@ class Results:
         Raises UserError if the file cannot be written, holds something else, or has captions of
         another model or other settings.
         """
+        if path is not None and not str(path):
+            raise UserError("output is empty; name a file, or leave it out for stdout")
         self.path = None if path is None else Path(path)
         self.done: set[Path] = set()  # resolved paths of clips with a caption in the file
         self._file = sys.stdout

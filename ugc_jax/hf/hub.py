@@ -6,6 +6,8 @@ from pathlib import Path
 from ugc_jax.errors import UserError
 
 _DESCRIPTION = ["*.json", "*.jinja", "*.txt"]
+# Repositories that some mirrors of the hub show under another name.
+_OTHER_NAMES = {"openinterx/UGC-VideoCaptioner": "Memories-ai/UGC-VideoCaptioner"}
 _WEIGHTS = ["*.safetensors", "*.pt"]
 
 
@@ -50,6 +52,8 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
         problem = "the hub requires you to accept its terms; do so there, then run hf auth login"
     except errors.RepositoryNotFoundError:
         problem = "neither a local directory nor a repository that you can read on the hub"
+        if repo in _OTHER_NAMES:
+            problem += f"; it may have another name there, {_OTHER_NAMES[repo]}"
     except Exception as error:  # of an HTTP library, which depends on huggingface_hub's version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         problem = (

@@ -26,14 +26,14 @@ SETTINGS = Schema(GrpoConfig, short=GRPO_SHORT)
 def main(config: GrpoConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
     run, data, loop, further = open_run(config), config.data, config.loop, config.further_batches
-    source = data, run.tokenizer, run.model, run.rows
-    prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
-    draws = f"; a step draws 1 to {1 + further} of them" if further else ""
-    logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
-    evaluation = None
-    if data.eval is not None:
-        evaluation = pipeline.prompt_evaluation(*source, config.rollout.eval_prompts)
-    setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
     with contextlib.closing(Rewards(config.rewards, REWARDS)) as rewards:
+        source = data, run.tokenizer, run.model, run.rows
+        prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
+        draws = f"; a step draws 1 to {1 + further} of them" if further else ""
+        logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
+        evaluation, count = None, config.rollout.eval_prompts
+        if data.eval is not None:
+            evaluation = pipeline.prompt_evaluation(*source, count)
+        setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
         work = Grpo(setup, config, prompts, iter(prompts), rewards, run.tokenizer, evaluation)
         return train(run, work, prompts.shown_clip())

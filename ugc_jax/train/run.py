@@ -62,6 +62,7 @@ def open_run(config: TrainConfig) -> OpenRun:
     tokenizer = load_chat_tokenizer(weights, model.tokens)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     rows = sharding.local_rows(mesh, config.data.batch_size)
+    abstract_state(config.setup(model, mesh, 1))  # refuses what does not fit before data are read
     return OpenRun(config, weights, model, tokenizer, mesh, rows)
 
 
