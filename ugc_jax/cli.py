@@ -188,7 +188,7 @@ def run(argv: list[str]) -> int:
         return 0
     if name not in JOBS:
         remedy = f"jobs are {', '.join(JOBS)}; see ugc-jax --help"
-        for close in difflib.get_close_matches(name, JOBS, n=1):
+        for close in difflib.get_close_matches(name, [*JOBS, "--help", "--version"], n=1):
             remedy = f"did you mean {close}?"
         raise UserError(f"unknown job {name!r}; {remedy}")
     words, after = _split_at_dashes(rest)

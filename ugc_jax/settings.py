@@ -40,8 +40,14 @@ CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", type(None): "none"}
-_SYNONYMS = {"model": "checkpoint", "prompt": "question"}  # of other tools
+_SYNONYMS = {  # of other tools
+    "model": "checkpoint",
+    "prompt": "question",
+    "gradient_accumulation_steps": "accumulate",
+    "num_generations": "samples",
+}
 _MANY = 12  # names that a message lists at most
+_OF_THE_CLI = ("help", "version")  # flags that are no settings; cli.py answers them
 MISSING = dataclasses.MISSING
 
 
@@ -204,7 +210,7 @@ class Schema:
         if inside := [key for key in settings if key.startswith(f"{name}.")]:
             raise UserError(f"{label}: is a section; set one of {_listed(inside)}")
         section = [key for key in settings if key.startswith(f"{name.rpartition('.')[0]}.")]
-        close = closest(name, section) or closest(name, settings)
+        close = closest(name, section) or closest(name, [*settings, *_OF_THE_CLI])
         if close:
             remedy = f"did you mean {' or '.join(map(self._shortest, close))}?"
         else:

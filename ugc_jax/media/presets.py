@@ -8,6 +8,7 @@ fills these in.
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -43,7 +44,7 @@ class ClipSettings:
 
     # "qwen" (the reference's own sampling) or "upstream" (the published captioner's); without it
     # the settings that the checkpoint was trained with, or else qwen
-    preset: str | None = None
+    preset: Literal["qwen", "upstream"] | None = None
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`
