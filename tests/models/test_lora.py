@@ -110,8 +110,8 @@ def test_split_over_a_mesh_like_its_weights(adapter):
             "^lora.targets: no linear is called 'fc1'; use some of .*q_proj",
         ),
         ({"targets": " ,"}, "^lora.targets is empty; use some of .*q_proj"),
-        ({"rank": -1}, "^lora.rank is -1"),
-        ({"alpha": -1.0}, "^lora.alpha is -1.0; use a positive number"),
+        ({"rank": -1}, "^rank is -1"),
+        ({"alpha": -1.0}, "^alpha is -1.0; use a positive number"),
     ],
 )
 def test_refused(change, message):

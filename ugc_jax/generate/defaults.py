@@ -7,6 +7,7 @@ these, and single settings of the user go before all.
 
 import dataclasses
 import logging
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class Defaults(NamedTuple):
         else:
             return []
         taken = [
-            f"{section}.{name}={value!r:.60}"
+            f"{section}.{name}={_short(value)}"
             for section, own, now, theirs in zip(
                 ("clip", "sampling"), (clip, sampling), resolved, values, strict=True
             )
@@ -76,7 +77,7 @@ class Defaults(NamedTuple):
         if self.trained is None:
             return None
         changed = [
-            f"clip.{name} {value!r:.60}, now {getattr(clip, name)!r:.60}"
+            f"clip.{name} {_short(value)}, now {_short(getattr(clip, name))}"
             for name, value in vars(self.trained).items()
             if name not in _OF_THE_RUN and value != getattr(clip, name)
         ]
@@ -90,6 +91,10 @@ class Defaults(NamedTuple):
             logger.info("%s", note)
         if difference := self.differences(self.apply(clip, sampling)[0]):
             logger.warning("%s", difference)
+
+
+def _short(value) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" ...")
 
 
 def _preset_of(checkpoint: str | Path) -> str | None:

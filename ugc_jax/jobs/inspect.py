@@ -115,7 +115,11 @@ def _to_lower(info: ClipInfo, settings: ClipSettings) -> str:
 
 def settings_table(clip: ClipSettings, sampling: SamplingConfig) -> str:
     """Describe the settings in use: those of the clip that are set, and the sampling."""
-    lines = [f"{name}={value}" for name, value in vars(clip).items() if value is not None]
+    lines = [
+        f"{name}={textwrap.shorten(str(value), 60, placeholder=' ...')}"
+        for name, value in vars(clip).items()
+        if value is not None
+    ]
     rows = textwrap.wrap(", ".join(lines), help_width() - 11)
     own = ", ".join(f"{name}={value}" for name, value in vars(sampling).items())
     return "\n".join(
