@@ -111,6 +111,50 @@ def test_words_reach_the_job(job, monkeypatch):
     assert seen == [(Config(steps=5), ["a", "b"])]
 
 
+@pytest.fixture
+def own_logging():
+    """Undo what `set_up_logging` changes."""
+    logger = logging.getLogger("ugc_jax")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.mark.parametrize("words", [["-v", "work", "a"], ["work", "a", "-v"]])
+def test_verbose_shows_where(words, monkeypatch, capsys, own_logging):
+    module = SimpleNamespace(SETTINGS=Schema(Config), main=fails, __doc__="")
+    monkeypatch.setitem(cli.JOBS, "work", cli.Job("do some work", "ITEM..."))
+    monkeypatch.setattr(cli, "load_job", lambda name: module)
+    assert main(monkeypatch, *words) == 2
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert err.endswith("ugc-jax work: clip.mp4: broken; copy it again\n")
+
+
+@pytest.mark.parametrize("words", [["-q", "work", "a"], ["work", "-q", "a"]])
+def test_quiet_shows_warnings_alone(words, monkeypatch, capsys, own_logging):
+    def action(*_):
+        logging.getLogger("ugc_jax.x").info("a step")
+        logging.getLogger("ugc_jax.x").warning("a fault")
+        return 0
+
+    module = SimpleNamespace(SETTINGS=Schema(Config), main=action, __doc__="")
+    monkeypatch.setitem(cli.JOBS, "work", cli.Job("do some work", "ITEM..."))
+    monkeypatch.setattr(cli, "load_job", lambda name: module)
+    assert main(monkeypatch, *words) == 0
+    assert capsys.readouterr().err[8:] == " W a fault\n"
+
+
+def test_help_shows_what_a_config_sets(capsys):
+    assert cli.run(["sft", "--config", "sft_3b:lora", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of the correction B A; 0: no adapter (set to 64)" in out
+    assert cli.run(["caption", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--preset upstream sets clip.system You are Qwen" in out
+    assert "sampling.temperature 0.2, sampling.max_new_tokens 1024" in out
+
+
 def test_unknown_job_gets_a_suggestion(monkeypatch, capsys):
     assert main(monkeypatch, "captoin", "a.mp4") == 2
     assert capsys.readouterr().err == "ugc-jax: unknown job 'captoin'; did you mean caption?\n"

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from ugc_jax import __version__, settings
 from ugc_jax.errors import UserError, environment_failure
 
+logger = logging.getLogger(__name__)
+
 _LEVELS = {"-v": logging.DEBUG, "-q": logging.WARNING}
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
@@ -236,10 +238,12 @@ def main() -> int:
     """
     sys.unraisablehook = interrupt_again
     argv = sys.argv[1:]
-    name = " ".join(["ugc-jax", *argv[:1]]) if argv[:1] and argv[0] in JOBS else "ugc-jax"
+    first = next((word for word in argv if word not in _LEVELS), None)
+    name = f"ugc-jax {first}" if first in JOBS else "ugc-jax"
     try:
         return run(argv)
     except UserError as error:
+        logger.debug("where it was found:", exc_info=True)
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -254,7 +258,7 @@ def main() -> int:
     except Exception as error:
         if (failure := environment_failure(error)) is None:
             raise
-        logging.getLogger(__name__).debug("%s", failure, exc_info=True)
+        logger.debug("where it was found:", exc_info=True)
         print(f"{name}: {failure}", file=sys.stderr)
         return 2
 
