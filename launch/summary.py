@@ -61,7 +61,7 @@ def main(run: Path, clips: list[str]):
         for row in lines(run / "yours.jsonl"):
             if Path(row["video"]).resolve() in own:
                 print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
-        print("For real captions: --checkpoint Qwen/Qwen2.5-Omni-3B")
+        print("For real captions: ugc-jax caption clip.mp4, by the published captioner")
     print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")
     print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.jsonl; tensorboard --logdir)")
     print(f"figures     {run / 'summary.json'}, {run / 'results'}")
