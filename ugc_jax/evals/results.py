@@ -58,8 +58,7 @@ def write_result(path: str | Path, result: dict):
 def read_result(path: str | Path) -> dict:
     """A result of `ugc-jax evaluate`. Raises UserError for any other file."""
     remedy = (
-        "make one with ugc-jax evaluate --output FILE (of a released score file with "
-        "--scores FILE)"
+        "make one with ugc-jax evaluate --output FILE (of a released score file with --scores FILE)"
     )
     result = files.read_json(path, remedy, object)
     if not _is_result(result):

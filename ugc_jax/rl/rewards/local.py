@@ -43,8 +43,7 @@ class LocalConfig:
             re.compile(self.format_pattern or "")
         except re.error as error:
             raise UserError(
-                f"format_pattern {self.format_pattern!r} is not a regular expression "
-                f"({error})"
+                f"format_pattern {self.format_pattern!r} is not a regular expression ({error})"
             ) from None
 
 
