@@ -24,6 +24,7 @@ class Reply:
     delay: float = 0.0
     headers: dict = dataclasses.field(default_factory=dict)
     body: bytes | None = None  # instead of the protocol's JSON
+    finish_reason: str = "stop"
     hang_up: bool = False  # close the connection without an answer
 
 

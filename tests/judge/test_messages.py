@@ -1,8 +1,13 @@
 """ugc_jax.judge.messages: fences that hold, JSON out of whatever a judge says."""
 
+import time
+
 import pytest
 
 from ugc_jax.judge import messages
+
+
+DRAFT = '{"visual": 1, "audio": 1}'
 
 
 @pytest.mark.parametrize(
@@ -10,18 +15,44 @@ from ugc_jax.judge import messages
     [
         ('{"score": 4}', {"score": 4}),
         ('```json\n{"score": 4}\n```', {"score": 4}),
-        ('Let me see. {"score": 2}? No:\n\n{"score": 4}\nThat is all.', {"score": 4}),
-        ('{"a": {"b": "}"}} done', {"a": {"b": "}"}}),
+        ('``` {"score": 4} ```\n', {"score": 4}),
+        ('Let me see. {"score": 2}? No:\n\n{"score": 4}\n', {"score": 4}),
+        ('{"a": {"b": "}"}}', {"a": {"b": "}"}}),
+        ('{not json} {"score": 4}', {"score": 4}),
+        ("{}", {}),
+        ('<think>Hm.</think>{"score": 4}', {"score": 4}),
+        (f'<think>Not {DRAFT}</think>\n\n{{"score": 4}}', {"score": 4}),
+        (f'Not {DRAFT}</think>{{"score": 4}}', {"score": 4}),  # opened in the prompt
+        (f'<Thinking>{DRAFT}</Thinking>Well. <think>x</think>{{"score": 4}}', {"score": 4}),
+        # no answer
+        ('{"score": 4}\nThat is all.', None),  # an example, perhaps
+        ('{"a": 1} done', None),
         ('{"score": 4', None),
         ("Four out of five.", None),
         ("[4]", None),
         ("", None),
         ('{"a":' * 50_000, None),
-        ('{not json} {"score": 4}', {"score": 4}),
+        (f"<think>An empty caption would get {DRAFT}. But this tells the set", None),
+        (f"<think>An empty caption would get {DRAFT}", None),
+        (f'<think>Not {DRAFT}.</think>{{"reason": "all", "visual": 4, "aud', None),
+        (f'<think>Not {DRAFT}</think>{{"visual": 4, "audio": 3,}}', None),
+        (f'{{"draft": {DRAFT}, "visual": 4, "audio": 3,}}', None),
+        (f'{{"visual": 4,, "draft": {DRAFT}', None),  # inside a broken one
+        (f"Example: {DRAFT}. Mine: {{'visual': 4, 'audio': 3}}", None),
+        (f"<think>a</think>Well.<think>{DRAFT}", None),
+        ('{"score": 4, "score": 5}', None),
+        ('{"score": NaN}', None),
     ],
 )
-def test_json_object(text, expected):
-    assert messages.json_object(text) == expected
+def test_final_object(text, expected):
+    assert messages.final_object(text) == expected
+
+
+@pytest.mark.parametrize("piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} '])
+def test_degenerate_answers_take_no_time(piece):
+    began = time.perf_counter()
+    messages.final_object(piece * (400_000 // len(piece)))
+    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize("value", [4, 4.0, "4", " 4 "])

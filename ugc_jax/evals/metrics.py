@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ugc_jax.judge.messages import json_object
+from ugc_jax.judge.messages import final_object
 
 OTHER = "other"  # an answer that names no option, or several
 
@@ -28,7 +28,7 @@ def chosen_option(text: str, options: Sequence[str]) -> str | None:
     text has the words of other options; by the only capital letter that stands alone ("I think it
     is B"), if the text has the words of none; by any of these in JSON under the key "answer".
     """
-    for key, value in (json_object(text) or {}).items():
+    for key, value in (final_object(text) or {}).items():
         if key.lower() == "answer":
             text = str(value)
     text = re.sub(r"[*`\"]", "", text).strip()

@@ -1,7 +1,7 @@
 """A client of an LLM judge: any server that speaks OpenAI's chat-completions protocol.
 
     question -> Judge.ask -> (cache, limits of concurrency and rate) -> server
-             -> text -> json_object -> parse -> the caller's value, or JudgeError
+             -> text -> final_object -> parse -> the caller's value, or JudgeError
 
 Errors and how they are handled:
     unreachable, 502, 503, 504         wait up to `wait` minutes from the beginning of the outage
@@ -30,9 +30,10 @@ from typing import TypeVar
 from ugc_jax.errors import UserError
 from ugc_jax.judge.answers import Answers
 from ugc_jax.judge.messages import (
+    Reply,
     ask_again,
+    final_object,
     find_fault,
-    json_object,
     one_line,
     read_response,
     with_system,
@@ -254,17 +255,22 @@ class Judge:
         """(a JSON object that `parse` can use, (tokens in, tokens out) of all attempts)."""
         attempt, tokens_in, tokens_out = messages, 0, 0
         for _ in range(self.config.malformed + 1):
-            text, (more_in, more_out) = await self._text(attempt)
-            tokens_in, tokens_out = tokens_in + more_in, tokens_out + more_out
-            answer = json_object(text)
+            reply = await self._reply(attempt)
+            tokens_in, tokens_out = tokens_in + reply.tokens[0], tokens_out + reply.tokens[1]
+            if reply.cut:
+                fault, attempt = "cut off at the limit of tokens; raise judge.max_tokens", messages
+                continue
+            answer = final_object(reply.text)
             fault = find_fault(answer, parse)
             if fault is None:
                 return answer, (tokens_in, tokens_out)
-            attempt = ask_again(messages, text, fault)
-        raise Malformed(f"the judge's answer is not of the required form: {fault}: {text[:80]!r}")
+            attempt = ask_again(messages, reply.text, fault)
+        raise Malformed(
+            f"the judge's answer is not of the required form: {fault}: {reply.text[:80]!r}"
+        )
 
-    async def _text(self, messages: list[dict]) -> tuple[str, tuple[int, int]]:
-        """(text, (tokens in, tokens out)) of one response, after as many attempts as needed."""
+    async def _reply(self, messages: list[dict]) -> Reply:
+        """One response, after as many attempts as needed."""
         limits = {"temperature": self.config.temperature, "max_tokens": self.config.max_tokens}
         limits = {name: value for name, value in limits.items() if value is not None}
         trials = _Trials(deadline=time.monotonic() + 60 * self.config.wait)
@@ -281,9 +287,9 @@ class Judge:
                 await asyncio.sleep(self._pause(error, trials))
             else:
                 self._note_up()
-                text, tokens = read_response(response)
-                self.usage.spent += self._count(*tokens)
-                return text, tokens
+                reply = read_response(response)
+                self.usage.spent += self._count(*reply.tokens)
+                return reply
 
     def _pause(self, error: Exception, trials: _Trials) -> float:
         """Seconds to wait after a failed attempt. Raises if the question is given up."""

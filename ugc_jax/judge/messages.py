@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 SYSTEM = (
     "You judge descriptions of short videos, carefully and evenly. What stands between tags like "
@@ -13,6 +14,13 @@ SYSTEM = (
 AGAIN = (
     "That answer cannot be used ({reason}). Answer with the JSON object asked for, nothing else."
 )
+
+
+_THINKING = r"(?:think|thinking|thought|reasoning|reflection|scratchpad|analysis)"
+_BEGIN_OF_THINKING = re.compile(rf"<{_THINKING}>", re.IGNORECASE)
+_END_OF_THINKING = re.compile(rf"</{_THINKING}>", re.IGNORECASE)
+_END_OF_FENCE = re.compile(r"\s*```\s*\Z")
+_OBJECT = re.compile(r"\{\s*[\"'}]")
 
 
 def with_system(question: str) -> list[dict]:
@@ -37,30 +45,83 @@ def fenced(name: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def read_response(response) -> tuple[str, tuple[int, int]]:
-    """(text, (tokens in, tokens out)) of a response; "" if it has no text (a page of HTML, ...)."""
+class Reply(NamedTuple):
+    """A response of a server.
+
+    text: "" if it has none (a page of HTML, ...). cut: whether it ends at the limit of tokens.
+    tokens: (in, out).
+    """
+
+    text: str
+    cut: bool
+    tokens: tuple[int, int]
+
+
+def read_response(response) -> Reply:
+    """Return what a response of the chat-completions protocol says."""
     usage = getattr(response, "usage", None)
     tokens_in = getattr(usage, "prompt_tokens", None) or 0
     tokens_out = getattr(usage, "completion_tokens", None) or 0
+    text, cut = "", False
     try:
-        text = str(response.choices[0].message.content or "")
+        choice = response.choices[0]
+        text = str(choice.message.content or "")
+        cut = choice.finish_reason == "length"
     except (AttributeError, LookupError, TypeError):
-        text = ""
-    return encodable(text), (tokens_in, tokens_out)
+        pass
+    return Reply(encodable(text), cut, (tokens_in, tokens_out))
 
 
-def json_object(text: str) -> dict | None:
-    """The last JSON object in a text, between any prose or code fences; None without one."""
-    decoder, found, start = json.JSONDecoder(), None, text.find("{")
+def without_thinking(text: str) -> str | None:
+    """Return a text without its thinking blocks; None if the last one is not closed.
+
+    What precedes a closing tag without an opening one is thinking, too: some templates put the
+    opening tag into the prompt.
+    """
+    for closing in _END_OF_THINKING.finditer(text):
+        rest = text[closing.end() :]
+    if _END_OF_THINKING.search(text):
+        text = rest
+    return None if _BEGIN_OF_THINKING.search(text) else text
+
+
+def final_object(text: str) -> dict | None:
+    """Return the JSON object that ends a reply, bare or in a code fence; None without one.
+
+    Thinking blocks do not count, and neither does prose before the object, complete objects in it
+    included. An object that does not parse, has a key twice or NaN, is cut off or inside such a one
+    is no answer. Takes linear time.
+    """
+    text = without_thinking(text)
+    if text is None:
+        return None
+    text = _END_OF_FENCE.sub("", text).rstrip()
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+    start = text.find("{")
     while start >= 0:
+        # Braces in prose, as in {a, b}, and not of an object or of a Python dict.
+        if _OBJECT.match(text, start) is None:
+            start = text.find("{", start + 1)
+            continue
         try:
             found, end = decoder.raw_decode(text, start)
-        except ValueError:
-            end = start + 1
-        except RecursionError:
+        except (ValueError, RecursionError):
             return None
+        if end == len(text):
+            return found
         start = text.find("{", end)
+    return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
     return found
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON")
 
 
 def integer(answer: dict, key: str, low: int, high: int) -> int:
