@@ -70,9 +70,10 @@ def test_job_help_names_every_setting(name, capsys):
     out = capsys.readouterr().out
     schema = cli.load_job(name).SETTINGS
     names = {full: [full] for full in schema.settings()}
-    for short, full in schema.short.items():
-        if "." not in short:  # the others are of earlier versions
-            names[full].append(short)
+    for short, targets in schema.short.items():
+        for full in targets:
+            if "." not in short:  # the others are of earlier versions
+                names[full].append(short)
     for key, setting in schema.settings().items():
         assert f"\n  --{min(names[key], key=len)}" in out
         assert setting.comment, f"{name}: {key} has no comment"

@@ -79,7 +79,7 @@ TPU_JOB = ("slice", "us-west4-a", "sft", "--config=a b.py", "--config.output=gs:
 def test_every_host_of_a_slice_runs_the_job(project):
     done = run(project / "launch/tpu_vm.sh", *TPU_JOB)
     assert done.returncode == 0, done.stderr
-    words = ("-m", "ugc_jax.cli", "sft", "--config.distributed=true", *TPU_JOB[3:])
+    words = ("-m", "ugc_jax.cli", "sft", "--distributed", *TPU_JOB[3:])
     told = "".join(f"<{word}>" for word in words)
     for host in (0, 1):
         log = (project / f"runs/tpu_vm/slice/host-{host}.log").read_text()
@@ -124,7 +124,7 @@ def test_slurm_runs_one_process_a_node(project, monkeypatch):
     call = Path(os.environ["CALLS"]).read_text()
     assert call.startswith("0,1,2,3 --cpus-per-task=9 --kill-on-bad-exit=1")
     assert f"--output={project}/runs/slurm/7/host-%n.log" in call
-    assert call.endswith("python -m ugc_jax.cli sft --config.distributed=true --config=a.py\n")
+    assert call.endswith("python -m ugc_jax.cli sft --distributed --config=a.py\n")
 
 
 def test_wrong_use(project, tmp_path):

@@ -101,13 +101,13 @@ def test_values(word, field, value):
         (["--config.fps=fast"], "--config.fps: expected NUMBER|none, got 'fast'"),
         (["--config.audio=maybe"], "--config.audio: expected true|false, got 'maybe'"),
         (["--config.size=huge"], "--config.size: expected tiny|mid, got 'huge'"),
-        (["--config.fsp=1"], "--config.fsp: unknown setting; did you mean fps?"),
+        (["--config.fsp=1"], "--config.fsp: unknown setting; did you mean --fps?"),
         (["--config.steps"], "--config.steps needs a value: --config.steps INTEGER"),
         (
             ["--steps", "--audio"],
             "--steps needs a value: --steps INTEGER, or --steps=VALUE for one that begins with --",
         ),
-        (["--step", "1"], "--step: unknown setting; did you mean steps?"),
+        (["--step", "1"], "--step: unknown setting; did you mean --steps?"),
         (
             ["--verbose"],
             "--verbose: unknown setting; known are checkpoint, steps, size, name, fps, audio",
@@ -192,7 +192,7 @@ def test_describe_shows_own_settings_first():
     for row in (
         "where the model is (required)",
         "--size tiny|mid",
-        "--audio  ",
+        "--audio[=false]  ",
         "listen (default true)",
         "(default 3)",
     ):
@@ -283,11 +283,11 @@ def test_sections_of_a_file_are_nested_configs(file):
         (
             "--config.optimizer.learnin_rate=1",
             "--config.optimizer.learnin_rate: unknown setting; "
-            "did you mean optimizer.learning_rate?",
+            "did you mean --optimizer.learning_rate?",
         ),
         (
             "--config.learning_rate=1",
-            "--config.learning_rate: unknown setting; did you mean optimizer.learning_rate?",
+            "--config.learning_rate: unknown setting; did you mean --optimizer.learning_rate?",
         ),
         (
             "--config.optimizer.zzz=1",
@@ -308,16 +308,16 @@ def test_sections_of_a_file_are_nested_configs(file):
         ),
         (
             "--learning-rate=1",
-            "--learning_rate: unknown setting; did you mean optimizer.learning_rate?",
+            "--learning_rate: unknown setting; did you mean --optimizer.learning_rate?",
         ),
         (
             "--optimizer.lr=1",
-            "--optimizer.lr: unknown setting; did you mean optimizer.learning_rate?",
+            "--optimizer.lr: unknown setting; did you mean --optimizer.learning_rate?",
         ),
-        ("--lr=1", "--lr: unknown setting; did you mean optimizer.learning_rate?"),
+        ("--lr=1", "--lr: unknown setting; did you mean --optimizer.learning_rate?"),
         (
             "--data.learning_rate=1",
-            "--data.learning_rate: unknown setting; did you mean optimizer.learning_rate?",
+            "--data.learning_rate: unknown setting; did you mean --optimizer.learning_rate?",
         ),
     ],
 )
@@ -370,7 +370,7 @@ def test_of_several_the_one_that_has_what_is_given(file):
     path = file("def get_config():\n  return {'steps': 3, 'schedule': {'name': 'b'}}")
     assert both.parse([f"--config={path}"])[0] == Other(3, Schedule("b"))
     with pytest.raises(
-        UserError, match=r"schedule\.nam: unknown setting; did you mean schedule\.name"
+        UserError, match=r"schedule\.nam: unknown setting; did you mean --schedule\.name"
     ):
         both.parse(["--config.schedule.nam=b"])
     assert both.help_text() == Schema(Nested).help_text() + (

@@ -18,6 +18,7 @@ from ugc_jax.errors import UserError, environment_failure
 logger = logging.getLogger(__name__)
 
 _LEVELS = {"-v": logging.DEBUG, "-q": logging.WARNING}
+_failed: list[Exception] = []  # of the environment, after they were reported
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
 
@@ -94,8 +95,8 @@ GRAMMAR = """\
 --key value or --key=value sets a setting, in any order; - in a key is the same as _. A flag that is
 true or false takes a value only with =: --evidence is true, --evidence=false is false. All words
 after -- are arguments. --config NAME[:ARG] takes the settings of a config: one of those below or
-the path of a Python file with get_config(arg); the other flags go before it. --config.key=value is
-an older spelling of --key=value. -v logs more, -q only warnings."""
+the path of a Python file with get_config(arg); other flags replace its values. --config.key=value
+is an older spelling of --key=value. -v logs more, -q only warnings."""
 
 
 def usage() -> str:
@@ -128,10 +129,10 @@ def job_usage(name: str, argv: list[str]) -> str:
     line = " ".join(filter(None, ["[--config NAME[:ARG]] [--key value ...]", job.arguments]))
     about = f"ugc-jax {name}: {module.__doc__.strip()}"
     sections = [_filled(about), f"usage: ugc-jax {name} {line}", module.SETTINGS.help_text(argv)]
-    if "clip.preset" in module.SETTINGS.settings():
+    if "clip.preset" in (known := module.SETTINGS.settings()):
         from ugc_jax.generate.settings import preset_help
 
-        sections.append(_filled(preset_help()))
+        sections.append(_filled(preset_help("sampling.seed" in known)))
     return "\n\n".join([*sections, "ugc-jax --help explains how flags are written."])
 
 
@@ -196,6 +197,9 @@ def run(argv: list[str]) -> int:
     words, after = _split_at_dashes(rest)
     for flag in _LEVELS.keys() & set(words):
         level = _LEVELS[flag]
+    if "--version" in words:
+        print(f"ugc-jax {__version__}")
+        return 0
     if not {"-h", "--help"}.isdisjoint(words):
         others = [word for word in words if word not in ("-h", "--help", *_LEVELS)]
         print(job_usage(name, others))
@@ -220,15 +224,27 @@ def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def interrupt_again(unraisable):
-    """`sys.unraisablehook` that repeats a lost Ctrl-C.
+    """`sys.unraisablehook` that repeats a lost Ctrl-C, and hides what a reported failure causes.
 
     A KeyboardInterrupt in a garbage-collection callback (jax has one) cannot be raised from there,
-    so it is sent again a moment later.
+    so it is sent again a moment later. When the environment fails (a full disk, no handles), so do
+    destructors and exit functions of libraries; the job's one line says why.
     """
+    error = unraisable.exc_value
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         threading.Timer(0.05, _thread.interrupt_main).start()
+    elif _failed or error is not None and environment_failure(error) is not None:
+        logger.debug("after a failure: %r", error)
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def hide_failures_of_threads(args):
+    """`threading.excepthook` for libraries' threads: their work fails in the main thread, too."""
+    if args.exc_value is not None and environment_failure(args.exc_value) is not None:
+        logger.debug("in a thread: %r", args.exc_value)
+    else:
+        threading.__excepthook__(args)
 
 
 def main() -> int:
@@ -236,7 +252,7 @@ def main() -> int:
 
     0 success, 1 too much failed, 2 a user's mistake or a broken environment, 130 interrupted.
     """
-    sys.unraisablehook = interrupt_again
+    sys.unraisablehook, threading.excepthook = interrupt_again, hide_failures_of_threads
     argv = sys.argv[1:]
     first = next((word for word in argv if word not in _LEVELS), None)
     name = f"ugc-jax {first}" if first in JOBS else "ugc-jax"
@@ -260,6 +276,7 @@ def main() -> int:
             raise
         logger.debug("where it was found:", exc_info=True)
         print(f"{name}: {failure}", file=sys.stderr)
+        _failed.append(failure)
         return 2
 
 

@@ -21,9 +21,10 @@ class Progress:
 
     def __init__(self, total: int, unit: str, desc: str, initial: int = 0):
         self.total, self.unit, self.desc = total, unit, desc
-        self.done, self._initial = initial, initial
-        self._bar, self._started = None, time.monotonic()
-        self._next = self._started + LINE_SECONDS
+        self.done = initial
+        # The first item's time is left out of the rate: it has the start of workers and programs.
+        self._first: tuple[float, int] | None = None
+        self._bar, self._next = None, time.monotonic() + LINE_SECONDS
         self._shown = logger.isEnabledFor(logging.INFO)
         if self._shown and sys.stderr.isatty():
             from tqdm import tqdm
@@ -40,19 +41,26 @@ class Progress:
     def update(self, note: str = ""):
         """Count one more item. note: a further figure, such as "80 tokens/s"."""
         self.done += 1
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, self.done
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update()
-        elif self._shown and time.monotonic() >= self._next and self.done < self.total:
-            logger.info("%s", self.line(time.monotonic() - self._started, note))
-            self._next = time.monotonic() + LINE_SECONDS
+        elif self._shown and now >= self._next and self.done < self.total:
+            logger.info("%s", self.line(now, note))
+            self._next = now + LINE_SECONDS
 
-    def line(self, seconds: float, note: str = "") -> str:
-        """Return the state after so many seconds, as "extracting: 120 of 900 clips, ..."."""
-        rate = (self.done - self._initial) / seconds
-        left = (self.total - self.done) / rate
-        text = f"{self.desc}: {self.done} of {self.total} {self.unit}s, {rate:.3g} {self.unit}s/s"
-        return ", ".join(filter(None, [text, note, f"{duration(left)} left"]))
+    def line(self, now: float, note: str = "") -> str:
+        """Return the state at a time, as "extracting: 120 of 900 clips, 5 clips/s, 2 min left"."""
+        begun, first = self._first
+        text = f"{self.desc}: {self.done} of {self.total} {self.unit}s"
+        parts = [text, note]
+        if self.done > first and now > begun:
+            rate = (self.done - first) / (now - begun)
+            left = duration((self.total - self.done) / rate)
+            parts = [text, f"{rate:.3g} {self.unit}s/s", note, f"{left} left"]
+        return ", ".join(filter(None, parts))
 
 
 def progress(

@@ -81,17 +81,21 @@ class Schema:
     """The settings of a job: its dataclass, short names, and names that earlier versions had.
 
     classes: frozen dataclasses; of several, the one that knows most of the given names is used.
-    short: {name: full name}, as "temperature": "sampling.temperature".
+    short: {name: full name}, as "temperature": "sampling.temperature"; for several classes also
+      several full names, of which each class has one.
     moved: {old name: full name} of settings whose old name is refused, with the new one.
     """
 
     def __init__(
         self,
         *classes: type,
-        short: Mapping[str, str] | None = None,
+        short: Mapping[str, str | tuple[str, ...]] | None = None,
         moved: Mapping[str, str] | None = None,
     ):
-        self.classes, self.short, self.moved = classes, dict(short or {}), dict(moved or {})
+        self.classes, self.moved = classes, dict(moved or {})
+        self.short = {
+            name: (full,) if isinstance(full, str) else full for name, full in (short or {}).items()
+        }
 
     def parse(self, argv: list[str]) -> tuple[typing.Any, list[str]]:
         """Return (an instance of the dataclass, the arguments) of a command line.
@@ -117,13 +121,14 @@ class Schema:
     def flags(self) -> dict[str, Setting]:
         """Return the settings by the names of their flags, short ones included."""
         settings = self.settings()
-        return settings | {
-            name: settings[key] for name, key in self.short.items() if key in settings
-        }
+        return settings | {name: settings[full[0]] for name, full in self.short.items()}
 
     def help_text(self, argv: list[str] | None = None) -> str:
         """Return the settings for --help, with types, defaults, and the values that `argv` sets."""
-        settings, (_, values, _) = self.settings(), self._collect(argv or [])
+        cls, values, _ = self._collect(argv or [])
+        settings = settings_of(cls) | {
+            key: setting for key, setting in self.settings().items() if key not in values
+        }
         groups: dict[tuple[str, str], list[Setting]] = {}
         for setting in settings.values():
             section = setting.key.rpartition(".")[0]
@@ -133,7 +138,7 @@ class Schema:
             rows += ["", f"{heading} (--{section}.NAME):" if section else f"{heading}:"]
             for setting in members:
                 value = values.get(setting.key, setting.default)
-                allowed = "" if bool in setting.kinds else f" {setting.value_name}"
+                allowed = "[=false]" if bool in setting.kinds else f" {setting.value_name}"
                 head = f"--{self._shortest(setting.key)}{allowed}"
                 rows += _row(head, f"{setting.comment} {_default_note(setting, value)}".strip())
         return "\n".join(rows[1:])
@@ -142,7 +147,7 @@ class Schema:
         """Return (the class, {full name: value}, the arguments); MISSING for values not given."""
         spec, words, arguments = self._split(argv)
         source, content = (None, {}) if spec is None else _read_config(spec)
-        names = [*content, *(name for _, name, _ in words)]
+        names = content or [name for _, name, _ in words]  # a config decides what is set up
         cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
@@ -181,7 +186,8 @@ class Schema:
             label, name = f"--{name}", name.removeprefix("config.")
             setting = flags.get(name)
             if name == "config":
-                spec = text or _next_word(words, label, "NAME_OR_FILE[:ARG]")
+                what = "NAME_OR_FILE[:ARG]"
+                spec = text if text else _next_word(deque() if equals else words, label, what)
             elif setting is None or equals:  # an error, unless another class knows it
                 given.append((label, name, text))
             elif bool in setting.kinds:
@@ -194,32 +200,36 @@ class Schema:
 
     def _knows(self, cls: type, name: str) -> bool:
         """Whether a class has the setting, or the section that it would be in."""
-        first = self.short.get(name, name).partition(".")[0]
-        return first in {field.name for field in dataclasses.fields(cls)}
+        firsts = {full.partition(".")[0] for full in self.short.get(name, (name,))}
+        return not firsts.isdisjoint(field.name for field in dataclasses.fields(cls))
 
     def _find(self, settings: dict[str, Setting], name: str, label: str) -> Setting:
         """The setting of a full or short name. label: how messages call it.
 
         Raises UserError with the closest names if there is none.
         """
-        key = self.short.get(name, name)
-        if key in settings:
-            return settings[key]
+        for key in self.short.get(name, (name,)):
+            if key in settings:
+                return settings[key]
         if name in self.moved:
             raise UserError(f"{label} has another name now; write --{self.moved[name]}")
         if inside := [key for key in settings if key.startswith(f"{name}.")]:
             raise UserError(f"{label}: is a section; set one of {_listed(inside)}")
         section = [key for key in settings if key.startswith(f"{name.rpartition('.')[0]}.")]
-        close = closest(name, section) or closest(name, [*settings, *_OF_THE_CLI])
+        everywhere = [*settings, *_OF_THE_CLI]
+        close = exact_ends(name, section) or exact_ends(name, everywhere)
+        close = close or closest(name, section) or closest(name, everywhere)
         if close:
-            remedy = f"did you mean {' or '.join(map(self._shortest, close))}?"
+            dashes = "--" if label.startswith("--") else ""
+            names = [dashes + self._shortest(key) for key in close]
+            remedy = f"did you mean {' or '.join(names)}?"
         else:
             remedy = f"known are {_listed(section or list(settings))}"
         raise UserError(f"{label}: unknown setting; {remedy}")
 
     def _shortest(self, key: str) -> str:
         """The shortest name of a setting's flag; names with a dot are of earlier versions."""
-        short = (name for name, full in self.short.items() if full == key and "." not in name)
+        short = (name for name, full in self.short.items() if key in full and "." not in name)
         return min([key, *short], key=len)
 
 
@@ -232,22 +242,27 @@ def short_names(**sections: type) -> dict[str, str]:
     }
 
 
-def closest(name: str, keys) -> list[str]:
-    """Return up to three of the dotted `keys` that a user may have meant by `name`, best first.
+def exact_ends(name: str, keys) -> list[str]:
+    """Return up to three of the dotted `keys` that end like `name`.
 
-    First those that end like it, then those with these initials (lr: learning_rate), then similar
-    ones.
+    Without one, those of whose last words its letters are the initials (lr: learning_rate).
     """
     last = _last(_SYNONYMS.get(name, name))
-    keys = list(keys)
-    by_last: dict[str, list[str]] = {}
-    for key in keys:
-        by_last.setdefault(_last(key), []).append(key)
+    ends = [key for key in keys if _last(key) == last]
     initials = [
         key for key in keys if last == "".join(word[:1] for word in _last(key).split("_"))
     ] * (len(last) > 1)
-    if found := by_last.get(last) or initials:
-        return found[:3]
+    return (ends or initials)[:3]
+
+
+def closest(name: str, keys) -> list[str]:
+    """Return up to three of the dotted `keys` that a user may have meant by `name`, best first."""
+    keys, last = list(keys), _last(name)
+    if found := exact_ends(name, keys):
+        return found
+    by_last: dict[str, list[str]] = {}
+    for key in keys:
+        by_last.setdefault(_last(key), []).append(key)
     similar = difflib.get_close_matches(name, keys, n=3, cutoff=0.8)
     similar += [
         key for match in difflib.get_close_matches(last, by_last, n=3) for key in by_last[match]
@@ -269,20 +284,35 @@ def check_config_argument(arg: str | None, *known: str):
 def from_options(cls: type, options: Mapping[str, typing.Any]) -> typing.Any:
     """Return an instance of the dataclass `cls` from keyword options of a call.
 
-    Raises TypeError for a value of another type; UserError for another value than the field's
-    choices, and as the class.
+    Raises TypeError for an unknown option and a value of another type; UserError for another value
+    than the field's choices, and as the class.
     """
-    for name, hint in typing.get_type_hints(cls).items():
-        if name not in options:
-            continue
-        kinds = _kinds(hint)
-        try:
-            _checked(kinds, options[name], name)
-        except UserError as error:
-            if any(map(_is_literal, kinds)) and isinstance(options[name], str):
-                raise
-            raise TypeError(str(error)) from None
+    hints = typing.get_type_hints(cls)
+    for name, value in options.items():
+        _check_option(hints.get(name), value, name)
     return cls(**options)
+
+
+def check_types(config):
+    """Raise TypeError for a field of a dataclass whose value has another type.
+
+    Raises UserError for another value than the field's choices.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        _check_option(hints[field.name], getattr(config, field.name), field.name)
+
+
+def _check_option(hint, value, name: str):
+    """As `check_types` for one field. hint: None for an unknown one, which `cls()` refuses."""
+    kinds = _kinds(hint)
+    try:
+        if hint is not None:
+            _checked(kinds, value, name)
+    except UserError as error:
+        if any(map(_is_literal, kinds)) and isinstance(value, str):
+            raise
+        raise TypeError(str(error)) from None
 
 
 def flatten(config) -> dict[str, typing.Any]:

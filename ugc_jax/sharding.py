@@ -48,7 +48,10 @@ def spec(
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices share the work. One size may be -1: all remaining devices."""
+    """How devices share the work. One size may be -1: all remaining devices.
+
+    None, in rollout.mesh: the size that the training's mesh has.
+    """
 
     data: int | None = 1  # copies of the model, each with its part of the batch
     fsdp: int | None = -1  # devices that share the weights, each with its part of the batch
@@ -85,7 +88,9 @@ def _mesh_sizes(what: str, sizes: Sequence[int], devices: int) -> tuple[int, ...
     what: names the mesh in messages.
     """
     named = " ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(size is None or size < 1 and size != -1 for size in sizes):
+    if None in sizes:
+        raise UserError(f"{what} {named}: give each size a number; at most one is -1, the rest")
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"{what} {named}: sizes are positive, at most one is -1")
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(devices // known if size == -1 else size for size in sizes)

@@ -36,7 +36,6 @@ def test_messages_without_a_system_prompt_have_the_default_one():
 
 
 def test_most_examples_decide(caplog):
-    caplog.set_level("INFO")
     sources = [
         source([entry("a"), entry("b"), entry("b")]),
         source([entry("c")], frames=4),
@@ -47,3 +46,13 @@ def test_most_examples_decide(caplog):
     assert "those of 50 %" in caplog.text
     drawn_often = np.concatenate([once, [[1, 0]] * 3])
     assert shown_clip(sources, drawn_often).frames == 4
+
+
+def test_prompts_that_a_caption_cannot_have_are_warned_of(caplog):
+    inside = entry("What?")
+    inside.messages[0]["content"].insert(0, {"type": "text", "text": "Before "})
+    turns = entry("What?")
+    turns.messages[:0] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    clips = source([entry("What?"), inside, turns])
+    shown_clip([clips], np.array([[0, 0], [0, 1], [0, 2], [0, 2]]))
+    assert "3 of 4 examples have prompts of another form" in caplog.text

@@ -6,6 +6,7 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ugc_jax.errors import UserError
 from ugc_jax.generate.asking import ask
@@ -85,6 +86,8 @@ def test_answers_of_others_are_not_gone_on_with(config, captioner, clips, tmp_pa
     tone = {"tone": Asked("Which tone?", ("a",))}
     ask(config, tone, tmp_path, *SMALL)
     copy = shutil.copytree(config.checkpoint, tmp_path / "y")
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: value + 1 for name, value in tensors.items()}, copy / "model.safetensors")
     other = dataclasses.replace(config, checkpoint=str(copy))
     for change, given, settings in (
         ("checkpoint", other, SMALL),

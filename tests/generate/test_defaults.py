@@ -7,11 +7,12 @@ import pytest
 
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.hf.trained import write_trained
+from ugc_jax.hf.trained import Trained, write_trained
 from ugc_jax.media.presets import PRESETS, UPSTREAM_SYSTEM, ClipSettings, resolve
 
 NONE, GREEDY = ClipSettings(), SamplingConfig()
-TRAINED = resolve(ClipSettings(preset="upstream", frames=8, system="Look.", question="What?"))
+CLIP = resolve(ClipSettings(preset="upstream", frames=8, system="Look.", question="What?"))
+TRAINED = Trained(CLIP)
 
 
 def test_published_captioner_has_its_preset(tmp_path):
@@ -43,7 +44,7 @@ def test_a_trained_model_is_asked_as_it_was_trained(tmp_path):
     write_trained(tmp_path, TRAINED)
     defaults = Defaults.of(PUBLISHED, tmp_path)
     clip, sampling = defaults.apply(NONE, GREEDY)
-    assert clip == TRAINED
+    assert clip == CLIP
     assert sampling == SamplingConfig().resolve("qwen")  # training has no sampling
     assert defaults.differences(clip) is None
 
@@ -63,12 +64,12 @@ def test_users_settings_go_before_all(tmp_path):
 
 
 def test_a_preset_says_what_it_sets():
-    (note,) = Defaults("x").notes(ClipSettings(preset="upstream", system="Look."), GREEDY)
+    note = Defaults("x").notes(ClipSettings(preset="upstream", system="Look."), GREEDY)
     assert note == (
         "preset upstream: clip.frames=32, sampling.temperature=0.2, sampling.max_new_tokens=1024"
     )
-    assert Defaults("x").notes(NONE, GREEDY) == []
-    (note,) = Defaults("x", trained=TRAINED).notes(NONE, GREEDY)
+    assert Defaults("x").notes(NONE, GREEDY) == "x: how it was trained is not known; preset qwen"
+    note = Defaults("x", trained=TRAINED).notes(NONE, GREEDY)
     assert note == (
         "x: as trained (captioner.json): clip.preset='upstream', clip.frames=8, "
         "clip.system='Look.', clip.question='What?'"
@@ -84,8 +85,30 @@ def test_differences_are_warned_of(caplog):
     assert warning.getMessage() == ("x: was trained with other settings: clip.bgr False, now True")
 
 
+def test_a_converted_copy_of_a_published_captioner_keeps_its_preset(tmp_path):
+    trained = Defaults.of(PUBLISHED, tmp_path).as_trained()
+    write_trained(tmp_path, trained)
+    expected = Defaults.of(PUBLISHED, tmp_path / "none").apply(NONE, GREEDY)
+    assert Defaults.of("copy", tmp_path).apply(NONE, GREEDY) == expected
+    assert expected[1].temperature == 0.2
+    greedy = Defaults.of("copy", tmp_path).apply(ClipSettings(preset="qwen"), GREEDY)[1]
+    assert greedy.temperature == 0.0
+    assert Defaults("x").as_trained() is None
+
+
+def test_a_copy_in_the_hubs_cache_is_known(tmp_path, monkeypatch):
+    cached = tmp_path / "models--openinterx--UGC-VideoCaptioner" / "snapshots" / "0123"
+    cached.mkdir(parents=True)
+    assert Defaults.of(cached, cached).preset == "upstream"
+    copy = tmp_path / "UGC-VideoCaptioner"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    assert Defaults.of(".", copy).preset == "upstream"
+
+
 def test_both_tables_have_the_same_presets():
     from ugc_jax.generate import settings
 
     assert settings.PRESETS.keys() == PRESETS.keys()
-    assert "--preset upstream sets clip.system" in settings.preset_help()
+    assert "sampling" not in settings.preset_help(False)
+    assert "--preset upstream sets clip.system" in settings.preset_help(True)

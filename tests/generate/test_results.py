@@ -1,5 +1,6 @@
 """ugc_jax.generate.results: a file of captions survives kills, and a later run goes on with it."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,7 +8,10 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.generate import results as module
-from ugc_jax.generate.results import Results, Totals
+from ugc_jax.generate.results import Results, Totals, results_settings
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.models.compute import Compute
 
 A, B, C = ({"video": f"{name}.mp4", "caption": f"größer {name}"} for name in "abc")
 FAILED_B = {"video": "b.mp4", "error": "b.mp4: broken"}
@@ -136,7 +140,7 @@ def test_totals():
 
 # ---- the settings beside a file ------------------------------------------------------------------
 
-HOW = {"checkpoint": "tiny", "clip": {"fps": 2.0, "question": "What?"}}
+HOW = {"checkpoint": "tiny", "weights": "0", "clip": {"fps": 2.0, "question": "What?"}}
 
 
 def test_captions_of_other_settings_are_refused(path):
@@ -146,7 +150,8 @@ def test_captions_of_other_settings_are_refused(path):
         assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
     before = path.read_text()
     for other, what in (
-        (HOW | {"checkpoint": "mid"}, "checkpoint 'tiny', not 'mid'"),
+        (HOW | {"checkpoint": "mid", "weights": "1"}, "checkpoint 'tiny', not 'mid'"),
+        (HOW | {"weights": "1"}, "weights '0', not '1'"),
         (HOW | {"clip": {"fps": 1.0, "question": "What?"}}, "clip.fps 2.0, not 1.0"),
     ):
         with pytest.raises(UserError) as caught:
@@ -161,7 +166,7 @@ def test_captions_of_other_settings_are_refused(path):
 def test_a_file_without_captions_binds_nobody(path):
     with Results(path, ["b.mp4"], HOW) as results:
         results.write(FAILED_B)
-    other = HOW | {"checkpoint": "mid"}
+    other = HOW | {"checkpoint": "mid", "weights": "1"}
     with Results(path, ["b.mp4"], other) as results:
         assert results.missing(["b.mp4"]) == ["b.mp4"]
     assert json.loads(path.with_name("out.jsonl.settings.json").read_text()) == other
@@ -170,20 +175,37 @@ def test_a_file_without_captions_binds_nobody(path):
 def test_captions_of_earlier_versions_are_continued_with_a_warning(path, caplog):
     path.parent.mkdir()
     write(path, A)
-    for _ in range(2):
-        caplog.clear()
-        with Results(path, ["a.mp4", "b.mp4"], HOW) as results:
-            assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
-        assert "the settings of its captions are not recorded" in caplog.text
-    assert not path.with_name("out.jsonl.settings.json").exists()
+    with Results(path, ["a.mp4", "b.mp4"], HOW) as results:
+        assert results.missing(["a.mp4", "b.mp4"]) == ["b.mp4"]
+    assert "the settings of its captions are not recorded; if they differ" in caplog.text
+    with pytest.raises(UserError, match="was made with clip.fps 2.0, not 1.0"):
+        Results(path, ["b.mp4"], HOW | {"clip": {"fps": 1.0, "question": "What?"}})
+
+
+def test_another_name_of_the_same_weights_is_the_same_model(path):
+    with Results(path, ["a.mp4"], HOW) as results:
+        results.write(A)
+    with Results(path, ["a.mp4"], HOW | {"checkpoint": "./tiny"}) as results:
+        assert results.missing(["a.mp4"]) == []
+
+
+def test_settings_that_have_no_effect_do_not_count():
+    how = dict(checkpoint="c", revision=None, weights="0", compute=Compute())
+    sampling = SamplingConfig(seed=1).resolve()
+    greedy = results_settings(**how, clip=resolve(ClipSettings()), sampling=sampling)
+    assert greedy["sampling"]["seed"] == 0
+    sampling = dataclasses.replace(sampling, temperature=1.0)
+    warm = results_settings(**how, clip=resolve(ClipSettings()), sampling=sampling)
+    assert (warm["sampling"]["seed"], warm["dtype"], warm["attention"]) == (1, "float32", "xla")
 
 
 def test_a_terminal_gets_readable_text(monkeypatch, capsys):
     monkeypatch.setattr(module.sys.stdout, "isatty", lambda: True, raising=False)
     with Results(None, ["a.mp4", "b.mp4"]) as results:
-        results.write(A | {"caption": "A cat. " * 30})
+        results.write(A | {"caption": "A cat. " * 30, "token_ids": (5, 6)})
         results.write(FAILED_B)
     out = capsys.readouterr().out.split("\n\n")
     assert out[0].startswith("a.mp4\n  A cat. A cat.")
+    assert out[0].endswith("[5, 6]")
     assert max(map(len, out[0].splitlines())) <= 100
     assert out[1].strip() == "b.mp4\n  error: b.mp4: broken"

@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf.trained import read_trained, weights_digest, write_trained
+from ugc_jax.hf.trained import Trained, read_trained, weights_digest, write_trained
 from ugc_jax.media.presets import ClipSettings, resolve
 
-CLIP = resolve(ClipSettings(fps=1.0, question="Was ist zu hören?"))
+CLIP = Trained(resolve(ClipSettings(fps=1.0, question="Was ist zu hören?")), {"top_k": 3})
 
 
 def test_round_trip(tmp_path):
@@ -26,6 +26,8 @@ def test_round_trip(tmp_path):
         ("{}", 'has no valid "clip"'),
         ('{"clip": {"fsp": 2}}', "unexpected keyword argument 'fsp'"),
         ('{"clip": {"fps": -1}}', "fps must be a positive number"),
+        ('{"clip": {"audio": "no"}}', "audio: expected true|false|none, got 'no'"),
+        ('{"clip": {"system": 5}}', "system: expected TEXT|none, got 5"),
     ],
 )
 def test_something_else_is_refused(content, message, tmp_path):

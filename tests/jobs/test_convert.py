@@ -1,5 +1,7 @@
 """`ugc-jax convert`: every form into every other and back, bit for bit."""
 
+import shutil
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -11,9 +13,11 @@ from ugc_jax.hf import mapping
 from ugc_jax.hf.adapter import save_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
+from ugc_jax.hf.trained import Trained, read_trained, write_trained
 from ugc_jax.jobs import convert, init
 from ugc_jax.jobs.convert import ConvertConfig
 from ugc_jax.jobs.init import InitConfig
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models import lora
 from ugc_jax.models.params import tensors
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -78,6 +82,36 @@ def test_an_adapter_is_merged(full, tmp_path):
     made = load_params(tmp_path / "model", CONFIG)
     expected = lora.merge(load_params(full[0], CONFIG, "float32"), adapter, settings)
     jax.tree.map(np.testing.assert_array_equal, made, expected)
+
+
+def trained(question):
+    return Trained(resolve(ClipSettings(question=question)))
+
+
+@pytest.mark.parametrize("to", ["thinker", "orbax", "merged"])
+def test_what_a_model_was_trained_on_goes_with_its_thinker(full, tmp_path, to):
+    base = {"base": str(shutil.copytree(full[0], tmp_path / "base"))} if to == "merged" else {}
+    source = shutil.copytree(full[0], tmp_path / "source")
+    if base:
+        write_trained(tmp_path / "base", trained("Of the base?"))
+    run(source, tmp_path / "unknown", to=to, **base)
+    assert read_trained(tmp_path / "unknown") is None
+    write_trained(source, trained("Of the source?"))
+    run(source, tmp_path / "known", to=to, **base)
+    assert read_trained(tmp_path / "known") == trained("Of the source?")
+    settings = lora.LoraConfig(rank=2, targets="q_proj")
+    adapter = lora.init(CONFIG, settings, jax.random.key(0))
+    place = tmp_path / "adapter"
+    save_adapter(adapter, CONFIG, settings, place, trained=trained("Of the adapter?"))
+    run(source, tmp_path / "adapted", to=to, adapter=str(place), **base)
+    assert read_trained(tmp_path / "adapted") == trained("Of the adapter?")
+
+
+def test_a_published_captioner_stays_one(full, tmp_path):
+    source = shutil.copytree(full[0], tmp_path / "UGC-VideoCaptioner")
+    run(source, tmp_path / "copy")
+    assert read_trained(tmp_path / "copy").clip.preset == "upstream"
+    assert read_trained(tmp_path / "copy").sampling == {"temperature": 0.2, "max_new_tokens": 1024}
 
 
 def test_overwrite(full, tmp_path):

@@ -3,9 +3,13 @@
 import dataclasses
 import typing
 
+import jax
 import pytest
 
 from ugc_jax import cli
+from ugc_jax.errors import UserError
+from ugc_jax.jobs import caption
+from ugc_jax.sharding import MeshConfig
 
 CLIP = (
     "preset fps frames min_frames max_frames min_pixels max_pixels total_pixels image_min_pixels "
@@ -80,3 +84,42 @@ def test_short_names_stay(job):
         assert name not in settings
     for name in schema.moved:
         assert name not in flags
+
+
+def test_plan_takes_the_job_of_its_config():
+    schema = cli.load_job("plan").SETTINGS
+    words = ["--topology", "v5e:4x4", "--config", "sft_3b"]
+    config, _ = schema.parse([*words, "--max_new_tokens", "64"])
+    assert (type(config).__name__, config.sampling.max_new_tokens) == ("SftPlanConfig", 64)
+    with pytest.raises(UserError, match="--beta: unknown setting"):
+        schema.parse([*words, "--beta", "0"])
+    words[-1] = "grpo_3b"
+    config, _ = schema.parse([*words, "--max_new_tokens", "64", "--beta", "0"])
+    assert (config.rollout.sampling.max_new_tokens, config.grpo.beta) == (64, 0)
+
+
+def test_settings_of_a_model_need_the_model():
+    schema = cli.load_job("evaluate").SETTINGS
+    for words, section in (
+        (["--fps", "1"], "clip"),
+        (["--temperature", "1"], "sampling"),
+        (["--batch_size", "2"], "engine"),
+        (["--dtype", "bfloat16"], "compute"),
+    ):
+        with pytest.raises(UserError, match=f"settings of {section} need ask.checkpoint"):
+            schema.parse(["--output", "o.json", *words])
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 1, 3), (0, 1, 1), (-1, 2, 1)])
+def test_one_device_is_no_excuse_for_a_mesh(sizes, monkeypatch):
+    monkeypatch.setattr(caption.jax, "devices", lambda: jax.local_devices()[:1])
+    with pytest.raises(UserError, match=r"^mesh data="):
+        caption.used_mesh(MeshConfig(*sizes))
+
+
+def test_one_device_needs_no_mesh(monkeypatch):
+    assert caption.used_mesh(MeshConfig(1, 1, 1)) is None
+    assert caption.used_mesh(MeshConfig(2, 1, 3)).size == 6
+    assert caption.used_mesh(MeshConfig(-1, 1, 1)).size == len(jax.devices())
+    monkeypatch.setattr(caption.jax, "devices", lambda: jax.local_devices()[:1])
+    assert caption.used_mesh(MeshConfig(-1, 1, 1)) is None

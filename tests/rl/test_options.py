@@ -44,5 +44,5 @@ def test_every_knob_has_a_help_text():
     ],
 )
 def test_a_value_that_means_nothing_is_refused(field):
-    with pytest.raises(UserError, match=f"grpo.{next(iter(field))} is .*; use"):
+    with pytest.raises(UserError, match=f"^{next(iter(field))} is .*; use"):
         GrpoOptions(**field)

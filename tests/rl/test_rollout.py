@@ -166,7 +166,7 @@ def test_weights_are_not_copied_where_nothing_changes(setup, state):
 )
 def test_wrong_settings_are_told(field, value):
     schema = Schema(GrpoConfig, short=GRPO_SHORT)
-    with pytest.raises(UserError, match=rf"^rollout\.(sampling\.)?{field} is {value}; use"):
+    with pytest.raises(UserError, match=rf"^rollout\.(sampling\.)?{field} is {value}(\.0)?; use"):
         schema.parse([*NEEDED, f"--config.rollout.{field}={value}"])
 
 

@@ -122,7 +122,8 @@ def load_example(
         )
     clip, media = None, []
     if path is not None:
-        clip = read_clip(probe(path), settings, budget - text_tokens, config)
+        allowance = min(budget - text_tokens, settings.media_tokens or budget)
+        clip = read_clip(probe(path), settings, allowance, config)
         media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
     messages = _messages(settings, None if clip is None else clip.source.kind)
     example = build_example(messages, media, tokenizer, config)

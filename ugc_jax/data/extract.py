@@ -159,7 +159,7 @@ class Extraction:
             failed = (failure for failure in report.failures if retry or not _is_broken(failure))
             if again := frozenset(failure["id"] for failure in failed):
                 todo.append(shard._replace(again=again, kept=len(report.lines)))
-        if todo:  # until they are written, the folder is incomplete
+        if not all(shard.again for shard in todo):  # until then, the folder is incomplete
             (self.directory / records.SHARDS).unlink(missing_ok=True)
         return todo
 
@@ -210,7 +210,10 @@ class Extraction:
 
     def _compare(self, path: epath.Path, settings: dict):
         """Raise UserError unless `path` describes an extraction with the same settings."""
-        before = flatten(files.read_json(path, "overwrite=true writes this folder again"))
+        content = files.read_json(path, "--overwrite writes this folder again")
+        with contextlib.suppress(KeyError, TypeError, UserError):  # told below, as a difference
+            content["clip"] = dataclasses.asdict(records.stored_clip(content))
+        before = flatten(content)
         for name, value in flatten(settings).items():
             if before.get(name) == value:
                 continue
@@ -220,7 +223,7 @@ class Extraction:
                 change = "the manifest has changed since"
             raise UserError(
                 f"{self.directory}: holds an extraction with other settings ({change}); "
-                "choose another output, or overwrite=true to write it again"
+                "choose another output, or add --overwrite to write it again"
             )
 
 
@@ -451,12 +454,12 @@ def _try_row(row: ManifestRow, shard: Shard, fatal: dict[str, str]) -> tuple[dic
 
 
 def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
-    """Return (index line, record) of a row; each medium has an equal share of max_tokens.
+    """Return (index line, record) of a row; each medium has an equal share of media_tokens.
 
     Raises UserError that names the file which cannot be used.
     """
     limit = GEOMETRY.text.max_position_embeddings
-    allowance = min(clip.max_tokens or limit, limit) // max(len(row.media), 1)
+    allowance = min(clip.media_tokens or limit, limit) // max(len(row.media), 1)
     media = [
         _read(path, kind, clip, allowance)
         for path, kind in zip(row.media, media_kinds(row.messages), strict=True)

@@ -246,6 +246,17 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
     files.write_json(directory / SHARDS, summary)
 
 
+def stored_clip(extraction: dict) -> ClipSettings:
+    """Return the resolved clip settings of extraction.json.
+
+    Raises KeyError, TypeError or UserError for a file without valid ones.
+    """
+    clip = dict(extraction["clip"])
+    if "media_tokens" not in clip:  # version 0.1.0 had it under the name of the prompt's limit
+        clip["media_tokens"] = clip.pop("max_tokens", None)
+    return resolve(ClipSettings(**clip))
+
+
 class RecordSource:
     """Random access to one extracted folder: `source[i]` is (IndexEntry, media for its prompt).
 
@@ -267,7 +278,7 @@ class RecordSource:
         extraction = files.read_json(self.directory / EXTRACTION, incomplete)
         try:
             self._storage = Storage(**extraction["storage"])
-            self.clip = resolve(ClipSettings(**extraction["clip"]))
+            self.clip = stored_clip(extraction)
         except (KeyError, TypeError, UserError) as error:
             raise UserError(
                 f'{self.directory / EXTRACTION}: has no valid "storage" and "clip" ({error}); '

@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import jax
+
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import Defaults
-from ugc_jax.generate.results import Results, Totals, record_all, record_settings
+from ugc_jax.generate.results import Results, Totals, record_all, record_settings, results_settings
 from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
@@ -52,19 +55,14 @@ def ask(
     texts = {name: clip.question or questions[name].question for name in asked}
     # The questions are the benchmark's; they are not compared with that of training.
     if defaults.trained is not None:
-        same = dataclasses.replace(defaults.trained, question=clip.question or "")
-        defaults = defaults._replace(trained=same)
+        same = dataclasses.replace(defaults.trained.clip, question=clip.question or "")
+        defaults = defaults._replace(trained=defaults.trained._replace(clip=same))
     defaults.report(dataclasses.replace(clip, question=clip.question or ""), sampling)
     clip, sampling = defaults.apply(clip, sampling)
-    how = {
-        "checkpoint": config.checkpoint,
-        "revision": config.revision,
-        "weights": weights_digest(directory),
-        "dtype": compute.dtype,
-        "clip": dataclasses.asdict(dataclasses.replace(clip, question=None)),
-        "sampling": dataclasses.asdict(sampling),
-        "questions": texts,
-    }
+    resolved = compute.resolve(jax.devices()[0], load_config(directory).text.head_dim)
+    source = config.checkpoint, config.revision, weights_digest(directory)
+    without_question = dataclasses.replace(clip, question=None)
+    how = results_settings(*source, resolved, without_question, sampling) | {"questions": texts}
     exists = any(file.stat().st_size for file in folder.glob("*.jsonl"))
     how = record_settings(folder / NOTE, how, folder if exists else None)
     totals, captioner = Totals(), None

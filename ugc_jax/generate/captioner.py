@@ -105,6 +105,8 @@ class Captioner:
         a dtype or attention that the devices cannot compute with.
         """
         settings = _from_options(compute, ComputeConfig)[0]
+        if not isinstance(mesh, jax.sharding.Mesh | None):
+            raise TypeError(f"mesh: expected a mesh of sharding.make_mesh or None, got {mesh!r}")
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
@@ -158,8 +160,8 @@ class Captioner:
         options = dict(options, batch_size=batch_size, workers=workers)
         clip, sampling, engine = _from_options(options, ClipSettings, SamplingConfig, EngineConfig)
         resolved = self.defaults.apply(clip, sampling)
-        if (clip, sampling) not in self._reported:
-            self._reported.add((clip, sampling))
+        if clip not in self._reported:
+            self._reported.add(clip)
             self.defaults.report(clip, sampling)
         return self.run(videos, *resolved, engine)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ugc_jax.generate import settings as generation
 from ugc_jax.generate.settings import SamplingConfig
-from ugc_jax.hf.trained import TRAINED, read_trained
+from ugc_jax.hf.trained import TRAINED, Trained, read_trained
 from ugc_jax.media import presets
 from ugc_jax.media.presets import ClipSettings, resolve
 
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 PUBLISHED = "openinterx/UGC-VideoCaptioner"  # on the hub; the default checkpoint
 # Published captioners and their presets; the hub redirects a renamed repository.
 CAPTIONERS = {PUBLISHED: "upstream", "Memories-ai/UGC-VideoCaptioner": "upstream"}
-_OF_THE_RUN = ("start", "end", "max_tokens")  # clip settings that depend on the clip or the machine
+_OF_THE_RUN = ("start", "end", "max_tokens")  # clip settings that are not of the model
 
 
 class Defaults(NamedTuple):
     """What a checkpoint says about its input.
 
-    checkpoint: as the user named it. trained: the resolved clip settings of its training data, or
-    None. preset: of a published captioner, or None.
+    checkpoint: as the user named it. trained: of its captioner.json, or None. preset: of a
+    published captioner, or None.
     """
 
     checkpoint: str
-    trained: ClipSettings | None = None
+    trained: Trained | None = None
     preset: str | None = None
 
     @classmethod
@@ -42,26 +42,38 @@ class Defaults(NamedTuple):
         trained = read_trained(directory)
         return cls(str(checkpoint), trained, None if trained else _preset_of(checkpoint))
 
+    def as_trained(self) -> Trained | None:
+        """Return what a converted copy of the checkpoint has to know; None if nothing is known."""
+        if self.preset is None:
+            return self.trained
+        return Trained(
+            resolve(ClipSettings(preset=self.preset)), generation.preset_changes(self.preset)
+        )
+
     def apply(
         self, clip: ClipSettings, sampling: SamplingConfig
     ) -> tuple[ClipSettings, SamplingConfig]:
         """Return both resolved. Raises UserError as `presets.resolve`."""
         preset = clip.preset or self.preset
-        clip = resolve(dataclasses.replace(clip, preset=preset), self.trained)
+        if preset is None and self.trained is not None:
+            own = {k: v for k, v in self.trained.sampling.items() if getattr(sampling, k) is None}
+            sampling = dataclasses.replace(sampling, **own)
+        trained = None if self.trained is None else self.trained.clip
+        clip = resolve(dataclasses.replace(clip, preset=preset), trained)
         return clip, sampling.resolve(preset or presets.DEFAULT_PRESET)
 
-    def notes(self, clip: ClipSettings, sampling: SamplingConfig) -> list[str]:
-        """Describe which settings come from a preset or from training; the user's are `clip`."""
+    def notes(self, clip: ClipSettings, sampling: SamplingConfig) -> str:
+        """Describe where the settings come from that the user, in `clip` and `sampling`, leaves."""
         preset = clip.preset or self.preset
         resolved = self.apply(clip, sampling)
         if preset:
-            values = presets.preset_changes(preset), generation.preset_changes(preset)
             which = f"preset {preset}"
+            values = presets.preset_changes(preset), generation.preset_changes(preset)
         elif self.trained:
-            values = presets.changes(vars(self.trained)), {}
             which = f"{self.checkpoint}: as trained ({TRAINED})"
+            values = presets.changes(vars(self.trained.clip)), self.trained.sampling
         else:
-            return []
+            return f"{self.checkpoint}: how it was trained is not known; preset qwen"
         taken = [
             f"{section}.{name}={_short(value)}"
             for section, own, now, theirs in zip(
@@ -70,7 +82,7 @@ class Defaults(NamedTuple):
             for name, value in theirs.items()
             if value is not None and getattr(own, name) is None and getattr(now, name) == value
         ]
-        return [f"{which}: {', '.join(taken)}"] if taken else []
+        return f"{which}: {', '.join(taken) or 'its settings are those of preset qwen'}"
 
     def differences(self, clip: ClipSettings) -> str | None:
         """Describe how resolved clip settings differ from those of training, or return None."""
@@ -78,7 +90,7 @@ class Defaults(NamedTuple):
             return None
         changed = [
             f"clip.{name} {_short(value)}, now {_short(getattr(clip, name))}"
-            for name, value in vars(self.trained).items()
+            for name, value in vars(self.trained.clip).items()
             if name not in _OF_THE_RUN and value != getattr(clip, name)
         ]
         if not changed:
@@ -87,8 +99,7 @@ class Defaults(NamedTuple):
 
     def report(self, clip: ClipSettings, sampling: SamplingConfig):
         """Log where the settings come from, and warn where they differ from those of training."""
-        for note in self.notes(clip, sampling):
-            logger.info("%s", note)
+        logger.info("%s", self.notes(clip, sampling))
         if difference := self.differences(self.apply(clip, sampling)[0]):
             logger.warning("%s", difference)
 
@@ -98,9 +109,15 @@ def _short(value) -> str:
 
 
 def _preset_of(checkpoint: str | Path) -> str | None:
-    """The preset of a published captioner, by its hub id or by the folder of a copy of it."""
-    name, last = str(checkpoint), Path(checkpoint).name
+    """The preset of a published captioner: by its hub id, or by the folder of a copy of it.
+
+    The folder has the repository's name, or is in the hub's cache.
+    """
+    path = Path(checkpoint).expanduser()
+    parts = path.resolve().parts if path.is_dir() else ()
     for known, preset in CAPTIONERS.items():
-        if name == known or last == known.rpartition("/")[2] and Path(checkpoint).is_dir():
+        in_cache = f"models--{known.replace('/', '--')}" in parts
+        is_copy = parts[-1:] == (Path(known).name,)
+        if str(checkpoint) == known or in_cache or is_copy:
             return preset
     return None

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from ugc_jax import files
 from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import Compute
 from ugc_jax.progress import progress
 from ugc_jax.settings import flatten
 
@@ -69,13 +72,18 @@ class Results:
         if self.path is not None:
             self._file.close()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads the results."""
+        return self.path is None and sys.stdout.isatty()
+
     def missing(self, clips: Iterable[str]) -> list[str]:
         """Return those of `clips` that have no caption yet."""
         return [clip for clip in clips if Path(clip).resolve() not in self.done]
 
     def write(self, record: dict):
         """Append one line and flush. Raises UserError if the disk cannot be written."""
-        if self.path is None and sys.stdout.isatty():
+        if self.is_terminal:
             tqdm.write(readable(record))  # without breaking a progress bar
             return
         try:
@@ -116,18 +124,25 @@ class Results:
 def record_settings(note: Path, how: dict, existing: Path | None) -> dict:
     """Write the model and the settings of results to the file `note`, as JSON; returns them.
 
-    how: a key "questions" may differ between runs, and the result has those of all runs. existing:
-    the results of earlier runs, in messages; None if there are none. Raises UserError if they are
-    of other settings. Results of a version without notes are continued with a warning.
+    how: of `results_settings`; a key "questions" may differ between runs, and the result has those
+    of all runs. existing: the results of earlier runs, in messages; None if there are none. Raises
+    UserError if they are of other settings or weights. Results of a version without notes are
+    continued with a warning; from then on the settings are this run's.
     """
     how = json.loads(json.dumps(how))
     if existing is not None and not note.exists():
-        logger.warning("%s: the settings of its captions are not recorded", existing)
-        return how
-    if existing is not None:
+        logger.warning(
+            "%s: the settings of its captions are not recorded; if they differ from this run's, "
+            "choose another output",
+            existing,
+        )
+    elif existing is not None:
         before = files.read_json(note, f"delete {existing}, or choose another output")
+        same_weights = before.get("weights") == how["weights"]
         old = flatten({"questions": {}} | before)
         for key, value in flatten(how).items():
+            if key in ("checkpoint", "revision") and same_weights:  # another name of the model
+                continue
             if old.get(key, value) != value:
                 raise UserError(
                     f"{existing}: was made with {key} {old[key]!r:.60}, not {value!r:.60} "
@@ -139,9 +154,36 @@ def record_settings(note: Path, how: dict, existing: Path | None) -> dict:
     return how
 
 
+def results_settings(
+    checkpoint: str,
+    revision: str | None,
+    weights: str,
+    compute: Compute,
+    clip: ClipSettings,
+    sampling: SamplingConfig,
+) -> dict:
+    """Return what decides a caption, for `record_settings`.
+
+    weights: a digest. clip, sampling: resolved.
+    """
+    if sampling.temperature == 0:  # the seed has no effect
+        sampling = dataclasses.replace(sampling, seed=0)
+    return {
+        "checkpoint": checkpoint,
+        "revision": revision,
+        "weights": weights,
+        "dtype": compute.dtype,
+        "attention": compute.attention,
+        "clip": dataclasses.asdict(clip),
+        "sampling": dataclasses.asdict(sampling),
+    }
+
+
 def readable(record: dict) -> str:
     """Return one line of the results as text for a terminal."""
     text = f"error: {record['error']}" if "error" in record else record["caption"]
+    if "token_ids" in record:
+        text += f" {list(record['token_ids'])}"
     width = min(shutil.get_terminal_size().columns, 100)
     lines = textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([record["video"], *lines, ""])
@@ -213,5 +255,5 @@ def record_all(
         record = caption.record(token_ids)
         results.write(record)
         totals.count(record)
-        if caption.error is not None:
+        if caption.error is not None and not results.is_terminal:
             logger.warning("%s", caption.error)

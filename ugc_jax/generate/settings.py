@@ -5,7 +5,7 @@ import textwrap
 
 from ugc_jax.errors import UserError
 from ugc_jax.media import presets
-from ugc_jax.settings import check_minimum
+from ugc_jax.settings import check_minimum, check_types
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -36,6 +36,7 @@ class SamplingConfig:
     seed: int = 0  # of the sampling; a clip's random numbers depend on its name, too
 
     def __post_init__(self):
+        check_types(self)
         for name, holds, remedy in (
             ("temperature", lambda x: x >= 0, "use 0 for greedy or a positive number"),
             ("top_k", lambda x: x >= 0, "use 0 to keep all tokens"),
@@ -60,12 +61,13 @@ def preset_changes(preset: str) -> dict[str, float]:
     return {name: value for name, value in PRESETS[preset].items() if value != _GREEDY[name]}
 
 
-def preset_help() -> str:
-    """Describe what each preset sets, for --help."""
+def preset_help(with_sampling: bool) -> str:
+    """Describe what each preset sets, for --help of a job with or without a section sampling."""
     texts = []
     for preset in PRESETS:
         values = {f"clip.{name}": value for name, value in presets.PRESETS[preset].items()}
-        values |= {f"sampling.{name}": value for name, value in PRESETS[preset].items()}
+        if with_sampling:
+            values |= {f"sampling.{name}": value for name, value in PRESETS[preset].items()}
         if preset != presets.DEFAULT_PRESET:
             changed = presets.preset_changes(preset).keys() | preset_changes(preset).keys()
             values = {name: v for name, v in values.items() if name.partition(".")[2] in changed}
@@ -74,8 +76,8 @@ def preset_help() -> str:
             for name, value in values.items()
             if value is not None
         )
-        texts.append(f"--preset {preset} sets {listed}.")
-    texts[1:] = [f"{text} All else is as in qwen." for text in texts[1:]]
+        about = f" {presets.ABOUT[preset]}" if preset in presets.ABOUT else ""
+        texts.append(f"--preset {preset} sets {listed}.{about}")
     return "\n\n".join(texts)
 
 
@@ -103,3 +105,5 @@ class AskConfig:
             raise UserError("checkpoint needs ask.videos: the folder of the clips")
         if self.videos is not None and self.checkpoint is None:
             raise UserError("videos needs ask.checkpoint: the model to ask about the clips")
+        if self.revision is not None and self.checkpoint is None:
+            raise UserError("revision needs ask.checkpoint: the model that it is of")

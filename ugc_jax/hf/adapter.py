@@ -14,8 +14,7 @@ from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping
 from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory, tensor_output
 from ugc_jax.hf.tensorfile import FLOATS, TensorFile, write_tensors
-from ugc_jax.hf.trained import write_trained
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.hf.trained import Trained, write_trained
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.params import Tensor, build_tree, leaves, tensors
@@ -39,12 +38,12 @@ def save_adapter(
     out_dir: str | Path,
     base: str = "",
     overwrite: bool = False,
-    trained: ClipSettings | None = None,
+    trained: Trained | None = None,
 ):
     """Write an adapter's leaves (stacked, in their dtype) for `load_adapter` and peft.
 
-    base: hub id or directory of its base model, for adapter_config.json. trained: the clip settings
-    of the training data.
+    base: hub id or directory of its base model, for adapter_config.json. trained: written to
+    captioner.json.
     Raises UserError as `export.new_directory`.
     """
     names = "|".join(settings.names)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
@@ -27,8 +27,7 @@ from ugc_jax.hf.tensorfile import (
     float_dtype,
     write_tensors,
 )
-from ugc_jax.hf.trained import TRAINED, write_trained
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.hf.trained import TRAINED, Trained, write_trained
 from ugc_jax.models.params import Tensor, locate, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -53,7 +52,7 @@ def save_thinker(
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
-    trained: ClipSettings | None = None,
+    trained: Trained | None = None,
 ):
     """Write a thinker-only checkpoint, as Qwen2_5OmniThinkerForConditionalGeneration reads it.
 
@@ -62,15 +61,14 @@ def save_thinker(
       preprocessor files are copied, and generation_config.json, with missing token ids added.
     dtype: "float32", "bfloat16" or None to keep that of the arrays.
     max_shard_bytes: size of a file, unless one tensor is larger.
-    trained: the clip settings of the training data; None copies those of `source`, if it has some.
+    trained: written to captioner.json.
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
     output = functools.partial(tensor_output, params, dtype=out_dtype)
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
-        if trained is not None:
-            write_trained(folder, trained)
+        _write_trained(folder, trained)
 
 
 def save_orbax(
@@ -79,14 +77,16 @@ def save_orbax(
     out_dir: str | Path,
     source: str | Path | None = None,
     overwrite: bool = False,
+    trained: Trained | None = None,
 ):
     """Write a stacked tree as an Orbax checkpoint, with config.json and the tokenizer.
 
-    `load_params` reads it. source, overwrite and errors as in `save_thinker`.
+    `load_params` reads it. source, overwrite, trained and errors as in `save_thinker`.
     """
     with new_directory(out_dir, overwrite) as folder:
         orbax_store.write_params(params, folder)
         write_side_files(folder, config, _main_dtype(params), source)
+        _write_trained(folder, trained)
 
 
 def save_merged(
@@ -95,11 +95,13 @@ def save_merged(
     source_full: str | Path,
     out_dir: str | Path,
     overwrite: bool = False,
+    trained: Trained | None = None,
 ):
     """Write a full checkpoint: `source_full` with its thinker replaced.
 
     Every thinker tensor has the name, file and dtype of the source; talker, token2wav, spk_dict.pt
-    and all other files are copied byte by byte. Raises UserError if the source is thinker-only or
+    and all other files are copied byte by byte, except captioner.json, which is of its thinker.
+    trained: as in `save_thinker`. Raises UserError if the source is thinker-only or
     of another config, and as `save_thinker`.
     """
     source = resolve_checkpoint(source_full)
@@ -116,7 +118,11 @@ def save_merged(
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
             is_hidden = relative.parts[0].startswith(".")  # files of the hub's client
-            if path.is_file() and str(relative) not in (*base.files, INDEX) and not is_hidden:
+            if (
+                path.is_file()
+                and str(relative) not in (*base.files, INDEX, TRAINED)
+                and not is_hidden
+            ):
                 (folder / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / relative)
         weight_map, total = {}, 0
@@ -127,6 +133,12 @@ def save_merged(
             total += sum(header.nbytes for header in file.headers.values())
         if base.index is not None:
             _write_index(folder, weight_map, base.index.get("metadata", {}), total)
+        _write_trained(folder, trained)
+
+
+def _write_trained(folder: Path, trained: Trained | None):
+    if trained is not None:
+        write_trained(folder, trained)
 
 
 def _main_dtype(params: dict) -> str:
@@ -201,7 +213,7 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
         section, _ = thinker_section(read_json(path, REMEDY), str(path))
         replaced = ("architectures", "torch_dtype", "dtype")
         content = section | {name: content[name] for name in replaced}
-        copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES, TRAINED))
+        copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if (source / GENERATION).exists():
             generation |= read_json(source / GENERATION, "copy the file again")
     write_json(folder / "config.json", content, indent=2)
@@ -236,7 +248,7 @@ def check_directory(out_dir: str | Path, overwrite: bool) -> Path:
         raise UserError(f"{out_dir}: is a file; name a directory to write")
     occupied = out.is_dir() and any(out.iterdir())
     if occupied and not overwrite:
-        raise UserError(f"{out_dir}: is not empty; name another output, or set overwrite=true")
+        raise UserError(f"{out_dir}: is not empty; name another output, or add --overwrite")
     if occupied and not any((out / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
         raise UserError(
             f"{out_dir}: holds other things than a checkpoint, so it is not overwritten; "
@@ -263,11 +275,11 @@ def new_directory(out_dir: str | Path, overwrite: bool) -> Iterator[Path]:
             out.rename(old)
         partial.rename(out)
     except OSError as error:
+        failure = environment_failure(error, out_dir)
         if old.exists() and not out.exists():
             old.rename(out)
-        raise UserError(
-            f"{out_dir}: cannot be written ({error}); free disk space or name another output"
-        ) from None
+        fault = f"{out_dir}: cannot be written ({error}); free disk space or name another output"
+        raise failure or UserError(fault) from None
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,31 +1,45 @@
 """What a model was shown in training, stored beside its weights; and which weights they are.
 
-captioner.json holds the clip settings, with system prompt and question, of the training data. They
-are the defaults wherever the model is used. transformers ignores the file.
+captioner.json holds the clip settings, with system prompt and question, of the training data, or of
+a published captioner. They are the defaults wherever the model is used. transformers ignores the
+file.
 """
 
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 from ugc_jax import __version__, files
 from ugc_jax.errors import UserError
 from ugc_jax.hf.tensorfile import TensorFile
 from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.settings import from_options
 
 TRAINED = "captioner.json"
 _TEXTS = (".json", ".txt", ".jinja", ".md")
 _SAMPLES, _SAMPLE = 64, 1 << 10  # samples that a digest reads of a file, and their bytes
 
 
-def write_trained(folder: Path, clip: ClipSettings):
-    """Write captioner.json. clip: resolved."""
-    content = {"ugc_jax": __version__, "clip": dataclasses.asdict(clip)}
-    files.write_json(Path(folder) / TRAINED, content, indent=2)
+class Trained(NamedTuple):
+    """What a checkpoint knows of its use.
+
+    clip: the resolved settings of the clips, with system prompt and question. sampling: fields of
+    SamplingConfig that belong to it, of a published captioner; {} if the model was trained here.
+    """
+
+    clip: ClipSettings
+    sampling: dict[str, float] = {}
 
 
-def read_trained(folder: Path) -> ClipSettings | None:
-    """Return the clip settings that a checkpoint was trained with; None if it does not say.
+def write_trained(folder: Path, trained: Trained):
+    """Write captioner.json."""
+    content = {"clip": dataclasses.asdict(trained.clip), "sampling": trained.sampling}
+    files.write_json(Path(folder) / TRAINED, {"ugc_jax": __version__} | content, indent=2)
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """Return what is beside the weights of a checkpoint; None if there is nothing.
 
     Raises UserError for a file that holds something else.
     """
@@ -35,8 +49,9 @@ def read_trained(folder: Path) -> ClipSettings | None:
     remedy = "copy the file again, or remove it to use presets"
     content = files.read_json(path, remedy)
     try:
-        return resolve(ClipSettings(**content["clip"]))
-    except (KeyError, TypeError, UserError) as error:
+        clip = from_options(ClipSettings, content["clip"])
+        return Trained(resolve(clip), dict(content.get("sampling", {})))
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path}: has no valid "clip" ({error}); {remedy}') from None
 
 

@@ -14,6 +14,7 @@ OUTPUT were made.
 """
 
 import dataclasses
+import math
 import sys
 
 import jax
@@ -21,8 +22,9 @@ import jax
 from ugc_jax import files
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.results import Results, Totals, record_all
+from ugc_jax.generate.results import Results, Totals, record_all, results_settings
 from ugc_jax.generate.settings import MOVED, EngineConfig, SamplingConfig
+from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
@@ -65,14 +67,10 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
     defaults = Defaults.of(config.checkpoint, directory)
     clip, sampling = defaults.apply(config.clip, config.sampling)
     defaults.report(config.clip, config.sampling)
-    how = {
-        "checkpoint": config.checkpoint,
-        "revision": config.revision,
-        "weights": weights_digest(directory),
-        "dtype": config.compute.dtype,
-        "clip": dataclasses.asdict(clip),
-        "sampling": dataclasses.asdict(sampling),
-    }
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    compute = config.compute.resolve(device, load_config(directory).text.head_dim)
+    source = config.checkpoint, config.revision, weights_digest(directory)
+    how = results_settings(*source, compute, clip, sampling)
     with Results(config.output, clips, how) as results:
         todo = results.missing(clips)
         totals = Totals(skipped=len(clips) - len(todo))
@@ -90,8 +88,14 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
 
 
 def used_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
-    """Return a mesh of as many devices as its sizes take, the first ones; None for one device."""
+    """Return a mesh of as many devices as its sizes take, the first ones; None for one device.
+
+    Raises UserError as `make_mesh`.
+    """
     sizes, devices = dataclasses.asdict(config), jax.devices()
-    if -1 not in sizes.values() and None not in sizes.values():
-        devices = devices[: config.data * config.fsdp * config.tensor]
-    return None if len(devices) == 1 else make_mesh(**sizes, devices=devices)
+    needed = math.prod(size for size in sizes.values() if size is not None)
+    if 0 < needed <= len(devices):  # -1 takes all of them
+        devices = devices[:needed]
+    if len(devices) == 1 and set(sizes.values()) <= {1, -1}:
+        return None
+    return make_mesh(**sizes, devices=devices)

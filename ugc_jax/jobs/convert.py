@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ugc_jax.errors import UserError
+from ugc_jax.generate.defaults import Defaults
 from ugc_jax.hf.adapter import load_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -53,14 +54,15 @@ def main(config: ConvertConfig, args: list[str]) -> int:
     check_directory(config.output, config.overwrite)
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
-    params, trained = load_params(source, model, dtype=config.dtype), None
+    params = load_params(source, model, dtype=config.dtype)
+    trained = Defaults.of(config.checkpoint, source).as_trained()
     if config.adapter is not None:
-        trained = read_trained(Path(config.adapter))
+        trained = read_trained(Path(config.adapter)) or trained
         params = lora.merge(params, *load_adapter(config.adapter, model))
     if config.to == "merged":
-        save_merged(params, model, config.base, config.output, config.overwrite)
+        save_merged(params, model, config.base, config.output, config.overwrite, trained)
     elif config.to == "orbax":
-        save_orbax(params, model, config.output, source, config.overwrite)
+        save_orbax(params, model, config.output, source, config.overwrite, trained)
     else:
         save_thinker(
             params, model, config.output, source, overwrite=config.overwrite, trained=trained

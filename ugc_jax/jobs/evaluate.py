@@ -62,11 +62,12 @@ class EvaluateConfig:
     def __post_init__(self):
         if self.judging.prompt is not None and self.judge.model is None:
             raise UserError("judging.prompt needs judge.model, the name of the judge")
-        asking = (self.clip, self.sampling) != (ClipSettings(), SamplingConfig())
-        if asking and self.ask.checkpoint is None:
-            raise UserError(
-                "settings of clip or sampling need ask.checkpoint: the model that they are for"
-            )
+        for name in ("clip", "sampling", "engine", "compute"):
+            section = getattr(self, name)
+            if self.ask.checkpoint is None and section != type(section)():
+                raise UserError(
+                    f"settings of {name} need ask.checkpoint: the model that they are for"
+                )
 
 
 _OF_THE_MODEL = short_names(

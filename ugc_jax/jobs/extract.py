@@ -43,7 +43,9 @@ class ExtractConfig:
     storage: Storage = Storage()
 
 
-SETTINGS = Schema(ExtractConfig, short=short_names(clip=ClipSettings, storage=Storage))
+SHORT = short_names(clip=ClipSettings, storage=Storage)
+SHORT["max_tokens"] = "clip.media_tokens"  # the name of earlier versions
+SETTINGS = Schema(ExtractConfig, short=SHORT)
 
 
 def main(config: ExtractConfig, manifests: list[str]) -> int:
@@ -53,6 +55,8 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     check_minimum(config, workers=1, shard_clips=1)
     if not 0 <= config.max_failures <= 1:
         raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
+    if config.clip.max_tokens is not None:
+        raise UserError("clip.max_tokens is of a prompt; for records, set clip.media_tokens")
     clip = resolve(config.clip)
     rows = read_manifest(manifests[0], clip, config.media)
     output = epath.Path(config.output)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 
 from ugc_jax.data import pipeline
+from ugc_jax.hf.trained import Trained
 from ugc_jax.rl.rewards.runner import Rewards
 from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
 from ugc_jax.rl.step import Grpo
@@ -36,4 +37,4 @@ def main(config: GrpoConfig, args: list[str]) -> int:
             evaluation = pipeline.prompt_evaluation(*source, count)
         setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
         work = Grpo(setup, config, prompts, iter(prompts), rewards, run.tokenizer, evaluation)
-        return train(run, work, prompts.shown_clip())
+        return train(run, work, Trained(prompts.shown_clip()))

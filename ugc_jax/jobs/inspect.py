@@ -105,11 +105,19 @@ def clip_facts(
 
 def _to_lower(info: ClipInfo, settings: ClipSettings) -> str:
     """The note of a long prompt: which setting to lower."""
-    if info.audio_tokens > info.video_tokens:
+    video, audio, text = info.video_tokens, info.audio_tokens, info.text_tokens
+    count = "fps" if settings.frames is None else "frames"
+    number = f"{count} ({getattr(settings, count):g})"
+    if text > max(video, audio):
+        remedy = "the length of question or system"
+    elif audio > video:
         remedy = f"max_audio_seconds ({settings.max_audio_seconds:g}), or start and end"
+    elif info.kind == "image":
+        remedy = f"image_max_pixels ({settings.image_max_pixels})"
+    elif settings.preset == "upstream":  # its own resize leaves few pixels
+        remedy = number
     else:
-        count = "frames" if settings.frames is not None else "fps"
-        remedy = f"max_pixels ({settings.max_pixels}) or {count} ({getattr(settings, count):g})"
+        remedy = f"max_pixels ({settings.max_pixels}) or {number}"
     return f"{info.prompt_tokens} tokens are many (over {MANY_TOKENS}): lower {remedy}"
 
 

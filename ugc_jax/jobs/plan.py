@@ -48,7 +48,12 @@ class GrpoPlanConfig(PlanConfig, GrpoConfig): ...
 
 # The names of earlier versions of what is now `typical`.
 _CLIP = {f"clip.{name}": key for name, key in short_names(typical=TypicalClip).items()}
-SETTINGS = Schema(SftPlanConfig, GrpoPlanConfig, short=SFT_SHORT | GRPO_SHORT | _CLIP)
+_BOTH = {  # names that the two jobs have for settings of different sections
+    name: (SFT_SHORT[name], GRPO_SHORT[name])
+    for name in SFT_SHORT.keys() & GRPO_SHORT.keys()
+    if SFT_SHORT[name] != GRPO_SHORT[name]
+}
+SETTINGS = Schema(SftPlanConfig, GrpoPlanConfig, short=SFT_SHORT | GRPO_SHORT | _CLIP | _BOTH)
 
 
 def main(config: SftPlanConfig | GrpoPlanConfig, args: list[str]) -> int:

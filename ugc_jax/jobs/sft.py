@@ -8,6 +8,7 @@ checkpoint. SIGTERM and Ctrl-C save and stop; the exit status is then 143 or 130
 import logging
 
 from ugc_jax.data import pipeline
+from ugc_jax.hf.trained import Trained
 from ugc_jax.plan.chips import peak_flops
 from ugc_jax.plan.flops import step_flops
 from ugc_jax.settings import Schema
@@ -33,4 +34,4 @@ def main(config: SftConfig, args: list[str]) -> int:
     peak = peak_flops(run.mesh)
     count = None if peak is None else step_flops
     work = Supervised(setup, iter(training), data.batch_size, evaluation, sample, count)
-    return train(run, work, training.shown_clip(), peak)
+    return train(run, work, Trained(training.shown_clip()), peak)

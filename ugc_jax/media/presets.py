@@ -13,6 +13,7 @@ from typing import Literal
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM
+from ugc_jax.settings import check_types
 
 CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token: the unit of areas
 
@@ -38,8 +39,8 @@ UPSTREAM_SYSTEM = (
 class ClipSettings:
     """How a clip becomes frames, sound and a question. None: of the checkpoint or the preset.
 
-    Raises UserError naming the field for an unknown preset, a value out of range, or two fields
-    that contradict each other.
+    Raises UserError naming the field for a value out of range, or two fields that contradict each
+    other; TypeError for a value of another type.
     """
 
     # "qwen" (the reference's own sampling) or "upstream" (the published captioner's); without it
@@ -56,8 +57,8 @@ class ClipSettings:
     image_min_pixels: int | None = None  # a smaller still image is enlarged to this area
     image_max_pixels: int | None = None  # a larger still image is shrunk to this area
 
-    start: float | None = None  # seconds at which the part to use begins; None: the beginning
-    end: float | None = None  # seconds at which the part to use ends; None: the end
+    start: float | None = None  # seconds at which the part to use begins; none: the beginning
+    end: float | None = None  # seconds at which the part to use ends; none: the end
     audio: bool | None = None  # false: leave the sound out even if the clip has some
     max_audio_seconds: float | None = None  # longer sound is cut there, and the log says so
     bgr: bool | None = None  # swap red and blue, as the published captioner's inference code did
@@ -66,14 +67,16 @@ class ClipSettings:
     question: str | None = None  # what the user asks about the clip
     # true: time positions assume 2 frames/s, as the reference does; false: the clip's own rate
     reference_fps: bool | None = None
-    # most tokens of a prompt: an oversized clip gets fewer pixels, then fewer frames; None: as
+    # most tokens of picture and sound, in extract and wherever its records were trained on; a clip
+    # that needs more gets fewer pixels, then fewer frames; none: no limit of its own
+    media_tokens: int | None = None
+    # most tokens of a prompt: an oversized clip gets fewer pixels, then fewer frames; none: as
     # many as the model has positions
     max_tokens: int | None = None
 
     def __post_init__(self):
         """Raises UserError for values that are invalid with every preset."""
-        if self.preset is not None and self.preset not in PRESETS:
-            raise UserError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
+        check_types(self)
         _check(self)
 
 
@@ -100,6 +103,12 @@ PRESETS = {
 }
 
 DEFAULT_PRESET = "qwen"
+# What a preset does besides its values, for --help (media/clip.py does it).
+ABOUT = {
+    "upstream": "It also takes frames as the published captioner's code does: first to last, a "
+    "short clip's more than once, each shrunk to at most 100,176 pixels before all else. The "
+    "other values are those of qwen."
+}
 
 _LIMITS = (
     ("min_frames", "max_frames"),
@@ -109,7 +118,7 @@ _LIMITS = (
 
 # The minimum of each integer field.
 _LEAST = dict.fromkeys(("frames", "min_frames", "max_frames"), 2) | dict.fromkeys(
-    ("total_pixels", "max_tokens", *_LIMITS[1], *_LIMITS[2]), 1
+    ("total_pixels", "max_tokens", "media_tokens", *_LIMITS[1], *_LIMITS[2]), 1
 )
 
 
@@ -151,15 +160,13 @@ def _check(settings: ClipSettings):
     """Raise UserError for values that are invalid with every preset."""
     for name, least in _LEAST.items():
         value = getattr(settings, name)
-        integer = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (integer and value >= least):
+        if value is not None and value < least:
             raise UserError(f"{name} must be an integer of at least {least}, got {value!r}")
     for name, positive in dict(fps=True, max_audio_seconds=True, start=False, end=True).items():
         value = getattr(settings, name)
         if value is None:
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 <= value < math.inf) or (positive and value == 0):
+        if not 0 <= value < math.inf or (positive and value == 0):
             kind = "positive" if positive else "non-negative"
             raise UserError(f"{name} must be a {kind} number, got {value!r}")
     if settings.fps is not None and settings.frames is not None:

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.files import FULL_DISK
 from ugc_jax.train.state import TrainState
 
@@ -199,7 +199,8 @@ def _disk_errors(path: epath.Path, failed: str, remedy: str = _REMEDY) -> Iterat
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         logger.debug("%s: %s", path, failed, exc_info=True)
-        raise UserError(f"{path}: {failed} ({_reason(error)}); {remedy}") from None
+        fault = UserError(f"{path}: {failed} ({_reason(error)}); {remedy}")
+        raise environment_failure(error, path) or fault from None
 
 
 def is_remote(path: epath.PathLike) -> bool:

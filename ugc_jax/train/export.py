@@ -17,21 +17,19 @@ from jax.experimental import multihost_utils
 
 from ugc_jax.hf.adapter import save_adapter
 from ugc_jax.hf.export import save_thinker
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.hf.trained import Trained
 from ugc_jax.train.checkpoint import is_remote
 from ugc_jax.train.state import Setup, TrainState, merged_params
 
 logger = logging.getLogger(__name__)
 
 
-def export(
-    state: TrainState, setup: Setup, output: str, base: Path, dtype: str, trained: ClipSettings
-):
+def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str, trained: Trained):
     """Write both; all processes call it, the first one writes. Existing folders are replaced.
 
     base: directory of the checkpoint that training started from, for config.json and the tokenizer.
-    dtype: of the model's weights, "float32" or "bfloat16". trained: the clip settings of the
-    training data. Raises UserError if the disk refuses.
+    dtype: of the model's weights, "float32" or "bfloat16". trained: written beside the
+    weights. Raises UserError if the disk refuses.
     """
     with jax.set_mesh(setup.mesh):
         merged = jax.jit(functools.partial(merged_params, setup=setup))(state)

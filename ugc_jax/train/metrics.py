@@ -18,7 +18,7 @@ from pathlib import Path
 from etils import epath
 
 from ugc_jax import files
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.train.checkpoint import is_remote
 
 COLUMNS = (  # of SFT
@@ -134,15 +134,16 @@ class MetricsWriter:
 
 @contextlib.contextmanager
 def _errors(folder: epath.PathLike, kind: type[Exception], remedy: str) -> Iterator[None]:
-    """Raise errors of a kind inside the block as a UserError of one line."""
+    """Raise errors of a kind inside the block as a UserError or EnvironmentFailure of one line."""
     try:
         yield
     except kind as error:
         reason = " ".join(str(error).split())
-        raise UserError(
+        fault = UserError(
             f"{folder}: metrics cannot be written ({reason:.200}); {remedy}, then run again to "
             "resume from the last checkpoint"
-        ) from None
+        )
+        raise environment_failure(error, folder) or fault from None
 
 
 def _line(file: io.TextIOBase, record: dict):

@@ -21,7 +21,7 @@ from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.hf.trained import Trained
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -95,10 +95,10 @@ def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool 
     return path / "model"
 
 
-def train(run: OpenRun, work: Work, trained: ClipSettings, peak_flops: float | None = None) -> int:
+def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None = None) -> int:
     """Train to the last step and export; resumes an earlier run with the same output.
 
-    trained: the clip settings of the training data, which are exported with the model. peak_flops:
+    trained: exported with the model. peak_flops:
     operations a second of all devices, for MFU. Returns the exit status: 0, or after a
     signal 143 or 130. Raises UserError as `create_or_restore`, `Loop.run` and `export`.
     """

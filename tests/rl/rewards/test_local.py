@@ -104,11 +104,11 @@ def test_what_cannot_be_told_is_no_zero(name):
     [
         (
             {"length_low": 0},
-            r"^rewards\.length_low is 0 .* rewards\.length_high is 400; give 0 <",
+            r"^length_low is 0 .* length_high is 400; give 0 <",
         ),
         ({"length_low": 50, "length_high": 40}, "length_low is 50 and .*length_high is 40; give"),
-        ({"repetition_words": 0}, r"^rewards\.repetition_words is 0; use 1 or more"),
-        ({"format_pattern": "("}, r"^rewards\.format_pattern '\(' is not a regular expression"),
+        ({"repetition_words": 0}, r"^repetition_words is 0; use 1 or more"),
+        ({"format_pattern": "("}, r"^format_pattern '\(' is not a regular expression"),
     ],
 )
 def test_parameters_out_of_range(parameters, message):
