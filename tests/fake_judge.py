@@ -24,7 +24,7 @@ class Reply:
     delay: float = 0.0
     headers: dict = dataclasses.field(default_factory=dict)
     body: bytes | None = None  # instead of the protocol's JSON
-    finish_reason: str = "stop"
+    finish_reason: str = "stop"  # "length": cut off
     hang_up: bool = False  # close the connection without an answer
 
 
@@ -130,7 +130,7 @@ class FakeJudge:
         return json.dumps(
             {
                 "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
                 "usage": usage,
             }
         ).encode()  # fmt: skip

@@ -123,6 +123,19 @@ def test_prose_for_ever(server, config):
     assert (usage.requests, usage.failed) == (3, 1)
 
 
+def test_an_answer_that_is_cut_off_is_none(server, config):
+    """Even a complete object may be a draft; the same question is asked again."""
+    server.script = [Reply(text='{"score": 1}', finish_reason="length")]
+    found, usage = ask(config, "Rate it.")
+    assert found == [4]
+    first, second = (request["messages"] for request in server.requests)
+    assert first == second
+    server.script = [Reply(text='{"score": 1}', finish_reason="length")] * 9
+    (error,), _ = ask(config, "Rate it again.")
+    assert isinstance(error, Malformed)
+    assert "cut off at the limit of tokens; raise judge.max_tokens" in str(error)
+
+
 def test_errors_for_ever(server, config):
     server.script = [Reply(status=500)] * 9
     (error,), usage = ask(replaced(config, retries=2), "Rate it.")

@@ -48,7 +48,9 @@ def test_final_object(text, expected):
     assert messages.final_object(text) == expected
 
 
-@pytest.mark.parametrize("piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} '])
+@pytest.mark.parametrize(
+    "piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ']
+)
 def test_degenerate_answers_take_no_time(piece):
     began = time.perf_counter()
     messages.final_object(piece * (400_000 // len(piece)))
