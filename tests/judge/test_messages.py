@@ -6,7 +6,6 @@ import pytest
 
 from ugc_jax.judge import messages
 
-
 DRAFT = '{"visual": 1, "audio": 1}'
 
 
