@@ -12,7 +12,7 @@ from PIL import Image
 
 from ugc_jax.errors import UserError
 from ugc_jax.media import clip as media
-from ugc_jax.media import streams
+from ugc_jax.media import timeline
 from ugc_jax.media.clip import smart_resize
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -36,7 +36,7 @@ def test_bgr_and_upstream(tmp_path):
 
 
 def source(frames, fps, width=640, height=360):
-    return streams.Source(
+    return timeline.Source(
         "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0, None
     )
 

@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
-from ugc_jax.media import streams
+from ugc_jax.media.container import check_size, reading_error
+from ugc_jax.media.picture import read_frames
 from ugc_jax.media.presets import ClipSettings
-from ugc_jax.media.streams import Source
+from ugc_jax.media.sound import read_sound
+from ugc_jax.media.timeline import Source, scan
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
 STILL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
@@ -84,7 +86,7 @@ def probe(path: str | Path) -> Source:
     except OSError as error:
         fault = f"{path}: {error.strerror}; name a file that may be read"
         raise environment_failure(error) or UnreadableFile(fault) from None
-    return _probe_image(path) or streams.scan(path)
+    return _probe_image(path) or scan(path)
 
 
 def read_clip(
@@ -102,7 +104,7 @@ def read_clip(
     allowance -= 4 if source.kind == "video" else 2  # markers
     waveform, sound_tokens = None, 0
     if settings.audio and source.has_audio:
-        waveform = streams.read_sound(
+        waveform = read_sound(
             source, settings.start or 0.0, settings.end, settings.max_audio_seconds
         )
     if waveform is not None:
@@ -160,7 +162,7 @@ def _read_frames(source: Source, settings: ClipSettings, plan: FramePlan) -> np.
 
     if source.kind == "image":
         return prepare(_read_image(source.path))[None]
-    return streams.read_frames(source, plan.indices, size, prepare)
+    return read_frames(source, plan.indices, size, prepare)
 
 
 # ---- which frames, at what size ------------------------------------------------------------------
@@ -321,13 +323,13 @@ def _probe_image(path: Path) -> Source | None:
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 return None
             width, height = image.size
-            streams.check_size(path, width, height)
+            check_size(path, width, height)
             rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
         fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, fault, error) from None
+        raise reading_error(path, fault, error) from None
     size = (height, width) if rotated else (width, height)
     return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
 
@@ -345,4 +347,4 @@ def _read_image(path: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, MemoryError) as error:
         fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, fault, error) from None
+        raise reading_error(path, fault, error) from None

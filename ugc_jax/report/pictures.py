@@ -15,10 +15,11 @@ from PIL import Image
 from ugc_jax.data.features import log_mel
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
-from ugc_jax.media import streams
 from ugc_jax.media.clip import probe, resize
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.streams import Source
+from ugc_jax.media.picture import read_frames
+from ugc_jax.media.sound import read_sound
+from ugc_jax.media.timeline import Source
 from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _strip(source: Source) -> Image.Image:
     shrink = min(1.0, SIDE / max(source.width, source.height))
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
     places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
-    frames = streams.read_frames(
+    frames = read_frames(
         source, places, (height, width), lambda frame: resize(frame, height, width)
     )
     strip = Image.new("RGB", (FRAMES * (width + GAP) - GAP, height), (128, 128, 128))
@@ -116,7 +117,7 @@ def _mel(source: Source) -> Image.Image | None:
     """The mel spectrogram, time to the right and pitch up; None if the clip is silent."""
     if not source.has_audio:
         return None
-    waveform = streams.read_sound(source, 0.0, None, MAX_SOUND)
+    waveform = read_sound(source, 0.0, None, MAX_SOUND)
     if waveform is None or np.abs(waveform).max() < SILENCE:
         return None
     mel = log_mel(waveform).T[::-1]
