@@ -147,7 +147,7 @@ class Extraction:
         if not path.exists():
             versions = {
                 name: importlib.metadata.version(name)
-                for name in ("av", "numpy", "pillow", "librosa", "array_record")
+                for name in ("av", "numpy", "pillow", "soxr", "array_record")
             }
             versions = {"ugc_jax": __version__, **versions}
             files.write_json(path, settings | {"versions": versions})

@@ -1,10 +1,12 @@
 """The sound of a file as the model hears it: mono, 16 kHz, on the picture's clock."""
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import av
 import numpy as np
+import soxr
 
 from ugc_jax.media.container import decode, main_stream, open_media
 from ugc_jax.media.timeline import Source
@@ -42,11 +44,9 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
         return None
     waveform = np.concatenate(pieces)
     if rate != SAMPLE_RATE:
-        import librosa  # slow to import, and needed only where there is sound
-
-        waveform = librosa.resample(
-            waveform, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq"
-        )
+        length = math.ceil(len(waveform) * (SAMPLE_RATE / rate))  # as librosa pads and cuts
+        waveform = soxr.resample(waveform, rate, SAMPLE_RATE, "HQ")[:length]
+        waveform = np.pad(waveform, (0, length - len(waveform)))
     waveform = np.ascontiguousarray(waveform[: round(limit * SAMPLE_RATE)], np.float32)
     return waveform if len(waveform) else None
 
