@@ -1,23 +1,22 @@
 """ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
 import re
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
 from clips import write_clip
+from hooks import hooked_workers
 
 from ugc_jax import Captioner
 from ugc_jax.data.batching import Buckets, bucket_of
 from ugc_jax.data.example import load_example
 from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.generate import captioner as module
-from ugc_jax.generate.captioner import Caption, leave_room
+from ugc_jax.generate.captioner import Caption
 from ugc_jax.generate.engine import Generated
 from ugc_jax.generate.results import Results, Totals, record_all
+from ugc_jax.generate.settings import leave_room
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.sharding import make_mesh
 
@@ -153,15 +152,8 @@ def test_a_batch_that_exceeds_the_memory_is_its_clips_error(tiny_captioner, clip
     assert "exceed the device's memory; lower batch_size" in result.error
 
 
-def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, monkeypatch):
-    read = module.load_example
-
-    def load(video, *rest):
-        if video.endswith("a.mp4"):
-            raise ZeroDivisionError("division by zero")
-        return read(video, *rest)
-
-    monkeypatch.setattr(module, "load_example", load)
+def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", {"a.mp4": "1 / 0"}))
     a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)
     assert a.error == f"{clips / 'a.mp4'}: unexpected ZeroDivisionError: division by zero"
     assert b.error is None
@@ -202,30 +194,11 @@ def test_record():
     ]  # fmt: skip
 
 
-def test_reading_ahead_is_bounded_and_in_order():
-    begun, lock = 0, threading.Lock()
-
-    def task(index):
-        nonlocal begun
-        with lock:
-            begun += 1
-        time.sleep(0.002 * (index % 3))
-        return index
-
-    with ThreadPoolExecutor(4) as pool:
-        for used, result in enumerate(
-            module._ahead(pool, ((lambda i=i: task(i)) for i in range(30)), limit=6)
-        ):
-            assert result == used
-            assert begun <= used + 6
-    assert begun == 30
-
-
 def test_a_missing_library_blames_no_clip(tiny_captioner, clips, tmp_path, monkeypatch):
-    def load_example(*_):
-        raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
-
-    monkeypatch.setattr(module, "load_example", load_example)
+    (tmp_path / "stub").mkdir()
+    stub = "raise ModuleNotFoundError(\"No module named 'soxr'\", name='soxr')"
+    (tmp_path / "stub/soxr.py").write_text(stub)
+    monkeypatch.syspath_prepend(tmp_path / "stub")
     names = [str(clips / name) for name in ("a.mp4", "b.mp4", "broken.mp4")]
     out, totals = tmp_path / "out.jsonl", Totals()
     line = r"^the library soxr does not load \(No module named 'soxr'\); install it, or"

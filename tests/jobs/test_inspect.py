@@ -1,19 +1,27 @@
 """ugc_jax.jobs.inspect: the facts of a clip, and how a person sees them."""
 
-from ugc_jax.jobs.inspect import clip_facts, clip_table
+import json
+from pathlib import Path
+
+from hooks import hooked_workers
+
+from ugc_jax.data.batching import Buckets
+from ugc_jax.data.reading import read_prompts
+from ugc_jax.data.workers import ReadingConfig
+from ugc_jax.jobs.inspect import InspectConfig, clip_facts, clip_table, main
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
-CLIP = resolve(ClipSettings(frames=4, min_pixels=784, max_pixels=12544, question="What is it?"))
+ONE = ReadingConfig(workers=1)
+SMALL = ClipSettings(frames=4, min_pixels=784, max_pixels=12544, question="What is it?")
+CLIP = resolve(SMALL)
 
 
 def test_kv_bytes(tiny_captioner, clips):
     """Two layers of two key and value heads of 16, for the bucket's tokens and 8 more."""
     path, config = str(clips / "a.mp4"), tiny_captioner.config
-    rows = [
-        clip_facts(path, CLIP, tiny_captioner.tokenizer, config, 8, dtype)
-        for dtype in ("float32", "bfloat16")
-    ]
+    ((_, prompt),) = read_prompts([path], CLIP, tiny_captioner.tokenizer, config, Buckets(), ONE)
+    rows = [clip_facts(path, prompt, CLIP, config, 8, dtype) for dtype in ("float32", "bfloat16")]
     tokens = rows[0]["bucket"]["tokens"] + 8
     assert [row["kv_bytes"] for row in rows] == [2 * 2 * 2 * 16 * tokens * size for size in (4, 2)]
     assert "path" not in rows[0]
@@ -38,8 +46,30 @@ def test_table():
 
 
 def test_unreadable_clip(tiny_captioner):
-    row = clip_facts(
-        "missing.mp4", CLIP, tiny_captioner.tokenizer, tiny_captioner.config, 8, "float32"
-    )
+    path, config = "missing.mp4", tiny_captioner.config
+    ((_, error),) = read_prompts([path], CLIP, tiny_captioner.tokenizer, config, Buckets(), ONE)
+    row = clip_facts(path, error, CLIP, config, 8, "float32")
     assert list(row) == ["video", "error"]
     assert clip_table(row, tiny()).splitlines()[1].startswith("  error    missing.mp4: ")
+
+
+def test_job_survives_what_the_decoder_does_not(
+    tiny_checkpoint, clips, tmp_path, monkeypatch, capsys
+):
+    actions = {"a.mp4": "os.kill(os.getpid(), signal.SIGSEGV)", "c.mp4": "1 / 0"}
+    monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", actions))
+    config = InspectConfig(checkpoint=str(tiny_checkpoint), json=True, clip=SMALL)
+    assert main(config, [str(clips)]) == 0
+    rows = {
+        Path(row["video"]).name: row
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+    }
+    assert list(rows) == ["a.mp4", "b.mp4", "c.mp4", "broken.mp4", "silent.mp4"]
+    assert [name for name, row in rows.items() if "error" in row] == [
+        "a.mp4",
+        "c.mp4",
+        "broken.mp4",
+    ]
+    assert rows["a.mp4"]["error"].endswith("died (SIGSEGV); copy or encode it again")
+    assert rows["c.mp4"]["error"].endswith("c.mp4: unexpected ZeroDivisionError: division by zero")
+    assert rows["b.mp4"]["frames"] == 4

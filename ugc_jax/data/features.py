@@ -133,7 +133,7 @@ def _mel_filters() -> np.ndarray:
 
     Equal to librosa's, whose import would take a second in every process that reads clips.
     """
-    linear, corner = 200 / 3, 1000.0  # the scale is linear up to 1000 Hz, and logarithmic from there
+    linear, corner = 200 / 3, 1000.0  # linear up to 1000 Hz, logarithmic from there
     step, corner_mel = np.log(6.4) / 27, corner / linear
     top = corner_mel + np.log(SAMPLE_RATE / 2 / corner) / step
     mels = np.linspace(0.0, top, MEL_BINS + 2)
