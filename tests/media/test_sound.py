@@ -80,18 +80,34 @@ def test_sound_is_cut_with_the_picture(tmp_path):
     np.testing.assert_allclose(part[100:-100], whole[16_100:39_900], atol=1e-3)
 
 
-@pytest.mark.parametrize("late", [0.5, 1.5])
-def test_sound_is_aligned_to_a_late_picture(tmp_path, late):
-    """The picture starts `late` seconds into the file: the sound before it is dropped."""
+@pytest.mark.parametrize(("late", "kept"), [(0.2, False), (0.5, True), (1.5, True)])
+def test_sound_is_aligned_to_a_late_picture(tmp_path, late, kept):
+    """The picture starts `late` seconds into the file: it stands still while only sound is heard.
+
+    Sound too short for a picture of its own is dropped.
+    """
     write_clip(tmp_path / "late.mp4", times=[late + frame / 25 for frame in range(50)])
     write_clip(tmp_path / "plain.mp4", seconds=late + 2.0)
-    sound = read_clip(tmp_path / "late.mp4", SMALL).waveform
+    clip = read_clip(tmp_path / "late.mp4", ClipSettings(fps=10.0, max_pixels=10_000))
     plain = read_clip(tmp_path / "plain.mp4", SMALL).waveform
-    length = min(len(sound), len(plain) - round(late * 16_000))
+    dropped = 0 if kept else round(late * 16_000)
+    length = min(len(clip.waveform), len(plain) - dropped)
     assert length > 1.9 * 16_000
     np.testing.assert_allclose(
-        sound[100 : length - 800], plain[round(late * 16_000) :][100 : length - 800], atol=2e-2
+        clip.waveform[100 : length - 800], plain[dropped:][100 : length - 800], atol=2e-2
     )
+    still = int((clip.times < late + 0.01).sum())
+    if kept:
+        assert clip.notes == [
+            f"the sound begins {late:.1f} s before the picture; the first one is shown"
+        ]
+        assert still == pytest.approx(late * 10, abs=1)
+        shown = np.arange(len(clip.times)) / clip.sample_fps
+        assert np.abs(np.maximum(shown, late) - clip.times)[: round(late * 10 + 18)].max() < 0.05
+        assert (clip.frames[:still] == clip.frames[0]).all()
+    else:
+        assert clip.notes == ["0.20 s of sound before the first picture are left out"]
+        assert still == 1
 
 
 def test_sound_that_starts_after_the_picture_is_padded(tmp_path):

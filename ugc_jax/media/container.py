@@ -1,11 +1,15 @@
 """Media files opened through FFmpeg (PyAV): demuxers, main streams, and what errors mean."""
 
 import contextlib
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple
 
 import av
+import av.logging
 import numpy as np
 from av.stream import Disposition
 
@@ -25,9 +29,14 @@ TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) <
 
 
 @contextlib.contextmanager
-def open_media(path: str) -> Iterator[av.container.InputContainer]:
-    """Open a media file; FFmpeg's errors become those of `reading_error`."""
+def open_media(path: str, probe: int = 0) -> Iterator[av.container.InputContainer]:
+    """Open a media file; FFmpeg's errors become those of `reading_error`.
+
+    probe: bytes to search for streams; 0: as many as FFmpeg does.
+    """
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
+    if probe:
+        options |= {"probesize": str(probe), "analyzeduration": str(1 << 40)}
     try:
         # "file:", so that FFmpeg does not take "part 1: start.mp4" for an address
         with av.open(f"file:{path}", container_options=options, **TOLERANT) as file:
@@ -69,13 +78,46 @@ def main_stream(
     container: av.container.InputContainer, kind: str
 ) -> av.VideoStream | av.AudioStream | None:
     """Return the main "video" or "audio" stream that can be decoded, except cover art, or None."""
-    streams = [
-        stream
-        for stream in getattr(container.streams, kind)
-        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
-    ]
+    streams = [stream for stream in _streams(container, kind) if stream.codec_context is not None]
     best = container.streams.best(kind)
     return best if best in streams else next(iter(streams), None)
+
+
+def undecodable(container: av.container.InputContainer, kind: str) -> str:
+    """Return the codec of the main "video" or "audio" stream if it has no decoder, or "".
+
+    The name is FFmpeg's, or the container's own for a codec that FFmpeg does not know.
+    """
+    streams = [stream for stream in _streams(container, kind) if stream.codec_context is None]
+    best = container.streams.best(kind)
+    if not streams or not (best in streams or main_stream(container, kind) is None):
+        return ""
+    index = (best if best in streams else streams[0]).index
+    line = describe(container).get(index, "")
+    found = re.search(r": (?:Video|Audio): (\w+)(?:.*?\((\S+) / 0x)?", line)
+    name, tag = found.groups() if found else ("none", None)
+    return name if name not in ("none", "unknown") else tag or "unknown"
+
+
+def describe(container: av.container.InputContainer) -> dict[int, str]:
+    """Return FFmpeg's description by stream number, also of streams that began after opening."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        lines = container.dumps_format().splitlines()
+    finally:
+        av.logging.set_level(level)
+    found = (re.match(r"\s*Stream #0:(\d+)(.*)", line) for line in lines)
+    return {int(line[1]): line[2] for line in found if line}
+
+
+def _streams(container: av.container.InputContainer, kind: str) -> list:
+    """Return the "video" or "audio" streams, except cover art."""
+    return [
+        stream
+        for stream in getattr(container.streams, kind)
+        if not stream.disposition & Disposition.attached_pic
+    ]
 
 
 def check_size(path: str | Path, width: int, height: int):
@@ -85,40 +127,207 @@ def check_size(path: str | Path, width: int, height: int):
         raise UserError(f"{path}: {claim}; copy or encode it again")
 
 
-def check_complete(
-    path: Path, container: av.container.InputContainer, extents: dict, is_video: bool
-):
-    """Raise UserError for a file that was cut off, which would get a caption as if it were whole.
+def check_complete(path: Path, container: av.container.InputContainer, extents: dict) -> list[str]:
+    """Return notes on a length that is doubtful. Raises UserError for a file that was cut off.
 
+    A cut file would get a caption as if it were whole. Only what the sizes in it prove is refused:
+    headers state wrong seconds, of another file or of a live stream.
     extents: the first and the last second of each stream by its packets.
     """
-    if "mp4" in container.format.name:
-        found, announced = path.stat().st_size, _announced_bytes(path)
-        if found < announced:
-            kept = f"only {found} of its {announced} bytes are in the file"
+    name, size = container.format.name, path.stat().st_size
+    reader = next((reader for part, reader in _LENGTHS.items() if part in name), None)
+    length = Length() if reader is None else reader(path, size)
+    if length.announced > size:
+        kept = f"only {size} of its {length.announced} bytes are in the file"
+        raise UserError(f"{path}: cut off, {kept}; copy it again")
+    begin = min((low for low, _ in extents.values()), default=0.0)
+    last = max((high for _, high in extents.values()), default=0.0)
+    # counted from the first packet in some containers, from zero in others
+    found = max(last, last - begin)
+    announced = length.seconds or (container.duration or 0) / av.time_base
+    missing = 0.0 if name in ESTIMATED else announced - found
+    if missing > max(0.3, 0.05 * announced):
+        kept = f"only {found:.1f} of its {announced:.1f} seconds are in the file"
+        if length.seconds or name in EXACT:
             raise UserError(f"{path}: cut off, {kept}; copy it again")
-    elif is_video:  # many sound files only estimate their length
-        announced = (container.duration or 0) / av.time_base
-        last = max((high for _, high in extents.values()), default=0.0)
-        found = last - (container.start_time or 0) / av.time_base
-        if announced - found > max(0.3, 0.05 * announced):
-            kept = f"only {found:.1f} of its {announced:.1f} seconds are in the file"
-            raise UserError(f"{path}: cut off, {kept}; copy it again")
+        return [f"the header announces {announced:.1f} s, the file has {found:.1f} s"]
+    return [] if length.known else ["nothing in this file tells its length; it may be cut off"]
 
 
-def _announced_bytes(path: Path) -> int:
-    """Return where an mp4's media data end by the sizes of its boxes (ISO/IEC 14496-12, 4.2)."""
-    place, end, size = 0, 0, path.stat().st_size
+class Length(NamedTuple):
+    """What a file tells of its own length.
+
+    announced: bytes that it must have; 0 if unknown. known: whether anything tells its end.
+    seconds: stated by a fragmented mp4; 0 if unknown.
+    """
+
+    announced: int = 0
+    known: bool = True
+    seconds: float = 0.0
+
+
+def _boxes(file: BinaryIO, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield (name, place of the content, end) of mp4 boxes (ISO/IEC 14496-12, 4.2)."""
+    while place + 8 <= end:
+        file.seek(place)
+        length, name, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        content = place + (16 if length == 1 else 8)
+        length = {0: end - place, 1: large}.get(length, length)
+        if length < 8:
+            return
+        place += length
+        yield name, content, place
+
+
+def _length_of_mp4(path: Path, size: int) -> Length:
+    """Return the length by the boxes, the segment index and the header of fragments (8.16, 8.8)."""
+    announced, fragmented, known, seconds = 0, False, False, 0.0
+    with path.open("rb") as file:
+        for name, place, end in _boxes(file, 0, size):
+            if name in (b"mdat", b"moov", b"moof"):
+                announced = max(announced, end)
+            fragmented |= name == b"moof"
+            known |= name == b"mfra"
+            if name == b"sidx":
+                file.seek(place)
+                last, parts = _end_of_index(file.read(min(end - place, 1 << 20)), end)
+                announced, known = max(announced, last), known or parts > 1
+            if name == b"moov" and end <= size:
+                seconds = _fragments_seconds(file, place, end)
+    return Length(announced, known or bool(seconds) or not fragmented, seconds)
+
+
+def _end_of_index(content: bytes, anchor: int) -> tuple[int, int]:
+    """Return the end in bytes, and the number, of the parts that a `sidx` box lists (8.16.3)."""
+    wide = content[:1] != b"\0"
+    head = 28 if wide else 20
+    if len(content) < head + 4:
+        return 0, 0
+    place = (
+        anchor + struct.unpack_from(">Q" if wide else ">I", content, head - 8 if wide else 16)[0]
+    )
+    (parts,) = struct.unpack_from(">H", content, head + 2)
+    parts = min(parts, (len(content) - head - 4) // 12)
+    sizes = [struct.unpack_from(">I", content, head + 4 + 12 * part)[0] for part in range(parts)]
+    return place + sum(size & 0x7FFF_FFFF for size in sizes), parts
+
+
+def _fragments_seconds(file: BinaryIO, place: int, end: int) -> float:
+    """Return the seconds of all fragments as `moov` states them (8.2.2, 8.8.2); 0 if unknown."""
+    scale, ticks = 0, 0
+    for name, content, last in _boxes(file, place, end):
+        file.seek(content)
+        if name == b"mvhd":
+            head = file.read(24)
+            scale = int.from_bytes(head[20:24] if head[:1] == b"\1" else head[12:16], "big")
+        if name == b"mvex":
+            for inner, begin, _ in list(_boxes(file, content, last)):
+                if inner == b"mehd":
+                    file.seek(begin)
+                    head = file.read(12)
+                    ticks = int.from_bytes(head[4:12] if head[:1] == b"\1" else head[4:8], "big")
+    return ticks / scale if scale else 0.0
+
+
+def _length_of_matroska(path: Path, size: int) -> Length:
+    """Return the end of the last segment of known size (RFC 9559, 4 and RFC 8794, 4 to 6)."""
+    place, end = 0, 0
+    with path.open("rb") as file:
+        while place < size:
+            file.seek(place)
+            head = file.read(12)
+            wide = 9 - head[0].bit_length()  # bytes of the element's name
+            if wide > 4 or len(head) <= wide or not head[wide]:
+                break
+            count = 9 - head[wide].bit_length()  # bytes of its size
+            value = int.from_bytes(head[wide : wide + count], "big") - (1 << 7 * count)
+            if value == (1 << 7 * count) - 1:  # unknown: a live recording
+                break
+            place += wide + count + value
+            end = place if head[:wide] == b"\x18\x53\x80\x67" else end
+    return Length(end)
+
+
+def _length_of_riff(path: Path, size: int) -> Length:
+    """Return the end of the last RIFF (AVI, WAV) or FORM (AIFF) chunk."""
+    place, end = 0, 0
     with path.open("rb") as file:
         while place + 8 <= size:
             file.seek(place)
-            length, name, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            length = {0: size - place, 1: large}.get(length, length)
-            if length < 8:
+            name, length = struct.unpack("<4sI", file.read(8))
+            if name == b"FORM":
+                length = int.from_bytes(length.to_bytes(4, "little"), "big")
+            # Writers without a way back leave the largest sizes there are; some count 8 too many.
+            if name not in (b"RIFF", b"FORM") or length >= 0x7FFF_0000:
                 break
-            place += length
-            end = place if name in (b"mdat", b"moov", b"moof") else end
-    return end
+            place += 8 + length + length % 2
+            end = place - 16
+    return Length(end)
+
+
+def _length_of_flv(path: Path, size: int) -> Length:
+    """Return the end of the last tag (Adobe FLV 10.1, annex E.4)."""
+    place = 13
+    with path.open("rb") as file:
+        while place + 11 <= size:
+            file.seek(place)
+            head = file.read(4)
+            if head[0] & 0x1F not in (8, 9, 18):
+                return Length()
+            place += 15 + int.from_bytes(head[1:], "big")
+    return Length(place - 4)
+
+
+def _length_of_asf(path: Path, size: int) -> Length:
+    """Return the size in the file properties, unless of a broadcast (ASF 1.2.0, 3.2)."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    place = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    if place < 0 or len(head) < place + 92:
+        return Length()
+    (announced,) = struct.unpack_from("<Q", head, place + 40)
+    broadcast = head[place + 88] & 1
+    return Length(0 if broadcast else announced)
+
+
+_LENGTHS = {  # by a part of the demuxer's name
+    "mp4": _length_of_mp4,
+    "matroska": _length_of_matroska,
+    "avi": _length_of_riff,
+    "wav": _length_of_riff,
+    "aiff": _length_of_riff,
+    "flv": _length_of_flv,
+    "asf": _length_of_asf,
+}
+# Formats whose headers count samples, or state a length only if it is known.
+EXACT = ("flac", "au", "aiff", "mxf")
+# Formats that tell no length, for which FFmpeg estimates one.
+ESTIMATED = (
+    *("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"),
+    *("mp3", "aac", "amr", "ac3", "eac3", "ogg"),
+)
+
+
+def read_packets(
+    container: av.container.InputContainer,
+    *streams,
+    shifts: Mapping[int, int] = MappingProxyType({}),
+) -> Iterator[av.Packet]:
+    """Yield the packets with data of the streams (none given: of all), in the file's order.
+
+    shifts: ticks to add to the time stamps from the packet of that number on, of one stream.
+    """
+    shift, packets = 0, (packet for packet in container.demux(*streams) if packet.size)
+    try:
+        for place, packet in enumerate(packets):
+            shift = shifts.get(place, shift)
+            if shift and packet.pts is not None:
+                packet.pts += shift
+            if shift and packet.dts is not None:
+                packet.dts += shift
+            yield packet
+    except IndexError:  # at the end, where a stream began after opening: PyAV has no object for it
+        return
 
 
 def decode(stream, packet: av.Packet | None) -> list:

@@ -5,6 +5,9 @@ picture in any container, whatever its header says (variable rate, edit lists, B
 start).
 """
 
+import bisect
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +19,30 @@ from ugc_jax.media.container import (
     check_complete,
     check_size,
     decode,
+    describe,
     main_stream,
     open_media,
+    read_packets,
     reading_error,
+    undecodable,
 )
+from ugc_jax.media.orientation import orientation
 
 # Pixel aspect ratios that differ from 1 by at most this are encoders' rounding.
 SQUARE_PIXELS = 0.05
+# Most bytes to search for streams that begin later: these packets are held in memory.
+MAX_PROBE = 1 << 28
+# Seconds by which time stamps may go back or forth within a stream before that is a jump of the
+# clock and not a gap: FFmpeg's limits for formats whose clock restarts, and for others.
+BACKWARD, FORWARD, FORWARD_BOTH, FORWARD_ONE = 0.1, 10.0, 60.0, 3600.0
+# Most packets of a stream that a demuxer still held when it saw the jump in another one.
+LEFTOVERS = 8
+# Demuxers that may find streams after opening a file.
+LATE_STREAMS = ("mpegts", "mpeg", "flv", "ogg")
+# Seconds by which time stamps are rounded: a picture is shown so much before its own.
+ROUNDING = 1e-3
+# Seconds of sound before the first picture that are worth a picture: one at the usual sampling.
+EARLY_SOUND = 0.5
 
 
 class Index(NamedTuple):
@@ -52,82 +72,345 @@ class Source(NamedTuple):
     fps: float  # average frames per second; 0 unless video
     frames: int  # 1 for an image, 0 for audio
     seconds: float  # of picture; of sound for audio; 0 for an image
-    rotation: int  # degrees counter-clockwise that turn the stored picture upright: 0, 90, 180, 270
+    rotation: int  # degrees counter-clockwise that turn the stored picture upright, before a mirror
     has_audio: bool
     audio_seconds: float
     index: Index | None  # None unless video
+    origin: float = 0.0  # second of the file's clock at which the clip begins; 0 unless video
+    notes: tuple[str, ...] = ()  # in what a player could differ, one line each
+    sound_begin: float = 0.0  # second of the file's clock of the first packet of sound
+    sound_codec: str = ""  # of a sound for which there is no decoder
+    # "video" and "audio" -> packet number -> ticks added to time stamps from there on
+    shifts: Mapping[str, Mapping[int, int]] = {"video": {}, "audio": {}}
+    probe: int = 0  # bytes to search for streams; 0: as many as FFmpeg does
 
 
 def scan(path: Path) -> Source:
     """Return the facts of a video or a sound file, from all its packets and its first picture.
 
-    Raises UserError naming the file if it is unreadable, cut off, or holds no media.
+    Raises UserError naming the file if it is unreadable, cut off, holds no media, or if its picture
+    has no decoder.
     """
-    with open_media(str(path)) as container:
+    source = _scan(path, 0)
+    return source or _scan(path, min(path.stat().st_size, MAX_PROBE))
+
+
+def _scan(path: Path, probe: int) -> Source | None:
+    """Scan a file; None if a stream that it lacks begins later and `probe` is 0."""
+    with open_media(str(path), probe) as container:
         picture, sound = main_stream(container, "video"), main_stream(container, "audio")
+        notes = _decodable(path, container, picture is not None)
         if picture is not None:
             check_size(path, picture.codec_context.width, picture.codec_context.height)
         # AVI stores no presentation times, and FFmpeg's guesses are wrong with B-frames.
         has_pts = container.format.name != "avi"
-        packets, extents, frame = [], {}, None
-        for packet in container.demux():
-            if packet.size == 0:
-                continue
+        extents, frame = {}, None
+        tracks = {stream.index: [] for stream in (picture, sound) if stream is not None}
+        for place, packet in enumerate(read_packets(container)):
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None:
                 begin = float(stamp * packet.time_base)
                 end = float((stamp + (packet.duration or 0)) * packet.time_base)
                 low, high = extents.get(packet.stream_index, (begin, end))
                 extents[packet.stream_index] = min(low, begin), max(high, end)
+            if packet.stream_index in tracks:
+                facts = packet.duration or 0, packet.is_keyframe, packet.is_discard
+                tracks[packet.stream_index].append(_Packet(place, packet.pts, packet.dts, *facts))
             if picture is not None and packet.stream_index == picture.index:
-                pts = packet.pts if has_pts else None
-                packets.append((pts, packet.dts, packet.is_keyframe, packet.is_discard))
                 frame = frame or next(iter(decode(picture, packet)), None)
-        check_complete(path, container, extents, picture is not None)
-        low, high = extents.get(sound.index, (0.0, 0.0)) if sound else (0.0, 0.0)
-        sound_seconds = high - low
+        late = "" if probe else _late_streams(container)
+        if (picture is None and "Video:" in late) or (sound is None and "Audio:" in late):
+            return None
+        notes += check_complete(path, container, extents)
+        streams = {"video": picture, "audio": sound}
+        shifts, jumps = _shifts(
+            [
+                (tracks[stream.index], float(stream.time_base)) if stream else ([], 1.0)
+                for stream in streams.values()
+            ],
+            bool(container.format.flags & av.format.Flags.ts_discont.value),
+        )
+        if jumps:
+            times = "once" if jumps == 1 else f"{jumps} times"
+            notes.append(f"the file's clock jumps {times}; its parts are joined")
+        shifts = dict(zip(streams, shifts, strict=True))
+        low, high = 0.0, 0.0
+        if sound and tracks[sound.index]:
+            low, high = _extent(tracks[sound.index], shifts["audio"], float(sound.time_base))
+        facts = dict(
+            path=str(path),
+            has_audio=high > low,
+            audio_seconds=high - low,
+            sound_begin=low,
+            sound_codec=undecodable(container, "audio") if sound is None else "",
+            shifts=shifts,
+            probe=probe,
+        )
         if picture is None:
-            if not sound_seconds:
+            if facts["sound_codec"]:
+                raise UserError(
+                    f"{path}: its sound has the codec {facts['sound_codec']}, for which there is "
+                    "no decoder; encode it as AAC or WAV with the program that made it"
+                )
+            if not high > low:
                 raise UserError(
                     f"{path}: holds neither picture nor sound; name a video, image or sound file"
                 )
-            facts = 0, 0, 0.0, 0, sound_seconds, 0, True, sound_seconds, None
-            return Source(str(path), "audio", *facts)
+            sizes = dict(width=0, height=0, fps=0.0, frames=0, seconds=high - low, rotation=0)
+            return Source(kind="audio", **sizes, index=None, notes=tuple(notes), **facts)
+        packets = tracks[picture.index]
         frame = frame or next(iter(decode(picture, None)), None)
         if frame is None:
             fault = f"none of its {len(packets)} pictures is readable; copy or encode it again"
             raise reading_error(path, fault)
         announced = float(picture.average_rate or picture.guessed_rate or 0)
-        index = _index(packets, float(picture.time_base), announced)
+        tick = float(picture.time_base)
+        index = _index(_shifted(packets, shifts["video"]), has_pts, tick, announced)
         fps, count = _rate(index.times, announced), len(index.displayed)
-        rotation = round(frame.rotation / 90) % 4 * 90
-        width, height = _display_size(frame, picture.sample_aspect_ratio, rotation)
+        seconds, origin = count / fps, float(index.times[0])
+        if not uniform(index.times):  # then the last picture may stand long
+            last = max(packets, key=lambda packet: packet.pts if index.timed else packet.place)
+            seconds = float(index.times[-1]) - origin + (last.duration * tick or 1 / fps)
+        heard = 0.0 if -BACKWARD < low < 0 else low  # before zero, packets only fill the decoder
+        early = origin - heard if high > low else 0.0
+        if early >= EARLY_SOUND:
+            notes.append(
+                f"the sound begins {early:.1f} s before the picture; the first one is shown"
+            )
+            origin, seconds = heard, seconds + early
+        rotation = orientation(frame).rotation
+        width, height = display_size(frame, picture.sample_aspect_ratio, rotation)
         check_size(path, width, height)
         return Source(
-            path=str(path),
             kind="video",
             width=width,
             height=height,
             fps=fps,
             frames=count,
-            seconds=count / fps,
+            seconds=seconds,
             rotation=rotation,
-            has_audio=sound_seconds > 0,
-            audio_seconds=sound_seconds,
             index=index,
+            origin=origin,
+            notes=tuple(notes),
+            **facts,
         )
 
 
-def _index(
-    packets: list[tuple[int | None, int | None, bool, bool]], tick: float, rate: float
-) -> Index:
-    """Index the packets of a picture stream.
+def _decodable(path: Path, container: av.container.InputContainer, has_picture: bool) -> list[str]:
+    """Return a note on main streams without a decoder, in place of which another one is read.
 
-    packets: in decoding order, (presentation time, decoding time, is key frame, is hidden by an
-      edit list) of each. tick: seconds of a time stamp's unit. rate: announced frames per second,
-      for files without time stamps.
+    Raises UserError if no picture of a video has a decoder.
     """
-    pts, dts, keys, hidden = zip(*packets, strict=True)
+    codec = undecodable(container, "video")
+    if codec and not has_picture:
+        raise UserError(
+            f"{path}: its picture has the codec {codec}, for which there is no decoder; encode it "
+            "as H.264, or save its sound as a sound file if that is all you need"
+        )
+    notes = []
+    if codec:
+        notes.append(f"the main picture (codec {codec}) has no decoder; another one is shown")
+    codec = undecodable(container, "audio")
+    if codec and main_stream(container, "audio") is not None:
+        notes.append(f"the main sound (codec {codec}) has no decoder; another one is heard")
+    return notes
+
+
+def _late_streams(container: av.container.InputContainer) -> str:
+    """Return FFmpeg's description of the streams that began after opening."""
+    if container.format.name not in LATE_STREAMS:
+        return ""
+    known = len(container.streams)
+    return "\n".join(line for number, line in describe(container).items() if number >= known)
+
+
+# ---- the clip's clock ----------------------------------------------------------------------------
+
+
+class _Packet(NamedTuple):
+    """A packet: number in the file, times in ticks; whether it is a key frame, is hidden."""
+
+    place: int
+    pts: int | None
+    dts: int | None
+    duration: int
+    key: bool
+    hidden: bool
+
+
+class _Run(NamedTuple):
+    """Packets of a stream between jumps of its clock: number and place of the first, seconds."""
+
+    first: int
+    place: int
+    begin: float
+    end: float
+
+
+def _runs(packets: list[_Packet], tick: float) -> list[_Run]:
+    """Split a stream where its time stamps go back, or far ahead."""
+    stamps = np.array([np.nan if p.dts is None else p.dts for p in packets]) * tick
+    known = np.flatnonzero(~np.isnan(stamps))
+    if not len(known):  # a stream without decoding times is in the order of presentation
+        stamps = np.array([np.nan if p.pts is None else p.pts for p in packets]) * tick
+        known = np.flatnonzero(~np.isnan(stamps))
+    if not len(known):
+        return []
+    follow = known[np.minimum(np.searchsorted(known, np.arange(len(stamps))), len(known) - 1)]
+    begins = stamps[follow]  # of the next packet with a time, or of the last one
+    ends = begins + np.array([packet.duration for packet in packets]) * tick
+    cuts = [0]
+    for number in np.flatnonzero(
+        (np.diff(begins) < -BACKWARD) | (begins[1:] - ends[:-1] > FORWARD)
+    ):
+        cuts.append(int(number) + 1)
+    return [
+        _Run(first, packets[first].place, float(begins[first]), float(ends[first:last].max()))
+        for first, last in zip(cuts, [*cuts[1:], len(packets)], strict=True)
+    ]
+
+
+def _shifts(
+    tracks: list[tuple[list[_Packet], float]], restarts: bool
+) -> tuple[list[dict[int, int]], int]:
+    """Make one continuous clock of two streams' time stamps, as a player does.
+
+    tracks: picture and sound: (packets, seconds of a tick). restarts: whether the format is one
+    whose clock may start again (joined or broadcast MPEG streams, Ogg).
+    A jump that both streams make is one of the file's clock: what follows is joined to the end of
+    both. A jump back of one stream is joined to its own end. A jump ahead of one stream, while the
+    other one goes on, is a gap. A few packets with stray times stand where the ones around them do.
+    Returns for each stream the ticks to add from a packet on, and the number of jumps.
+    """
+    pairs = [_without_strays(_runs(packets, tick)) for packets, tick in tracks]
+    runs, strays = zip(*pairs, strict=True)
+    places = [[packet.place for packet in packets] for packets, _ in tracks]
+    added = [{0: 0.0}, {0: 0.0}]  # packet -> seconds
+    now, part = [0, 0], [0, 0]  # of each stream: the run that is reached, the part of the clock
+    for place, track, number in sorted(
+        (run.place, k, number) for k in (0, 1) for number, run in enumerate(runs[k])
+    ):
+        own, other, run = runs[track], runs[1 - track], runs[track][number]
+        shift, shift_beside = (next(reversed(added[k].values())) for k in (track, 1 - track))
+        beside = other[now[1 - track]] if other else None
+        after = next(iter(other[now[1 - track] + 1 :]), None)
+        now[track] = number
+        if part[1 - track] > part[track] and (
+            beside.begin - FORWARD < run.begin < beside.end + FORWARD
+        ):  # the other stream has come here first
+            part[track], added[track][run.first] = part[1 - track], shift_beside
+            continue
+        if number == 0:
+            continue
+        end = own[number - 1].end
+        ahead = run.begin - end  # negative: back
+        gap = FORWARD if restarts else FORWARD_ONE
+        end += shift
+        begin = run.begin
+        if after is not None and abs(after.begin - begin) < FORWARD:
+            gap = FORWARD if restarts else FORWARD_BOTH
+            end, begin = max(end, beside.end + shift_beside), min(begin, after.begin)
+        elif beside is not None:
+            until = len(places[1 - track]) if after is None else after.first
+            if until - bisect.bisect_right(places[1 - track], place, hi=until) > LEFTOVERS:
+                gap = FORWARD_ONE
+            else:  # the other stream has ended
+                end = max(end, beside.end + shift_beside)
+        if not 0 < ahead <= gap:
+            part[track], added[track][run.first] = max(part) + 1, end - begin
+    for track, found in enumerate(strays):
+        for first, after, seconds in found:
+            shift = added[track][max(number for number in added[track] if number <= first)]
+            added[track] |= {first: shift + seconds, after: shift}
+    ticks = [
+        {number: round(seconds / tick) for number, seconds in sorted(shifts.items())}
+        for shifts, (_, tick) in zip(added, tracks, strict=True)
+    ]
+    return [shifts if any(shifts.values()) else {} for shifts in ticks], max(part)
+
+
+def _without_strays(runs: list[_Run]) -> tuple[list[_Run], list[tuple[int, int, float]]]:
+    """Return the runs without those shorter than a second after which the clock goes on as before.
+
+    Also returns the strays: (first packet, first packet after it, seconds to add).
+    """
+    kept, strays = runs[:1], []
+    rest = iter(itertools.zip_longest(runs[1:], runs[2:]))
+    for run, after in rest:
+        before = kept[-1]
+        if (
+            after is not None
+            and run.end - run.begin < 1
+            and -BACKWARD < after.begin - before.end < FORWARD
+        ):
+            strays.append((run.first, after.first, before.end - run.begin))
+            kept[-1] = before._replace(end=after.end)
+            next(rest, None)
+        else:
+            kept.append(run)
+    return kept, strays
+
+
+def _shifted(packets: list[_Packet], shifts: Mapping[int, int]) -> list[_Packet]:
+    """Return the packets with the time stamps of the continuous clock."""
+    if not shifts:
+        return packets
+    result, shift = [], 0
+    for number, packet in enumerate(packets):
+        shift = shifts.get(number, shift)
+        pts, dts = (None if stamp is None else stamp + shift for stamp in (packet.pts, packet.dts))
+        result.append(packet._replace(pts=pts, dts=dts))
+    return result
+
+
+def _extent(packets: list[_Packet], shifts: Mapping[int, int], tick: float) -> tuple[float, float]:
+    """Return the first and the last second of a stream; zeros if it has no time stamps."""
+    spans = []
+    for packet in _shifted(packets, shifts):
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            spans.append((stamp, stamp + packet.duration))
+    if not spans:
+        return 0.0, 0.0
+    lows, highs = zip(*spans, strict=True)
+    return min(lows) * tick, max(highs) * tick
+
+
+def uniform(times: np.ndarray) -> bool:
+    """Return whether pictures are at most half a frame from a straight line over their numbers.
+
+    Up to a fifth of them may be up to one frame off: multiplexers make the first picture longer,
+    and times that FFmpeg guesses between stamps are wrong by one frame.
+    """
+    numbers = np.arange(len(times)) - (len(times) - 1) / 2
+    if len(times) < 3 or times[-1] <= times[0]:
+        return True
+    step = float(numbers @ times / (numbers @ numbers))
+    off = np.abs(times - times.mean() - step * numbers) / step  # frames
+    return bool(off.max() < 1.01 and np.quantile(off, 0.8) < 0.501)
+
+
+def by_time(source: Source) -> bool:
+    """Return whether pictures are to be chosen by time: their numbers do not tell it."""
+    index = source.index
+    return index is not None and (source.origin != index.times[0] or not uniform(index.times))
+
+
+def shown(source: Source, instants: np.ndarray) -> np.ndarray:
+    """Return the numbers of the pictures that a player shows at seconds of the clip's clock."""
+    times = source.index.times - source.origin
+    return np.maximum(np.searchsorted(times, instants + ROUNDING, side="right") - 1, 0)
+
+
+def _index(packets: list[_Packet], has_pts: bool, tick: float, rate: float) -> Index:
+    """Index the packets of a picture stream, given in decoding order.
+
+    tick: seconds of a time stamp's unit. rate: announced frames per second, for files without time
+      stamps.
+    """
+    pts, dts, keys, hidden = zip(
+        *((p.pts if has_pts else None, p.dts, p.key, p.hidden) for p in packets), strict=True
+    )
     timed = None not in pts
     hidden = np.array(hidden) & timed & (not all(hidden))
     stamps = np.array(pts if timed else range(len(packets)), np.int64)
@@ -144,7 +427,7 @@ def _rate(times: np.ndarray, announced: float) -> float:
     return announced if abs(announced - measured) < 0.02 * measured else measured
 
 
-def _display_size(frame: av.VideoFrame, aspect, rotation: int) -> tuple[int, int]:
+def display_size(frame: av.VideoFrame, aspect, rotation: int) -> tuple[int, int]:
     """Return (width, height) after pixel aspect ratio and rotation."""
     width, height = frame.width, frame.height
     if aspect and abs(aspect - 1) > SQUARE_PIXELS:
