@@ -3,9 +3,7 @@
 import base64
 import io
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ugc_jax.data.features import log_mel
+from ugc_jax.data.workers import Pool, allow
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
 from ugc_jax.media.clip import probe, resize
@@ -71,32 +70,26 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     found = [name for name in ids if name in files]
     missing = [name for name in ids if name not in files]
     pictures, unreadable = {}, []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        drawn = pool.map(_try, [files[name] for name in found[:limit]])
+    with Pool(draw_clip) as pool:
+        drawn = pool.read([files[name] for name in found[:limit]], ahead=2 * pool.workers)
         drawn = progress(drawn, len(found[:limit]), "clip", "pictures")
-        for name, picture in zip(found, drawn, strict=False):
-            if isinstance(picture, Picture):
-                pictures[name] = picture
-            else:
-                unreadable.append(picture)
+        for name, (_, picture, _) in zip(found, drawn, strict=False):
+            if isinstance(picture, UserError):
+                unreadable.append(str(picture))
                 logger.warning("%s", picture)
+            else:
+                pictures[name] = picture
     return Album(pictures, missing, unreadable, found[limit:])
 
 
 def draw_clip(path: str | Path) -> Picture:
     """The pictures of one clip. Raises UserError with its name if it cannot be read."""
     source = probe(path)
+    allow(max(source.seconds, source.audio_seconds))
     frames = None if source.kind == "audio" else _uri("jpeg", _strip(source), quality=68)
     mel = _mel(source)
     seconds = max(source.seconds, source.audio_seconds)
     return Picture(frames, None if mel is None else _uri("png", mel, optimize=True), seconds)
-
-
-def _try(path: str) -> Picture | str:
-    try:
-        return draw_clip(path)
-    except UserError as error:
-        return str(error)
 
 
 def _strip(source: Source) -> Image.Image:
@@ -117,7 +110,7 @@ def _mel(source: Source) -> Image.Image | None:
     """The mel spectrogram, time to the right and pitch up; None if the clip is silent."""
     if not source.has_audio:
         return None
-    waveform = read_sound(source, 0.0, None, MAX_SOUND)
+    waveform = read_sound(source, 0.0, None, MAX_SOUND).waveform
     if waveform is None or np.abs(waveform).max() < SILENCE:
         return None
     mel = log_mel(waveform).T[::-1]
