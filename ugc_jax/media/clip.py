@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
-from ugc_jax.media.container import check_size, reading_error
+from ugc_jax.media import still
 from ugc_jax.media.picture import read_frames
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.sound import Sound, read_sound
 from ugc_jax.media.timeline import Source, by_time, scan, shown
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
-STILL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 MAX_ASPECT_RATIO = 200
 # The published captioner shrinks frames to this area before the model's own resize.
 UPSTREAM_PIXELS = 100_176
@@ -86,7 +85,14 @@ def probe(path: str | Path) -> Source:
     except OSError as error:
         fault = f"{path}: {error.strerror}; name a file that may be read"
         raise environment_failure(error) or UnreadableFile(fault) from None
-    return _probe_image(path) or scan(path)
+    if (image := still.probe(path)) is not None:
+        return image
+    try:
+        return scan(path)
+    except UserError:
+        if (name := still.other_format(path)) is not None:
+            raise UserError(f"{path}: {name} is not read; {still.REMEDY}") from None
+        raise
 
 
 def read_clip(
@@ -165,7 +171,9 @@ def _read_frames(
         return picture[..., ::-1] if settings.bgr else picture
 
     if source.kind == "image":
-        return prepare(_read_image(source.path), size)[None], []
+        return prepare(still.read(source.path), size)[None], []
+    if source.animation:
+        return still.read_frames(source, plan.indices, size, prepare), []
     return read_frames(source, plan.indices, size, prepare, settings.untagged_bt709)
 
 
@@ -348,41 +356,3 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     if frame.shape[:2] == (height, width):
         return frame
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-
-
-# ---- still images --------------------------------------------------------------------------------
-
-
-def _probe_image(path: Path) -> Source | None:
-    """Return the facts of a still image; None for anything else (an animation is a video)."""
-    Image.init()  # PIL knows the rarer formats only after this
-    try:
-        with Image.open(path, formats=STILL_FORMATS) as image:
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                return None
-            width, height = image.size
-            check_size(path, width, height)
-            rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-    except UnidentifiedImageError:
-        return None
-    except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-        fault = f"the image does not decode ({error}); copy it again"
-        raise reading_error(path, fault, error) from None
-    size = (height, width) if rotated else (width, height)
-    return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
-
-
-def _read_image(path: str) -> np.ndarray:
-    """Read an image upright as u8[h, w, 3] RGB; transparent pixels become white."""
-    try:
-        with Image.open(path, formats=STILL_FORMATS) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                page = Image.new("RGB", image.size, "white")
-                page.paste(image, mask=image)
-                image = page
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
-        fault = f"the image does not decode ({error}); copy it again"
-        raise reading_error(path, fault, error) from None

@@ -60,6 +60,9 @@ class ClipSettings:
     end: float | None = None  # seconds at which the part to use ends; None: the end
     audio: bool | None = None  # false: leave the sound out even if the clip has some
     max_audio_seconds: float | None = None  # longer sound is cut there, and the log says so
+    # true: colours of high definition without a tag are read as BT.709, as players do; false: as
+    # BT.601, as the reference does
+    untagged_bt709: bool | None = None
     bgr: bool | None = None  # swap red and blue, as the published captioner's inference code did
 
     system: str | None = None  # system prompt
@@ -89,6 +92,7 @@ _QWEN = dict(  # spec 4.1 and 4.2
     audio=True,
     max_audio_seconds=300.0,
     bgr=False,
+    untagged_bt709=False,
     reference_fps=False,
     system=DEFAULT_SYSTEM,
     question=QUESTION,

@@ -83,6 +83,7 @@ class Source(NamedTuple):
     # "video" and "audio" -> packet number -> ticks added to time stamps from there on
     shifts: Mapping[str, Mapping[int, int]] = {"video": {}, "audio": {}}
     probe: int = 0  # bytes to search for streams; 0: as many as FFmpeg does
+    animation: bool = False  # an animated image, read by still.py
 
 
 def scan(path: Path) -> Source:
