@@ -12,7 +12,6 @@ A folder without shards.json is incomplete.
 import dataclasses
 import functools
 import io
-import json
 import threading
 import zlib
 from collections.abc import Sequence
@@ -146,11 +145,11 @@ def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> b
     mels += [raw.mel.astype(storage.mel) for raw in media if raw.mel is not None]
     frames = [frame for raw in media if raw.frames is not None for frame in raw.frames]
     example = {
-        "id": line["id"],
-        "messages": _json(line["messages"]),
+        "id": files.escaped(line["id"]),
+        "messages": files.to_json(line["messages"]),
         "solution": line["solution"] or "",
-        "extra": _json(line["extra"]),
-        "media": _json(line["media"]),
+        "extra": files.to_json(line["extra"]),
+        "media": files.to_json(line["media"]),
         "frames": [io.BytesIO(_encode_frame(frame, storage)) for frame in frames],
         "mel": np.concatenate(mels),
     }
@@ -195,10 +194,6 @@ def _encode_frame(frame: np.ndarray, storage: Storage) -> bytes:
     )
     Image.fromarray(frame).save(file, storage.format, **options)
     return file.getvalue()
-
-
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 # ---- the folder ----------------------------------------------------------------------------------

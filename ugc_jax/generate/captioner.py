@@ -53,6 +53,7 @@ class Caption:
     new_tokens: int = 0  # = len(token_ids)
     finish_reason: str | None = None  # "stop": end-of-text token; "length": max_new_tokens
     seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
+    notes: tuple[str, ...] = ()  # what the model saw or heard differently from the file
     error: str | None = None  # one line that says what is wrong with the clip
 
     def record(self, token_ids: bool = False) -> dict:
@@ -63,6 +64,8 @@ class Caption:
         del fields["error"]
         if not token_ids:
             del fields["token_ids"]
+        if not self.notes:
+            del fields["notes"]
         return fields
 
 
@@ -191,9 +194,10 @@ class Captioner:
                 if isinstance(prompt, UserError):
                     failed.append(Caption(video, error=str(prompt)))
                     continue
-                for note in prompt.info.notes:
+                notes = prompt.info.notes
+                for note in notes:
                     logger.info("%s: %s", video, note)
-                yield Caption(video, seconds=prompt.seconds), prompt.example
+                yield Caption(video, seconds=prompt.seconds, notes=notes), prompt.example
 
         def captions() -> Iterator[Caption]:
             prompts = read_prompts(

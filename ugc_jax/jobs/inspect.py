@@ -7,10 +7,10 @@ of more than 8000 tokens has a note that says what to lower.
 
 import contextlib
 import dataclasses
-import json
 import textwrap
 from typing import Literal
 
+from ugc_jax import files
 from ugc_jax.data.batching import Buckets
 from ugc_jax.data.example import ClipInfo
 from ugc_jax.data.reading import Prompt, read_prompts
@@ -63,7 +63,7 @@ def main(config: InspectConfig, videos: list[str]) -> int:
         for video, prompt in prompts:
             row = clip_facts(video, prompt, clip, model, sampling.max_new_tokens, config.dtype)
             readable |= "error" not in row
-            text = json.dumps(row, ensure_ascii=False) if config.json else clip_table(row, model)
+            text = files.to_json(row) if config.json else clip_table(row, model)
             print(text, flush=True)
     return 0 if readable else 1
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media import still
-from ugc_jax.media.picture import read_frames
+from ugc_jax.media.picture import Prepare, read_frames
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.sound import Sound, read_sound
 from ugc_jax.media.timeline import Source, by_time, scan, shown
@@ -75,6 +75,8 @@ def probe(path: str | Path) -> Source:
     """
     path = Path(path)
     try:
+        if path.is_symlink() and not path.exists():
+            raise UnreadableFile(f"{path}: a link that leads to no file; copy the file there")
         if not path.exists():
             raise UnreadableFile(f"{path}: no such file; check its name and folder")
         if not path.is_file():
@@ -170,11 +172,25 @@ def _read_frames(
             picture = resize(picture, height, width)
         return picture[..., ::-1] if settings.bgr else picture
 
+    return read_pictures(source, plan.indices, size, prepare, settings.untagged_bt709)
+
+
+def read_pictures(
+    source: Source,
+    indices: np.ndarray,
+    size: tuple[int, int],
+    prepare: Prepare,
+    untagged_bt709: bool = False,
+) -> tuple[np.ndarray, list[str]]:
+    """Read pictures of a video or an image: u8[n, *size, 3] RGB, and notes on how they are shown.
+
+    Arguments and errors: as of `picture.read_frames`.
+    """
     if source.kind == "image":
         return prepare(still.read(source.path), size)[None], []
     if source.animation:
-        return still.read_frames(source, plan.indices, size, prepare), []
-    return read_frames(source, plan.indices, size, prepare, settings.untagged_bt709)
+        return still.read_frames(source, indices, size, prepare), []
+    return read_frames(source, indices, size, prepare, untagged_bt709)
 
 
 # ---- which frames, at what size ------------------------------------------------------------------

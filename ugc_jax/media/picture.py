@@ -33,6 +33,10 @@ SMALL = 1280 * 720
 TAIL_FRAMES = 5
 
 
+# Resizes an upright picture u8[h, w, 3] to (height, width).
+Prepare = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
+
+
 class Picture(NamedTuple):
     """A decoded picture. aspect: of its pixels, width over height; None if unknown."""
 
@@ -45,13 +49,13 @@ def read_frames(
     source: Source,
     indices: np.ndarray,
     size: tuple[int, int],
-    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    prepare: Prepare,
     untagged_bt709: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
     """Read the pictures numbered `indices`: u8[n, *size, 3] RGB, and notes on how they are shown.
 
-    prepare: resizes a picture when it is decoded: u8[h, w, 3], upright, and (height, width) ->
-      u8[height, width, 3].
+    prepare: applied to each picture when it is decoded, with `size` or the part of it that the
+      picture takes.
     untagged_bt709: as of `colour.to_rgb`.
     Raises UserError if too many pictures do not decode.
     """

@@ -8,7 +8,7 @@ PIL would show another one than a viewer, is refused by name.
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from ugc_jax.errors import UserError
 from ugc_jax.media.colour import HDR, on_white, tone_map
 from ugc_jax.media.container import check_size, reading_error
+from ugc_jax.media.picture import Prepare
 from ugc_jax.media.timeline import Index, Source
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG includes MPO
@@ -97,7 +98,7 @@ def read_frames(
     source: Source,
     indices: np.ndarray,
     size: tuple[int, int],
-    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    prepare: Prepare,
 ) -> np.ndarray:
     """Read the pictures numbered `indices` of an animated image: u8[n, *size, 3] RGB.
 
