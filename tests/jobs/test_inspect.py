@@ -33,16 +33,21 @@ def test_table():
         "has_audio": True, "audio_seconds": 2.0, "prompt_tokens": 80, "video_tokens": 12,
         "audio_tokens": 50, "text_tokens": 18, "notes": ("cut",), "kv_bytes": 3 << 20,
         "bucket": {"tokens": 128, "grids": 2, "windows": 1, "chunks": 1},
+        "instants": (0.0, 0.5, 1.25, 2.0),
     }  # fmt: skip
     assert clip_table(row, tiny()).splitlines() == [
         "a.mp4 (video)",
         "  picture  4 frames (1.500 a second), grid 2 x 4 x 6 patches of 14 x 14 pixels",
+        "  times    0.00 0.50 1.25 2.00 s",
         "  sound    2.00 s",
         "  prompt   80 tokens = 12 video + 50 audio + 18 text",
         "  bucket   128 tokens, 2 grids, 1 windows, 1 chunks",
         "  memory   3.0 MiB of keys and values",
         "  note     cut",
     ]
+    many = row | {"instants": tuple(k / 2 for k in range(20))}
+    times = "0.00 0.50 1.00 1.50 2.00 2.50 3.00 3.50 4.00 4.50 ... 9.50 s"
+    assert clip_table(many, tiny()).splitlines()[2] == f"  times    {times}"
 
 
 def test_unreadable_clip(tiny_captioner):

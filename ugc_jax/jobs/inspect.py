@@ -28,6 +28,7 @@ from ugc_jax.settings import Schema, help_width, short_names
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 MANY_TOKENS = 8000  # of a prompt
+MANY_TIMES = 12  # in a line of the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,10 @@ def clip_table(row: dict, config: OmniConfig) -> str:
         rate = f" ({row['sample_fps']:.3f} a second)" if row["sample_fps"] else ""
         grid = f"grid {t} x {h} x {w} patches of {side} x {side} pixels"
         lines.append(("picture", f"{row['frames']} frames{rate}, {grid}"))
+    if row["instants"]:
+        times = [f"{time:.2f}" for time in row["instants"]]
+        shown = times if len(times) <= MANY_TIMES else [*times[: MANY_TIMES - 2], "...", times[-1]]
+        lines.append(("times", f"{' '.join(shown)} s"))
     lines.append(("sound", f"{row['audio_seconds']:.2f} s" if row["has_audio"] else "none"))
     kinds = {name: row[f"{name}_tokens"] for name in ("video", "audio", "text")}
     parts = " + ".join(f"{count} {name}" for name, count in kinds.items() if count)

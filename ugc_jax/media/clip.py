@@ -117,9 +117,10 @@ def read_clip(
     if waveform is not None:
         sound_tokens = config.audio.tokens(-(-len(waveform) // HOP))
     sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
+    lost = source.sound_codec or sound.undecodable
+    if settings.audio and lost and (settings.require_sound or source.kind == "audio"):
+        raise UserError(f"{source.path}: {sound_notes[-1]}; encode it again")
     if source.kind == "audio":
-        if waveform is None and sound.notes:
-            raise UserError(f"{source.path}: {sound.notes[0]}; copy or encode it again")
         if waveform is None:
             limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
             raise UserError(f"{source.path}: holds no sound within {limits}; change these settings")
@@ -136,18 +137,16 @@ def read_clip(
     return DecodedClip(source, frames, times, plan.sample_fps, waveform, notes)
 
 
-def _sound_notes(
-    source: Source, settings: ClipSettings, sound: Sound, tokens: int
-) -> list[str]:
+def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: int) -> list[str]:
     """Return notes on a clip's sound where it is missing or cut."""
     if source.kind == "image":
         return []
-    if source.sound_codec:
-        return [f"the sound (codec {source.sound_codec}) has no decoder; the clip is silent"]
-    if not source.has_audio:
+    if not source.has_audio and not source.sound_codec:
         return ["no sound in the file"]
     if not settings.audio:
         return ["the sound is left out (audio=false)"]
+    if source.sound_codec:
+        return [f"the sound (codec {source.sound_codec}) has no decoder; the clip is silent"]
     if sound.waveform is None:
         return sound.notes or ["no sound between start and end"]
     if not tokens:

@@ -96,7 +96,17 @@ def undecodable(container: av.container.InputContainer, kind: str) -> str:
     line = describe(container).get(index, "")
     found = re.search(r": (?:Video|Audio): (\w+)(?:.*?\((\S+) / 0x)?", line)
     name, tag = found.groups() if found else ("none", None)
-    return name if name not in ("none", "unknown") else tag or "unknown"
+    if name not in ("none", "unknown"):
+        return name
+    if "matroska" in container.format.name:  # its own names are text (RFC 9559, 5.1.4.1.21)
+        with open(container.name.removeprefix("file:"), "rb") as file:
+            found = re.findall(rb"\x86([\x80-\xff])([AV]_[\w/.]+)", file.read(1 << 16))
+        names = [name[: size[0] - 128].decode() for size, name in found]
+        names = [name for name in names if name[0] == kind[0].upper()]
+        numbers = [stream.index for stream in getattr(container.streams, kind)]
+        if len(names) == len(numbers):
+            return names[numbers.index(index)]
+    return tag or "unknown"
 
 
 def describe(container: av.container.InputContainer) -> dict[int, str]:
@@ -221,7 +231,7 @@ def _fragments_seconds(file: BinaryIO, place: int, end: int) -> float:
             head = file.read(24)
             scale = int.from_bytes(head[20:24] if head[:1] == b"\1" else head[12:16], "big")
         if name == b"mvex":
-            for inner, begin, _ in list(_boxes(file, content, last)):
+            for inner, begin, _ in list(_boxes(file, content, min(last, end))):
                 if inner == b"mehd":
                     file.seek(begin)
                     head = file.read(12)
@@ -240,6 +250,8 @@ def _length_of_matroska(path: Path, size: int) -> Length:
             if wide > 4 or len(head) <= wide or not head[wide]:
                 break
             count = 9 - head[wide].bit_length()  # bytes of its size
+            if len(head) < wide + count:
+                break
             value = int.from_bytes(head[wide : wide + count], "big") - (1 << 7 * count)
             if value == (1 << 7 * count) - 1:  # unknown: a live recording
                 break
@@ -263,6 +275,25 @@ def _length_of_riff(path: Path, size: int) -> Length:
             place += 8 + length + length % 2
             end = place - 16
     return Length(end)
+
+
+def _length_of_w64(path: Path, size: int) -> Length:
+    """Return the size of the whole file in the header of Sony Wave64."""
+    with path.open("rb") as file:
+        return Length(int.from_bytes(file.read(24)[16:], "little"))
+
+
+def _length_of_caf(path: Path, size: int) -> Length:
+    """Return the end of the last chunk of known size (Apple Core Audio Format, "Chunks")."""
+    place = 8
+    with path.open("rb") as file:
+        while place + 12 <= size:
+            file.seek(place + 4)
+            (length,) = struct.unpack(">q", file.read(8))
+            if length < 0:  # unknown: up to the end
+                return Length()
+            place += 12 + length
+    return Length(place)
 
 
 def _length_of_flv(path: Path, size: int) -> Length:
@@ -295,6 +326,8 @@ _LENGTHS = {  # by a part of the demuxer's name
     "matroska": _length_of_matroska,
     "avi": _length_of_riff,
     "wav": _length_of_riff,
+    "w64": _length_of_w64,
+    "caf": _length_of_caf,
     "aiff": _length_of_riff,
     "flv": _length_of_flv,
     "asf": _length_of_asf,

@@ -22,15 +22,22 @@ TOLERANCE = 0.0195
 STEADY = 0.5
 # Seconds at the beginning in which time stamps may be off by as much: codecs' delay.
 PRIMING = 0.1
+# Most channels that FFmpeg converts.
+MOST_CHANNELS = 64
 # Seconds of a codec's delay and padding, in which packets may have no samples.
 PADDING = 0.15
 
 
 class Sound(NamedTuple):
-    """waveform: f32[samples], at least one, mono, 16 kHz; None without sound. notes: for users."""
+    """The sound of a clip.
+
+    waveform: f32[samples], at least one, mono, 16 kHz; None without sound. notes: what is missing,
+    one line each, for the user. undecodable: no packet of the file's sound decodes.
+    """
 
     waveform: np.ndarray | None
     notes: list[str]
+    undecodable: bool = False
 
 
 class _Piece(NamedTuple):
@@ -62,7 +69,7 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
         if place > until:
             break
     if not pieces:
-        return Sound(None, ["the sound does not decode; the clip is silent"])
+        return Sound(None, ["the sound does not decode; the clip is silent"], undecodable=True)
     places, gaps = _places(pieces)
     if abs(late) < ALIGN_SECONDS and not gaps:
         late = 0.0
@@ -70,13 +77,13 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
     if waveform is not None:
         waveform = np.ascontiguousarray(waveform[: round(limit * SAMPLE_RATE)], np.float32)
     notes = []
-    if late < 0 and start == 0:
+    if late <= -ALIGN_SECONDS and start == 0:
         notes.append(f"{-late:.2f} s of sound before the first picture are left out")
     first = pieces[0].time - source.sound_begin  # between the first packet and the first sample
     last = source.audio_seconds - first - places[-1] - len(pieces[-1].samples) / pieces[-1].rate
     if first > PADDING:
         gaps.append((-first, 0.0))
-    if last > PADDING and place <= until:
+    if last > PADDING and place <= until and source.sound_stamped:
         gaps.append((source.audio_seconds - first - last, source.audio_seconds - first))
     low, high = start - late, start - late + min(length, limit)
     lost = sum(max(0.0, min(after, high) - max(before, low)) for before, after in gaps)
@@ -161,16 +168,36 @@ def _decode_sound(source: Source) -> Iterator[_Piece]:
     """Decode the sound piece by piece."""
     with open_media(source.path, source.probe) as container:
         stream = main_stream(container, "audio")
-        form, to_int16 = None, None
+        form, to_int16, place, lasting = None, None, math.nan, 0.0
         packets = read_packets(container, stream, shifts=source.shifts["audio"])
         for packet in itertools.chain(packets, [None]):
-            for frame in decode(stream, packet):
+            frames = decode(stream, packet)
+            if not frames and packet is not None:
+                place += lasting  # as much is lost
+            for frame in frames:
                 found = frame.format.name, frame.layout.name, frame.sample_rate
                 if found != form:
                     # packed, as PyAV reads past the planes of 8 or more channels
                     form, to_int16 = found, av.AudioResampler(format="s16")
                 time = math.nan if frame.time is None else frame.time
-                for piece in to_int16.resample(frame):
+                if not source.sound_stamped:
+                    place = time = time if math.isnan(place) else place
+                lasting = frame.samples / frame.sample_rate
+                place += lasting
+                if frame.layout.nb_channels > MOST_CHANNELS:
+                    pieces = [frame] if frame.format.is_packed else []
+                else:
+                    pieces = to_int16.resample(frame)
+                for piece in pieces:
                     channels = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
-                    mono = channels.astype(np.float32).mean(axis=1) / 32768
+                    mono = _int16(channels).astype(np.float32).mean(axis=1) / 32768
                     yield _Piece(time, piece.sample_rate, mono)
+
+
+def _int16(samples: np.ndarray) -> np.ndarray:
+    """Return samples of any type as 16-bit integers, by FFmpeg's rule."""
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.int16) - 128) << 8
+    if samples.dtype.kind == "f":
+        return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    return (samples >> 8 * (samples.dtype.itemsize - 2)).astype(np.int16)

@@ -35,12 +35,16 @@ MAX_PROBE = 1 << 28
 # Seconds by which time stamps may go back or forth within a stream before that is a jump of the
 # clock and not a gap: FFmpeg's limits for formats whose clock restarts, and for others.
 BACKWARD, FORWARD, FORWARD_BOTH, FORWARD_ONE = 0.1, 10.0, 60.0, 3600.0
-# Most packets of a stream that a demuxer still held when it saw the jump in another one.
-LEFTOVERS = 8
+# Seconds of a codec's delay or padding, by which sound may be longer than its picture.
+PADDING = 0.1
+# Most packets of picture, and of sound, that may stand on the other side of a jump in the file.
+LEFTOVERS = (8, 64)
 # Demuxers that may find streams after opening a file.
 LATE_STREAMS = ("mpegts", "mpeg", "flv", "ogg")
 # Seconds by which time stamps are rounded: a picture is shown so much before its own.
 ROUNDING = 1e-3
+# Formats of bare frames: what FFmpeg counts is wrong once their rate changes.
+UNSTAMPED = ("aac", "mp3", "ac3", "eac3", "amr")
 # Seconds of sound before the first picture that are worth a picture: one at the usual sampling.
 EARLY_SOUND = 0.5
 
@@ -80,6 +84,7 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()  # in what a player could differ, one line each
     sound_begin: float = 0.0  # second of the file's clock of the first packet of sound
     sound_codec: str = ""  # of a sound for which there is no decoder
+    sound_stamped: bool = True  # whether the packets of sound carry times; else FFmpeg counts them
     # "video" and "audio" -> packet number -> ticks added to time stamps from there on
     shifts: Mapping[str, Mapping[int, int]] = {"video": {}, "audio": {}}
     probe: int = 0  # bytes to search for streams; 0: as many as FFmpeg does
@@ -143,6 +148,7 @@ def _scan(path: Path, probe: int) -> Source | None:
             has_audio=high > low,
             audio_seconds=high - low,
             sound_begin=low,
+            sound_stamped=container.format.name not in UNSTAMPED,
             sound_codec=undecodable(container, "audio") if sound is None else "",
             shifts=shifts,
             probe=probe,
@@ -240,12 +246,13 @@ class _Packet(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """Packets of a stream between jumps of its clock: number and place of the first, seconds."""
+    """Packets of a stream between jumps of its clock."""
 
-    first: int
-    place: int
-    begin: float
-    end: float
+    first: int  # number of the first packet in the stream
+    place: int  # and in the file
+    begin: float  # seconds
+    end: float  # with a usual duration for the last packet
+    until: float  # with the stated one: a picture may stand for minutes
 
 
 def _runs(packets: list[_Packet], tick: float) -> list[_Run]:
@@ -259,16 +266,16 @@ def _runs(packets: list[_Packet], tick: float) -> list[_Run]:
         return []
     follow = known[np.minimum(np.searchsorted(known, np.arange(len(stamps))), len(known) - 1)]
     begins = stamps[follow]  # of the next packet with a time, or of the last one
-    ends = begins + np.array([packet.duration for packet in packets]) * tick
-    cuts = [0]
-    for number in np.flatnonzero(
-        (np.diff(begins) < -BACKWARD) | (begins[1:] - ends[:-1] > FORWARD)
-    ):
-        cuts.append(int(number) + 1)
-    return [
-        _Run(first, packets[first].place, float(begins[first]), float(ends[first:last].max()))
-        for first, last in zip(cuts, [*cuts[1:], len(packets)], strict=True)
-    ]
+    steps = np.diff(begins)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    cuts = [0, *(np.flatnonzero((steps < -BACKWARD) | (steps > FORWARD)) + 1).tolist()]
+    runs = []
+    for first, after in zip(cuts, [*cuts[1:], len(packets)], strict=True):
+        last = float(begins[first:after].max())
+        lasting = packets[after - 1].duration * tick or usual
+        end = last + (lasting if lasting < FORWARD else usual)
+        runs.append(_Run(first, packets[first].place, float(begins[first]), end, last + lasting))
+    return runs
 
 
 def _shifts(
@@ -288,36 +295,46 @@ def _shifts(
     places = [[packet.place for packet in packets] for packets, _ in tracks]
     added = [{0: 0.0}, {0: 0.0}]  # packet -> seconds
     now, part = [0, 0], [0, 0]  # of each stream: the run that is reached, the part of the clock
-    for place, track, number in sorted(
-        (run.place, k, number) for k in (0, 1) for number, run in enumerate(runs[k])
-    ):
+    # A stream that begins with a part of the file may be ahead of the other one in the file.
+    events = sorted(
+        (places[k][min(LEFTOVERS[k], len(places[k]) - 1)] if number == 0 else run.place, k, number)
+        for k in (0, 1)
+        for number, run in enumerate(runs[k])
+    )
+    for place, track, number in events:
         own, other, run = runs[track], runs[1 - track], runs[track][number]
         shift, shift_beside = (next(reversed(added[k].values())) for k in (track, 1 - track))
         beside = other[now[1 - track]] if other else None
         after = next(iter(other[now[1 - track] + 1 :]), None)
         now[track] = number
-        if part[1 - track] > part[track] and (
-            beside.begin - FORWARD < run.begin < beside.end + FORWARD
+        if (
+            part[1 - track] > part[track]
+            and beside.begin - FORWARD < run.begin < beside.end + FORWARD
+            and not (number == 0 and own[1:] and abs(own[1].begin - beside.begin) < FORWARD)
         ):  # the other stream has come here first
             part[track], added[track][run.first] = part[1 - track], shift_beside
+        if number == 0 or run.first in added[track]:
             continue
-        if number == 0:
-            continue
-        end = own[number - 1].end
-        ahead = run.begin - end  # negative: back
-        gap = FORWARD if restarts else FORWARD_ONE
-        end += shift
-        begin = run.begin
-        if after is not None and abs(after.begin - begin) < FORWARD:
-            gap = FORWARD if restarts else FORWARD_BOTH
-            end, begin = max(end, beside.end + shift_beside), min(begin, after.begin)
-        elif beside is not None:
-            until = len(places[1 - track]) if after is None else after.first
-            if until - bisect.bisect_right(places[1 - track], place, hi=until) > LEFTOVERS:
-                gap = FORWARD_ONE
-            else:  # the other stream has ended
-                end = max(end, beside.end + shift_beside)
-        if not 0 < ahead <= gap:
+        before = own[number - 1]
+        ahead, most = run.begin - before.until, FORWARD if restarts else FORWARD_ONE
+        end, begin = before.end + shift, run.begin
+        until = len(places[1 - track]) if after is None else after.first
+        left = until - bisect.bisect_right(places[1 - track], place, hi=until)
+        few = LEFTOVERS[1 - track]
+        if beside is not None and beside.first == 0 and left >= until - few:
+            beside = None  # it has not begun
+        if after is not None and beside is not None and abs(after.begin - begin) < FORWARD:
+            ahead, most = begin - before.end, FORWARD if restarts else FORWARD_BOTH
+            ends, begins = [end, beside.end + shift_beside], [begin, after.begin]
+            if abs(ends[0] - ends[1]) < PADDING:  # the picture goes on without a break
+                end, begin = ends[track], begins[track]
+            else:
+                end, begin = max(ends), min(begins)
+        elif beside is not None and left > few:
+            most = FORWARD_ONE
+        elif beside is not None:  # it has ended
+            end = max(end, beside.end + shift_beside)
+        if run.begin < before.end - BACKWARD or ahead > most:
             part[track], added[track][run.first] = max(part) + 1, end - begin
     for track, found in enumerate(strays):
         for first, after, seconds in found:
@@ -373,8 +390,7 @@ def _extent(packets: list[_Packet], shifts: Mapping[int, int], tick: float) -> t
             spans.append((stamp, stamp + packet.duration))
     if not spans:
         return 0.0, 0.0
-    lows, highs = zip(*spans, strict=True)
-    return min(lows) * tick, max(highs) * tick
+    return min(spans)[0] * tick, max(spans)[1] * tick
 
 
 def uniform(times: np.ndarray) -> bool:
