@@ -189,7 +189,7 @@ def _boxes(file: BinaryIO, place: int, end: int) -> Iterator[tuple[bytes, int, i
         yield name, content, place
 
 
-def _length_of_mp4(path: Path, size: int) -> Length:
+def length_of_mp4(path: Path, size: int) -> Length:
     """Return the length by the boxes, the segment index and the header of fragments (8.16, 8.8)."""
     announced, fragmented, known, seconds = 0, False, False, 0.0
     with path.open("rb") as file:
@@ -322,7 +322,7 @@ def _length_of_asf(path: Path, size: int) -> Length:
 
 
 _LENGTHS = {  # by a part of the demuxer's name
-    "mp4": _length_of_mp4,
+    "mp4": length_of_mp4,
     "matroska": _length_of_matroska,
     "avi": _length_of_riff,
     "wav": _length_of_riff,

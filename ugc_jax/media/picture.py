@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import av
@@ -31,6 +32,8 @@ THREADS, LARGE_THREADS = max(1, CORES // 8), min(4, CORES)
 SMALL = 1280 * 720
 # Codecs with hidden frames list up to this many more packets than they display pictures.
 TAIL_FRAMES = 5
+# WebM stores transparency beside the picture; FFmpeg's own decoders leave it out, these do not.
+TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 # Resizes an upright picture u8[h, w, 3] to (height, width).
@@ -157,6 +160,9 @@ def _run_decoder(
     with open_media(source.path, source.probe) as container:
         stream = main_stream(container, "video")
         context = stream.codec_context
+        if stream.metadata.get("alpha_mode") == "1" and context.name in TRANSPARENT:
+            context = av.CodecContext.create(TRANSPARENT[context.name], "r")
+        decoder = SimpleNamespace(codec_context=context)
         context.thread_type = "AUTO"
         context.thread_count = THREADS if context.width * context.height <= SMALL else LARGE_THREADS
         may_skip = wanted is not None and timed and _tells_references(context)
@@ -169,9 +175,9 @@ def _run_decoder(
             if may_skip:  # a field may have a packet of its own, after the first one's
                 needed = not wanted.isdisjoint(stamps[max(0, place - 1) : place + 1])
                 context.skip_frame = "DEFAULT" if needed else "NONREF"
-            frames = decode(stream, packet)
+            frames = decode(decoder, packet)
             if place == last:
-                frames += decode(stream, None)
+                frames += decode(decoder, None)
             for frame in frames:
                 # The container's aspect stands for the whole file, unless the coded one changes.
                 aspect = context.sample_aspect_ratio

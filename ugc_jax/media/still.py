@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ugc_jax.errors import UserError
 from ugc_jax.media.colour import HDR, on_white, tone_map
-from ugc_jax.media.container import check_size, reading_error
+from ugc_jax.media.container import check_size, length_of_mp4, reading_error
 from ugc_jax.media.picture import Prepare
 from ugc_jax.media.timeline import Index, Source
 
@@ -65,7 +65,7 @@ def probe(path: Path) -> Source | None:
         with image:
             check_size(path, *image.size)
             # orientations 5 to 8 swap the sides, which PIL has done for TIFF
-            swapped = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
+            swapped = image.format != "TIFF" and image.getexif().get(ORIENTATION) in range(5, 9)
             size, notes = image.size[::-1] if swapped else image.size, []
             animated = getattr(image, "is_animated", False)
             if animated and image.format in ANIMATED:
@@ -158,9 +158,7 @@ def _errors(path: str | Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, MemoryError
-    ) as error:  # fmt: skip
+    except Exception as error:  # PIL's parsers raise anything for broken headers
         fault = f"the image does not decode ({error}); copy it again"
         raise reading_error(path, fault, error) from None
 
@@ -207,7 +205,14 @@ def _is_heic(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _open_heic(path: Path) -> Iterator[Image.Image]:
-    """Open the main picture of a HEIF file. Raises UserError without pillow-heif."""
+    """Open the main picture of a HEIF file. Raises UserError without pillow-heif.
+
+    Also for a file that was cut off, of which libheif would leave out tiles.
+    """
+    size = path.stat().st_size
+    if (announced := length_of_mp4(path, size).announced) > size:
+        kept = f"only {size} of its {announced} bytes are in the file"
+        raise UserError(f"{path}: cut off, {kept}; copy it again")
     try:
         import pillow_heif
     except ModuleNotFoundError:
