@@ -317,9 +317,11 @@ def serve(handle: int):
         except Exception as error:
             _send(connection, ("raised", environment_failure(error) or error))
             return
-        logs = _Records()
-        logging.getLogger().addHandler(logs)
-        logging.getLogger("ugc_jax").setLevel(level)
+        logs, log = _Records(), logging.getLogger("ugc_jax")
+        log.addHandler(logs)
+        log.setLevel(level)
+        log.propagate = False
+        logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not shown
         limits = resource.getrlimit(resource.RLIMIT_DATA)
         soft, hard = (limit if limit != resource.RLIM_INFINITY else memory for limit in limits)
         resource.setrlimit(resource.RLIMIT_DATA, (min(memory, soft, hard), limits[1]))
