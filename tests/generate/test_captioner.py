@@ -1,5 +1,6 @@
 """ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
+import dataclasses
 import re
 
 import jax
@@ -49,6 +50,7 @@ def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, cap
     assert [record.getMessage() for record in caplog.records] == [
         f"{clips / 'silent.mp4'}: no sound in the file"
     ]
+    assert results[3].record()["notes"] == ("no sound in the file",)
     assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
 
 
@@ -189,6 +191,8 @@ def test_record():
         seconds=0.5,
     )
     assert caption.record() == record
+    noted = dataclasses.replace(caption, notes=("mirrored",))
+    assert noted.record() == record | {"notes": ("mirrored",)}
     assert list(caption.record(token_ids=True)) == [
         "video", "caption", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds",
     ]  # fmt: skip

@@ -58,6 +58,17 @@ def test_unreadable_clip(tiny_captioner):
     assert clip_table(row, tiny()).splitlines()[1].startswith("  error    missing.mp4: ")
 
 
+def test_names_and_links(tiny_checkpoint, clips, tmp_path, capsys):
+    (tmp_path / "caf\udce9.mp4").symlink_to(clips / "silent.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    config = InspectConfig(checkpoint=str(tiny_checkpoint), json=True, clip=SMALL)
+    assert main(config, [str(tmp_path)]) == 0
+    name, loop = capsys.readouterr().out.encode().decode().splitlines()
+    assert json.loads(name)["video"] == f"{tmp_path}/caf\udce9.mp4"
+    assert json.loads(name)["notes"] == ["no sound in the file"]
+    assert "a link that leads to no file" in json.loads(loop)["error"]
+
+
 def test_job_survives_what_the_decoder_does_not(
     tiny_checkpoint, clips, tmp_path, monkeypatch, capsys
 ):
