@@ -535,11 +535,23 @@ def test_the_token_budget_shrinks_a_clip_and_the_index_says_so(manifest, tmp_pat
     assert math.prod(medium.grid) // 4 + GEOMETRY.audio.tokens(medium.mel_frames) + 4 <= 24
 
 
+def test_workers_make_the_same_folder(manifest, tmp_path):
+    """As this process, to the byte, whatever their number."""
+    here = prepared(tmp_path / "here", manifest)
+    in_this_process(here.prepare())
+    totals = here.finish()
+    for workers in (1, 3):
+        extraction = prepared(tmp_path / str(workers), manifest)
+        list(run_local(extraction.prepare(), ReadingConfig(workers=workers)))
+        assert extraction.finish() == totals
+        assert same(tmp_path / "here", tmp_path / str(workers))
+
+
 def test_beam_makes_the_same_folder(manifest, tmp_path):
     pytest.importorskip("apache_beam")
     local, fleet = prepared(tmp_path / "a", manifest), prepared(tmp_path / "b", manifest)
     in_this_process(local.prepare())
-    run_beam(fleet.prepare(), "DirectRunner", "--direct_num_workers=1")
+    run_beam(fleet.prepare(), "DirectRunner", "--direct_num_workers=1", ReadingConfig())
     assert local.finish() == fleet.finish()
     for name in ("index.jsonl", "failures.jsonl", "shards.json"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
@@ -547,13 +559,13 @@ def test_beam_makes_the_same_folder(manifest, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert len(RecordSource(tmp_path / "b")) == 5
     with pytest.raises(UserError, match="runner WarpRunner: "):
-        run_beam(local.shards(), "WarpRunner", "")
+        run_beam(local.shards(), "WarpRunner", "", ReadingConfig())
 
 
 def test_without_beam_a_runner_is_refused(manifest, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'ugc_jax\[beam\]'"):
-        run_beam(prepared(tmp_path, manifest).prepare(), "DirectRunner", "")
+        run_beam(prepared(tmp_path, manifest).prepare(), "DirectRunner", "", ReadingConfig())
 
 
 def test_workers_start_no_jax():

@@ -238,10 +238,11 @@ def run_local(shards: list[Shard], config: ReadingConfig) -> Iterator[str]:
             yield from write_shards(shards, lambda tasks: pool.read(tasks, ahead=2 * pool.workers))
 
 
-def run_beam(shards: list[Shard], runner: str, options: str):
+def run_beam(shards: list[Shard], runner: str, options: str, config: ReadingConfig):
     """Write shards on a fleet with Apache Beam, one shard an element.
 
     runner: of Beam ("DirectRunner", "DataflowRunner", ...). options: its flags, as in a shell.
+    config: the limits of a clip; each element has one process that reads.
     Its workers need this package, the clips at the manifest's paths, and access to the output.
     Raises UserError without apache-beam.
     """
@@ -257,13 +258,14 @@ def run_beam(shards: list[Shard], runner: str, options: str):
         pipeline = apache_beam.Pipeline(options=flags)
     except ValueError as error:  # unknown runner, missing flags, or an open quote
         raise UserError(f"runner {runner}: {error!s:.300}; see its page in Beam's manual") from None
+    one = ReadingConfig(workers=1, clip_timeout=config.clip_timeout, clip_memory=config.clip_memory)
     with pipeline:
         tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
-        _ = tasks | "Extract" >> apache_beam.Map(_finish_shard)
+        _ = tasks | "Extract" >> apache_beam.Map(_finish_shard, config=one)
 
 
-def _finish_shard(shard: Shard):
-    for _ in run_local([shard], ReadingConfig(workers=1)):
+def _finish_shard(shard: Shard, config: ReadingConfig):
+    for _ in run_local([shard], config):
         pass
 
 

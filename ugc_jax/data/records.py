@@ -139,6 +139,7 @@ def features(storage: Storage):
 def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
     """Serialize a record, a tf.train.Example, of its index line and its frames and sounds."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
+    from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
 
     spec = _features(storage)
     mels = [np.zeros((0, MEL_BINS), storage.mel)]
@@ -153,9 +154,11 @@ def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> b
         "frames": [io.BytesIO(_encode_frame(frame, storage)) for frame in frames],
         "mel": np.concatenate(mels),
     }
-    return ExampleSerializer(spec.get_serialized_info()).serialize_example(
+    record = ExampleSerializer(spec.get_serialized_info()).serialize_example(
         spec.encode_example(example)
     )
+    # The order of its fields is another in every process; sorted, equal records are equal bytes.
+    return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 def decode_record(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:

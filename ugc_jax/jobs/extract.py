@@ -61,7 +61,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     shards = extraction.prepare(config.overwrite, config.retry)
     todo = sum(shard.todo for shard in shards)
     if config.runner is not None and shards:
-        run_beam(shards, config.runner, config.beam_options)
+        run_beam(shards, config.runner, config.beam_options, config)
     else:
         reading = dataclasses.replace(config, workers=config.workers or os.cpu_count())
         failures = run_local(shards, reading)
