@@ -1,12 +1,15 @@
-"""Files that cannot be opened: the machine is to blame, or the file."""
+"""Files that cannot be opened, or are cut off: the machine is to blame, or the file."""
 
+import struct
 import subprocess
 import sys
 
 import av
+import numpy as np
 import pytest
 from clips import write_clip
 from PIL import Image
+from timed import boxes, clicks, read, tenths, write
 
 from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError
 from ugc_jax.media import clip as media
@@ -108,3 +111,112 @@ def test_a_file_that_the_system_refuses_is_not_known_to_be_broken(tmp_path, monk
     monkeypatch.setattr(av, "open", refuse)
     with pytest.raises(UnreadableFile, match=r"a.mp4: not readable .*\(Permission denied\)"):
         media.probe(tmp_path / "a.mp4")
+
+
+# ---- cut off, or only said to be -----------------------------------------------------------------
+
+WAVE = clicks([0.5, 1.5, 2.5, 3.5], 4)
+WHOLE = {  # name -> codecs, format, options: files whose sizes tell their end
+    "a.mp4": (("libx264", "aac"), None, {"movflags": "faststart"}),
+    "a.mkv": (("libx264", "aac"), None, {}),
+    "a.webm": (("libvpx", "libopus"), None, {}),
+    "a.avi": (("mpeg4", "libmp3lame"), None, {}),
+    "a.flv": (("libx264", "aac"), None, {}),
+    "a.wav": ((None, "pcm_s16le"), None, {}),
+    "f.wav": ((None, "pcm_f32le"), None, {}),
+    "a.w64": ((None, "pcm_s16le"), None, {}),
+    "a.aiff": ((None, "pcm_s16be"), None, {}),
+    "a.caf": ((None, "pcm_s16be"), None, {}),
+    "a.au": ((None, "pcm_s16be"), None, {}),
+    "a.flac": ((None, "flac"), None, {}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_half_a_file_is_refused(tmp_path, name):
+    codecs, form, options = WHOLE[name]
+    pictures = tenths(4) if codecs[0] else None
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, WAVE.shape).astype(np.float32)
+    path = write(tmp_path / name, pictures, noise, codecs=codecs, form=form, options=options)
+    assert scan(path).notes == ()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 5])
+    with pytest.raises(UserError, match=rf"{name}: cut off, only [\d.]+ of its [\d.]+ (bytes|sec)"):
+        scan(path)
+
+
+def test_half_of_an_indexed_dash_file_is_refused(tmp_path):
+    """The segment index in front lists the bytes of all fragments."""
+    options = {"movflags": "dash+frag_keyframe+empty_moov+global_sidx"}
+    path = write(tmp_path / "a.mp4", tenths(4), WAVE, options=options)
+    assert scan(path).notes == ()
+    content = path.read_bytes()
+    fragments = [place for name, place, _ in boxes(content) if name == b"moof"]
+    path.write_bytes(content[: fragments[2]])
+    with pytest.raises(UserError, match=rf"cut off, only {fragments[2]} of its \d+ bytes"):
+        scan(path)
+
+
+@pytest.mark.parametrize("flags", ["frag_keyframe+empty_moov", "dash+empty_moov", "cmaf"])
+def test_half_of_the_fragments(tmp_path, flags):
+    """Nothing tells how many there are; the whole file ends with an index of them."""
+    options = {"movflags": flags + "+frag_keyframe"}
+    path = write(tmp_path / "a.mp4", tenths(4), WAVE, options=options)
+    assert scan(path).notes == ()
+    found = boxes(path.read_bytes())
+    ends = [end for name, _, end in found if name == b"mdat"]
+    path.write_bytes(path.read_bytes()[: ends[1]])
+    assert scan(path).notes == ("nothing in this file tells its length; it may be cut off",)
+    content = bytearray(path.read_bytes())
+    place, end = next((place, end) for name, place, end in found if name == b"moov")
+    place_of_mvex = content.index(b"mvex", place) - 4
+    # the movie extends header, with which packagers state the length of all fragments: 4 seconds
+    (scale,) = struct.unpack_from(">I", content, content.index(b"mvhd") + 16)
+    header = struct.pack(">I4sII", 16, b"mehd", 0, 4 * scale)
+    content[place_of_mvex + 8 : place_of_mvex + 8] = header
+    for at in (place, place_of_mvex):
+        (size,) = struct.unpack_from(">I", content, at)
+        struct.pack_into(">I", content, at, size + len(header))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cut off, only 2.\d of its 4.0 seconds are in the file"):
+        scan(path)
+
+
+@pytest.mark.parametrize(("name", "shift"), [("a.mkv", 1.0), ("a.webm", 1.0), ("a.mkv", 100.0)])
+def test_matroska_that_starts_late(tmp_path, name, shift):
+    """Its duration counts from zero."""
+    codecs = WHOLE[name][0]
+    source = scan(write(tmp_path / name, tenths(4), WAVE, codecs=codecs, shift=shift))
+    assert (source.frames, source.notes) == (40, ())
+    assert source.index.times[0] == pytest.approx(shift)
+
+
+def test_header_of_another_file(tmp_path):
+    """FLV's duration is text that any tool may have left."""
+    path = write(tmp_path / "a.flv", tenths(4), WAVE)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"duration") + 9
+    for stated, notes in (
+        (100.0, ("the header announces 100.0 s, the file has 4.0 s",)),
+        (0.0, ()),
+        (1.0, ()),
+    ):
+        struct.pack_into(">d", content, place, stated)
+        path.write_bytes(content)
+        source = scan(path)
+        assert (source.frames, source.notes) == (40, notes)
+    assert len(read(path, frames=4).frames) == 4
+
+
+def test_live_recording(tmp_path):
+    """Sizes that are unknown prove nothing."""
+    path = write(tmp_path / "a.mkv", tenths(4), WAVE, options={"live": "1"})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 5])
+    assert 10 < scan(path).frames < 40
+    path = write(tmp_path / "a.wav", None, WAVE, codecs=(None, "pcm_s16le"))
+    content = bytearray(path.read_bytes())
+    for at in (4, content.index(b"data") + 4):
+        struct.pack_into("<I", content, at, 0xFFFF_FFFF)
+    path.write_bytes(content)
+    assert scan(path).seconds == pytest.approx(4.0, abs=0.01)

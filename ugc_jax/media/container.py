@@ -300,13 +300,13 @@ def _length_of_flv(path: Path, size: int) -> Length:
     """Return the end of the last tag (Adobe FLV 10.1, annex E.4)."""
     place = 13
     with path.open("rb") as file:
-        while place + 11 <= size:
+        while place < size:
             file.seek(place)
             head = file.read(4)
             if head[0] & 0x1F not in (8, 9, 18):
                 return Length()
             place += 15 + int.from_bytes(head[1:], "big")
-    return Length(place - 4)
+    return Length(place - 4)  # some writers leave out the last tag's size
 
 
 def _length_of_asf(path: Path, size: int) -> Length:

@@ -20,8 +20,8 @@ ALIGN_SECONDS = 0.04
 TOLERANCE = 0.0195
 # Seconds for which a deviation must last, so that it is not a time stamp's jitter.
 STEADY = 0.5
-# Seconds at the beginning in which time stamps may be off by as much: codecs' delay.
-PRIMING = 0.1
+# The same for the first and the last packets, of which none before or after tells more.
+UNCERTAIN = 0.1
 # Most channels that FFmpeg converts.
 MOST_CHANNELS = 64
 # Seconds of a codec's delay and padding, in which packets may have no samples.
@@ -111,13 +111,13 @@ def _places(pieces: list[_Piece]) -> tuple[list[float], list[tuple[float, float]
     least, most = windows.min(axis=1), windows.max(axis=1)
     shift, gaps = 0.0, []
     for number, place in enumerate(places.tolist()):
-        if place < PRIMING and abs(least[number]) < PRIMING:
-            start = float(least[number])  # the first packets only fill the decoder
-            least, most = least - start, most - start
-        if least[number] - shift > TOLERANCE:
+        if number == 1 and abs(least[1]) < UNCERTAIN:  # the first packet only filled the decoder
+            least, most = least - least[1], most - least[1]
+        enough = UNCERTAIN if number > len(off) - width else TOLERANCE
+        if least[number] - shift > enough:
             gaps.append((place + shift, place + float(least[number])))
             shift = float(least[number])
-        elif most[number] - shift < -TOLERANCE:
+        elif most[number] - shift < -enough:
             shift = float(most[number])
         places[number] += shift
     return places.tolist(), gaps

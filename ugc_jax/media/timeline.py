@@ -45,6 +45,8 @@ LATE_STREAMS = ("mpegts", "mpeg", "flv", "ogg")
 ROUNDING = 1e-3
 # Formats of bare frames: what FFmpeg counts is wrong once their rate changes.
 UNSTAMPED = ("aac", "mp3", "ac3", "eac3", "amr")
+# So many tell a fault of a few time stamps from a rate that varies.
+MANY_PICTURES = 25
 # Seconds of sound before the first picture that are worth a picture: one at the usual sampling.
 EARLY_SOUND = 0.5
 
@@ -396,12 +398,17 @@ def _extent(packets: list[_Packet], shifts: Mapping[int, int], tick: float) -> t
 def uniform(times: np.ndarray) -> bool:
     """Return whether pictures are at most half a frame from a straight line over their numbers.
 
-    Up to a fifth of them may be up to one frame off: multiplexers make the first picture longer,
+    Of many, up to a fifth may be up to one frame off: multiplexers make the first picture longer,
     and times that FFmpeg guesses between stamps are wrong by one frame.
     """
-    numbers = np.arange(len(times)) - (len(times) - 1) / 2
     if len(times) < 3 or times[-1] <= times[0]:
         return True
+    line = np.linspace(times[0], times[-1], len(times))
+    if np.abs(times - line).max() < 0.501 * (line[1] - line[0]):
+        return True
+    if len(times) < MANY_PICTURES:
+        return False
+    numbers = np.arange(len(times)) - (len(times) - 1) / 2
     step = float(numbers @ times / (numbers @ numbers))
     off = np.abs(times - times.mean() - step * numbers) / step  # frames
     return bool(off.max() < 1.01 and np.quantile(off, 0.8) < 0.501)
