@@ -246,3 +246,12 @@ def test_other_pictures_without_a_tag_have_no_note(tmp_path, form):
     clip = read_clip(tmp_path / f"a.{suffix}", **settings)
     assert clip.notes == ["no sound in the file"]
     assert np.abs(clip.frames.astype(int) - 90).max() <= 2
+
+
+@pytest.mark.parametrize(("matrix", "shown"), [(8, 1), (10, 9), (14, 1)])
+def test_a_matrix_that_ffmpeg_refuses_is_replaced(tmp_path, matrix, shown):
+    frame = yuv(BARS / 255, shown, "yuv420p")
+    encode(tmp_path / "a.mkv", [frame, frame], options={"qp": "6"}, setup=tag(frame, matrix))
+    clip = read_clip(tmp_path / "a.mkv")
+    assert np.abs(bars(clip.frames[0]) - BARS).max() < 8
+    assert clip.notes[0] == f"its colour matrix ({matrix}) is unknown; the usual one is taken"

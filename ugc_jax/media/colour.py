@@ -17,6 +17,8 @@ WHITE = 203.0  # cd/m2 of reference white
 PQ_PEAK = 1000.0  # cd/m2 of the brightest picture: most are graded for that, and more is clipped
 HLG_WHITE = 0.75  # signal of reference white
 BT709, UNSPECIFIED, BT2020 = 1, 2, 9  # matrix coefficients and colour primaries
+BT2020_CONSTANT = 10
+MATRICES = (0, BT709, UNSPECIFIED, 4, 5, 6, 7, BT2020)  # that FFmpeg converts
 # Linear RGB of other primaries (ISO/IEC 23091-2, table 2) -> linear RGB of BT.709.
 BT2020_TO_BT709 = (  # ITU-R BT.2087
     (1.6605, -0.5876, -0.0728),
@@ -42,33 +44,37 @@ def to_rgb(
     untagged_bt709: read colours of high definition without a tag as BT.709, as players do, instead
       of BT.601, as FFmpeg does.
     """
-    if frame.color_trc in HDR:
+    transfer, matrix, form = frame.color_trc, frame.colorspace, frame.format
+    matrices, note = {}, None
+    if matrix not in MATRICES:  # FFmpeg refuses to convert others
+        matrix = BT2020 if transfer in HDR or matrix == BT2020_CONSTANT else BT709
+        matrices = dict(src_colorspace=matrix, dst_colorspace=matrix)
+        note = f"its colour matrix ({frame.colorspace}) is unknown; the usual one is taken"
+    if transfer in HDR:
+        if matrix == UNSPECIFIED:
+            matrices = dict(src_colorspace=BT2020, dst_colorspace=BT2020)
         factor = max(1, math.isqrt(frame.width * frame.height // (size[0] * size[1])))
-        matrix = BT2020 if frame.colorspace == UNSPECIFIED else frame.colorspace
         code = frame.to_ndarray(
             format="rgb48le",
             width=max(1, frame.width // factor),
             height=max(1, frame.height // factor),
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
             interpolation="AREA",
             threads=1,
+            **matrices,
         )
-        note = f"high dynamic range ({HDR[frame.color_trc]}) is shown in standard range"
-        return tone_map(code, frame.color_trc, frame.color_primaries), note
-    form = frame.format
+        note = note or f"high dynamic range ({HDR[transfer]}) is shown in standard range"
+        return tone_map(code, transfer, frame.color_primaries), note
     if form.has_palette or any(part.is_alpha for part in form.components):
-        picture = frame.to_ndarray(format="rgba", threads=1)
+        picture = frame.to_ndarray(format="rgba", threads=1, **matrices)
         if picture[..., 3].min() < 255:
             return np.asarray(on_white(Image.fromarray(picture))), "transparency is shown as white"
-    if frame.colorspace == UNSPECIFIED and is_hd(frame):
-        if untagged_bt709:
-            picture = frame.to_ndarray(format="rgb24", src_colorspace=BT709, threads=1)
-            return picture, "colours without a tag are read as BT.709 (untagged_bt709)"
+    if matrix == UNSPECIFIED and is_hd(frame):
         note = "colours without a tag are read as BT.601, as the reference does; players read "
         note += "BT.709 (untagged_bt709)"
-        return frame.to_ndarray(format="rgb24", threads=1), note
-    return frame.to_ndarray(format="rgb24", threads=1), None
+        if untagged_bt709:
+            matrices = dict(src_colorspace=BT709, dst_colorspace=BT709)
+            note = "colours without a tag are read as BT.709 (untagged_bt709)"
+    return frame.to_ndarray(format="rgb24", threads=1, **matrices), note
 
 
 def is_hd(frame: av.VideoFrame) -> bool:
