@@ -1,7 +1,14 @@
 """ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
+import contextlib
 import dataclasses
+import gc
+import os
 import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -216,6 +223,66 @@ def test_no_handles_blame_no_clip(tiny_captioner, clips, no_handles):
     captions = tiny_captioner.stream([clips / "a.mp4", clips / "b.mp4"])
     with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
         next(captions)
+
+
+def readers() -> set[int]:
+    """The processes of this one that read clips."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if (
+                int(parent) == os.getpid()
+                and b"ugc_jax.data.workers" in (process / "cmdline").read_bytes()
+            ):
+                found.add(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_readers_end_with_the_stream(tiny_captioner, clips, end):
+    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")]
+    stream = tiny_captioner.stream(names, batch_size=1, workers=2, **SMALL)
+    assert readers() == set()
+    next(stream)
+    assert len(readers()) == 2
+    if end == "close":
+        stream.close()
+    del stream
+    gc.collect()
+    assert readers() == set()
+
+
+def test_two_streams_at_once_and_one_in_a_thread(tiny_captioner, clips):
+    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")]
+    expected = {one.video: one.caption for one in tiny_captioner.caption(names, **SMALL)}
+    streams = [tiny_captioner.stream(names, batch_size=1, workers=1, **SMALL) for _ in range(2)]
+    for pair in zip(*streams, strict=True):
+        assert [one.caption for one in pair] == [expected[one.video] for one in pair]
+    with ThreadPoolExecutor(1) as pool:
+        threaded = pool.submit(tiny_captioner.caption, names, **SMALL).result()
+    assert {one.video: one.caption for one in threaded} == expected
+    assert readers() == set()
+
+
+def test_an_unguarded_script_runs_once(tiny_checkpoint, clips, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('script')\n"
+        "from ugc_jax import Captioner\n"
+        f"captioner = Captioner.from_pretrained({str(tiny_checkpoint)!r})\n"
+        f"for one in captioner.stream({str(clips / 'a.mp4')!r}, **{SMALL!r}):\n"
+        "    print(one.new_tokens, one.error)\n"
+    )
+    path = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.stdout.splitlines() == ["script", "8 None"]
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(2, 2), (3, 1)])

@@ -353,11 +353,14 @@ def attempt(function: Callable, item) -> tuple[Literal["value", "unexpected", "r
 
 
 def _end_with_the_parent():
-    """Let the kernel end this process, whatever it does, when the parent's end of stdin closes."""
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    if hasattr(fcntl, "F_SETSIG"):  # Linux; elsewhere it is SIGIO
+    """Let the kernel kill this process, whatever it does, when the parent's end of stdin closes.
+
+    Elsewhere than on Linux, it ends at its next message to the parent.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _is_limit(limits: tuple[int, int]) -> bool:
