@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from timed import boxes, clicks, read, tenths, write
 
 from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError
 from ugc_jax.media import clip as media
+from ugc_jax.media.container import read_packets
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.media.sound import read_sound
 from ugc_jax.media.timeline import scan
@@ -220,3 +222,27 @@ def test_live_recording(tmp_path):
         struct.pack_into("<I", content, at, 0xFFFF_FFFF)
     path.write_bytes(content)
     assert scan(path).seconds == pytest.approx(4.0, abs=0.01)
+
+
+class Hesitant:
+    """A container whose demuxer asks to try again, as FFmpeg's does in damaged files."""
+
+    name = "file:a.ts"
+
+    def __init__(self, *tries: int):
+        """Take the number of refusals before each packet."""
+        self.tries = list(tries)
+
+    def demux(self):
+        while self.tries:
+            if self.tries[0]:
+                self.tries[0] -= 1
+                raise av.BlockingIOError(11, "Resource temporarily unavailable")
+            self.tries.pop(0)
+            yield SimpleNamespace(size=1, pts=None, dts=None)
+
+
+def test_a_demuxer_that_asks_to_try_again():
+    assert len(list(read_packets(Hesitant(0, 3, 0, 99, 99)))) == 5
+    with pytest.raises(UserError, match="^a.ts: too damaged to be read; copy it again"):
+        list(read_packets(Hesitant(0, 100)))

@@ -332,6 +332,7 @@ _LENGTHS = {  # by a part of the demuxer's name
     "flv": _length_of_flv,
     "asf": _length_of_asf,
 }
+MOST_TRIES = 100  # to read one packet
 # Formats whose headers count samples, or state a length only if it is known.
 EXACT = ("flac", "au", "aiff", "mxf")
 # Formats that tell no length, for which FFmpeg estimates one.
@@ -350,7 +351,7 @@ def read_packets(
 
     shifts: ticks to add to the time stamps from the packet of that number on, of one stream.
     """
-    shift, packets = 0, (packet for packet in container.demux(*streams) if packet.size)
+    shift, packets = 0, (packet for packet in _demux(container, streams) if packet.size)
     try:
         for place, packet in enumerate(packets):
             shift = shifts.get(place, shift)
@@ -361,6 +362,22 @@ def read_packets(
             yield packet
     except IndexError:  # at the end, where a stream began after opening: PyAV has no object for it
         return
+
+
+def _demux(container: av.container.InputContainer, streams: tuple) -> Iterator[av.Packet]:
+    """Yield all packets. FFmpeg's "try again" is not an error: damage has hidden a packet."""
+    tries = 0
+    while True:
+        try:
+            for packet in container.demux(*streams):
+                yield packet
+                tries = 0
+            return
+        except av.BlockingIOError:
+            tries += 1
+            if tries == MOST_TRIES:
+                name = container.name.removeprefix("file:")
+                raise UserError(f"{name}: too damaged to be read; copy it again") from None
 
 
 def decode(stream, packet: av.Packet | None) -> list:
