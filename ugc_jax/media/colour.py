@@ -32,6 +32,7 @@ DISPLAY_P3_TO_BT709 = (
 )
 TO_BT709 = {BT709: np.eye(3).tolist(), 12: DISPLAY_P3_TO_BT709}
 ENCODED = 1 << 14  # levels of linear light that are told apart
+CHUNK = 1 << 13  # pixels that are converted together, few enough for a core's cache
 
 
 def to_rgb(
@@ -99,10 +100,17 @@ def tone_map(code: np.ndarray, transfer: int, primaries: int = BT2020) -> np.nda
     code: u16[..., 3], the whole range. transfer: PQ or HLG. primaries: of ISO/IEC 23091-2; those
       that are not known here are taken for BT.2020.
     """
-    light, gain = _curves(transfer)
-    linear = light[code] * gain[code.max(axis=-1, keepdims=True)]  # keeps the hue
-    linear = linear @ np.array(TO_BT709.get(primaries, BT2020_TO_BT709), np.float32).T
-    return _encoding()[(linear.clip(0, 1) * (ENCODED - 1) + 0.5).astype(np.uint16)]
+    (light, gain), encoding = _curves(transfer), _encoding()
+    to_bt709 = np.array(TO_BT709.get(primaries, BT2020_TO_BT709), np.float32).T * (ENCODED - 1)
+    pixels = code.reshape(-1, 3)
+    shown = np.empty(pixels.shape, np.uint8)
+    for first in range(0, len(pixels), CHUNK):
+        part = pixels[first : first + CHUNK]
+        brightest = np.maximum(np.maximum(part[:, 0], part[:, 1]), part[:, 2])
+        linear = light.take(part) * gain.take(brightest)[:, None]  # keeps the hue
+        level = (linear @ to_bt709).clip(0, ENCODED - 1) + 0.5
+        shown[first : first + CHUNK] = encoding.take(level.astype(np.uint16))
+    return shown.reshape(code.shape)
 
 
 @functools.cache
