@@ -49,6 +49,15 @@ def indices(total, rate, /, **settings):
     return plan(source(total, rate), **settings).indices.tolist()
 
 
+def test_pictures_of_one_instant():
+    """Damaged time stamps may all be equal: the pictures are counted at the header's rate."""
+    stamps = np.zeros(60, np.int64)
+    index = timeline.Index(stamps, stamps == 0, stamps, stamps.astype(float), True)
+    damaged = source(60, 10)._replace(index=index)
+    assert plan(damaged, fps=1.0).indices.tolist() == plan(source(60, 10), fps=1.0).indices.tolist()
+    assert plan(damaged, start=2.0, end=3.0).indices.tolist()[0] == 20
+
+
 def test_rounded_linspace_equals_torch():
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
