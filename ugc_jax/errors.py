@@ -43,6 +43,10 @@ class EnvironmentFailure(Exception):
     """
 
 
+class OutOfMemory(EnvironmentFailure):
+    """No memory, or none for a further thread; a limit of the process may be the reason."""
+
+
 def environment_failure(error: BaseException, path=None) -> EnvironmentFailure | None:
     """Return the failure of the environment that is `error` or made it; None for any other error.
 
@@ -57,7 +61,8 @@ def environment_failure(error: BaseException, path=None) -> EnvironmentFailure |
             what, remedy = found
             of_disk = isinstance(cause, OSError) and cause.errno in _OF_A_DISK
             place = path or (cause.filename if of_disk else None)
-            return EnvironmentFailure(f"{f'{place}: ' if place else ''}{what}; {remedy}")
+            kind = OutOfMemory if found in (_MEMORY, _THREADS) else EnvironmentFailure
+            return kind(f"{f'{place}: ' if place else ''}{what}; {remedy}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 

@@ -123,7 +123,21 @@ def write_json(path, content: Any, remedy: str = FULL_DISK, *, indent: int | Non
 
 def to_lines(rows) -> str:
     """Return rows as JSON Lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(to_json(row) + "\n" for row in rows)
+
+
+def to_json(value) -> str:
+    """Return a value as one line of JSON that UTF-8 can encode (see `escaped`)."""
+    return escaped(json.dumps(value, ensure_ascii=False))
+
+
+def escaped(text: str) -> str:
+    r"""Return text with its lone surrogates as escapes, which are also those of JSON.
+
+    The name of a file may have bytes that are not UTF-8. Python reads the byte E9 as the surrogate
+    U+DCE9, which cannot be written as UTF-8; as \udce9 in JSON it is read back as that byte.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _local(path):

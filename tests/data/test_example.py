@@ -14,7 +14,7 @@ from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import build_example, load_example, medium_input, raw_medium
 from ugc_jax.data.prompt import AUDIO, TEXT, VISION
 from ugc_jax.errors import UserError
-from ugc_jax.media import streams
+from ugc_jax.media import clip as clip_module
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -178,9 +178,11 @@ def test_budget_holds_where_the_header_hides_sound(files, tokenizer, monkeypatch
     monkeypatch.setattr(module, "probe", lambda path: probe(path)._replace(audio_seconds=0.1))
     reads = []
     for name in ("read_sound", "read_frames"):
-        read = getattr(streams, name)
+        read = getattr(clip_module, name)
         monkeypatch.setattr(
-            streams, name, lambda *words, name=name, read=read: reads.append(name) or read(*words)
+            clip_module,
+            name,
+            lambda *words, name=name, read=read: reads.append(name) or read(*words),
         )
     _, fitted = load_example(
         files["long"], ClipSettings(**SMALL, max_tokens=500), tokenizer, CONFIG

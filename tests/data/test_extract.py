@@ -1,6 +1,7 @@
 """The extract job: what it writes, what it says, and that a rerun goes on."""
 
 import errno
+import functools
 import json
 import math
 import os
@@ -11,18 +12,18 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import deque
 
 import pytest
 from clips import write_clip
 from etils import epath
+from hooks import hooked_workers
 
 from ugc_jax import cli
 from ugc_jax.data import extract
-from ugc_jax.data.extract import Extraction, extract_shard, run_beam, run_local
+from ugc_jax.data.extract import Extraction, run_beam, run_local, write_shards
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import RecordSource, Storage, shard_name
-from ugc_jax.data.workers import Event
+from ugc_jax.data.workers import Outcome, ReadingConfig, ReadingFailure, attempt
 from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -68,7 +69,21 @@ def prepared(output, manifest, shard_clips=2):
 
 
 def in_this_process(shards):
-    return [reason for shard in shards for _, reason in extract_shard(shard) if reason]
+    """Write shards as `run_local` does, reading in this process; returns the failures."""
+    if not shards:
+        return []
+    read = functools.partial(extract._read_task, clip=shards[0].clip, storage=shards[0].storage)
+
+    def outcomes(tasks):
+        for task in tasks:
+            kind, value = attempt(read, task)
+            if kind == "raised":
+                raise value
+            if kind == "unexpected":
+                value = ReadingFailure(kind, f"{task.row.id}: {value}")
+            yield Outcome(task, value, 0.0)
+
+    return [reason for reason in write_shards(shards, outcomes) if reason]
 
 
 def stamps(folder):
@@ -202,7 +217,6 @@ class TestRestart:
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        time.sleep(0.5)  # its worker notices at its next clip
         before = stamps(out)
         finished = {path.name for path in out.glob("shards/*.json")}
         extraction = prepared(out, manifest, shard_clips=1)
@@ -358,14 +372,14 @@ class TestEnvironment:
         """In the processes that read the clips; these get their path from this one."""
         stub = "raise ModuleNotFoundError(\"No module named 'soxr'\", name='soxr')"
         (tmp_path / "stub").mkdir()
-        (tmp_path / "stub/librosa.py").write_text(stub)
+        (tmp_path / "stub/soxr.py").write_text(stub)
         out = tmp_path / "out"
         with monkeypatch.context() as patch:
             patch.syspath_prepend(tmp_path / "stub")
             shards = prepared(out, clips / "m.csv", shard_clips=6).prepare()
             line = r"^the library soxr does not load \(No module named 'soxr'\); install it, or"
             with pytest.raises(EnvironmentFailure, match=line):
-                list(run_local(shards, workers=2))
+                list(run_local(shards, ReadingConfig(workers=2)))
         assert self.healthy(out, clips, tmp_path)
 
     @pytest.mark.parametrize(
@@ -394,7 +408,7 @@ class TestEnvironment:
         with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
             in_this_process([shard])
         with no_handles(), pytest.raises(EnvironmentFailure, match="too many open files; raise"):
-            list(run_local([shard], workers=1))
+            list(run_local([shard], ReadingConfig(workers=1)))
         assert self.healthy(out, clips, tmp_path)
 
     def test_a_full_disk(self, clips, tmp_path, monkeypatch):
@@ -449,34 +463,29 @@ class TestMisfortune:
             prepared(tmp_path / "file/out", manifest).prepare()
 
     def test_a_clip_that_kills_its_process_fails_alone(self, manifest, tmp_path, monkeypatch):
-        def work(function, tasks: deque, workers):
-            while tasks:
-                task = tasks.popleft()
-                for value in function(*task):
-                    yield Event(task, value)
-                    if value == ("train.jsonl:2", None) and not task[1]:
-                        yield Event(task, died=-9)
-                        break
-                else:
-                    yield Event(task, done=True)
-
-        monkeypatch.setattr(extract, "work", work)
-        extraction = prepared(tmp_path, manifest)
-        results = list(run_local(extraction.prepare(), workers=1))
+        kill = {"1.mp4": "os.kill(os.getpid(), signal.SIGKILL)"}
+        monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", kill))
+        extraction = prepared(tmp_path / "out", manifest)
+        results = list(run_local(extraction.prepare(), ReadingConfig(workers=1)))
         assert len(results) == 7
-        died = "train.jsonl:2: the process that read it died (status -9)"
+        died = "train.jsonl:2: the process that read it died (SIGKILL)"
         assert f"{died}; run again with fewer workers if memory is short" in results
         assert extraction.finish()[:2] == (4, 3)
         todo = extraction.prepare()  # what killed the process is not known
         assert [shard.again for shard in todo] == [{"train.jsonl:2"}, {"train.jsonl:5"}]
+        monkeypatch.undo()
+        assert "" in list(run_local(todo, ReadingConfig(workers=1)))
+        assert extraction.finish()[:2] == (5, 2)
 
-    def test_a_process_that_dies_elsewhere_stops_the_job(self, manifest, tmp_path, monkeypatch):
-        def work(function, tasks, workers):
-            yield Event(tasks.popleft(), died=-9)
-
-        monkeypatch.setattr(extract, "work", work)
-        with pytest.raises(UserError, match="its process died .* run again to go on"):
-            list(run_local(prepared(tmp_path, manifest).prepare(), workers=1))
+    def test_a_process_that_dies_at_its_start_stops_the_job(self, manifest, tmp_path, monkeypatch):
+        (tmp_path / "hook").mkdir()
+        (tmp_path / "hook/sitecustomize.py").write_text("import os; os._exit(9)")
+        monkeypatch.syspath_prepend(tmp_path / "hook")
+        extraction = prepared(tmp_path / "out", manifest)
+        line = r"^a process that reads clips died at its start \(exit status 9\); free memory"
+        with pytest.raises(EnvironmentFailure, match=line):
+            list(run_local(extraction.prepare(), ReadingConfig(workers=1)))
+        assert not list((tmp_path / "out").glob("shards/*"))
 
     def test_an_unforeseen_error_is_one_clips(self, manifest, tmp_path, monkeypatch):
         def probe(path):
@@ -526,11 +535,23 @@ def test_the_token_budget_shrinks_a_clip_and_the_index_says_so(manifest, tmp_pat
     assert math.prod(medium.grid) // 4 + GEOMETRY.audio.tokens(medium.mel_frames) + 4 <= 24
 
 
+def test_workers_make_the_same_folder(manifest, tmp_path):
+    """As this process, to the byte, whatever their number."""
+    here = prepared(tmp_path / "here", manifest)
+    in_this_process(here.prepare())
+    totals = here.finish()
+    for workers in (1, 3):
+        extraction = prepared(tmp_path / str(workers), manifest)
+        list(run_local(extraction.prepare(), ReadingConfig(workers=workers)))
+        assert extraction.finish() == totals
+        assert same(tmp_path / "here", tmp_path / str(workers))
+
+
 def test_beam_makes_the_same_folder(manifest, tmp_path):
     pytest.importorskip("apache_beam")
     local, fleet = prepared(tmp_path / "a", manifest), prepared(tmp_path / "b", manifest)
     in_this_process(local.prepare())
-    run_beam(fleet.prepare(), "DirectRunner", "--direct_num_workers=1")
+    run_beam(fleet.prepare(), "DirectRunner", "--direct_num_workers=1", ReadingConfig())
     assert local.finish() == fleet.finish()
     for name in ("index.jsonl", "failures.jsonl", "shards.json"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
@@ -538,18 +559,18 @@ def test_beam_makes_the_same_folder(manifest, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert len(RecordSource(tmp_path / "b")) == 5
     with pytest.raises(UserError, match="runner WarpRunner: "):
-        run_beam(local.shards(), "WarpRunner", "")
+        run_beam(local.shards(), "WarpRunner", "", ReadingConfig())
 
 
 def test_without_beam_a_runner_is_refused(manifest, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'ugc_jax\[beam\]'"):
-        run_beam(prepared(tmp_path, manifest).prepare(), "DirectRunner", "")
+        run_beam(prepared(tmp_path, manifest).prepare(), "DirectRunner", "", ReadingConfig())
 
 
 def test_workers_start_no_jax():
     code = (
-        "import sys; from ugc_jax.data import extract, workers, records;"
+        "import sys; from ugc_jax.data import extract, reading, workers, records;"
         "assert not {'jax', 'torch', 'tensorflow', 'grain'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,7 +24,7 @@ from fake_records import FakeSource
 from ugc_jax.data import pipeline
 from ugc_jax.data.batching import size_of
 from ugc_jax.data.example import build_example
-from ugc_jax.data.extract import Extraction, extract_shard
+from ugc_jax.data.extract import Extraction, run_local
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.pipeline import (
     evaluation,
@@ -35,6 +35,7 @@ from ugc_jax.data.pipeline import (
 )
 from ugc_jax.data.planning import DataConfig, prompt_set, training_set
 from ugc_jax.data.records import RecordSource, Storage
+from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -370,8 +371,7 @@ def test_real_records(clips, tokenizer, tmp_path, monkeypatch):
     clip = resolve(ClipSettings(fps=2.0, min_pixels=4 * 784, max_pixels=12 * 784))
     rows = read_manifest(tmp_path / "manifest.csv", clip)
     extraction = Extraction(epath.Path(folder), rows, clip, Storage(), shard_clips=64)
-    for shard in extraction.prepare():
-        assert not any(reason for _, reason in extract_shard(shard))
+    assert not any(run_local(extraction.prepare(), ReadingConfig(workers=1)))
     assert extraction.finish().records == 3
 
     data = config(train=str(folder), workers=1)

@@ -9,8 +9,9 @@ import pytest
 from clips import write_clip
 from PIL import Image
 
+from ugc_jax import files
 from ugc_jax.data.example import build_example, load_example
-from ugc_jax.data.extract import Extraction, extract_row, extract_shard
+from ugc_jax.data.extract import Extraction, extract_row, run_local
 from ugc_jax.data.manifest import ManifestRow, read_manifest
 from ugc_jax.data.records import (
     IndexEntry,
@@ -20,6 +21,7 @@ from ugc_jax.data.records import (
     decode_record,
     shard_name,
 )
+from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -46,9 +48,8 @@ def media(tmp_path_factory):
 
 def extract(rows, folder, storage, shard_clips=2):
     extraction = Extraction(folder, rows, CLIP, storage, shard_clips)
-    for shard in extraction.prepare():
-        for _ in extract_shard(shard):
-            pass
+    for _ in run_local(extraction.prepare(), ReadingConfig(workers=1)):
+        pass
     return extraction.finish()
 
 
@@ -124,6 +125,22 @@ def test_facts_are_kept(media, folder):
     assert ClipSettings(**plan["clip"]) == CLIP
     assert Storage(**plan["storage"]) == EXACT
     assert {"ugc_jax", "av", "numpy", "pillow"} <= set(plan["versions"])
+
+
+def test_a_name_that_is_not_utf8(media, tmp_path):
+    from etils import epath
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "caf\udce9.mp4").symlink_to(sorted(media.glob("*.mp4"))[0])
+    output = epath.Path(tmp_path / "records")
+    extract(read_manifest(clips, CLIP), output, EXACT)
+    ((entry, _),) = RecordSource(output)
+    assert entry.id == f"{clips}/caf\udce9.mp4"
+    lines = [{"path": entry.id, "caption": "A cat."}]
+    (tmp_path / "train.jsonl").write_text(files.to_lines(lines), encoding="utf-8")
+    (row,) = read_manifest(tmp_path / "train.jsonl", CLIP)
+    assert row.media == [entry.id]
 
 
 def test_a_source_travels_to_other_processes(folder):

@@ -131,6 +131,12 @@ def test_text_that_cannot_be_encoded(tmp_path):
     assert (found.texts, found.errors) == ({"a�": "x� 😀", "c": '["�"]'}, {"b": "y�"})
 
 
+def test_name_that_is_not_utf8(tmp_path):
+    row = {"video": "clips/caf\udce9.mp4", "caption": "x"}  # as `caption` writes it
+    found = read_predictions(lines(tmp_path / "file.jsonl", row), {"caf\udce9"})
+    assert found.texts == {"caf\udce9": "x"}
+
+
 def test_faults_hold_no_control_characters(tmp_path):
     escape = {"video_id": "a\x1b[2J"}
     rows = [escape | {"caption": "x"}, escape | {"caption": "y"}, escape, "\x1b[31mred"]

@@ -65,6 +65,8 @@ def test_names_of_no_task(text):
         ("C:\\clips\\a.webm", "a"),
         ("v1.2", "v1.2"),
         ("clips/ä b", "ä b"),
+        ("clips/caf\udce9.mp4", "caf\udce9"),  # a byte that is not UTF-8
+        ("a\ud83d.mp4", "a�"),
     ],
 )
 def test_ids(path, expected):

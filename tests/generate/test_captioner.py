@@ -1,23 +1,30 @@
 """ugc_jax.generate.captioner: every clip gets its result, whatever becomes of the others."""
 
+import contextlib
+import dataclasses
+import gc
+import os
 import re
-import threading
-import time
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from clips import write_clip
+from hooks import hooked_workers
 
 from ugc_jax import Captioner
 from ugc_jax.data.batching import Buckets, bucket_of
 from ugc_jax.data.example import load_example
 from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.generate import captioner as module
-from ugc_jax.generate.captioner import Caption, leave_room
+from ugc_jax.generate.captioner import Caption
 from ugc_jax.generate.engine import Generated
 from ugc_jax.generate.results import Results, Totals, record_all
+from ugc_jax.generate.settings import leave_room
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.sharding import make_mesh
 
@@ -50,6 +57,7 @@ def test_results_in_order_with_errors_in_their_places(tiny_captioner, clips, cap
     assert [record.getMessage() for record in caplog.records] == [
         f"{clips / 'silent.mp4'}: no sound in the file"
     ]
+    assert results[3].record()["notes"] == ("no sound in the file",)
     assert results[1].prompt_tokens > results[3].prompt_tokens  # by its sound
 
 
@@ -153,15 +161,8 @@ def test_a_batch_that_exceeds_the_memory_is_its_clips_error(tiny_captioner, clip
     assert "exceed the device's memory; lower batch_size" in result.error
 
 
-def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, monkeypatch):
-    read = module.load_example
-
-    def load(video, *rest):
-        if video.endswith("a.mp4"):
-            raise ZeroDivisionError("division by zero")
-        return read(video, *rest)
-
-    monkeypatch.setattr(module, "load_example", load)
+def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", {"a.mp4": "1 / 0"}))
     a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)
     assert a.error == f"{clips / 'a.mp4'}: unexpected ZeroDivisionError: division by zero"
     assert b.error is None
@@ -197,35 +198,18 @@ def test_record():
         seconds=0.5,
     )
     assert caption.record() == record
+    noted = dataclasses.replace(caption, notes=("mirrored",))
+    assert noted.record() == record | {"notes": ("mirrored",)}
     assert list(caption.record(token_ids=True)) == [
         "video", "caption", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "seconds",
     ]  # fmt: skip
 
 
-def test_reading_ahead_is_bounded_and_in_order():
-    begun, lock = 0, threading.Lock()
-
-    def task(index):
-        nonlocal begun
-        with lock:
-            begun += 1
-        time.sleep(0.002 * (index % 3))
-        return index
-
-    with ThreadPoolExecutor(4) as pool:
-        for used, result in enumerate(
-            module._ahead(pool, ((lambda i=i: task(i)) for i in range(30)), limit=6)
-        ):
-            assert result == used
-            assert begun <= used + 6
-    assert begun == 30
-
-
 def test_a_missing_library_blames_no_clip(tiny_captioner, clips, tmp_path, monkeypatch):
-    def load_example(*_):
-        raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
-
-    monkeypatch.setattr(module, "load_example", load_example)
+    (tmp_path / "stub").mkdir()
+    stub = "raise ModuleNotFoundError(\"No module named 'soxr'\", name='soxr')"
+    (tmp_path / "stub/soxr.py").write_text(stub)
+    monkeypatch.syspath_prepend(tmp_path / "stub")
     names = [str(clips / name) for name in ("a.mp4", "b.mp4", "broken.mp4")]
     out, totals = tmp_path / "out.jsonl", Totals()
     line = r"^the library soxr does not load \(No module named 'soxr'\); install it, or"
@@ -239,6 +223,66 @@ def test_no_handles_blame_no_clip(tiny_captioner, clips, no_handles):
     captions = tiny_captioner.stream([clips / "a.mp4", clips / "b.mp4"])
     with no_handles(), pytest.raises(EnvironmentFailure, match="^too many open files; raise"):
         next(captions)
+
+
+def readers() -> set[int]:
+    """The processes of this one that read clips."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if (
+                int(parent) == os.getpid()
+                and b"ugc_jax.data.workers" in (process / "cmdline").read_bytes()
+            ):
+                found.add(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_readers_end_with_the_stream(tiny_captioner, clips, end):
+    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")]
+    stream = tiny_captioner.stream(names, batch_size=1, workers=2, **SMALL)
+    assert readers() == set()
+    next(stream)
+    assert len(readers()) == 2
+    if end == "close":
+        stream.close()
+    del stream
+    gc.collect()
+    assert readers() == set()
+
+
+def test_two_streams_at_once_and_one_in_a_thread(tiny_captioner, clips):
+    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")]
+    expected = {one.video: one.caption for one in tiny_captioner.caption(names, **SMALL)}
+    streams = [tiny_captioner.stream(names, batch_size=1, workers=1, **SMALL) for _ in range(2)]
+    for pair in zip(*streams, strict=True):
+        assert [one.caption for one in pair] == [expected[one.video] for one in pair]
+    with ThreadPoolExecutor(1) as pool:
+        threaded = pool.submit(tiny_captioner.caption, names, **SMALL).result()
+    assert {one.video: one.caption for one in threaded} == expected
+    assert readers() == set()
+
+
+def test_an_unguarded_script_runs_once(tiny_checkpoint, clips, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('script')\n"
+        "from ugc_jax import Captioner\n"
+        f"captioner = Captioner.from_pretrained({str(tiny_checkpoint)!r})\n"
+        f"for one in captioner.stream({str(clips / 'a.mp4')!r}, **{SMALL!r}):\n"
+        "    print(one.new_tokens, one.error)\n"
+    )
+    path = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.stdout.splitlines() == ["script", "8 None"]
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(2, 2), (3, 1)])

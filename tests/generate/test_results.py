@@ -128,6 +128,46 @@ def test_full_disk_is_told(tmp_path, monkeypatch):
             results.write(A)
 
 
+# ---- names ---------------------------------------------------------------------------------------
+
+LATIN = {"video": "caf\udce9.mp4", "caption": "größer"}  # a name with the byte E9
+
+
+def test_a_name_that_is_not_utf8(path, capsys):
+    with Results(path, [LATIN["video"]]) as results:
+        results.write(LATIN)
+    assert read(path) == [LATIN]  # valid UTF-8
+    assert "caf\\udce9.mp4" in path.read_text(encoding="utf-8")
+    assert "größer" in path.read_text(encoding="utf-8")
+    with Results(path, [LATIN["video"]]) as results:
+        assert results.missing([LATIN["video"]]) == []
+    with Results(None, [LATIN["video"]]) as results:
+        results.write(LATIN)
+    assert json.loads(capsys.readouterr().out) == LATIN
+
+
+def test_raw_bytes_of_earlier_versions_become_escapes(path):
+    path.parent.mkdir()
+    raw = json.dumps(LATIN, ensure_ascii=False).encode(errors="surrogateescape")
+    path.write_bytes(raw + b"\n")
+    with Results(path, [LATIN["video"], "a.mp4"]) as results:
+        assert results.missing([LATIN["video"], "a.mp4"]) == ["a.mp4"]
+        results.write(A)
+    assert read(path) == [LATIN, A]
+
+
+def test_two_names_of_a_file_have_a_line_each(path):
+    path.parent.mkdir()
+    (path.parent / "clip.mp4").touch()
+    (path.parent / "link.mp4").symlink_to("clip.mp4")
+    (path.parent / "loop.mp4").symlink_to("loop.mp4")
+    clips = [str(path.parent / f"{name}.mp4") for name in ("link", "clip", "loop")]
+    with Results(path, clips) as results:
+        results.write(A | {"video": clips[0]})
+    with Results(path, clips) as results:
+        assert results.missing(clips) == clips[1:]
+
+
 def test_totals():
     totals = Totals(skipped=2)
     totals.count({"video": "a.mp4", "caption": "A cat.", "new_tokens": 3})

@@ -281,6 +281,8 @@ class TestInspect:
         assert run("inspect", *SMALL[:-1], "--config.json=true", *names) == 0
         a, silent, missing = map(json.loads, capsys.readouterr().out.splitlines())
         assert (a["frames"], a["sample_fps"], a["has_audio"]) == (4, pytest.approx(4 / 1.2), True)
+        assert len(a["instants"]) == 4
+        assert a["instants"] == sorted(a["instants"])
         assert a["prompt_tokens"] == a["video_tokens"] + a["audio_tokens"] + a["text_tokens"]
         assert a["video_tokens"] == a["grid"][0] * a["grid"][1] * a["grid"][2] // 4
         assert a["audio_tokens"] == 30  # 1.2 s at 25 tokens a second

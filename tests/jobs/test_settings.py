@@ -13,7 +13,8 @@ from ugc_jax.sharding import MeshConfig
 
 CLIP = (
     "preset fps frames min_frames max_frames min_pixels max_pixels total_pixels image_min_pixels "
-    "image_max_pixels start end audio max_audio_seconds bgr system question reference_fps"
+    "image_max_pixels start end audio require_sound max_audio_seconds untagged_bt709 bgr system "
+    "question reference_fps"
 )
 SAMPLING = "temperature top_k top_p repetition_penalty max_new_tokens seed"
 MODEL = f"{CLIP} {SAMPLING} batch_size workers dtype remat slab attention"

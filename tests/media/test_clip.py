@@ -12,7 +12,7 @@ from PIL import Image
 
 from ugc_jax.errors import UserError
 from ugc_jax.media import clip as media
-from ugc_jax.media import streams
+from ugc_jax.media import timeline
 from ugc_jax.media.clip import smart_resize
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
@@ -36,7 +36,7 @@ def test_bgr_and_upstream(tmp_path):
 
 
 def source(frames, fps, width=640, height=360):
-    return streams.Source(
+    return timeline.Source(
         "clip.mp4", "video", width, height, fps, frames, frames / fps, 0, False, 0.0, None
     )
 
@@ -47,6 +47,15 @@ def plan(source, /, **settings):
 
 def indices(total, rate, /, **settings):
     return plan(source(total, rate), **settings).indices.tolist()
+
+
+def test_pictures_of_one_instant():
+    """Damaged time stamps may all be equal: the pictures are counted at the header's rate."""
+    stamps = np.zeros(60, np.int64)
+    index = timeline.Index(stamps, stamps == 0, stamps, stamps.astype(float), True)
+    damaged = source(60, 10)._replace(index=index)
+    assert plan(damaged, fps=1.0).indices.tolist() == plan(source(60, 10), fps=1.0).indices.tolist()
+    assert plan(damaged, start=2.0, end=3.0).indices.tolist()[0] == 20
 
 
 def test_rounded_linspace_equals_torch():

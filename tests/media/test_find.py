@@ -1,9 +1,11 @@
 """ugc_jax.media.find: what command-line words stand for."""
 
+import os
+
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.media.find import find_clips
+from ugc_jax.media.find import VIDEO_SUFFIXES, find_clips, place
 
 
 @pytest.fixture
@@ -43,3 +45,57 @@ def test_nothing_found_is_told(clips):
         find_clips([str(clips / "empty")])
     with pytest.raises(UserError, match=r"\*\.avi: matches no file"):
         find_clips([f"{clips}/*.avi"])
+
+
+def test_names_of_cameras_and_of_the_web(tmp_path):
+    expected = sorted(f"a{suffix}" for suffix in VIDEO_SUFFIXES)
+    for name in [*expected, "b.MTS", "c.txt", "d.jpg"]:
+        (tmp_path / name).touch()
+    assert {"a.mts", "a.m2ts", "a.ogv"} < set(expected)
+    assert names(find_clips([str(tmp_path)]), tmp_path) == sorted([*expected, "b.MTS"])
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / "caf\udce9.mp4").touch()
+    assert names(find_clips([str(tmp_path)]), tmp_path) == ["caf\udce9.mp4"]
+
+
+def test_links_are_clips_of_their_own(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/clip.mp4").touch()
+    (tmp_path / "a_link.mp4").symlink_to("sub/clip.mp4")
+    (tmp_path / "folder").symlink_to("sub")
+    found = find_clips([str(tmp_path), f"{tmp_path}/folder/clip.mp4"])
+    assert names(found, tmp_path) == ["a_link.mp4", "sub/clip.mp4"]
+
+
+def test_broken_entries_are_found(tmp_path):
+    """So that each is reported as a clip that cannot be read."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "sub/lost.mp4").symlink_to("nowhere.mp4")
+    (tmp_path / "ring").symlink_to("ring")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    broken = ["clip.mp4", "loop.mp4", "pipe.mp4", "sub/lost.mp4"]
+    assert names(find_clips([str(tmp_path)]), tmp_path) == broken
+    assert names(find_clips([f"{tmp_path}/*.mp4"]), tmp_path) == broken[:3]
+    inside = f"{tmp_path}/ring/a.mp4"
+    assert find_clips([f"{tmp_path}/loop.mp4", inside]) == [f"{tmp_path}/loop.mp4", inside]
+
+
+def test_a_folder_that_may_not_be_listed_is_found(clips, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(find_clips([str(clips)]), clips) == ["[x].mp4", "a.MOV", "b.mp4", "sub"]
+
+
+def test_place(clips, monkeypatch):
+    monkeypatch.chdir(clips)
+    assert place("b.mp4") == place("./sub/../b.mp4") == place(clips / "b.mp4") == clips / "b.mp4"

@@ -126,14 +126,19 @@ def test_worst_first(one):
 
 def test_pictures(one):
     album = Album(
-        {"clip-1": Picture("data:image/jpeg;base64,AA", None, 2.04)},
+        {"clip-1": Picture("data:image/jpeg;base64,AA", None, 2.04, ["mirrored"])},
         ["clip-0"],
         ["x.mp4: bad"],
         ["y"],
     )
     made = page(one, album=album)
     assert made.data["pictures"] == {
-        "clip-1": {"frames": "data:image/jpeg;base64,AA", "mel": None, "seconds": 2.0}
+        "clip-1": {
+            "frames": "data:image/jpeg;base64,AA",
+            "mel": None,
+            "seconds": 2.0,
+            "notes": ["mirrored"],
+        }
     }
     text = " ".join(made.in_element("p"))
     assert "1 clips have pictures; 1 more were left out" in text

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from clips import write_clip
+from hooks import hooked_workers
 from PIL import Image
 
 from ugc_jax.errors import UserError
@@ -66,6 +67,16 @@ def test_album(clips, caplog):
     assert album.left_out == ["b"]
     assert len(album.unreadable) == 1
     assert "broken.mp4" in album.unreadable[0]
+
+
+def test_a_clip_that_kills_its_decoder_is_left_out(clips, tmp_path, monkeypatch):
+    kill = {"a.mp4": "os.kill(os.getpid(), signal.SIGSEGV)"}
+    monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", kill))
+    album = pictures.make_album(str(clips), ["a", "b"], limit=2)
+    assert list(album.pictures) == ["b"]
+    assert album.unreadable == [
+        f"{clips / 'a.mp4'}: the process that read it died (SIGSEGV); copy or encode it again"
+    ]
 
 
 def test_folders_that_cannot_be_used(clips, tmp_path):

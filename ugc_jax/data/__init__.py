@@ -4,7 +4,8 @@
     example.py    a file -> Example                       batching.py  Examples -> Batch, in buckets
     manifest.py   a manifest or a folder -> rows          extract.py   rows -> records
     records.py    extracted folders, written and read     planning.py  which rows, in which step
-    pipeline.py   records -> batches by the plan (Grain)  workers.py   tasks in processes
+    pipeline.py   records -> batches by the plan (Grain)  reading.py   files -> prompts, read ahead
+    workers.py    processes that read and may die
 
 Imports media, models (the config) and lower layers. Workers and `extract` import no jax.
 """

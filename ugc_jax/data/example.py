@@ -19,6 +19,7 @@ import numpy as np
 
 from ugc_jax.data.features import VisionInput, log_mel, patchify
 from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layout, pieces
+from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import DecodedClip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -88,6 +89,7 @@ class ClipInfo:
     kind: str  # "video", "image", "audio" or "text"
     frames: int
     sample_fps: float  # frames taken per second of picture, 0.0 unless video
+    instants: tuple[float, ...]  # seconds of the frames on the file's clock; empty unless video
     grid: tuple[int, int, int] | None  # (temporal grids, rows, columns) of patches
     has_audio: bool  # sound is part of the prompt
     audio_seconds: float  # of sound in the prompt
@@ -112,9 +114,21 @@ def load_example(
     Raises UserError if the file cannot be read or does not fit at its smallest.
     """
     settings = resolve(settings)
+    read = read_media(path, settings, text_tokens(settings, tokenizer), config)
+    return complete_example(*read, settings, tokenizer, config)
+
+
+def read_media(
+    path: str | Path | None, settings: ClipSettings, text_tokens: int, config: OmniConfig
+) -> tuple[list[MediumInput], ClipInfo]:
+    """Read the media of a prompt, one or (without a path) none, and their facts.
+
+    It is the part of `load_example` that needs no tokenizer, so that processes that read clips
+    start fast. settings: resolved. text_tokens: of the text around the medium. The token counts of
+    the facts are 0. Raises UserError as `load_example`.
+    """
     limit = config.text.max_position_embeddings
     budget = min(settings.max_tokens or limit, limit)
-    text_tokens = _text_tokens(settings, tokenizer)
     if text_tokens > budget:
         raise UserError(
             f"question: with the system prompt it has {text_tokens} tokens, the budget is "
@@ -123,11 +137,26 @@ def load_example(
     clip, media = None, []
     if path is not None:
         allowance = min(budget - text_tokens, settings.media_tokens or budget)
-        clip = read_clip(probe(path), settings, allowance, config)
+        source = probe(path)
+        allow(max(source.seconds, source.audio_seconds))
+        clip = read_clip(source, settings, allowance, config)
         media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
-    messages = _messages(settings, None if clip is None else clip.source.kind)
+    return media, _info(clip, media)
+
+
+def complete_example(
+    media: list[MediumInput],
+    info: ClipInfo,
+    settings: ClipSettings,
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+) -> tuple[Example, ClipInfo]:
+    """Return what `load_example` does, from what `read_media` returned."""
+    messages = _messages(settings, None if info.path is None else info.kind)
     example = build_example(messages, media, tokenizer, config)
-    return example, _info(example, clip, media)
+    video, audio, text = (int((example.source == kind).sum()) for kind in (VISION, AUDIO, TEXT))
+    counts = dict(video_tokens=video, audio_tokens=audio, text_tokens=text)
+    return example, dataclasses.replace(info, prompt_tokens=len(example.tokens), **counts)
 
 
 def build_example(
@@ -191,31 +220,32 @@ def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
     ]
 
 
-def _text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
-    """Count the tokens of the text around a medium, which is tokenized in two parts."""
+def text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
+    """Return the number of tokens of the text around a medium, which is tokenized in two parts."""
     (around,) = pieces(_messages(dataclasses.replace(settings, question=""), None), [], tokenizer)
     return len(around.ids) + len(tokenizer.encode(settings.question))
 
 
-def _info(example: Example, clip: DecodedClip | None, media: list[MediumInput]) -> ClipInfo:
+def _info(clip: DecodedClip | None, media: list[MediumInput]) -> ClipInfo:
+    """Return the facts of a clip, without its tokens."""
     frames, sample_fps, seconds, grid = 0, 0.0, 0.0, None
     if clip is not None:
         frames = 0 if clip.frames is None else len(clip.frames)
         sample_fps = clip.sample_fps
         seconds = 0.0 if clip.waveform is None else len(clip.waveform) / SAMPLE_RATE
         grid = None if media[0].vision is None else media[0].vision.grid
-    video, audio, text = (int((example.source == kind).sum()) for kind in (VISION, AUDIO, TEXT))
     return ClipInfo(
         path=None if clip is None else clip.source.path,
         kind="text" if clip is None else clip.source.kind,
         frames=frames,
         sample_fps=sample_fps,
+        instants=() if clip is None else tuple(round(time, 3) for time in clip.times.tolist()),
         grid=grid,
         has_audio=any(medium.mel is not None for medium in media),
         audio_seconds=seconds,
-        prompt_tokens=len(example.tokens),
-        video_tokens=video,
-        audio_tokens=audio,
-        text_tokens=text,
+        prompt_tokens=0,
+        video_tokens=0,
+        audio_tokens=0,
+        text_tokens=0,
         notes=() if clip is None else tuple(clip.notes),
     )

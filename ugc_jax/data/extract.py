@@ -13,6 +13,7 @@ job and is not recorded.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -23,7 +24,7 @@ import tempfile
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -34,7 +35,7 @@ from ugc_jax.data.example import RawMedium, raw_medium
 from ugc_jax.data.manifest import ManifestRow
 from ugc_jax.data.prompt import media_kinds
 from ugc_jax.data.records import MediumFacts, Storage, shard_name
-from ugc_jax.data.workers import work
+from ugc_jax.data.workers import Outcome, Pool, ReadingConfig, allow
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings
@@ -45,7 +46,7 @@ REPORTS, FAILURES = "shards", "failures.jsonl"
 
 
 class Shard(NamedTuple):
-    """The rows of one file: a task for any process of any host.
+    """The rows of one file, which any host can write.
 
     number: 0..count - 1. again: ids of the rows of a finished shard to try again; its other rows
     stay as they are, `kept` of them as records. Empty for a shard that is not finished.
@@ -102,7 +103,7 @@ class ExtractionTotals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """The rows to extract, the settings and the output folder; `shards` are its tasks."""
+    """The rows to extract, the settings and the output folder."""
 
     directory: epath.Path
     rows: list[ManifestRow]
@@ -111,7 +112,7 @@ class Extraction:
     shard_clips: int  # most clips of a shard
 
     def shards(self) -> list[Shard]:
-        """Return all tasks, each with its share of the rows, in order."""
+        """Return all shards, each with its share of the rows, in order."""
         count = -(-len(self.rows) // self.shard_clips)
         bounds = [number * len(self.rows) // count for number in range(count + 1)]
         return [
@@ -147,7 +148,7 @@ class Extraction:
         if not path.exists():
             versions = {
                 name: importlib.metadata.version(name)
-                for name in ("av", "numpy", "pillow", "librosa", "array_record")
+                for name in ("av", "numpy", "pillow", "soxr", "array_record")
             }
             versions = {"ugc_jax": __version__, **versions}
             files.write_json(path, settings | {"versions": versions})
@@ -227,42 +228,24 @@ class Extraction:
             )
 
 
-def run_local(shards: list[Shard], workers: int) -> Iterator[str]:
-    """Write shards in processes of this machine; yields "" or the reason of failure for each row.
+def run_local(shards: list[Shard], config: ReadingConfig) -> Iterator[str]:
+    """Write shards; yields "" or the reason of failure for each row that is read.
 
-    Rows of a finished shard that stay as they are yield nothing. A clip whose process dies (out of
-    memory, a crash in a decoder) fails; the others of its shard are extracted again, and the next
-    run tries it again. Raises as `extract_shard`.
+    Worker processes read the clips. A clip that exceeds their limits or kills its worker fails, and
+    the next run tries it again. Raises as `write_shards`.
     """
-    tasks = deque((shard, {}) for shard in shards)
-    reading: dict[int, str | None] = {}  # shard number -> the row that its process is reading
-    yielded: set[tuple[int, str]] = set()  # (shard number, row)
-    for event in work(extract_shard, tasks, workers):
-        shard, fatal = event.task
-        if event.died is not None:
-            row = reading.pop(shard.number, None)
-            if row is None:
-                raise UserError(
-                    f"{_record_path(shard)}: its process died (status {event.died}); free memory "
-                    "or lower workers, then run again to go on"
-                )
-            reason = (
-                f"{row}: the process that read it died (status {event.died}); run again with fewer "
-                "workers if memory is short"
-            )
-            tasks.appendleft((shard, fatal | {row: reason}))
-        elif not event.done:
-            row, result = event.value
-            reading[shard.number] = row if result is None else None
-            if result is not None and (shard.number, row) not in yielded:
-                yielded.add((shard.number, row))
-                yield result
+    if shards:
+        clip, storage = shards[0].clip, shards[0].storage
+        read = functools.partial(_read_task, clip=clip, storage=storage)
+        with Pool(read, config, name=lambda task: task.row.id) as pool:
+            yield from write_shards(shards, lambda tasks: pool.read(tasks, ahead=2 * pool.workers))
 
 
-def run_beam(shards: list[Shard], runner: str, options: str):
+def run_beam(shards: list[Shard], runner: str, options: str, config: ReadingConfig):
     """Write shards on a fleet with Apache Beam, one shard an element.
 
     runner: of Beam ("DirectRunner", "DataflowRunner", ...). options: its flags, as in a shell.
+    config: the limits of a clip; each element has one process that reads.
     Its workers need this package, the clips at the manifest's paths, and access to the output.
     Raises UserError without apache-beam.
     """
@@ -278,13 +261,14 @@ def run_beam(shards: list[Shard], runner: str, options: str):
         pipeline = apache_beam.Pipeline(options=flags)
     except ValueError as error:  # unknown runner, missing flags, or an open quote
         raise UserError(f"runner {runner}: {error!s:.300}; see its page in Beam's manual") from None
+    one = ReadingConfig(workers=1, clip_timeout=config.clip_timeout, clip_memory=config.clip_memory)
     with pipeline:
         tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
-        _ = tasks | "Extract" >> apache_beam.Map(_finish_shard)
+        _ = tasks | "Extract" >> apache_beam.Map(_finish_shard, config=one)
 
 
-def _finish_shard(shard: Shard):
-    for _ in extract_shard(shard):
+def _finish_shard(shard: Shard, config: ReadingConfig):
+    for _ in run_local([shard], config):
         pass
 
 
@@ -309,41 +293,52 @@ def read_report(shard: Shard) -> ShardReport | None:
     return report if complete else None
 
 
-def extract_shard(
-    shard: Shard, fatal: dict[str, str] | None = None
-) -> Iterator[tuple[str, str | None]]:
-    """Write one shard; yields (row id, None) before a row is read and (row id, result) after it.
+class Task(NamedTuple):
+    """A row to read. identity: of its media before that, as of `_identity`."""
 
-    The result is "" or the reason of a failure. fatal: ids of rows to skip -> the reason. Raises
+    row: ManifestRow
+    identity: list[list[int]] | None
+
+
+def write_shards(
+    shards: list[Shard], read: Callable[[Iterator[Task]], Iterator[Outcome]]
+) -> Iterator[str]:
+    """Write shards, one after the other; yields "" or the reason of failure for each row read.
+
+    read: gives the result of `_read_task` for each task, in order; it may run ahead. Raises
     UserError if the disk cannot be written, EnvironmentFailure if the environment is broken.
     """
-    before = read_report(shard) if shard.again else None
-    lines = {line["id"]: line for line in before.lines} if before else {}
-    broken = {failure["id"]: failure for failure in before.failures} if before else {}
-    failures = []
-    with _ShardFile(shard, before) as file:
-        for row in shard.rows:
-            if row.id in lines:
-                file.keep(lines[row.id])
-                continue
-            if row.id in broken and row.id not in shard.again:
-                failures.append(broken[row.id])
-                continue
-            yield row.id, None
-            identity = _identity(row.media)  # from before: a file that changes meanwhile is new
-            try:
-                line, record = _try_row(row, shard, fatal or {})
-            except UserError as error:
-                known = not isinstance(error, UnreadableFile)
-                failures.append(_failure(row, str(error), identity if known else None))
-                yield row.id, str(error)
-                continue
-            file.add(line, record)
-            yield row.id, ""
-        size = file.finish()
-    report = ShardReport(_record_path(shard).name, size, file.lines, failures)
-    text = files.to_lines([report._asdict()])
-    files.write_text(_report_path(shard), text, errors="backslashreplace")
+    plans = [(shard, read_report(shard) if shard.again else None) for shard in shards]
+    results = read(
+        Task(row, _identity(row.media))  # from before: a file that changes meanwhile is new
+        for shard, before in plans
+        for row in shard.rows
+        if before is None or row.id in shard.again
+    )
+    for shard, before in plans:
+        lines = {line["id"]: line for line in before.lines} if before else {}
+        broken = {failure["id"]: failure for failure in before.failures} if before else {}
+        failures = []
+        with _ShardFile(shard, before) as file:
+            for row in shard.rows:
+                if before is not None and row.id not in shard.again:
+                    if row.id in lines:
+                        file.keep(lines[row.id])
+                    else:
+                        failures.append(broken[row.id])
+                    continue
+                (_, identity), value, _ = next(results)
+                if isinstance(value, UserError):
+                    known = not isinstance(value, UnreadableFile)
+                    failures.append(_failure(row, str(value), identity if known else None))
+                    yield str(value)
+                else:
+                    file.add(*value)
+                    yield ""
+            size = file.finish()
+        report = ShardReport(_record_path(shard).name, size, file.lines, failures)
+        text = files.to_lines([report._asdict()])
+        files.write_text(_report_path(shard), text, errors="backslashreplace")
 
 
 class _ShardFile(contextlib.ExitStack):
@@ -440,17 +435,8 @@ def _identity(media: list[str]) -> list[list[int]] | None:
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
-def _try_row(row: ManifestRow, shard: Shard, fatal: dict[str, str]) -> tuple[dict, bytes]:
-    """Call `extract_row`; every failure is a UserError, or an EnvironmentFailure."""
-    if row.id in fatal:
-        raise UnreadableFile(fatal[row.id])
-    try:
-        return extract_row(row, shard.clip, shard.storage)
-    except UserError:
-        raise
-    except Exception as error:  # an unforeseen clip must not stop a long job
-        fault = f"{row.id}: unexpected {type(error).__name__}: {error}"
-        raise environment_failure(error) or UnreadableFile(fault) from error
+def _read_task(task: Task, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
+    return extract_row(task.row, clip, storage)
 
 
 def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
@@ -479,6 +465,7 @@ def _read(
 ) -> tuple[MediumFacts, RawMedium]:
     """Read a medium and its facts for the index. kind: as the messages call it."""
     source = probe(path)
+    allow(max(source.seconds, source.audio_seconds))
     if source.kind != kind:
         raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")
     clip = read_clip(source, settings, allowance, GEOMETRY)

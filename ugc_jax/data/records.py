@@ -12,7 +12,6 @@ A folder without shards.json is incomplete.
 import dataclasses
 import functools
 import io
-import json
 import threading
 import zlib
 from collections.abc import Sequence
@@ -140,23 +139,26 @@ def features(storage: Storage):
 def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> bytes:
     """Serialize a record, a tf.train.Example, of its index line and its frames and sounds."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
+    from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
 
     spec = _features(storage)
     mels = [np.zeros((0, MEL_BINS), storage.mel)]
     mels += [raw.mel.astype(storage.mel) for raw in media if raw.mel is not None]
     frames = [frame for raw in media if raw.frames is not None for frame in raw.frames]
     example = {
-        "id": line["id"],
-        "messages": _json(line["messages"]),
+        "id": files.escaped(line["id"]),
+        "messages": files.to_json(line["messages"]),
         "solution": line["solution"] or "",
-        "extra": _json(line["extra"]),
-        "media": _json(line["media"]),
+        "extra": files.to_json(line["extra"]),
+        "media": files.to_json(line["media"]),
         "frames": [io.BytesIO(_encode_frame(frame, storage)) for frame in frames],
         "mel": np.concatenate(mels),
     }
-    return ExampleSerializer(spec.get_serialized_info()).serialize_example(
+    record = ExampleSerializer(spec.get_serialized_info()).serialize_example(
         spec.encode_example(example)
     )
+    # The order of its fields is another in every process; sorted, equal records are equal bytes.
+    return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 def decode_record(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:
@@ -195,10 +197,6 @@ def _encode_frame(frame: np.ndarray, storage: Storage) -> bytes:
     )
     Image.fromarray(frame).save(file, storage.format, **options)
     return file.getvalue()
-
-
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 # ---- the folder ----------------------------------------------------------------------------------

@@ -1,105 +1,430 @@
-"""Tasks run by processes that may die: the crash of a decoder loses a clip, not the run."""
+"""Clips are read by processes that may die: what kills, hangs or bloats a decoder loses one clip.
+
+    read(items) -> threads, one a worker -> worker process: function(item) -> values in order
+
+A worker is started as `python -m ugc_jax.data.workers`, so it runs nothing of the user's script and
+imports only what the function needs. It talks with its thread over a socket; arrays cross it
+without a copy in pickle. It ends when the pool is closed or the process of the pool ends, however
+it ends, and Ctrl-C does not reach it.
+"""
 
 import contextlib
-import multiprocessing
+import dataclasses
+import fcntl
+import logging
+import logging.handlers
+import mmap
+import os
 import pickle
+import queue
+import resource
+import select
 import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from ugc_jax.errors import EnvironmentFailure, environment_failure
+import numpy as np
+
+from ugc_jax.errors import (
+    EnvironmentFailure,
+    OutOfMemory,
+    UnreadableFile,
+    UserError,
+    environment_failure,
+)
+from ugc_jax.settings import check_minimum
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 8  # that are started where none are named
+MOST_LENGTH = 3600.0  # seconds that the length of a clip adds to its time limit; headers may lie
+TICK = 1.0  # seconds between two looks at a time limit
+MEMORY_TRIAL = 1 << 30  # bytes; a machine that has them is not out of memory
 
 
-class Event(NamedTuple):
-    """A value that a task yielded, its end (`done`), or the death of its process (`died`).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """Reading clips."""
 
-    died: the exit status of the process, negative for a signal.
+    workers: int | None = None  # processes that read clips; none: one a core, at most 8
+    # seconds in which a clip must be read, beyond its own length; a decoder may hang
+    clip_timeout: float = 120.0
+    clip_memory: float = 4.0  # GB of memory in which a clip must be read (limited on Linux)
+
+    def __post_init__(self):
+        check_minimum(self, workers=1, clip_memory=1)
+        if not self.clip_timeout > 0:
+            raise UserError(f"clip_timeout is {self.clip_timeout:g}; use a positive number")
+
+
+class ReadingFailure(UnreadableFile):
+    """The process that read a clip died or exceeded a limit, or its code failed unexpectedly."""
+
+    def __init__(self, kind: Literal["died", "time", "memory", "unexpected"], message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class Outcome(NamedTuple):
+    """What became of an item. value: of the function, or the UserError why there is none.
+
+    seconds: that the worker took.
     """
 
-    task: object
-    value: object = None
-    done: bool = False
-    died: int | None = None
+    item: object
+    value: object
+    seconds: float
 
 
-def work(function: Callable[..., Iterator], tasks: deque, workers: int) -> Iterator[Event]:
-    """Run `function(*task)`, which yields values, for each task in new processes.
+class Pool:
+    """Worker processes that call one function on many items; a context manager."""
 
-    tasks: may be added to while this runs. workers: the most processes at a time.
-    Raises the exception of a task, or the EnvironmentFailure that made it, also if no process can
-    be started. All processes end with this generator, or with this process.
-    Function, tasks and values are pickled; the processes import only what these need.
-    """
-    running: dict[Connection, tuple] = {}  # connection -> (process, its task)
-    context = multiprocessing.get_context("spawn")  # forks of a process with threads may hang
+    def __init__(
+        self,
+        function: Callable,
+        config: ReadingConfig = ReadingConfig(),  # noqa: B008 (frozen)
+        name: Callable[[object], str] = str,
+    ):
+        """function: of one item; pickled, as are items and values.
 
-    def start():
-        try:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-        except OSError as error:
-            fault = f"no process can be started ({error}); free memory or lower workers"
-            raise environment_failure(error) or EnvironmentFailure(fault) from None
-        theirs.close()  # so that the process's death closes the connection
-        assign(ours, process)
+        name: how messages call an item.
+        """
+        self.workers = config.workers or min(MOST_WORKERS, os.cpu_count() or 1)
+        level = logging.getLogger("ugc_jax").getEffectiveLevel()
+        self._setup = pickle.dumps(function), int(config.clip_memory * 2**30), level
+        self._config, self._name = config, name
+        self._tasks: queue.SimpleQueue[tuple[object, Future] | None] = queue.SimpleQueue()
+        self._threads, self._closed = 0, False
+        self._live: set[_Worker] = set()
+        self._lock = threading.RLock()  # reentrant: garbage collection may close a pool anywhere
 
-    def assign(connection: Connection, process):
-        task = tasks.popleft()
-        running[connection] = process, task
-        with contextlib.suppress(OSError):  # it has died, as `wait` will find
-            connection.send((function, task))
+    def __enter__(self) -> "Pool":
+        return self
 
-    try:
-        while tasks or running:
-            while tasks and len(running) < workers:
-                start()
-            for connection in wait(list(running)):
-                process, task = running[connection]
-                try:
-                    kind, value = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    del running[connection]
-                    yield Event(task, died=process.exitcode)
-                    continue
-                if kind == "raised":
-                    raise value
-                if kind == "value":
-                    yield Event(task, value)
-                    continue
-                yield Event(task, done=True)
-                if tasks:
-                    assign(connection, process)
-                else:
-                    del running[connection]
-                    connection.close()
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
+    def __exit__(self, *_):
+        self.close()
 
+    def read(self, items: Iterable, ahead: int) -> Iterator[Outcome]:
+        """Yield what becomes of each item, in order; at most `ahead` of them are under way.
 
-def _serve(connection: Connection):
-    """Run tasks, in a worker process, until the other end of the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        A UserError of the function is the item's, as is an unexpected exception, the death of the
+        worker, and more time or memory than the limits allow. Raises EnvironmentFailure for one of
+        the function, and if no worker can be started.
+        """
+        waiting: deque[Future] = deque()
+        for item in items:
+            waiting.append(future := Future())
+            self._tasks.put((item, future))
+            if self._threads < self.workers:
+                self._threads += 1
+                # Daemons: a program may end without closing its pools.
+                threading.Thread(target=self._serve, name="read-clip", daemon=True).start()
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def close(self):
+        """End all workers, whatever they do."""
+        with self._lock:
+            self._closed, live = True, list(self._live)
+        for _ in range(self._threads):
+            self._tasks.put(None)
+        for worker in live:
+            worker.end()
+
+    def _serve(self):
+        """Handle tasks, in a thread with a worker of its own."""
+        worker = None
+        while (task := self._tasks.get()) is not None and not self._closed:
+            item, future = task
+            try:
+                worker, outcome = self._read(worker, item)
+            except BaseException as error:  # the consumer's to handle
+                worker = None
+                future.set_exception(error)
+            else:
+                future.set_result(outcome)
+
+    def _read(self, worker: "_Worker | None", item) -> "tuple[_Worker | None, Outcome]":
+        """Read an item; returns the worker, if it can be used again, and the outcome.
+
+        A death and a lack of memory may be the late effect of an item that the worker read before:
+        then the item is read again, in a new one.
+        """
+        name = self._name(item)
         while True:
-            values, kind = _run(connection.recv_bytes()), "value"
-            while kind == "value":
-                try:
-                    value = next(values)
-                except StopIteration:
-                    kind, value = "done", None
-                except Exception as error:
-                    kind, value = "raised", environment_failure(error) or error
-                connection.send((kind, value))
+            fresh = worker is None
+            worker = worker or self._start()
+            try:
+                kind, value, seconds, logs = worker.call(item, self._config.clip_timeout)
+            except TimeoutError as limit:
+                fault = f"not read within {limit} s; raise clip_timeout, or encode it again"
+                kind, value, seconds, logs = "time", fault, 0.0, []
+            except (EOFError, OSError):
+                kind, value, seconds, logs = "died", _of_death(worker.end()), 0.0, []
+            for record in logs:
+                if (log := logging.getLogger(record.name)).isEnabledFor(record.levelno):
+                    log.handle(record)
+            if kind == "value":
+                return worker, Outcome(item, value, seconds)
+            if kind == "unexpected":
+                return worker, Outcome(item, ReadingFailure(kind, f"{name}: {value}"), seconds)
+            self._retire(worker)
+            worker = None
+            if kind == "raised":
+                raise value
+            if kind == "memory":
+                value = (
+                    f"reading it takes more than {self._config.clip_memory:g} GB of memory; raise "
+                    "clip_memory, or encode it again"
+                )
+            if fresh or kind == "time":
+                return None, Outcome(item, ReadingFailure(kind, f"{name}: {value}"), seconds)
+
+    def _start(self) -> "_Worker":
+        with self._lock:
+            if self._closed:
+                raise EnvironmentFailure("the reading of clips was stopped")
+            try:
+                worker = _Worker()
+            except OSError as error:
+                fault = f"no process can be started ({error}); free memory or lower workers"
+                raise environment_failure(error) or EnvironmentFailure(fault) from None
+            self._live.add(worker)
+        try:
+            worker.set_up(self._setup)
+        except (EOFError, OSError):
+            self._retire(worker)
+            fault = f"a process that reads clips died at its start ({_status(worker.end())})"
+            raise EnvironmentFailure(f"{fault}; free memory or lower workers") from None
+        return worker
+
+    def _retire(self, worker: "_Worker"):
+        with self._lock:
+            self._live.discard(worker)
+        worker.end()
 
 
-def _run(message: bytes) -> Iterator:
-    """Yield the values of a pickled (function, task); imports what they need."""
-    function, task = pickle.loads(message)
-    yield from function(*task)
+class _Worker:
+    """A worker process, seen from the pool. Its methods raise EOFError or OSError if it is dead."""
+
+    def __init__(self):
+        self._connection, theirs = socket.socketpair()
+        environment = {
+            # Each core has its own worker: no further threads of numpy's.
+            "OMP_NUM_THREADS": "1",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+                stdin=subprocess.PIPE,  # open as long as this process lives
+                stdout=subprocess.DEVNULL,  # where results may go
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        self._poll = select.poll()
+        self._poll.register(self._connection, select.POLLIN)
+
+    def set_up(self, setup: tuple):
+        """Send the setup. Raises what the loading of the function raises."""
+        _send(self._connection, setup)
+        kind, value = _receive(self._connection)
+        if kind == "raised":
+            raise value
+
+    def call(self, item, timeout: float) -> tuple[str, object, float, list]:
+        """Let the worker handle an item; returns (kind, value, seconds, log records).
+
+        Raises TimeoutError with the limit. Only time in which this process runs is counted: after a
+        stop of both, the worker gets its full time.
+        """
+        _send(self._connection, item)
+        limit, spent = timeout, 0.0
+        while True:
+            tick = min(TICK, limit - spent)
+            if not self._poll.poll(1000 * tick):
+                spent += tick
+                if spent >= limit:
+                    raise TimeoutError(f"{limit:.0f}")
+                continue
+            kind, *rest = _receive(self._connection)
+            if kind != "longer":
+                return kind, *rest
+            limit += rest[0]
+
+    def end(self) -> int:
+        """Kill the process unless it is dead; returns its exit status, negative for a signal."""
+        self._process.kill()
+        self._process.stdin.close()
+        return self._process.wait()
+
+
+def _of_death(status: int) -> str:
+    """Return the message of a clip whose process ended with `status`."""
+    remedy = "copy or encode it again"
+    if status == -signal.SIGKILL:
+        remedy = "run again with fewer workers if memory is short"
+    return f"the process that read it died ({_status(status)}); {remedy}"
+
+
+def _status(status: int) -> str:
+    """SIGSEGV, or "exit status 1"."""
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+# ---- the worker process --------------------------------------------------------------------------
+
+_connection: socket.socket | None = None  # to the pool; None in other processes
+
+
+def allow(seconds: float):
+    """Raise the time limit of the item that this worker handles by the length of its clip.
+
+    Does nothing in a process that is no worker.
+    """
+    if _connection is not None:
+        _send(_connection, ("longer", min(seconds, MOST_LENGTH)))
+
+
+def serve(handle: int):
+    """Handle items, in a worker process, until the pool closes the socket with this handle."""
+    global _connection
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_the_parent()
+    with contextlib.suppress(OSError):  # where memory is short, the kernel is to end this process
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    _connection = connection = socket.socket(fileno=handle)
+    with contextlib.suppress(EOFError, ConnectionError):
+        function, memory, level = _receive(connection)
+        try:
+            function = pickle.loads(function)
+        except Exception as error:
+            _send(connection, ("raised", environment_failure(error) or error))
+            return
+        logs, log = _Records(), logging.getLogger("ugc_jax")
+        log.addHandler(logs)
+        log.setLevel(level)
+        log.propagate = False
+        logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not shown
+        limits = resource.getrlimit(resource.RLIMIT_DATA)
+        soft, hard = (limit if limit != resource.RLIM_INFINITY else memory for limit in limits)
+        resource.setrlimit(resource.RLIMIT_DATA, (min(memory, soft, hard), limits[1]))
+        _send(connection, ("ready", None))
+        while True:
+            item = _receive(connection)
+            start = time.perf_counter()
+            kind, value = attempt(function, item)
+            if isinstance(value, OutOfMemory) and _is_limit(limits):
+                kind, value = "memory", None
+            _send(connection, (kind, value, time.perf_counter() - start, logs.take()))
+
+
+def attempt(function: Callable, item) -> tuple[Literal["value", "unexpected", "raised"], object]:
+    """Call function(item); returns what happened, and its value.
+
+    "value": the value or the UserError; "unexpected": a line about another exception; "raised": the
+    EnvironmentFailure.
+    """
+    try:
+        return "value", function(item)
+    except UserError as error:
+        return "value", error
+    except Exception as error:  # an unforeseen clip must not stop a long job
+        if (failure := environment_failure(error)) is not None:
+            return "raised", failure
+        logger.debug("unexpected", exc_info=True)
+        return "unexpected", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _end_with_the_parent():
+    """Let the kernel kill this process, whatever it does, when the parent's end of stdin closes.
+
+    Elsewhere than on Linux, it ends at its next message to the parent.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _is_limit(limits: tuple[int, int]) -> bool:
+    """Whether the lack of memory, or of a thread's, was that of this worker's own limit.
+
+    Lifts the limit, so the worker is to be replaced.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, limits)
+    try:
+        mmap.mmap(-1, MEMORY_TRIAL, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        threading.Thread(target=int).start()
+    except (OSError, MemoryError, RuntimeError):
+        return False
+    return True
+
+
+class _Records(logging.handlers.QueueHandler):
+    """Keeps log records for the parent."""
+
+    def __init__(self):
+        super().__init__([])
+
+    def enqueue(self, record: logging.LogRecord):
+        self.queue.append(record)
+
+    def take(self) -> list[logging.LogRecord]:
+        records, self.queue = self.queue, []
+        return records
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def _send(connection: socket.socket, value):
+    """Send a value: the number of parts and their sizes, its pickle, and its arrays as they are."""
+    arrays: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    parts = [memoryview(body), *(array.raw() for array in arrays)]
+    connection.sendall(struct.pack(f"{len(parts) + 1}Q", len(parts), *(p.nbytes for p in parts)))
+    for part in parts:
+        connection.sendall(part)
+
+
+def _receive(connection: socket.socket):
+    """Return a value that `_send` sent. Raises EOFError if the other end is closed."""
+    (count,) = struct.unpack("Q", _receive_bytes(connection, 8))
+    sizes = struct.unpack(f"{count}Q", _receive_bytes(connection, 8 * count))
+    body, *arrays = [_receive_bytes(connection, size) for size in sizes]
+    return pickle.loads(body, buffers=arrays)
+
+
+def _receive_bytes(connection: socket.socket, size: int) -> np.ndarray:
+    data = np.empty(size, np.uint8)
+    left = memoryview(data)
+    while left:
+        received = connection.recv_into(left)
+        if not received:
+            raise EOFError
+        left = left[received:]
+    return data
+
+
+if __name__ == "__main__":
+    from ugc_jax.data import workers  # the module that others import, not this copy of it
+
+    workers.serve(int(sys.argv[1]))
+    os._exit(0)  # without waiting for threads of libraries

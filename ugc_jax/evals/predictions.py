@@ -199,5 +199,5 @@ def _id(row: Mapping) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
         if isinstance(value, str) and value.strip():
-            return clip_id(encodable(value.strip()))
+            return clip_id(value.strip())
     return None

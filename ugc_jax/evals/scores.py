@@ -16,7 +16,6 @@ from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import RUBRICS
 from ugc_jax.evals.tasks import clip_id
-from ugc_jax.judge.messages import encodable
 
 # The protocol of the released score files (from the released script), and of any others.
 RELEASED = {"judge": "gpt-4o-2024-08-06", "temperature": 1.0, "prompt": "released"}
@@ -72,7 +71,7 @@ def _by_clip(path: str | Path, rows: dict[str, object]) -> dict[str, object]:
     """Clip id -> row; the keys of `rows` are ids or file names."""
     clips = {}
     for key, row in rows.items():
-        one = clip_id(encodable(key))
+        one = clip_id(key)
         if one in clips:
             raise UserError(f"{path}: has the clip {one!r} twice; keep one of them")
         clips[one] = row

@@ -259,8 +259,12 @@ def task_of(word: str, forms: Mapping[str, Form] = FORMS) -> str | None:
 
 
 def clip_id(path: str) -> str:
-    """The id of a clip: the name of its file without folder and without a video's suffix."""
-    name = PurePosixPath(path.replace("\\", "/"))
+    """The id of a clip: the name of its file without folder and without a video's suffix.
+
+    Bytes of a name that are not UTF-8 stay as Python reads them (U+DC80 to U+DCFF); other halves of
+    surrogate pairs become �.
+    """
+    name = PurePosixPath(re.sub("[\ud800-\udc7f\udd00-\udfff]", "�", path).replace("\\", "/"))
     return name.stem if name.suffix.lower() in VIDEO_SUFFIXES else name.name
 
 

@@ -2,11 +2,11 @@
 
 engine.py      the jitted programs of one model, compiled once a bucket
 sampling.py    the choice of the next token
-captioner.py   clips -> captions, batched by bucket while threads read ahead
+captioner.py   clips -> captions, batched by bucket while processes read ahead
 results.py     captions as JSON Lines that a later run continues
 asking.py      the questions of a benchmark -> the model's answers
 benchmark.py   times of prefill and decoding, ours and the reference's
-settings.py    the settings of sampling and of asking; imports no jax
+settings.py    the settings of reading, sampling and asking; imports no jax
 
 Imports hf, data, media, models and lower layers.
 """

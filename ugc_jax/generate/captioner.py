@@ -1,30 +1,29 @@
-"""Clips -> captions: reading ahead in threads, batching by bucket, generating, decoding.
+"""Clips -> captions: reading ahead in processes, batching by bucket, generating, decoding.
 
-clips -> threads: load_example -> group by bucket -> collate -> Engine.generate -> text
+clips -> read_prompts -> group by bucket -> collate -> Engine.generate -> text
 """
 
+import contextlib
 import dataclasses
-import functools
 import logging
-import os
 import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate, group
-from ugc_jax.data.example import Example, load_example
+from ugc_jax.data.batching import BucketKey, Buckets, collate, group
+from ugc_jax.data.example import Example
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.data.reading import read_prompts
+from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.engine import Engine, finish_reason
-from ugc_jax.generate.settings import EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import EngineConfig, SamplingConfig, leave_room
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
@@ -33,7 +32,6 @@ from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
-from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import closest, from_options
 
 logger = logging.getLogger(__name__)
@@ -55,6 +53,7 @@ class Caption:
     new_tokens: int = 0  # = len(token_ids)
     finish_reason: str | None = None  # "stop": end-of-text token; "length": max_new_tokens
     seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
+    notes: tuple[str, ...] = ()  # what the model saw or heard differently from the file
     error: str | None = None  # one line that says what is wrong with the clip
 
     def record(self, token_ids: bool = False) -> dict:
@@ -65,6 +64,8 @@ class Caption:
         del fields["error"]
         if not token_ids:
             del fields["token_ids"]
+        if not self.notes:
+            del fields["notes"]
         return fields
 
 
@@ -150,8 +151,12 @@ class Captioner:
 
         batch_size, workers: fields of EngineConfig.
         options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
-          SamplingConfig (max_new_tokens=64, temperature=0.2, ...). Without them the settings are
-          those that the model was trained with, or of a published captioner, or of the preset.
+          SamplingConfig (max_new_tokens=64, temperature=0.2, ...), without which the settings are
+          those that the model was trained with, or of a published captioner, or of the preset; and
+          the other fields of EngineConfig, the limits of a clip (clip_timeout, clip_memory).
+
+        Worker processes read the clips. They do not run the calling script, and end when the
+        iterator is exhausted, closed or garbage-collected.
 
         Raises, at the call, TypeError for an unknown option and for a value of a wrong type, and
         UserError for a value out of range; an error of a clip is the `error` of its result.
@@ -178,54 +183,38 @@ class Captioner:
         cannot split that), so a program is compiled once a bucket, not once a clip. A caption does
         not depend on the other clips of its batch.
 
-        `engine.workers` threads (None: one a core, at most 8) read ahead. At most about 6 batches
-        of clips wait, whatever their length in bytes; lower batch_size if memory is short.
+        Worker processes read ahead, within the limits of `engine` for each clip; they end with the
+        iterator. At most about 6 batches of clips wait, whatever their length in bytes; lower
+        batch_size if memory is short.
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
         batch_size = sharding.round_up_rows(self.engine.mesh, min(engine.batch_size, len(videos)))
-        workers = engine.workers or min(8, os.cpu_count() or 1)
         failed: deque[Caption] = deque()
 
-        def examples(pool: ThreadPoolExecutor) -> Iterator[tuple[Caption, Example]]:
-            tasks = (functools.partial(self._read, video, clip) for video in videos)
-            for read in _ahead(pool, tasks, limit=batch_size + workers):
-                if isinstance(read, Caption):
-                    failed.append(read)
-                else:
-                    yield read
+        def examples(prompts: Iterable) -> Iterator[tuple[Caption, Example]]:
+            for video, prompt in prompts:
+                if isinstance(prompt, UserError):
+                    failed.append(Caption(video, error=str(prompt)))
+                    continue
+                notes = prompt.info.notes
+                for note in notes:
+                    logger.info("%s: %s", video, note)
+                yield Caption(video, seconds=prompt.seconds, notes=notes), prompt.example
 
         def captions() -> Iterator[Caption]:
-            pool = ThreadPoolExecutor(workers, thread_name_prefix="read-clip")
-            try:
+            prompts = read_prompts(
+                videos, clip, self.tokenizer, self.config, BUCKETS, engine, ahead=batch_size
+            )
+            with contextlib.closing(prompts):
                 pending = 4 * batch_size
-                groups = group(examples(pool), batch_size, BUCKETS, self.config, pending)
+                groups = group(examples(prompts), batch_size, BUCKETS, self.config, pending)
                 for key, members in groups:
                     while failed:
                         yield failed.popleft()
                     yield from self._generate(key, members, batch_size, sampling)
                 yield from failed
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
         return captions()
-
-    def _read(self, video: str, clip: ClipSettings) -> tuple[Caption, Example] | Caption:
-        """Read a clip, in a thread: a caption without text and the example, or the error."""
-        start = time.perf_counter()
-        try:
-            example, info = load_example(video, clip, self.tokenizer, self.config)
-            # An example larger than all buckets is an error of this clip.
-            bucket_of(example, BUCKETS, self.config, f"{video}: prompt")
-        except UserError as error:
-            return Caption(video, error=str(error))
-        except Exception as error:  # an unforeseen clip must not stop a long job
-            if (failure := environment_failure(error)) is not None:
-                raise failure from error
-            logger.debug("reading %s failed", video, exc_info=True)
-            return Caption(video, error=f"{video}: unexpected {type(error).__name__}: {error}")
-        for note in info.notes:
-            logger.info("%s: %s", video, note)
-        return Caption(video, seconds=time.perf_counter() - start), example
 
     def _generate(
         self,
@@ -263,21 +252,6 @@ class Captioner:
             )
 
 
-def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipSettings:
-    """Lower max_tokens of `clip` so that a caption of `new_tokens` has positions left.
-
-    Raises UserError if that leaves none for the prompt.
-    """
-    positions = config.text.max_position_embeddings
-    if not 1 <= new_tokens < positions:
-        raise UserError(
-            f"max_new_tokens is {new_tokens}; the model has {positions} positions for the prompt "
-            f"and the caption together, so use 1 to {positions - 1}"
-        )
-    room = positions - new_tokens
-    return dataclasses.replace(clip, max_tokens=min(clip.max_tokens or room, room))
-
-
 def _paths(videos) -> list[str]:
     """The paths of clips as text. TypeError for anything else than a path or paths."""
     alone = isinstance(videos, str | Path)
@@ -311,14 +285,3 @@ def _from_options(options: dict, *classes: type) -> list:
 def _key_id(video: str) -> int:
     """Return the id of a clip's random numbers, which depends on its file name alone."""
     return zlib.crc32(Path(video).name.encode(errors="surrogateescape"))
-
-
-def _ahead(pool: ThreadPoolExecutor, tasks: Iterable, limit: int) -> Iterator:
-    """Yield results of tasks (functions without arguments) in order; `limit` run ahead at most."""
-    futures = deque()
-    for task in tasks:
-        futures.append(pool.submit(task))
-        if len(futures) >= limit:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ugc_jax import files
 from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.media.find import place
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import Compute
 from ugc_jax.progress import progress
@@ -31,8 +32,9 @@ class Results:
     """JSON Lines, one a clip, written to a file or (path None) to stdout; a context manager.
 
     Opening an existing file removes a half-written last line, which a killed run may leave, and the
-    lines with an `error` of the clips of this run, so that they are tried again; nothing else is
-    changed. After that whole lines are appended. On a terminal, stdout gets readable text instead.
+    lines with an `error` of the clips of this run, so that they are tried again. Of the others only
+    bytes of names that are not UTF-8 are changed, to escapes. After that whole lines are appended.
+    On a terminal, stdout gets readable text instead.
     """
 
     def __init__(self, path: str | Path | None, clips: Iterable[str], how: dict | None = None):
@@ -45,19 +47,19 @@ class Results:
         if path is not None and not str(path):
             raise UserError("output is empty; name a file, or leave it out for stdout")
         self.path = None if path is None else Path(path)
-        self.done: set[Path] = set()  # resolved paths of clips with a caption in the file
+        self.done: set[Path] = set()  # `find.place` of the clips with a caption in the file
         self._file = sys.stdout
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                text, kept = self._read({Path(clip).resolve() for clip in clips})
+                text, kept = self._read({place(clip) for clip in clips})
                 if how is not None:
                     note = self.path.with_name(f"{self.path.name}.settings.json")
                     record_settings(note, how, self.path if self.done else None)
                 if kept != text:
                     remedy = "choose another output"
-                    files.write_text(self.path, kept, remedy, errors="surrogateescape")
-                self._file = self.path.open("a", encoding="utf-8", errors="surrogateescape")
+                    files.write_text(self.path, kept, remedy)
+                self._file = self.path.open("a", encoding="utf-8")
             except OSError as error:
                 if (failure := environment_failure(error, self.path)) is not None:
                     raise failure from None
@@ -79,7 +81,7 @@ class Results:
 
     def missing(self, clips: Iterable[str]) -> list[str]:
         """Return those of `clips` that have no caption yet."""
-        return [clip for clip in clips if Path(clip).resolve() not in self.done]
+        return [clip for clip in clips if place(clip) not in self.done]
 
     def write(self, record: dict):
         """Append one line and flush. Raises UserError if the disk cannot be written."""
@@ -87,7 +89,7 @@ class Results:
             tqdm.write(readable(record))  # without breaking a progress bar
             return
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(files.to_json(record) + "\n")
             self._file.flush()
         except OSError as error:
             if self.path is None:  # stdout: a closed pipe is not the user's mistake
@@ -112,13 +114,13 @@ class Results:
                     f"{self.path}:{line.number}: not a caption; choose another output or remove "
                     "the line"
                 )
-            clip = Path(record["video"]).resolve()
+            clip = place(record["video"])
             if record.get("error") is None:
                 self.done.add(clip)
             elif clip in clips:
                 continue
             kept.append(line.text + "\n")
-        return text, "".join(kept)
+        return text, files.escaped("".join(kept))
 
 
 def record_settings(note: Path, how: dict, existing: Path | None) -> dict:

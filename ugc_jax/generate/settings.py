@@ -3,8 +3,11 @@
 import dataclasses
 import textwrap
 
+from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media import presets
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import check_minimum, check_types
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
@@ -81,15 +84,30 @@ def preset_help(with_sampling: bool) -> str:
     return "\n\n".join(texts)
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(ReadingConfig):
     """How many clips are read and generated at a time."""
 
     batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
-    workers: int | None = None  # threads that read clips ahead; one a core, at most 8, without it
 
     def __post_init__(self):
-        check_minimum(self, batch_size=1, workers=1)
+        super().__post_init__()
+        check_minimum(self, batch_size=1)
+
+
+def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipSettings:
+    """Lower max_tokens of `clip` so that a caption of `new_tokens` has positions left.
+
+    Raises UserError if that leaves none for the prompt.
+    """
+    positions = config.text.max_position_embeddings
+    if not 1 <= new_tokens < positions:
+        raise UserError(
+            f"max_new_tokens is {new_tokens}; the model has {positions} positions for the prompt "
+            f"and the caption together, so use 1 to {positions - 1}"
+        )
+    room = positions - new_tokens
+    return dataclasses.replace(clip, max_tokens=min(clip.max_tokens or room, room))
 
 
 @dataclasses.dataclass(frozen=True)

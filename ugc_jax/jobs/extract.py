@@ -18,6 +18,7 @@ from etils import epath
 from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import Storage
+from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.progress import progress
@@ -27,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(ReadingConfig):
     """Settings of extract."""
 
     output: str  # folder of the records, local or gs://...
     media: str | None = None  # folder of the manifest's paths; none: the manifest's own folder
     shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
-    workers: int | None = None  # processes; none: one a core
+    workers: int | None = None  # processes that read clips; none: one a core
     max_failures: float = 0.1  # largest share of failed clips with which the job succeeds
     retry: bool = False  # also try clips again that are known to be broken
     overwrite: bool = False  # write all files again
@@ -52,7 +53,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     """Exit status 0, or 1 when more than max_failures of the clips failed."""
     if len(manifests) != 1:
         raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
-    check_minimum(config, workers=1, shard_clips=1)
+    check_minimum(config, shard_clips=1)
     if not 0 <= config.max_failures <= 1:
         raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
     if config.clip.max_tokens is not None:
@@ -64,9 +65,10 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     shards = extraction.prepare(config.overwrite, config.retry)
     todo = sum(shard.todo for shard in shards)
     if config.runner is not None and shards:
-        run_beam(shards, config.runner, config.beam_options)
+        run_beam(shards, config.runner, config.beam_options, config)
     else:
-        failures = run_local(shards, config.workers or os.cpu_count())
+        reading = dataclasses.replace(config, workers=config.workers or os.cpu_count())
+        failures = run_local(shards, reading)
         for failure in progress(failures, todo, "clip", "extracting"):
             if failure:
                 logger.warning("%s", failure)

@@ -5,21 +5,19 @@ memory of the clip's keys and values, for its bucket of prompt tokens and max_ne
 of more than 8000 tokens has a note that says what to lower.
 """
 
+import contextlib
 import dataclasses
-import functools
-import json
-import os
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from ugc_jax.data.batching import Buckets, bucket_of
-from ugc_jax.data.example import ClipInfo, load_example
-from ugc_jax.data.prompt import ChatTokenizer
+from ugc_jax import files
+from ugc_jax.data.batching import Buckets
+from ugc_jax.data.example import ClipInfo
+from ugc_jax.data.reading import Prompt, read_prompts
+from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
-from ugc_jax.generate.captioner import leave_room
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.settings import MOVED, SamplingConfig
+from ugc_jax.generate.settings import MOVED, SamplingConfig, leave_room
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
@@ -30,10 +28,11 @@ from ugc_jax.settings import Schema, help_width, short_names
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 MANY_TOKENS = 8000  # of a prompt
+MANY_TIMES = 12  # in a line of the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(ReadingConfig):
     """Settings of inspect."""
 
     checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
@@ -58,27 +57,22 @@ def main(config: InspectConfig, videos: list[str]) -> int:
     defaults.report(config.clip, config.sampling)
     if not config.json:
         print(settings_table(clip, sampling))
-    inspect = functools.partial(
-        clip_facts,
-        settings=leave_room(clip, sampling.max_new_tokens, model),
-        tokenizer=load_chat_tokenizer(directory, model.tokens),
-        config=model,
-        max_new_tokens=sampling.max_new_tokens,
-        dtype=config.dtype,
-    )
-    readable = False
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for row in pool.map(inspect, clips):
+    clip = leave_room(clip, sampling.max_new_tokens, model)
+    tokenizer, readable = load_chat_tokenizer(directory, model.tokens), False
+    prompts = read_prompts(clips, clip, tokenizer, model, Buckets(), config)
+    with contextlib.closing(prompts):
+        for video, prompt in prompts:
+            row = clip_facts(video, prompt, clip, model, sampling.max_new_tokens, config.dtype)
             readable |= "error" not in row
-            text = json.dumps(row, ensure_ascii=False) if config.json else clip_table(row, model)
+            text = files.to_json(row) if config.json else clip_table(row, model)
             print(text, flush=True)
     return 0 if readable else 1
 
 
 def clip_facts(
     video: str,
+    prompt: Prompt | UserError,
     settings: ClipSettings,
-    tokenizer: ChatTokenizer,
     config: OmniConfig,
     max_new_tokens: int,
     dtype: str,
@@ -88,11 +82,9 @@ def clip_facts(
     The cache holds the bucket's tokens and max_new_tokens, in `dtype`, "float32" or "bfloat16".
     Returns {"video", "error"} for a clip that cannot be read.
     """
-    try:
-        example, info = load_example(video, settings, tokenizer, config)
-        bucket = bucket_of(example, Buckets(), config, f"{video}: prompt")
-    except UserError as error:
-        return {"video": video, "error": str(error)}
+    if isinstance(prompt, UserError):
+        return {"video": video, "error": str(prompt)}
+    info, bucket = prompt.info, prompt.bucket
     facts = dataclasses.asdict(info)
     if info.prompt_tokens > MANY_TOKENS:
         facts["notes"] = [*info.notes, _to_lower(info, settings)]
@@ -146,6 +138,10 @@ def clip_table(row: dict, config: OmniConfig) -> str:
         rate = f" ({row['sample_fps']:.3f} a second)" if row["sample_fps"] else ""
         grid = f"grid {t} x {h} x {w} patches of {side} x {side} pixels"
         lines.append(("picture", f"{row['frames']} frames{rate}, {grid}"))
+    if row["instants"]:
+        times = [f"{time:.2f}" for time in row["instants"]]
+        shown = times if len(times) <= MANY_TIMES else [*times[: MANY_TIMES - 2], "...", times[-1]]
+        lines.append(("times", f"{' '.join(shown)} s"))
     lines.append(("sound", f"{row['audio_seconds']:.2f} s" if row["has_audio"] else "none"))
     kinds = {name: row[f"{name}_tokens"] for name in ("video", "audio", "text")}
     parts = " + ".join(f"{count} {name}" for name, count in kinds.items() if count)

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
-from ugc_jax.media import streams
+from ugc_jax.media import still
+from ugc_jax.media.picture import Prepare, read_frames
 from ugc_jax.media.presets import ClipSettings
-from ugc_jax.media.streams import Source
+from ugc_jax.media.sound import Sound, read_sound
+from ugc_jax.media.timeline import Source, by_time, scan, shown
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
-STILL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO
 MAX_ASPECT_RATIO = 200
 # The published captioner shrinks frames to this area before the model's own resize.
 UPSTREAM_PIXELS = 100_176
@@ -74,6 +75,8 @@ def probe(path: str | Path) -> Source:
     """
     path = Path(path)
     try:
+        if path.is_symlink() and not path.exists():
+            raise UnreadableFile(f"{path}: a link that leads to no file; copy the file there")
         if not path.exists():
             raise UnreadableFile(f"{path}: no such file; check its name and folder")
         if not path.is_file():
@@ -84,7 +87,14 @@ def probe(path: str | Path) -> Source:
     except OSError as error:
         fault = f"{path}: {error.strerror}; name a file that may be read"
         raise environment_failure(error) or UnreadableFile(fault) from None
-    return _probe_image(path) or streams.scan(path)
+    if (image := still.probe(path)) is not None:
+        return image
+    try:
+        return scan(path)
+    except UserError:
+        if (name := still.other_format(path)) is not None:
+            raise UserError(f"{path}: {name} is not read; {still.REMEDY}") from None
+        raise
 
 
 def read_clip(
@@ -100,14 +110,16 @@ def read_clip(
     not fit at its smallest.
     """
     allowance -= 4 if source.kind == "video" else 2  # markers
-    waveform, sound_tokens = None, 0
+    sound, sound_tokens = Sound(None, []), 0
     if settings.audio and source.has_audio:
-        waveform = streams.read_sound(
-            source, settings.start or 0.0, settings.end, settings.max_audio_seconds
-        )
+        sound = read_sound(source, settings.start or 0.0, settings.end, settings.max_audio_seconds)
+    waveform = sound.waveform
     if waveform is not None:
         sound_tokens = config.audio.tokens(-(-len(waveform) // HOP))
-    sound_notes = _sound_notes(source, settings, waveform, sound_tokens)
+    sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
+    lost = source.sound_codec or sound.undecodable
+    if settings.audio and lost and (settings.require_sound or source.kind == "audio"):
+        raise UserError(f"{source.path}: {sound_notes[-1]}; encode it again")
     if source.kind == "audio":
         if waveform is None:
             limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
@@ -119,48 +131,65 @@ def read_clip(
             )
         return DecodedClip(source, None, np.zeros(0), 0.0, waveform, sound_notes)
     plan, notes = fit_frames(source, settings, allowance - sound_tokens, config.vision)
-    frames = _read_frames(source, settings, plan)
+    frames, picture_notes = _read_frames(source, settings, plan)
+    notes = [*notes, *picture_notes, *sound_notes]
     times = source.index.times[plan.indices] if source.kind == "video" else np.zeros(0)
-    return DecodedClip(source, frames, times, plan.sample_fps, waveform, [*notes, *sound_notes])
+    return DecodedClip(source, frames, times, plan.sample_fps, waveform, notes)
 
 
-def _sound_notes(
-    source: Source, settings: ClipSettings, waveform: np.ndarray | None, tokens: int
-) -> list[str]:
+def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: int) -> list[str]:
     """Return notes on a clip's sound where it is missing or cut."""
     if source.kind == "image":
         return []
-    if not source.has_audio:
+    if not source.has_audio and not source.sound_codec:
         return ["no sound in the file"]
-    if waveform is None:
-        return [
-            "no sound between start and end"
-            if settings.audio
-            else "the sound is left out (audio=false)"
-        ]
+    if not settings.audio:
+        return ["the sound is left out (audio=false)"]
+    if source.sound_codec:
+        return [f"the sound (codec {source.sound_codec}) has no decoder; the clip is silent"]
+    if sound.waveform is None:
+        return sound.notes or ["no sound between start and end"]
     if not tokens:
-        return ["the sound is too short to give a token"]
+        return [*sound.notes, "the sound is too short to give a token"]
     end = source.audio_seconds if settings.end is None else min(settings.end, source.audio_seconds)
     seconds, limit = end - (settings.start or 0.0), settings.max_audio_seconds
     if seconds > limit + 0.1:  # less is a codec's padding
-        return [
-            f"sound of {seconds:.1f} s is cut at {limit:g} s; raise max_audio_seconds to keep more"
-        ]
-    return []
+        cut = f"sound of {seconds:.1f} s is cut at {limit:g} s"
+        return [*sound.notes, f"{cut}; raise max_audio_seconds to keep more"]
+    return sound.notes
 
 
-def _read_frames(source: Source, settings: ClipSettings, plan: FramePlan) -> np.ndarray:
-    """Read the planned frames at their size: u8[n, h, w, 3]."""
+def _read_frames(
+    source: Source, settings: ClipSettings, plan: FramePlan
+) -> tuple[np.ndarray, list[str]]:
+    """Read the planned frames at their size: u8[n, h, w, 3], and notes on how they are shown."""
     size = plan.height, plan.width
 
-    def prepare(picture: np.ndarray) -> np.ndarray:
-        for height, width in (*_first_size(source, settings), size):
+    def prepare(picture: np.ndarray, inner: tuple[int, int]) -> np.ndarray:
+        first = _first_size(source, settings) if inner == size else []
+        for height, width in (*first, inner):
             picture = resize(picture, height, width)
         return picture[..., ::-1] if settings.bgr else picture
 
+    return read_pictures(source, plan.indices, size, prepare, settings.untagged_bt709)
+
+
+def read_pictures(
+    source: Source,
+    indices: np.ndarray,
+    size: tuple[int, int],
+    prepare: Prepare,
+    untagged_bt709: bool = False,
+) -> tuple[np.ndarray, list[str]]:
+    """Read pictures of a video or an image: u8[n, *size, 3] RGB, and notes on how they are shown.
+
+    Arguments and errors: as of `picture.read_frames`.
+    """
     if source.kind == "image":
-        return prepare(_read_image(source.path))[None]
-    return streams.read_frames(source, plan.indices, size, prepare)
+        return prepare(still.read(source.path), size)[None], []
+    if source.animation:
+        return still.read_frames(source, indices, size, prepare), []
+    return read_frames(source, indices, size, prepare, untagged_bt709)
 
 
 # ---- which frames, at what size ------------------------------------------------------------------
@@ -213,14 +242,8 @@ def plan_frames(source: Source, settings: ClipSettings, config: VisionConfig) ->
         indices, sample_fps = np.zeros(1, np.int64), 0.0
         limits = settings.image_min_pixels, settings.image_max_pixels
     else:
-        first, last = _frame_range(source, settings)
-        total = last - first + 1
-        count = _frame_count(total, source, settings)
-        if settings.preset == "upstream":
-            indices = np.linspace(first, last, count).astype(np.int64)
-        else:
-            indices = _rounded_linspace(first, last, count)
-        sample_fps = count / total * source.fps
+        indices, sample_fps = _select(source, settings)
+        count = len(indices)
         allowance = max(settings.total_pixels / count * 2, int(1.05 * settings.min_pixels))
         limits = settings.min_pixels, min(settings.max_pixels, allowance)
     try:
@@ -241,29 +264,69 @@ def _first_size(source: Source, settings: ClipSettings) -> list[tuple[int, int]]
     return [tuple(max(2, step(side * shrink / 2) * 2) for side in (source.height, source.width))]
 
 
+def _select(source: Source, settings: ClipSettings) -> tuple[np.ndarray, float]:
+    """Return the frame numbers to take, and how many a second.
+
+    By number, as in the reference, from a picture of constant rate; else by time, so that the k-th
+    frame is the one that a player shows k / sample_fps seconds after the first.
+    """
+    if by_time(source):
+        return _select_by_time(source, settings)
+    first, last = _frame_range(source, settings)
+    total = last - first + 1
+    count = _frame_count(total, total / source.fps, settings)
+    if settings.preset == "upstream":
+        indices = np.linspace(first, last, count).astype(np.int64)
+    else:
+        indices = _rounded_linspace(first, last, count)
+    return indices, count / total * source.fps
+
+
+def _select_by_time(source: Source, settings: ClipSettings) -> tuple[np.ndarray, float]:
+    """Select frames by the times at which a player shows them."""
+    start = settings.start or 0.0
+    end = source.seconds if settings.end is None else min(settings.end, source.seconds)
+    if start > end or start >= source.seconds:
+        raise _no_frame(source, settings)
+    seconds = max(end - start, 1 / source.fps)
+    steps = np.diff(source.index.times)
+    # as many as if the picture had the constant rate of its shortest step
+    total = max(1, round(seconds / min([1 / source.fps, *steps[steps > 0]])))
+    count = _frame_count(total, seconds, settings)
+    return shown(source, start + np.arange(count) * (seconds / count)), count / seconds
+
+
+def _no_frame(source: Source, settings: ClipSettings) -> UserError:
+    return UserError(
+        f"{source.path}: no frame between start={settings.start} and end={settings.end}; the "
+        f"picture lasts {source.seconds:.2f} s"
+    )
+
+
 def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
     """Return the first and the last frame number within [start, end] seconds."""
-    first = 0 if settings.start is None else int(np.ceil(settings.start * source.fps))
-    last = source.frames - 1
+    rate, last = source.fps, source.frames - 1
+    if source.index is not None:
+        span = float(source.index.times[-1] - source.index.times[0])
+        if span > 0 and abs(span - last / rate) > 1.01 / rate:  # the header's rate leads to other pictures
+            rate = last / span
+    first = 0 if settings.start is None else int(np.ceil(settings.start * rate))
     if settings.end is not None:
-        last = min(int(np.floor(settings.end * source.fps)), last)
+        last = min(int(np.floor(settings.end * rate)), last)
     if first > last:
-        raise UserError(
-            f"{source.path}: no frame between start={settings.start} and end={settings.end}; the "
-            f"picture lasts {source.seconds:.2f} s"
-        )
+        raise _no_frame(source, settings)
     return first, last
 
 
-def _frame_count(total: int, source: Source, settings: ClipSettings) -> int:
-    """Return the even number of frames to take of `total` (spec 4.1)."""
+def _frame_count(total: int, seconds: float, settings: ClipSettings) -> int:
+    """Return the even number of frames to take of `total` in `seconds` (spec 4.1)."""
     if settings.preset == "upstream" and settings.frames:
         return settings.frames + settings.frames % 2  # short clips repeat frames
     if settings.frames:
         return max(min(round(settings.frames / 2) * 2, total) // 2 * 2, 2)
     low = settings.min_frames + settings.min_frames % 2
     high = min(settings.max_frames, total) // 2 * 2
-    return max(int(min(max(total / source.fps * settings.fps, low), high, total)) // 2 * 2, 2)
+    return max(int(min(max(seconds * settings.fps, low), high, total)) // 2 * 2, 2)
 
 
 def _rounded_linspace(first: int, last: int, count: int) -> np.ndarray:
@@ -308,41 +371,3 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     if frame.shape[:2] == (height, width):
         return frame
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-
-
-# ---- still images --------------------------------------------------------------------------------
-
-
-def _probe_image(path: Path) -> Source | None:
-    """Return the facts of a still image; None for anything else (an animation is a video)."""
-    Image.init()  # PIL knows the rarer formats only after this
-    try:
-        with Image.open(path, formats=STILL_FORMATS) as image:
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                return None
-            width, height = image.size
-            streams.check_size(path, width, height)
-            rotated = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
-    except UnidentifiedImageError:
-        return None
-    except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-        fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, fault, error) from None
-    size = (height, width) if rotated else (width, height)
-    return Source(str(path), "image", *size, 0.0, 1, 0.0, 0, False, 0.0, None)
-
-
-def _read_image(path: str) -> np.ndarray:
-    """Read an image upright as u8[h, w, 3] RGB; transparent pixels become white."""
-    try:
-        with Image.open(path, formats=STILL_FORMATS) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                page = Image.new("RGB", image.size, "white")
-                page.paste(image, mask=image)
-                image = page
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
-        fault = f"the image does not decode ({error}); copy it again"
-        raise streams.reading_error(path, fault, error) from None

@@ -1,13 +1,16 @@
 """Command-line words -> clips: files, folders and globs."""
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ugc_jax.errors import UserError
 
 VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".wmv", ".3gp",
+    ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".flv", ".f4v", ".ts", ".mts",
+    ".m2ts", ".mpg", ".mpeg", ".m2v", ".vob", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogm",
+    ".mxf",
 )  # fmt: skip
 
 
@@ -16,27 +19,39 @@ def find_clips(words: Iterable[str]) -> list[str]:
 
     A folder stands for the videos (VIDEO_SUFFIXES) in it and below it, sorted. A pattern with *, ?
     or [ that is not itself a file stands for the files that it matches. Anything else is taken as a
-    file, readable or not. Raises UserError for a folder or a pattern without any clip.
+    file. A broken link, a pipe or a folder that may not be listed is found, too, so that it is
+    reported as a clip that cannot be read. A link is a clip of its own beside the file it leads to.
+    Raises UserError for a folder or a pattern without any clip.
     """
-    clips: dict[Path, str] = {}  # resolved path -> path as given
+    clips: dict[Path, str] = {}  # place -> path as given
     for word in words:
-        path = Path(word)
         found = [word]
-        if path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if _is_video(file))
+        if os.path.isdir(word):
+            found = sorted(_in_folder(word))
             if not found:
                 looked_for = " ".join(VIDEO_SUFFIXES)
                 raise UserError(f"{word}: no videos in this folder (looked for {looked_for})")
-        elif glob.has_magic(word) and not path.exists():
-            found = sorted(file for file in glob.glob(word, recursive=True) if Path(file).is_file())
+        elif glob.has_magic(word) and not os.path.lexists(word):
+            matches = glob.glob(word, recursive=True)
+            found = sorted(file for file in matches if not os.path.isdir(file))
             if not found:
                 raise UserError(f"{word}: matches no file")
         for clip in found:
-            clips.setdefault(Path(clip).resolve(), clip)
+            clips.setdefault(place(clip), clip)
     return list(clips.values())
 
 
-def _is_video(file: Path) -> bool:
-    """Decide by the name; hidden files are left out."""
-    hidden = file.name.startswith(".")
-    return file.suffix.lower() in VIDEO_SUFFIXES and not hidden and file.is_file()
+def place(path: str | Path) -> Path:
+    """Return the absolute path, its folder without links: the same for all spellings of a name."""
+    folder, name = os.path.split(path)
+    return Path(os.path.realpath(folder), name)
+
+
+def _in_folder(folder: str) -> list[str]:
+    """Return the videos in a folder and below it, by their names; hidden files are left out."""
+    found, closed = [], []
+    for inner, _, names in os.walk(folder, onerror=lambda error: closed.append(error.filename)):
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                found.append(str(Path(inner, name)))
+    return found + closed

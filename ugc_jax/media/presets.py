@@ -60,7 +60,11 @@ class ClipSettings:
     start: float | None = None  # seconds at which the part to use begins; none: the beginning
     end: float | None = None  # seconds at which the part to use ends; none: the end
     audio: bool | None = None  # false: leave the sound out even if the clip has some
+    require_sound: bool | None = None  # true: refuse a clip whose sound cannot be decoded
     max_audio_seconds: float | None = None  # longer sound is cut there, and the log says so
+    # true: colours of high definition without a tag are read as BT.709, as players do; false: as
+    # BT.601, as the reference does
+    untagged_bt709: bool | None = None
     bgr: bool | None = None  # swap red and blue, as the published captioner's inference code did
 
     system: str | None = None  # system prompt
@@ -90,8 +94,10 @@ _QWEN = dict(  # spec 4.1 and 4.2
     image_min_pixels=4 * CELL_AREA,
     image_max_pixels=16384 * CELL_AREA,
     audio=True,
+    require_sound=False,
     max_audio_seconds=300.0,
     bgr=False,
+    untagged_bt709=False,
     reference_fps=False,
     system=DEFAULT_SYSTEM,
     question=QUESTION,

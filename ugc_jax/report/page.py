@@ -259,7 +259,7 @@ def _number(value: object) -> float | None:
 
 def _pictures(album: Album) -> dict[str, dict]:
     return {
-        name: {"frames": picture.frames, "mel": picture.mel, "seconds": round(picture.seconds, 1)}
+        name: picture._asdict() | {"seconds": round(picture.seconds, 1)}
         for name, picture in album.pictures.items()
     }
 

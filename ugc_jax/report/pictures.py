@@ -3,9 +3,7 @@
 import base64
 import io
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from ugc_jax.data.features import log_mel
+from ugc_jax.data.workers import Pool, allow
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
-from ugc_jax.media import streams
-from ugc_jax.media.clip import probe, resize
+from ugc_jax.media.clip import probe, read_pictures, resize
 from ugc_jax.media.find import find_clips
-from ugc_jax.media.streams import Source
+from ugc_jax.media.sound import read_sound
+from ugc_jax.media.timeline import Source
 from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -33,11 +32,15 @@ SILENCE = 1e-4  # a track without samples above it is silent
 
 
 class Picture(NamedTuple):
-    """frames: data URI of a JPEG, None without picture. mel: of a PNG, None without sound."""
+    """frames: data URI of a JPEG, None without picture. mel: of a PNG, None without sound.
+
+    notes: what is displayed differently from the file, one sentence each.
+    """
 
     frames: str | None
     mel: str | None
     seconds: float
+    notes: Sequence[str] = ()
 
 
 class Album(NamedTuple):
@@ -70,62 +73,60 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
     found = [name for name in ids if name in files]
     missing = [name for name in ids if name not in files]
     pictures, unreadable = {}, []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        drawn = pool.map(_try, [files[name] for name in found[:limit]])
+    with Pool(draw_clip) as pool:
+        drawn = pool.read([files[name] for name in found[:limit]], ahead=2 * pool.workers)
         drawn = progress(drawn, len(found[:limit]), "clip", "pictures")
-        for name, picture in zip(found, drawn, strict=False):
-            if isinstance(picture, Picture):
-                pictures[name] = picture
-            else:
-                unreadable.append(picture)
+        for name, (_, picture, _) in zip(found, drawn, strict=False):
+            if isinstance(picture, UserError):
+                unreadable.append(str(picture))
                 logger.warning("%s", picture)
+            else:
+                pictures[name] = picture
     return Album(pictures, missing, unreadable, found[limit:])
 
 
 def draw_clip(path: str | Path) -> Picture:
     """The pictures of one clip. Raises UserError with its name if it cannot be read."""
     source = probe(path)
-    frames = None if source.kind == "audio" else _uri("jpeg", _strip(source), quality=68)
-    mel = _mel(source)
+    allow(max(source.seconds, source.audio_seconds))
+    frames, notes = None, []
+    if source.kind != "audio":
+        strip, notes = _strip(source)
+        frames = _uri("jpeg", strip, quality=68)
+    mel, sound_notes = _mel(source)
+    mel = None if mel is None else _uri("png", mel, optimize=True)
     seconds = max(source.seconds, source.audio_seconds)
-    return Picture(frames, None if mel is None else _uri("png", mel, optimize=True), seconds)
+    return Picture(frames, mel, seconds, [*source.notes, *notes, *sound_notes])
 
 
-def _try(path: str) -> Picture | str:
-    try:
-        return draw_clip(path)
-    except UserError as error:
-        return str(error)
-
-
-def _strip(source: Source) -> Image.Image:
-    """Frames of the clip side by side."""
+def _strip(source: Source) -> tuple[Image.Image, list[str]]:
+    """Frames of the clip side by side, and notes on how they are shown."""
     shrink = min(1.0, SIDE / max(source.width, source.height))
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
     places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
-    frames = streams.read_frames(
-        source, places, (height, width), lambda frame: resize(frame, height, width)
+    frames, notes = read_pictures(
+        source, places, (height, width), lambda frame, size: resize(frame, *size)
     )
     strip = Image.new("RGB", (FRAMES * (width + GAP) - GAP, height), (128, 128, 128))
     for number, frame in enumerate(frames):
         strip.paste(Image.fromarray(frame), (number * (width + GAP), 0))
-    return strip
+    return strip, notes
 
 
-def _mel(source: Source) -> Image.Image | None:
-    """The mel spectrogram, time to the right and pitch up; None if the clip is silent."""
+def _mel(source: Source) -> tuple[Image.Image | None, list[str]]:
+    """The mel spectrogram, time to the right and pitch up, None if silent; notes on the sound."""
     if not source.has_audio:
-        return None
-    waveform = streams.read_sound(source, 0.0, None, MAX_SOUND)
+        return None, []
+    waveform, notes = read_sound(source, 0.0, None, MAX_SOUND)
     if waveform is None or np.abs(waveform).max() < SILENCE:
-        return None
+        return None, notes
     mel = log_mel(waveform).T[::-1]
     low, high = mel.min(), mel.max()
     tones = ((mel - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     small = np.asarray(Image.fromarray(tones).resize(MEL_SIZE, Image.Resampling.BOX))
     picture = Image.fromarray((small * (TONES / 256)).astype(np.uint8))
     picture.putpalette(_palette())
-    return picture
+    return picture, notes
 
 
 def _palette() -> bytes:

@@ -8,7 +8,6 @@ OUTPUT/tensorboard/    the same for TensorBoard, captions as text, by the names 
 
 import contextlib
 import io
-import json
 import re
 import tempfile
 import zlib
@@ -147,7 +146,7 @@ def _errors(folder: epath.PathLike, kind: type[Exception], remedy: str) -> Itera
 
 
 def _line(file: io.TextIOBase, record: dict):
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.write(files.to_json(record) + "\n")
 
 
 def _markdown(rows: list[dict]) -> str:

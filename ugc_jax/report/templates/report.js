@@ -131,7 +131,8 @@
     return element('div', { class: 'media' },
       picture.frames ? image('frames', picture.frames, `Six frames of ${clip.id}`) : null,
       picture.mel ? image('mel', picture.mel, `Mel spectrogram of the sound of ${clip.id}`)
-        : element('p', { class: 'silent' }, 'no sound'));
+        : element('p', { class: 'silent' }, 'no sound'),
+      ...picture.notes.map(note => element('p', { class: 'note' }, note)));
   }
 
   function said(outcome) {
