@@ -12,6 +12,7 @@ from clips import write_clip
 
 from ugc_jax.errors import UserError
 from ugc_jax.media import clip as media
+from ugc_jax.media import sound
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 
@@ -353,3 +354,12 @@ def test_joined_sound_files(tmp_path, suffix, codec):
     heard(clip, [0.5, 1.5, 2.5, 3.5, 4.5, 5.5], 0.13)
     found = timed.onsets(clip.waveform)
     np.testing.assert_allclose(np.diff(found)[::2], 1.0, atol=2e-3)
+
+
+def test_a_piece_that_is_years_away_takes_no_memory():
+    """Of damaged time stamps, at a change of the rate."""
+    tone = np.ones(8000, np.float32)
+    pieces = [sound._Piece(0.0, 16_000, tone), sound._Piece(1e9, 8_000, tone)]
+    joined = sound._join(pieces, [0.0, 1e9], 0.0, 301.0)
+    np.testing.assert_array_equal(joined, tone)
+    assert len(sound._join(pieces, [0.0, 2.0], 0.0, 301.0)) == 48_000

@@ -308,7 +308,7 @@ def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
     rate, last = source.fps, source.frames - 1
     if source.index is not None:
         span = float(source.index.times[-1] - source.index.times[0])
-        # Where the header's rate would lead to other pictures.
+        # a header's rate may lead to other pictures
         if span > 0 and abs(span - last / rate) > 1.01 / rate:
             rate = last / span
     first = 0 if settings.start is None else int(np.ceil(settings.start * rate))

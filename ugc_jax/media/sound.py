@@ -136,6 +136,8 @@ def _join(
     for rate, group in groups:
         group = list(group)
         begin = group[0][1]
+        if begin - start >= length:  # damaged time stamps may be years away
+            continue
         first = round((start - begin) * rate)  # samples after the first one of these pieces
         last = first + round(length * rate)
         if begin > 0:

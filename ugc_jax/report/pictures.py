@@ -117,16 +117,16 @@ def _mel(source: Source) -> tuple[Image.Image | None, list[str]]:
     """The mel spectrogram, time to the right and pitch up, None if silent; notes on the sound."""
     if not source.has_audio:
         return None, []
-    waveform, notes = read_sound(source, 0.0, None, MAX_SOUND)
-    if waveform is None or np.abs(waveform).max() < SILENCE:
-        return None, notes
-    mel = log_mel(waveform).T[::-1]
+    sound = read_sound(source, 0.0, None, MAX_SOUND)
+    if sound.waveform is None or np.abs(sound.waveform).max() < SILENCE:
+        return None, sound.notes
+    mel = log_mel(sound.waveform).T[::-1]
     low, high = mel.min(), mel.max()
     tones = ((mel - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
     small = np.asarray(Image.fromarray(tones).resize(MEL_SIZE, Image.Resampling.BOX))
     picture = Image.fromarray((small * (TONES / 256)).astype(np.uint8))
     picture.putpalette(_palette())
-    return picture, notes
+    return picture, sound.notes
 
 
 def _palette() -> bytes:
