@@ -20,6 +20,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import math
 import os
 import runpy
 import shutil
@@ -331,7 +332,7 @@ def check_minimum(config, **minimum: float):
     """Raise UserError for a field of a job's config below its minimum; None is allowed."""
     for name, limit in minimum.items():
         value = getattr(config, name)
-        if value is not None and value < limit:
+        if value is not None and not limit <= value < math.inf:  # not NaN, either
             raise UserError(f"{name} is {value}; use {limit} or more")
 
 

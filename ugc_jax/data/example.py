@@ -89,7 +89,7 @@ class ClipInfo:
     kind: str  # "video", "image", "audio" or "text"
     frames: int
     sample_fps: float  # frames taken per second of picture, 0.0 unless video
-    instants: tuple[float, ...]  # seconds of the frames on the file's clock; empty unless video
+    instants: tuple[float, ...]  # seconds of the frames as start counts them; empty unless video
     grid: tuple[int, int, int] | None  # (temporal grids, rows, columns) of patches
     has_audio: bool  # sound is part of the prompt
     audio_seconds: float  # of sound in the prompt
@@ -239,7 +239,9 @@ def _info(clip: DecodedClip | None, media: list[MediumInput]) -> ClipInfo:
         kind="text" if clip is None else clip.source.kind,
         frames=frames,
         sample_fps=sample_fps,
-        instants=() if clip is None else tuple(round(time, 3) for time in clip.times.tolist()),
+        instants=()
+        if clip is None
+        else tuple(round(time - clip.source.origin, 3) for time in clip.times.tolist()),
         grid=grid,
         has_audio=any(medium.mel is not None for medium in media),
         audio_seconds=seconds,

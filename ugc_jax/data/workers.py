@@ -46,6 +46,7 @@ from ugc_jax.settings import check_minimum
 
 logger = logging.getLogger(__name__)
 
+MOST_MEMORY = 1 << 20  # GB
 MOST_WORKERS = 8  # that are started where none are named
 MOST_LENGTH = 3600.0  # seconds that the length of a clip adds to its time limit; headers may lie
 TICK = 1.0  # seconds between two looks at a time limit
@@ -63,6 +64,8 @@ class ReadingConfig:
 
     def __post_init__(self):
         check_minimum(self, workers=1, clip_memory=1)
+        if self.clip_memory > MOST_MEMORY:
+            raise UserError(f"clip_memory is {self.clip_memory:g}; use at most {MOST_MEMORY}")
         if not self.clip_timeout > 0:
             raise UserError(f"clip_timeout is {self.clip_timeout:g}; use a positive number")
 

@@ -137,6 +137,12 @@ def read_clip(
     return DecodedClip(source, frames, times, plan.sample_fps, waveform, notes)
 
 
+def undecodable_sound(source: Source) -> list[str]:
+    """Return the note on a sound without a decoder."""
+    codec = source.sound_codec
+    return [f"the sound (codec {codec}) has no decoder; the clip is silent"] if codec else []
+
+
 def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: int) -> list[str]:
     """Return notes on a clip's sound where it is missing or cut."""
     if source.kind == "image":
@@ -145,8 +151,8 @@ def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: i
         return ["no sound in the file"]
     if not settings.audio:
         return ["the sound is left out (audio=false)"]
-    if source.sound_codec:
-        return [f"the sound (codec {source.sound_codec}) has no decoder; the clip is silent"]
+    if lost := undecodable_sound(source):
+        return lost
     if sound.waveform is None:
         return sound.notes or ["no sound between start and end"]
     if not tokens:
@@ -304,7 +310,10 @@ def _no_frame(source: Source, settings: ClipSettings) -> UserError:
 
 
 def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
-    """Return the first and the last frame number within [start, end] seconds."""
+    """Return the first and the last frame number within [start, end] seconds.
+
+    After the last frame's time, while a player still shows it, it is that one.
+    """
     rate, last = source.fps, source.frames - 1
     if source.index is not None:
         span = float(source.index.times[-1] - source.index.times[0])
@@ -315,7 +324,9 @@ def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
     if settings.end is not None:
         last = min(int(np.floor(settings.end * rate)), last)
     if first > last:
-        raise _no_frame(source, settings)
+        if not source.frames - 1 < (settings.start or 0.0) * rate < source.seconds * rate:
+            raise _no_frame(source, settings)
+        first = last = source.frames - 1
     return first, last
 
 

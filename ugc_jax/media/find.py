@@ -48,9 +48,17 @@ def place(path: str | Path) -> Path:
 
 
 def _in_folder(folder: str) -> list[str]:
-    """Return the videos in a folder and below it, by their names; hidden files are left out."""
+    """Return the videos in a folder and below it, by their names; hidden files are left out.
+
+    Also what cannot be searched, so that it gets an error: closed folders, links to folders.
+    """
     found, closed = [], []
-    for inner, _, names in os.walk(folder, onerror=lambda error: closed.append(error.filename)):
+    for inner, folders, names in os.walk(
+        folder, onerror=lambda error: closed.append(error.filename)
+    ):
+        # Links to folders are not followed, as they may lead round; each is an error of its name.
+        inner_paths = (Path(inner, name) for name in folders if not name.startswith("."))
+        closed.extend(str(path) for path in inner_paths if path.is_symlink())
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 found.append(str(Path(inner, name)))

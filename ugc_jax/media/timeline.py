@@ -49,6 +49,7 @@ UNSTAMPED = ("aac", "mp3", "ac3", "eac3", "amr")
 MANY_PICTURES = 25
 # Seconds of sound before the first picture that are worth a picture: one at the usual sampling.
 EARLY_SOUND = 0.5
+LONG_STAND = 0.5  # seconds of the last picture from which on pictures are chosen by time
 
 
 class Index(NamedTuple):
@@ -104,12 +105,15 @@ def scan(path: Path) -> Source:
 
 
 def _scan(path: Path, probe: int) -> Source | None:
-    """Scan a file; None if a stream that it lacks begins later and `probe` is 0."""
+    """Scan a file; None if a stream begins later than FFmpeg looked for it, and `probe` is 0."""
     with open_media(str(path), probe) as container:
         picture, sound = main_stream(container, "video"), main_stream(container, "audio")
         notes = _decodable(path, container, picture is not None)
         if picture is not None:
-            check_size(path, picture.codec_context.width, picture.codec_context.height)
+            size = picture.codec_context.width, picture.codec_context.height
+            if not probe and not all(size):  # its first picture was not found
+                return None
+            check_size(path, *size)
         # AVI stores no presentation times, and FFmpeg's guesses are wrong with B-frames.
         has_pts = container.format.name != "avi"
         extents, frame = {}, None
@@ -177,9 +181,10 @@ def _scan(path: Path, probe: int) -> Source | None:
         index = _index(_shifted(packets, shifts["video"]), has_pts, tick, announced)
         fps, count = _rate(index.times, announced), len(index.displayed)
         seconds, origin = count / fps, float(index.times[0])
-        if not uniform(index.times):  # then the last picture may stand long
-            last = max(packets, key=lambda packet: packet.pts if index.timed else packet.place)
-            seconds = float(index.times[-1]) - origin + (last.duration * tick or 1 / fps)
+        last = max(packets, key=lambda packet: packet.pts if index.timed else packet.place)
+        stands = last.duration * tick
+        if not uniform(index.times) or stands >= max(LONG_STAND, 2 / fps):
+            seconds = float(index.times[-1]) - origin + (stands or 1 / fps)
         heard = 0.0 if -BACKWARD < low < 0 else low  # before zero, packets only fill the decoder
         early = origin - heard if high > low else 0.0
         if early >= EARLY_SOUND:
@@ -187,6 +192,8 @@ def _scan(path: Path, probe: int) -> Source | None:
                 f"the sound begins {early:.1f} s before the picture; the first one is shown"
             )
             origin, seconds = heard, seconds + early
+        if high - (origin + seconds) >= LONG_STAND:
+            notes.append(f"the picture ends {high - origin - seconds:.1f} s before the sound")
         rotation = orientation(frame).rotation
         width, height = display_size(frame, picture.sample_aspect_ratio, rotation)
         check_size(path, width, height)
@@ -417,7 +424,19 @@ def uniform(times: np.ndarray) -> bool:
 def by_time(source: Source) -> bool:
     """Return whether pictures are to be chosen by time: their numbers do not tell it."""
     index = source.index
-    return index is not None and (source.origin != index.times[0] or not uniform(index.times))
+    if index is None:
+        return False
+    stands = source.origin + source.seconds - float(index.times[-1])  # the last picture
+    return (
+        source.origin != index.times[0]
+        or not uniform(index.times)
+        or stands > 0.99 * LONG_STAND
+        and (
+            len(index.times) == 1
+            or stands > 1.99 / source.fps
+            and index.times[-1] > index.times[0]  # else the times say nothing
+        )
+    )
 
 
 def shown(source: Source, instants: np.ndarray) -> np.ndarray:

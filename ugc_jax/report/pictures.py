@@ -14,10 +14,10 @@ from ugc_jax.data.features import log_mel
 from ugc_jax.data.workers import Pool, allow
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
-from ugc_jax.media.clip import probe, read_pictures, resize
+from ugc_jax.media.clip import probe, read_pictures, resize, undecodable_sound
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.sound import read_sound
-from ugc_jax.media.timeline import Source
+from ugc_jax.media.timeline import Source, by_time, shown
 from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ def _strip(source: Source) -> tuple[Image.Image, list[str]]:
     """Frames of the clip side by side, and notes on how they are shown."""
     shrink = min(1.0, SIDE / max(source.width, source.height))
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
-    places = ((np.arange(FRAMES) + 0.5) / FRAMES * source.frames).astype(int)
+    parts = (np.arange(FRAMES) + 0.5) / FRAMES
+    places = (parts * source.frames).astype(int)
+    if by_time(source):
+        places = shown(source, parts * source.seconds)
     frames, notes = read_pictures(
         source, places, (height, width), lambda frame, size: resize(frame, *size)
     )
@@ -116,7 +119,7 @@ def _strip(source: Source) -> tuple[Image.Image, list[str]]:
 def _mel(source: Source) -> tuple[Image.Image | None, list[str]]:
     """The mel spectrogram, time to the right and pitch up, None if silent; notes on the sound."""
     if not source.has_audio:
-        return None, []
+        return None, undecodable_sound(source)
     sound = read_sound(source, 0.0, None, MAX_SOUND)
     if sound.waveform is None or np.abs(sound.waveform).max() < SILENCE:
         return None, sound.notes
