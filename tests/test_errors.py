@@ -10,7 +10,13 @@ import sys
 import pytest
 
 from ugc_jax import cli, files
-from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError, environment_failure
+from ugc_jax.errors import (
+    EnvironmentFailure,
+    OutOfMemory,
+    UnreadableFile,
+    UserError,
+    environment_failure,
+)
 
 INSTALL = "install it, or install ugc_jax again"
 
@@ -220,3 +226,10 @@ def test_the_fixture_leaves_handles(no_handles):
         os.open(os.devnull, os.O_RDONLY)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
     os.close(os.open(os.devnull, os.O_RDONLY))
+
+
+def test_what_a_limit_of_the_process_may_be_the_reason_of():
+    for error in (MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "")):
+        assert type(environment_failure(error)) is OutOfMemory
+    for error in (OSError(errno.ENOSPC, ""), OSError(errno.EMFILE, ""), import_error()):
+        assert type(environment_failure(error)) is EnvironmentFailure
