@@ -69,13 +69,15 @@ def write(
     sound_shift: float = 0.0,
     keep: Callable[[float], bool] = lambda time: True,
     move: Callable[[float], float] = lambda time: time,
+    stand: float | None = None,
     form: str | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Write pictures of the given seconds and sound f32[channels, samples].
 
     shift: seconds added to all time stamps. sound_shift: and to those of sound. keep: whether a
-    packet of sound of that second is written. move: second of a packet -> another one.
+    packet of sound of that second is written. move: second of a packet -> another one. stand:
+    seconds of the last picture.
     """
     with av.open(str(path), "w", format=form, options=options or {}) as out:
         packets = []
@@ -89,6 +91,8 @@ def write(
                 frame.pts, frame.time_base = round((time + shift) * 1000), MILLISECOND
                 packets += video.encode(frame)
             packets += video.encode(None)
+            if stand is not None:
+                packets[-1].duration = round(stand / packets[-1].time_base)
         if wave is not None:
             audio = out.add_stream(codecs[1], rate=rate)
             audio.layout = layout

@@ -439,3 +439,9 @@ class TestLifetime:
             process.send_signal(signal.SIGINT)
             assert process.stdout.read() == "interrupted\n"
         assert gone(*processes)
+
+
+@pytest.mark.parametrize("memory", [0.5, float("nan"), float("inf"), 1e300])
+def test_a_memory_limit_that_is_none(memory):
+    with pytest.raises(UserError, match="^clip_memory is"):
+        ReadingConfig(clip_memory=memory)

@@ -369,3 +369,51 @@ def test_another_picture_is_shown_with_a_note(tmp_path):
     clip = read(path, fps=10.0)
     assert clip.notes[0] == "the main picture (codec bvc2) has no decoder; another one is shown"
     np.testing.assert_allclose(seen(clip), tenths(1), atol=0.005)
+
+
+# ---- a last picture that stands, a picture that begins late --------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("pictures", [[0.0], [0.0, 1.0], [0.0, 1.0, 4.0], tenths(3)])
+def test_a_last_picture_that_stands(tmp_path, suffix, pictures):
+    path = tmp_path / f"a.{suffix}"
+    write(path, pictures, clicks([0.5, 7.5], 10.0), stand=10.0 - pictures[-1])
+    clip = read(path, frames=10)
+    assert clip.source.seconds == pytest.approx(10.0, abs=0.05)
+    instants = np.arange(len(clip.frames)) * 10 / len(clip.frames)
+    shown_then = [max(time for time in pictures if time <= second + 1e-3) for second in instants]
+    np.testing.assert_allclose(seen(clip), shown_then, atol=0.005)
+    agrees(clip, [0.5, 7.5])
+    late = read(path, start=5.0, end=8.0, frames=4)
+    np.testing.assert_allclose(seen(late), pictures[-1], atol=0.005)
+    agrees(late, [2.5], within=0.06)
+
+
+def test_a_last_picture_of_ordinary_length_changes_nothing(tmp_path):
+    for stand in (0.1, 0.15):
+        clip = read(write(tmp_path / "a.mp4", tenths(3), stand=stand), fps=2.0)
+        np.testing.assert_allclose(seen(clip), [0.0, 0.6, 1.2, 1.7, 2.3, 2.9], atol=0.005)
+
+
+def test_a_start_after_the_last_time_shows_the_last_picture(tmp_path):
+    path = write(tmp_path / "a.mp4", tenths(3))
+    np.testing.assert_allclose(seen(read(path, start=2.95, end=3.0)), 2.9, atol=0.005)
+    with pytest.raises(UserError, match="no frame between start=3.0 and end=None"):
+        read(path, start=3.0)
+
+
+def test_sound_after_the_picture_is_noted(tmp_path):
+    clip = read(write(tmp_path / "a.mp4", tenths(2), clicks([0.5, 4.5], 6.0)))
+    assert [note for note in clip.notes if "before the sound" in note] == [
+        "the picture ends 4.0 s before the sound"
+    ]
+    agrees(clip, [0.5, 4.5])
+
+
+def test_a_picture_that_begins_long_after_the_sound(tmp_path):
+    wave = clicks([0.5, 10.5], 14.0)
+    clip = read(write(tmp_path / "a.ts", tenths(4), wave, shift=10.0, sound_shift=-10.0), fps=1.0)
+    assert (clip.source.width, clip.source.height) == (160, 120)
+    assert clip.source.seconds == pytest.approx(14.0, abs=0.6)
+    agrees(clip, [0.5, 10.5], within=0.1)
