@@ -14,6 +14,7 @@ from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, SAMPLE_RATE
 
 BITS = 16
+UNKNOWN_LENGTH = "nothing in this file tells its length; it may be cut off"
 MILLISECOND = Fraction(1, 1000)
 
 
@@ -128,9 +129,13 @@ def join(path: Path, *parts: Path) -> Path:
 
 
 def read(path: str | Path, **settings) -> DecodedClip:
-    """Read a clip with small pictures."""
+    """Read a clip with small pictures; transport streams without the note on their length."""
     settings = resolve(ClipSettings(min_pixels=1, max_pixels=50_176, **settings))
-    return media.read_clip(media.probe(path), settings, 1 << 30, GEOMETRY)
+    clip = media.read_clip(media.probe(path), settings, 1 << 30, GEOMETRY)
+    if Path(path).suffix == ".ts":
+        assert UNKNOWN_LENGTH in clip.notes
+        clip = clip._replace(notes=[note for note in clip.notes if note != UNKNOWN_LENGTH])
+    return clip
 
 
 def seen(clip: DecodedClip) -> np.ndarray:

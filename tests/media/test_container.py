@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import timed
 from clips import write_clip
 from PIL import Image
 from timed import boxes, clicks, read, tenths, write
@@ -245,3 +246,50 @@ def test_a_demuxer_that_asks_to_try_again():
     assert len(list(read_packets(Hesitant(0, 3, 0, 99, 99)))) == 5
     with pytest.raises(UserError, match="^a.ts: too damaged to be read; copy it again"):
         list(read_packets(Hesitant(0, 100)))
+
+
+# ---- lengths that nothing tells ------------------------------------------------------------------
+
+
+def sound_file(path, codec, rate=44_100, **options):
+    """Twelve seconds of sound."""
+    return write(path, None, clicks([0.5], 12.0, rate), codecs=("", codec), rate=rate, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp3", "libmp3lame"), ("a.ogg", "libopus"), ("a.mka", "aac")]
+)
+def test_half_a_sound_file_is_noted_or_refused(tmp_path, name, codec):
+    pages = {"page_duration": "1000000"} if name == "a.ogg" else {}
+    path = sound_file(tmp_path / name, codec, 48_000, options=pages)
+    assert not read(path).notes
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if name == "a.mka":
+        with pytest.raises(UserError, match="cut off"):
+            read(path)
+        return
+    (note,) = read(path).notes
+    announced = "the header announces 12." if name == "a.mp3" else timed.UNKNOWN_LENGTH
+    assert note.startswith(announced)
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a.ac3"])
+def test_streams_tell_no_length(tmp_path, name):
+    path = sound_file(tmp_path / name, name[2:], 48_000)
+    assert read(path).notes == [timed.UNKNOWN_LENGTH]
+
+
+def test_half_an_animation_is_noted(tmp_path):
+    pages = [Image.fromarray(np.full((64, 96, 3), 40 * n, np.uint8)) for n in range(5)]
+    path = tmp_path / "a.gif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=200)
+    assert timed.UNKNOWN_LENGTH not in read(path).notes
+    path.write_bytes(path.read_bytes()[:-20])
+    assert timed.UNKNOWN_LENGTH in read(path).notes
+
+
+def test_a_live_recording_tells_no_length(tmp_path):
+    live = {"live": "1"}
+    path = write(tmp_path / "a.mkv", tenths(2), clicks([0.5], 2.0), options=live)
+    assert read(path).notes == [timed.UNKNOWN_LENGTH]

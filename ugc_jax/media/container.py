@@ -155,7 +155,8 @@ def check_complete(path: Path, container: av.container.InputContainer, extents: 
     # counted from the first packet in some containers, from zero in others
     found = max(last, last - begin)
     announced = length.seconds or (container.duration or 0) / av.time_base
-    missing = 0.0 if name in ESTIMATED else announced - found
+    is_counted = name == "mp3" and length.known
+    missing = 0.0 if name in ESTIMATED and not is_counted else announced - found
     if missing > max(0.3, 0.05 * announced):
         kept = f"only {found:.1f} of its {announced:.1f} seconds are in the file"
         if length.seconds or name in EXACT:
@@ -254,7 +255,7 @@ def _length_of_matroska(path: Path, size: int) -> Length:
                 break
             value = int.from_bytes(head[wide : wide + count], "big") - (1 << 7 * count)
             if value == (1 << 7 * count) - 1:  # unknown: a live recording
-                break
+                return Length(known=False)
             place += wide + count + value
             end = place if head[:wide] == b"\x18\x53\x80\x67" else end
     return Length(end)
@@ -321,6 +322,44 @@ def _length_of_asf(path: Path, size: int) -> Length:
     return Length(0 if broadcast else announced)
 
 
+def _length_of_mp3(path: Path, size: int) -> Length:
+    """Return whether a Xing, Info or VBRI header counts the frames."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        if head[:3] == b"ID3":  # its size: four times seven bits
+            file.seek(10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
+            head = file.read(1 << 12)
+    return Length(known=any(tag in head[: 1 << 12] for tag in (b"Xing", b"Info", b"VBRI")))
+
+
+def _length_of_ogg(path: Path, size: int) -> Length:
+    """Return whether the last page ends its stream (RFC 3533, 6)."""
+    tail = _tail(path, size, 1 << 17)
+    page = tail.rfind(b"OggS")
+    return Length(known=page >= 0 and bool(tail[page + 5 : page + 6] and tail[page + 5] & 4))
+
+
+def _length_of_gif(path: Path, size: int) -> Length:
+    """Return whether the trailer is there (GIF89a, 27)."""
+    return Length(known=_tail(path, size, 64).rstrip(b"\0").endswith(b"\x3b"))
+
+
+def _length_of_png(path: Path, size: int) -> Length:
+    """Return whether the last chunk is there (PNG, 11.2.5)."""
+    return Length(known=b"IEND" in _tail(path, size, 64))
+
+
+def _length_of_stream(path: Path, size: int) -> Length:
+    """Return whether an MPEG program has its end code (ISO/IEC 13818-1, 2.5.3.2)."""
+    return Length(known=_tail(path, size, 1 << 12).rstrip(b"\xff\0").endswith(b"\x01\xb9"))
+
+
+def _tail(path: Path, size: int, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, size - count))
+        return file.read()
+
+
 _LENGTHS = {  # by a part of the demuxer's name
     "mp4": length_of_mp4,
     "matroska": _length_of_matroska,
@@ -331,6 +370,12 @@ _LENGTHS = {  # by a part of the demuxer's name
     "aiff": _length_of_riff,
     "flv": _length_of_flv,
     "asf": _length_of_asf,
+    "mp3": _length_of_mp3,
+    "ogg": _length_of_ogg,
+    "gif": _length_of_gif,
+    "apng": _length_of_png,
+    # Streams that may end anywhere, of which FFmpeg only estimates the length.
+    **dict.fromkeys(("mpeg", "h264", "hevc", "m4v", "aac", "amr", "ac3"), _length_of_stream),
 }
 MOST_TRIES = 100  # to read one packet
 # Formats whose headers count samples, or state a length only if it is known.
