@@ -264,7 +264,8 @@ def test_half_a_sound_file_is_noted_or_refused(tmp_path, name, codec):
     path = sound_file(tmp_path / name, codec, 48_000, options=pages)
     assert not read(path).notes
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    end = whole.rfind(b"OggS") if name == "a.ogg" else len(whole) // 2
+    path.write_bytes(whole[:end])
     if name == "a.mka":
         with pytest.raises(UserError, match="cut off"):
             read(path)
