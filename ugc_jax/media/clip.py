@@ -119,7 +119,8 @@ def read_clip(
     sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
     lost = source.sound_codec or sound.undecodable
     if settings.audio and lost and (settings.require_sound or source.kind == "audio"):
-        raise UserError(f"{source.path}: {sound_notes[-1]}; encode it again")
+        fault = sound_notes[-1].removesuffix("; the clip is silent")
+        raise UserError(f"{source.path}: {fault}; encode it again")
     if source.kind == "audio":
         if waveform is None:
             limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"

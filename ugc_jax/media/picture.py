@@ -92,7 +92,8 @@ def read_frames(
     if rows:
         count = len(rows)
         _fill(source, sorted(rows), put)
-        notes[f"{count} pictures do not decode; the ones before them are taken"] = None
+        what = "1 picture does" if count == 1 else f"{count} pictures do"
+        notes[f"{what} not decode; the ones before them are taken"] = None
     return result, list(notes)
 
 

@@ -39,6 +39,8 @@ _OTHERS = (
     (0, b"v/1\1", "an OpenEXR picture"),
     (0, b"#?R", "a Radiance picture (HDR)"),
     (0, b"qoif", "a QOI picture"),
+    (0, b"\x01\xda", "an SGI picture"),
+    (0, b"\n\x05\x01", "a PCX picture"),
     (0, b"DDS ", "a DDS picture"),
     (0, b"FUJIFILMCCD-RAW", "a camera's raw picture"),
     (0, b"IIRO", "a camera's raw picture"),
