@@ -11,9 +11,10 @@ anything else, takes more memory or time than the limits allow, or stops the poo
 
 import argparse
 import collections
+import contextlib
 import functools
 import io
-import resource
+import os
 import shutil
 import struct
 import sys
@@ -232,7 +233,7 @@ def fuzz(count: int, seed: int, folder: Path, keep: Path, config: ReadingConfig)
     whole = originals()
     kinds = list(whole)
     counts = {name: collections.Counter() for name in kinds}
-    kept, violations, slowest = [], [], (0.0, "")
+    kept, violations, slowest, memory = [], [], (0.0, ""), 0
     under_way: collections.deque[str] = collections.deque()
 
     def mutants() -> Iterator[str]:
@@ -264,17 +265,29 @@ def fuzz(count: int, seed: int, folder: Path, keep: Path, config: ReadingConfig)
                 counts[name.partition("-")[0]][outcome] += 1
                 slowest = max(slowest, (seconds, name))
                 bar.update()
+                if bar.done % 50 == 0 or bar.done == count:
+                    memory = max(memory, memory_of_workers())
     except EnvironmentFailure as error:
         keep.mkdir(parents=True, exist_ok=True)
         files = [shutil.move(path, keep / Path(path).name) for path in under_way]
         violations.append(f"{error} (the pool stopped; one of {', '.join(map(str, files))})")
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     # Beside its limit a process has its libraries' code.
     if memory > (config.clip_memory + 0.5) * 2**30:
         violations.append(f"a worker took {memory / 2**30:.1f} GB")
     if slowest[0] > config.clip_timeout + 2 * SECONDS + 60:
         violations.append(f"{slowest[1]} took {slowest[0]:.0f} s")
     return Figures(counts, kept, violations, slowest, memory)
+
+
+def memory_of_workers() -> int:
+    """Return the most bytes that a living child of this process has taken (Linux; else 0)."""
+    most = 0
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            facts = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            if int(facts["PPid"]) == os.getpid() and "VmHWM" in facts:
+                most = max(most, int(facts["VmHWM"].split()[0]) * 1024)
+    return most
 
 
 def main():

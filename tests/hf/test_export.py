@@ -12,7 +12,7 @@ from fake_checkpoints import random_tensors, write_full, write_thinker
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -250,7 +250,7 @@ def test_refuses_what_is_there(tmp_path):
     with new_directory(folder, overwrite=False) as partial:  # an empty directory is taken
         (partial / "config.json").write_text("old")
     with (
-        pytest.raises(UserError, match="is not empty; name another output, or set overwrite"),
+        pytest.raises(UserError, match="is not empty; name another output, or add --overwrite"),
         new_directory(folder, False),
     ):
         pass
@@ -285,10 +285,9 @@ def test_a_failure_leaves_the_old_directory(tmp_path, error):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "config.json").write_text("old")
-    seen = (
-        UserError if isinstance(error, OSError) else type(error)
-    )  # the disk's refusal becomes a line
-    with pytest.raises(seen, match="No space left" if isinstance(error, OSError) else None):
+    is_full = isinstance(error, OSError)  # becomes a line
+    seen = EnvironmentFailure if is_full else type(error)
+    with pytest.raises(seen, match="the disk is full" if is_full else None):
         _fail_halfway(folder, error)
     assert (folder / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
