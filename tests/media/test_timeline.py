@@ -9,7 +9,7 @@ from timed import clicks, join, onsets, read, seen, tenths, write
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import plan_frames
 from ugc_jax.media.presets import ClipSettings, resolve
-from ugc_jax.media.timeline import Index, Source, scan, shown, uniform
+from ugc_jax.media.timeline import Index, Source, not_by_number, scan, shown, uniform
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 
 JOINED = "the file's clock jumps {}; its parts are joined"
@@ -267,7 +267,8 @@ def source(times, origin=None, fps=25.0):
     origin = times[0] if origin is None else origin
     seconds = float(times[-1] - origin) + 1 / fps
     facts = len(times), seconds, 0, False, 0.0, index
-    return Source("a.mp4", "video", 64, 64, fps, *facts, origin=origin)
+    by_time = not_by_number(times, 1 / fps, fps)
+    return Source("a.mp4", "video", 64, 64, fps, *facts, origin=origin, by_time=by_time)
 
 
 def test_shown():
@@ -394,6 +395,15 @@ def test_a_last_picture_of_ordinary_length_changes_nothing(tmp_path):
     for stand in (0.1, 0.15):
         clip = read(write(tmp_path / "a.mp4", tenths(3), stand=stand), fps=2.0)
         np.testing.assert_allclose(seen(clip), [0.0, 0.6, 1.2, 1.7, 2.3, 2.9], atol=0.005)
+
+
+def test_a_rate_that_the_header_rounds_changes_nothing(tmp_path):
+    """At its 10 pictures a second, 600 would last 0.6 s longer; the last one stands no longer."""
+    pictures = [round(0.099 * number, 3) for number in range(600)]
+    clip = read(write(tmp_path / "a.mkv", pictures), frames=32)
+    assert clip.source.fps == 10.0
+    taken = np.rint(np.linspace(0, 599, 32)).astype(int)
+    np.testing.assert_allclose(clip.times, np.array(pictures)[taken], atol=0.001)
 
 
 def test_a_start_after_the_last_time_shows_the_last_picture(tmp_path):

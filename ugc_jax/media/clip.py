@@ -20,7 +20,7 @@ from ugc_jax.media import still
 from ugc_jax.media.picture import Prepare, read_frames
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.sound import Sound, read_sound
-from ugc_jax.media.timeline import Source, by_time, scan, shown
+from ugc_jax.media.timeline import Source, scan, shown
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
 MAX_ASPECT_RATIO = 200
@@ -277,7 +277,7 @@ def _select(source: Source, settings: ClipSettings) -> tuple[np.ndarray, float]:
     By number, as in the reference, from a picture of constant rate; else by time, so that the k-th
     frame is the one that a player shows k / sample_fps seconds after the first.
     """
-    if by_time(source):
+    if source.by_time:
         return _select_by_time(source, settings)
     first, last = _frame_range(source, settings)
     total = last - first + 1

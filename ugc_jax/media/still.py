@@ -18,7 +18,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.media.colour import HDR, on_white, tone_map
 from ugc_jax.media.container import check_size, length_of_mp4, reading_error
 from ugc_jax.media.picture import Prepare
-from ugc_jax.media.timeline import Index, Source
+from ugc_jax.media.timeline import Index, Source, not_by_number
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # JPEG includes MPO
 ANIMATED = ("WEBP", "AVIF")  # of which PIL reads all pictures, complete
@@ -128,15 +128,14 @@ def _still(path: Path, size: tuple[int, int], notes: tuple[str, ...]) -> Source:
 
 def _animation(path: Path, image: Image.Image, size: tuple[int, int]) -> Source:
     """Return the facts of an animated image, as a video without sound. size: (width, height)."""
-    times, seconds = [], 0.0
+    lasting = []  # seconds of each picture
     for number in range(image.n_frames):
         image.seek(number)
         image.load()
-        times.append(seconds)
-        seconds += (image.info.get("duration") or 100) / 1000  # as browsers show it
-    count = len(times)
-    numbers = np.arange(count)
-    index = Index(numbers, np.ones(count, bool), numbers, np.array(times), False)
+        lasting.append((image.info.get("duration") or 100) / 1000)  # as browsers show it
+    count, seconds = len(lasting), sum(lasting)
+    numbers, times = np.arange(count), np.cumsum([0.0, *lasting[:-1]])
+    index = Index(numbers, np.ones(count, bool), numbers, times, False)
     return Source(
         path=str(path),
         kind="video",
@@ -149,6 +148,7 @@ def _animation(path: Path, image: Image.Image, size: tuple[int, int]) -> Source:
         has_audio=False,
         audio_seconds=0.0,
         index=index,
+        by_time=not_by_number(times, lasting[-1], count / seconds),
         animation=True,
     )
 

@@ -91,6 +91,7 @@ class Source(NamedTuple):
     # "video" and "audio" -> packet number -> ticks added to time stamps from there on
     shifts: Mapping[str, Mapping[int, int]] = {"video": {}, "audio": {}}
     probe: int = 0  # bytes to search for streams; 0: as many as FFmpeg does
+    by_time: bool = False  # pictures are to be chosen by time: their numbers do not tell it
     animation: bool = False  # an animated image, read by still.py
 
 
@@ -183,11 +184,12 @@ def _scan(path: Path, probe: int) -> Source | None:
         seconds, origin = count / fps, float(index.times[0])
         last = max(packets, key=lambda packet: packet.pts if index.timed else packet.place)
         stands = last.duration * tick
-        if not uniform(index.times) or stands >= max(LONG_STAND, 2 / fps):
+        if by_time := not_by_number(index.times, stands, fps):
             seconds = float(index.times[-1]) - origin + (stands or 1 / fps)
         heard = 0.0 if -BACKWARD < low < 0 else low  # before zero, packets only fill the decoder
         early = origin - heard if high > low else 0.0
         if early >= EARLY_SOUND:
+            by_time = True
             notes.append(
                 f"the sound begins {early:.1f} s before the picture; the first one is shown"
             )
@@ -208,6 +210,7 @@ def _scan(path: Path, probe: int) -> Source | None:
             index=index,
             origin=origin,
             notes=tuple(notes),
+            by_time=by_time,
             **facts,
         )
 
@@ -421,22 +424,15 @@ def uniform(times: np.ndarray) -> bool:
     return bool(off.max() < 1.01 and np.quantile(off, 0.8) < 0.501)
 
 
-def by_time(source: Source) -> bool:
-    """Return whether pictures are to be chosen by time: their numbers do not tell it."""
-    index = source.index
-    if index is None:
+def not_by_number(times: np.ndarray, stands: float, fps: float) -> bool:
+    """Return whether the numbers of pictures do not tell when a player shows them.
+
+    times: f64[frames], ascending, seconds. stands: seconds that the last picture is shown. Equal
+    times of several pictures say nothing, so these are taken by number.
+    """
+    if len(times) > 1 and times[-1] <= times[0]:
         return False
-    stands = source.origin + source.seconds - float(index.times[-1])  # the last picture
-    return (
-        source.origin != index.times[0]
-        or not uniform(index.times)
-        or stands > 0.99 * LONG_STAND
-        and (
-            len(index.times) == 1
-            or stands > 1.99 / source.fps
-            and index.times[-1] > index.times[0]  # else the times say nothing
-        )
-    )
+    return not uniform(times) or stands >= max(LONG_STAND, 2 / fps)
 
 
 def shown(source: Source, instants: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ugc_jax.evals.tasks import clip_id
 from ugc_jax.media.clip import probe, read_pictures, resize, undecodable_sound
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.sound import read_sound
-from ugc_jax.media.timeline import Source, by_time, shown
+from ugc_jax.media.timeline import Source, shown
 from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _strip(source: Source) -> tuple[Image.Image, list[str]]:
     width, height = (max(1, round(side * shrink)) for side in (source.width, source.height))
     parts = (np.arange(FRAMES) + 0.5) / FRAMES
     places = (parts * source.frames).astype(int)
-    if by_time(source):
+    if source.by_time:
         places = shown(source, parts * source.seconds)
     frames, notes = read_pictures(
         source, places, (height, width), lambda frame, size: resize(frame, *size)
