@@ -48,7 +48,7 @@ def test_final_object(text, expected):
 
 
 @pytest.mark.parametrize(
-    "piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ']
+    "piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ', " ", "{ ", " ```"]
 )
 def test_degenerate_answers_take_no_time(piece):
     began = time.perf_counter()

@@ -19,7 +19,6 @@ AGAIN = (
 _THINKING = r"(?:think|thinking|thought|reasoning|reflection|scratchpad|analysis)"
 _BEGIN_OF_THINKING = re.compile(rf"<{_THINKING}>", re.IGNORECASE)
 _END_OF_THINKING = re.compile(rf"</{_THINKING}>", re.IGNORECASE)
-_END_OF_FENCE = re.compile(r"\s*```\s*\Z")
 _OBJECT = re.compile(r"\{\s*[\"'}]")
 
 
@@ -78,10 +77,7 @@ def without_thinking(text: str) -> str | None:
     What precedes a closing tag without an opening one is thinking, too: some templates put the
     opening tag into the prompt.
     """
-    for closing in _END_OF_THINKING.finditer(text):
-        rest = text[closing.end() :]
-    if _END_OF_THINKING.search(text):
-        text = rest
+    text = _END_OF_THINKING.split(text)[-1]
     return None if _BEGIN_OF_THINKING.search(text) else text
 
 
@@ -95,7 +91,7 @@ def final_object(text: str) -> dict | None:
     text = without_thinking(text)
     if text is None:
         return None
-    text = _END_OF_FENCE.sub("", text).rstrip()
+    text = text.rstrip().removesuffix("```").rstrip()
     decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
     start = text.find("{")
     while start >= 0:
