@@ -1,6 +1,7 @@
 """ugc_jax.rl.rewards.dialogue: who says what, found in captions and compared."""
 
 import itertools
+import time
 
 import pytest
 
@@ -34,6 +35,13 @@ from ugc_jax.rl.rewards.dialogue import Quotation, f1, likeness, listed, quoted
 )
 def test_quoted(text, expected):
     assert quoted(text) == [Quotation(*line) for line in expected]
+
+
+def test_a_degenerate_caption_takes_no_time():
+    began = time.perf_counter()
+    assert quoted('"Hi" ' + " " * 8000 + "x" * 70 + " said.") == []  # no name is so long
+    assert quoted('"Hi"' + " " * 8000 + "Ann said.") == [("Ann", "Hi")]
+    assert time.perf_counter() - began < 1
 
 
 def test_listed():

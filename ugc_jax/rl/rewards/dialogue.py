@@ -20,7 +20,8 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _TO_QUOTE = re.compile(r"[^,;:]{0,60}[,:]?\s*")  # from the verb to its quotation: " to her, "
-_FROM_QUOTE = re.compile(r"[\s,]*([^,;:]{0,60}?)\s*$")  # from a quotation to its verb: the speaker
+_GAP = re.compile(r"[\s,]*")
+_SPEAKER = re.compile(r"[^,;:]{0,60}")  # from a quotation to its verb, without the gaps
 # between two quotations of one speaker: ", and then "
 _ON = re.compile(r"[\s,;.]*(?:and|then|or|and then)?[\s,:]*")
 _CLAUSE = re.compile(r"[,;:]|\b(?:and|as|while|when|where|before|after|then|but|by|who)\b")
@@ -119,10 +120,10 @@ def _speaker(before: str, after: str) -> str | None:
     verb = _VERB.search(beside)
     if verb is None or (beside != after and _TO_QUOTE.fullmatch(beside, verb.end())):
         return None  # no verb, or that of the next quotation
-    first = _FROM_QUOTE.match(beside[: verb.start()])
-    if first is None:
+    first = beside[_GAP.match(beside).end() : verb.start()].rstrip()
+    if _SPEAKER.fullmatch(first) is None:
         return None
-    return _named(first[1] or _CLAUSE.split(beside[verb.end() :])[0])
+    return _named(first or _CLAUSE.split(beside[verb.end() :])[0])
 
 
 def _named(clause: str) -> str | None:
