@@ -1,6 +1,7 @@
 """The exceptions that `cli` prints as a single line: a user's mistake, a broken environment."""
 
 import errno
+import mmap
 import os
 
 FULL_DISK = "free disk space, then run again to resume"
@@ -45,6 +46,15 @@ class EnvironmentFailure(Exception):
 
 class OutOfMemory(EnvironmentFailure):
     """No memory, or none for a further thread; a limit of the process may be the reason."""
+
+
+def has_memory(size: int) -> bool:
+    """Return whether this process can have `size` bytes more; they are not touched."""
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def environment_failure(error: BaseException, path=None) -> EnvironmentFailure | None:

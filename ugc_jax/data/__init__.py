@@ -5,7 +5,7 @@
     manifest.py   a manifest or a folder -> rows          extract.py   rows -> records
     records.py    extracted folders, written and read     planning.py  which rows, in which step
     pipeline.py   records -> batches by the plan (Grain)  reading.py   files -> prompts, read ahead
-    workers.py    processes that read and may die
+    workers.py    processes that read and may die         shown.py     what records show a model
 
 Imports media, models (the config) and lower layers. Workers and `extract` import no jax.
 """

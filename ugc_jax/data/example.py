@@ -138,7 +138,7 @@ def read_media(
     if path is not None:
         allowance = min(budget - text_tokens, settings.media_tokens or budget)
         source = probe(path)
-        allow(max(source.seconds, source.audio_seconds))
+        allow(source.length)
         clip = read_clip(source, settings, allowance, config)
         media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
     return media, _info(clip, media)

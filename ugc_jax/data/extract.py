@@ -465,7 +465,7 @@ def _read(
 ) -> tuple[MediumFacts, RawMedium]:
     """Read a medium and its facts for the index. kind: as the messages call it."""
     source = probe(path)
-    allow(max(source.seconds, source.audio_seconds))
+    allow(source.length)
     if source.kind != kind:
         raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")
     clip = read_clip(source, settings, allowance, GEOMETRY)

@@ -131,7 +131,7 @@ def _hann() -> np.ndarray:
 def _mel_filters() -> np.ndarray:
     """Return Slaney's mel filters with area norm, 0 to 8000 Hz: f32[201, 128].
 
-    Equal to librosa's, whose import would take a second in every process that reads clips.
+    Equal to librosa's, whose import is too slow for every process that reads clips.
     """
     linear, corner = 200 / 3, 1000.0  # linear up to 1000 Hz, logarithmic from there
     step, corner_mel = np.log(6.4) / 27, corner / linear

@@ -13,7 +13,6 @@ import dataclasses
 import fcntl
 import logging
 import logging.handlers
-import mmap
 import os
 import pickle
 import queue
@@ -41,6 +40,7 @@ from ugc_jax.errors import (
     UnreadableFile,
     UserError,
     environment_failure,
+    has_memory,
 )
 from ugc_jax.settings import check_minimum
 
@@ -373,11 +373,10 @@ def _is_limit(limits: tuple[int, int]) -> bool:
     """
     resource.setrlimit(resource.RLIMIT_DATA, limits)
     try:
-        mmap.mmap(-1, MEMORY_TRIAL, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         threading.Thread(target=int).start()
-    except (OSError, MemoryError, RuntimeError):
+    except RuntimeError:
         return False
-    return True
+    return has_memory(MEMORY_TRIAL)
 
 
 class _Records(logging.handlers.QueueHandler):

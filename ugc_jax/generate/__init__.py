@@ -4,6 +4,7 @@ engine.py      the jitted programs of one model, compiled once a bucket
 sampling.py    the choice of the next token
 captioner.py   clips -> captions, batched by bucket while processes read ahead
 results.py     captions as JSON Lines that a later run continues
+defaults.py    the settings of a checkpoint where the user names none
 asking.py      the questions of a benchmark -> the model's answers
 benchmark.py   times of prefill and decoding, ours and the reference's
 settings.py    the settings of reading, sampling and asking; imports no jax

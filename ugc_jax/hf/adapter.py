@@ -65,8 +65,7 @@ def save_adapter(
     with new_directory(out_dir, overwrite) as folder:
         write_tensors(folder / WEIGHTS, outputs)
         write_json(folder / ADAPTER_CONFIG, content, indent=2)
-        if trained is not None:
-            write_trained(folder, trained)
+        write_trained(folder, trained)
 
 
 def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraConfig]:

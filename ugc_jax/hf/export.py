@@ -68,7 +68,7 @@ def save_thinker(
     output = functools.partial(tensor_output, params, dtype=out_dtype)
     with new_directory(out_dir, overwrite) as folder:
         write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
-        _write_trained(folder, trained)
+        write_trained(folder, trained)
 
 
 def save_orbax(
@@ -86,7 +86,7 @@ def save_orbax(
     with new_directory(out_dir, overwrite) as folder:
         orbax_store.write_params(params, folder)
         write_side_files(folder, config, _main_dtype(params), source)
-        _write_trained(folder, trained)
+        write_trained(folder, trained)
 
 
 def save_merged(
@@ -101,8 +101,8 @@ def save_merged(
 
     Every thinker tensor has the name, file and dtype of the source; talker, token2wav, spk_dict.pt
     and all other files are copied byte by byte, except captioner.json, which is of its thinker.
-    trained: as in `save_thinker`. Raises UserError if the source is thinker-only or
-    of another config, and as `save_thinker`.
+    trained: as in `save_thinker`. Raises UserError if the source is thinker-only or of another
+    config, and as `save_thinker`.
     """
     source = resolve_checkpoint(source_full)
     _require_same(source, config)
@@ -133,11 +133,6 @@ def save_merged(
             total += sum(header.nbytes for header in file.headers.values())
         if base.index is not None:
             _write_index(folder, weight_map, base.index.get("metadata", {}), total)
-        _write_trained(folder, trained)
-
-
-def _write_trained(folder: Path, trained: Trained | None):
-    if trained is not None:
         write_trained(folder, trained)
 
 

@@ -32,8 +32,10 @@ class Trained(NamedTuple):
     sampling: dict[str, float] = {}
 
 
-def write_trained(folder: Path, trained: Trained):
-    """Write captioner.json."""
+def write_trained(folder: Path, trained: Trained | None):
+    """Write captioner.json; None writes nothing."""
+    if trained is None:
+        return
     content = {"clip": dataclasses.asdict(trained.clip), "sampling": trained.sampling}
     files.write_json(Path(folder) / TRAINED, {"ugc_jax": __version__} | content, indent=2)
 

@@ -111,16 +111,14 @@ def read_clip(
     """
     allowance -= 4 if source.kind == "video" else 2  # markers
     sound, sound_tokens = Sound(None, []), 0
-    if settings.audio and source.has_audio:
+    if settings.audio:
         sound = read_sound(source, settings.start or 0.0, settings.end, settings.max_audio_seconds)
     waveform = sound.waveform
     if waveform is not None:
         sound_tokens = config.audio.tokens(-(-len(waveform) // HOP))
     sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
-    lost = source.sound_codec or sound.undecodable
-    if settings.audio and lost and (settings.require_sound or source.kind == "audio"):
-        fault = sound_notes[-1].removesuffix("; the clip is silent")
-        raise UserError(f"{source.path}: {fault}; encode it again")
+    if sound.fault and (settings.require_sound or source.kind == "audio"):
+        raise UserError(f"{source.path}: {sound.fault}; encode it again")
     if source.kind == "audio":
         if waveform is None:
             limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
@@ -138,12 +136,6 @@ def read_clip(
     return DecodedClip(source, frames, times, plan.sample_fps, waveform, notes)
 
 
-def undecodable_sound(source: Source) -> list[str]:
-    """Return the note on a sound without a decoder."""
-    codec = source.sound_codec
-    return [f"the sound (codec {codec}) has no decoder; the clip is silent"] if codec else []
-
-
 def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: int) -> list[str]:
     """Return notes on a clip's sound where it is missing or cut."""
     if source.kind == "image":
@@ -152,8 +144,6 @@ def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: i
         return ["no sound in the file"]
     if not settings.audio:
         return ["the sound is left out (audio=false)"]
-    if lost := undecodable_sound(source):
-        return lost
     if sound.waveform is None:
         return sound.notes or ["no sound between start and end"]
     if not tokens:

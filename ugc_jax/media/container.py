@@ -10,10 +10,15 @@ from typing import BinaryIO, NamedTuple
 
 import av
 import av.logging
-import numpy as np
 from av.stream import Disposition
 
-from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError, environment_failure
+from ugc_jax.errors import (
+    EnvironmentFailure,
+    UnreadableFile,
+    UserError,
+    environment_failure,
+    has_memory,
+)
 
 DEMUXERS = (  # none that reads other files (playlists), draws text, or guesses a raw format
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,mxf,ivf,gif,apng,h264,hevc,m4v,"
@@ -65,10 +70,8 @@ def machine_failure(error: Exception | None = None) -> EnvironmentFailure | None
     FFmpeg hides a lack of memory behind other errors, and a broken header may claim a size for
     which no machine has the memory. So whether there is memory is tried.
     """
-    try:
-        np.empty(MEMORY_TRIAL, np.uint8)
-    except MemoryError as short:
-        return environment_failure(short)
+    if not has_memory(MEMORY_TRIAL):
+        return environment_failure(MemoryError())
     if error is None or isinstance(error, MemoryError):
         return None
     return environment_failure(error)
@@ -147,16 +150,13 @@ def check_complete(path: Path, container: av.container.InputContainer, extents: 
     name, size = container.format.name, path.stat().st_size
     reader = next((reader for part, reader in _LENGTHS.items() if part in name), None)
     length = Length() if reader is None else reader(path, size)
-    if length.announced > size:
-        kept = f"only {size} of its {length.announced} bytes are in the file"
-        raise UserError(f"{path}: cut off, {kept}; copy it again")
+    check_bytes(path, length.announced, size)
     begin = min((low for low, _ in extents.values()), default=0.0)
     last = max((high for _, high in extents.values()), default=0.0)
     # counted from the first packet in some containers, from zero in others
     found = max(last, last - begin)
     announced = length.seconds or (container.duration or 0) / av.time_base
-    is_counted = name == "mp3" and length.known
-    missing = 0.0 if name in ESTIMATED and not is_counted else announced - found
+    missing = 0.0 if length.estimated else announced - found
     if missing > max(0.3, 0.05 * announced):
         kept = f"only {found:.1f} of its {announced:.1f} seconds are in the file"
         if length.seconds or name in EXACT:
@@ -165,16 +165,24 @@ def check_complete(path: Path, container: av.container.InputContainer, extents: 
     return [] if length.known else ["nothing in this file tells its length; it may be cut off"]
 
 
+def check_bytes(path: Path, announced: int, size: int):
+    """Raise UserError for a file of `size` bytes that must have more: `announced`."""
+    if announced > size:
+        kept = f"only {size} of its {announced} bytes are in the file"
+        raise UserError(f"{path}: cut off, {kept}; copy it again")
+
+
 class Length(NamedTuple):
-    """What a file tells of its own length.
+    """What a file says about its length.
 
     announced: bytes that it must have; 0 if unknown. known: whether anything tells its end.
-    seconds: stated by a fragmented mp4; 0 if unknown.
+    seconds: stated by a fragmented mp4; 0 if unknown. estimated: FFmpeg's seconds are a guess.
     """
 
     announced: int = 0
     known: bool = True
     seconds: float = 0.0
+    estimated: bool = False
 
 
 def _boxes(file: BinaryIO, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -329,14 +337,16 @@ def _length_of_mp3(path: Path, size: int) -> Length:
         if head[:3] == b"ID3":  # its size: four times seven bits
             file.seek(10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10])))
             head = file.read(1 << 12)
-    return Length(known=any(tag in head[: 1 << 12] for tag in (b"Xing", b"Info", b"VBRI")))
+    counted = any(tag in head[: 1 << 12] for tag in (b"Xing", b"Info", b"VBRI"))
+    return Length(known=counted, estimated=not counted)
 
 
 def _length_of_ogg(path: Path, size: int) -> Length:
     """Return whether the last page ends its stream (RFC 3533, 6)."""
     tail = _tail(path, size, 1 << 17)
     page = tail.rfind(b"OggS")
-    return Length(known=page >= 0 and bool(tail[page + 5 : page + 6] and tail[page + 5] & 4))
+    flags = tail[page + 5] if 0 <= page < len(tail) - 5 else 0
+    return Length(known=bool(flags & 4), estimated=True)
 
 
 def _length_of_gif(path: Path, size: int) -> Length:
@@ -351,7 +361,8 @@ def _length_of_png(path: Path, size: int) -> Length:
 
 def _length_of_stream(path: Path, size: int) -> Length:
     """Return whether an MPEG program has its end code (ISO/IEC 13818-1, 2.5.3.2)."""
-    return Length(known=_tail(path, size, 1 << 12).rstrip(b"\xff\0").endswith(b"\x01\xb9"))
+    ended = _tail(path, size, 1 << 12).rstrip(b"\xff\0").endswith(b"\x01\xb9")
+    return Length(known=ended, estimated=True)
 
 
 def _tail(path: Path, size: int, count: int) -> bytes:
@@ -374,17 +385,12 @@ _LENGTHS = {  # by a part of the demuxer's name
     "ogg": _length_of_ogg,
     "gif": _length_of_gif,
     "apng": _length_of_png,
-    # Streams that may end anywhere, of which FFmpeg only estimates the length.
+    # Streams that may end anywhere; "mpeg" is also of mpegts and mpegvideo, "ac3" of eac3.
     **dict.fromkeys(("mpeg", "h264", "hevc", "m4v", "aac", "amr", "ac3"), _length_of_stream),
 }
 MOST_TRIES = 100  # to read one packet
 # Formats whose headers count samples, or state a length only if it is known.
 EXACT = ("flac", "au", "aiff", "mxf")
-# Formats that tell no length, for which FFmpeg estimates one.
-ESTIMATED = (
-    *("mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"),
-    *("mp3", "aac", "amr", "ac3", "eac3", "ogg"),
-)
 
 
 def read_packets(

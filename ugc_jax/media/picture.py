@@ -25,8 +25,8 @@ from ugc_jax.media.timeline import Index, Source, display_size
 GAP_PACKETS = 8
 # Most packets by which a decoder may return a picture later than its packet; a limit of all codecs.
 REORDERED = 16
-# Threads of a decoder: as many as leave each of 8 processes its cores, for they cost a tenth more
-# work on pictures of up to SMALL pixels; on larger ones little, but each holds pictures in memory.
+# Threads of a decoder: as many as leave each of 8 processes its cores, for they cost more work on
+# pictures of up to SMALL pixels; on larger ones little, but each holds pictures in memory.
 CORES = os.cpu_count() or 1
 THREADS, LARGE_THREADS = max(1, CORES // 8), min(4, CORES)
 SMALL = 1280 * 720

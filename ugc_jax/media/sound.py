@@ -32,12 +32,12 @@ class Sound(NamedTuple):
     """The sound of a clip.
 
     waveform: f32[samples], at least one, mono, 16 kHz; None without sound. notes: what is missing,
-    one line each, for the user. undecodable: no packet of the file's sound decodes.
+    one line each, for the user. fault: why the file's sound cannot be heard, or "".
     """
 
     waveform: np.ndarray | None
     notes: list[str]
-    undecodable: bool = False
+    fault: str = ""
 
 
 class _Piece(NamedTuple):
@@ -54,6 +54,10 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
     limit: seconds that are kept at most. As in the reference: FFmpeg's samples as 16-bit integers,
     mean of the channels, soxr_hq resampling (spec 4.3). What is missing is silent.
     """
+    if source.sound_codec:
+        return _unheard(f"the sound (codec {source.sound_codec}) has no decoder")
+    if not source.has_audio:
+        return Sound(None, [])
     length = limit + 1.0  # one second more, so that resampling at `limit` does not see the cut
     if end is not None:
         length = min(end - start, length)
@@ -69,7 +73,7 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
         if place > until:
             break
     if not pieces:
-        return Sound(None, ["the sound does not decode; the clip is silent"], undecodable=True)
+        return _unheard("the sound does not decode")
     places, gaps = _places(pieces)
     if abs(late) < ALIGN_SECONDS and not gaps:
         late = 0.0
@@ -90,6 +94,10 @@ def read_sound(source: Source, start: float, end: float | None, limit: float) ->
     if lost >= TOLERANCE:
         notes.append(f"{lost:.2f} s of the sound are missing in the file or do not decode")
     return Sound(waveform if waveform is not None and len(waveform) else None, notes)
+
+
+def _unheard(fault: str) -> Sound:
+    return Sound(None, [f"{fault}; the clip is silent"], fault)
 
 
 def _places(pieces: list[_Piece]) -> tuple[list[float], list[tuple[float, float]]]:

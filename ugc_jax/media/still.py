@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from ugc_jax.errors import UserError
 from ugc_jax.media.colour import HDR, on_white, tone_map
-from ugc_jax.media.container import check_size, length_of_mp4, reading_error
+from ugc_jax.media.container import check_bytes, check_size, length_of_mp4, reading_error
 from ugc_jax.media.picture import Prepare
 from ugc_jax.media.timeline import Index, Source, not_by_number
 
@@ -212,9 +212,7 @@ def _open_heic(path: Path) -> Iterator[Image.Image]:
     Also for a file that was cut off, of which libheif would leave out tiles.
     """
     size = path.stat().st_size
-    if (announced := length_of_mp4(path, size).announced) > size:
-        kept = f"only {size} of its {announced} bytes are in the file"
-        raise UserError(f"{path}: cut off, {kept}; copy it again")
+    check_bytes(path, length_of_mp4(path, size).announced, size)
     try:
         import pillow_heif
     except ModuleNotFoundError:

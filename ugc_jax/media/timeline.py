@@ -94,6 +94,11 @@ class Source(NamedTuple):
     by_time: bool = False  # pictures are to be chosen by time: their numbers do not tell it
     animation: bool = False  # an animated image, read by still.py
 
+    @property
+    def length(self) -> float:
+        """Seconds of picture or of sound, whichever is longer."""
+        return max(self.seconds, self.audio_seconds)
+
 
 def scan(path: Path) -> Source:
     """Return the facts of a video or a sound file, from all its packets and its first picture.

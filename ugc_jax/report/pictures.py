@@ -14,7 +14,7 @@ from ugc_jax.data.features import log_mel
 from ugc_jax.data.workers import Pool, allow
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import clip_id
-from ugc_jax.media.clip import probe, read_pictures, resize, undecodable_sound
+from ugc_jax.media.clip import probe, read_pictures, resize
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.sound import read_sound
 from ugc_jax.media.timeline import Source, shown
@@ -88,15 +88,14 @@ def make_album(videos: str, ids: Sequence[str], limit: int) -> Album:
 def draw_clip(path: str | Path) -> Picture:
     """The pictures of one clip. Raises UserError with its name if it cannot be read."""
     source = probe(path)
-    allow(max(source.seconds, source.audio_seconds))
+    allow(source.length)
     frames, notes = None, []
     if source.kind != "audio":
         strip, notes = _strip(source)
         frames = _uri("jpeg", strip, quality=68)
     mel, sound_notes = _mel(source)
     mel = None if mel is None else _uri("png", mel, optimize=True)
-    seconds = max(source.seconds, source.audio_seconds)
-    return Picture(frames, mel, seconds, [*source.notes, *notes, *sound_notes])
+    return Picture(frames, mel, source.length, [*source.notes, *notes, *sound_notes])
 
 
 def _strip(source: Source) -> tuple[Image.Image, list[str]]:
@@ -118,8 +117,6 @@ def _strip(source: Source) -> tuple[Image.Image, list[str]]:
 
 def _mel(source: Source) -> tuple[Image.Image | None, list[str]]:
     """The mel spectrogram, time to the right and pitch up, None if silent; notes on the sound."""
-    if not source.has_audio:
-        return None, undecodable_sound(source)
     sound = read_sound(source, 0.0, None, MAX_SOUND)
     if sound.waveform is None or np.abs(sound.waveform).max() < SILENCE:
         return None, sound.notes

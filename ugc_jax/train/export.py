@@ -28,8 +28,8 @@ def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str,
     """Write both; all processes call it, the first one writes. Existing folders are replaced.
 
     base: directory of the checkpoint that training started from, for config.json and the tokenizer.
-    dtype: of the model's weights, "float32" or "bfloat16". trained: written beside the
-    weights. Raises UserError if the disk refuses.
+    dtype: of the model's weights, "float32" or "bfloat16". trained: written beside the weights.
+    Raises UserError if the disk refuses.
     """
     with jax.set_mesh(setup.mesh):
         merged = jax.jit(functools.partial(merged_params, setup=setup))(state)

@@ -98,9 +98,9 @@ def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool 
 def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None = None) -> int:
     """Train to the last step and export; resumes an earlier run with the same output.
 
-    trained: exported with the model. peak_flops:
-    operations a second of all devices, for MFU. Returns the exit status: 0, or after a
-    signal 143 or 130. Raises UserError as `create_or_restore`, `Loop.run` and `export`.
+    trained: exported with the model. peak_flops: operations a second of all devices, for MFU.
+    Returns the exit status: 0, or after a signal 143 or 130. Raises UserError as
+    `create_or_restore`, `Loop.run` and `export`.
     """
     config, settings = run.config, stored_settings(run.config, run.model)
     with Checkpoints(config.output, config.loop.keep, *work.best_metric) as checkpoints:
