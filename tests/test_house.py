@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ugc_jax"
 # Lowest first; what stands in one line may not import each other either.
 LAYERS = (
     ("errors",),
-    ("files", "progress", "settings"),
+    ("files", "processes", "progress", "settings", "words"),
     ("sharding",),
     ("models",),
     ("media",),

@@ -10,7 +10,6 @@ it ends, and Ctrl-C does not reach it.
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -21,7 +20,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -34,6 +32,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ugc_jax import processes
 from ugc_jax.errors import (
     EnvironmentFailure,
     OutOfMemory,
@@ -209,7 +208,8 @@ class Pool:
             worker.set_up(self._setup)
         except (EOFError, OSError):
             self._retire(worker)
-            fault = f"a process that reads clips died at its start ({_status(worker.end())})"
+            status = processes.status(worker.end())
+            fault = f"a process that reads clips died at its start ({status})"
             raise EnvironmentFailure(f"{fault}; free memory or lower workers") from None
         return worker
 
@@ -223,22 +223,8 @@ class _Worker:
     """A worker process, seen from the pool. Its methods raise EOFError or OSError if it is dead."""
 
     def __init__(self):
-        self._connection, theirs = socket.socketpair()
-        environment = {
-            # Each core has its own worker: no further threads of numpy's.
-            "OMP_NUM_THREADS": "1",
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        }
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
-                stdin=subprocess.PIPE,  # open as long as this process lives
-                stdout=subprocess.DEVNULL,  # where results may go
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the parent
-            )
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}  # each core has its own worker
+        self._process, self._connection = processes.start(__name__, environment)
         self._poll = select.poll()
         self._poll.register(self._connection, select.POLLIN)
 
@@ -281,12 +267,7 @@ def _of_death(status: int) -> str:
     remedy = "copy or encode it again"
     if status == -signal.SIGKILL:
         remedy = "run again with fewer workers if memory is short"
-    return f"the process that read it died ({_status(status)}); {remedy}"
-
-
-def _status(status: int) -> str:
-    """SIGSEGV, or "exit status 1"."""
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return f"the process that read it died ({processes.status(status)}); {remedy}"
 
 
 # ---- the worker process --------------------------------------------------------------------------
@@ -307,7 +288,7 @@ def serve(handle: int):
     """Handle items, in a worker process, until the pool closes the socket with this handle."""
     global _connection
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_the_parent()
+    processes.end_with_the_parent()
     with contextlib.suppress(OSError):  # where memory is short, the kernel is to end this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     if not sys.warnoptions:
@@ -353,17 +334,6 @@ def attempt(function: Callable, item) -> tuple[Literal["value", "unexpected", "r
             return "raised", failure
         logger.debug("unexpected", exc_info=True)
         return "unexpected", f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _end_with_the_parent():
-    """Let the kernel kill this process, whatever it does, when the parent's end of stdin closes.
-
-    Elsewhere than on Linux, it ends at its next message to the parent.
-    """
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _is_limit(limits: tuple[int, int]) -> bool:

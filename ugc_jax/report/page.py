@@ -22,6 +22,7 @@ from ugc_jax.evals.results import column_names
 from ugc_jax.report import notes, plots, tables
 from ugc_jax.report.pictures import Album
 from ugc_jax.report.tables import Display, Displays, Members
+from ugc_jax.words import count_words
 
 
 def make_page(results: Sequence[dict], album: Album | None, displays: Displays) -> str:
@@ -171,7 +172,7 @@ def _attributes(task: str, title: str, members: Members, total: int) -> dict:
 
 def _lengths(task: str, how: Display, members: Members, total: int) -> dict | None:
     def words(result: dict, key: str) -> list[int]:
-        return [len(clip[key].split()) for clip in result["clips"].get(task, []) if key in clip]
+        return [count_words(clip[key]) for clip in result["clips"].get(task, []) if key in clip]
 
     if not how.lengths:
         return None

@@ -65,6 +65,13 @@ def test_listed():
         (("a man", "Hello there"), ("", "Hello there"), 1.0),
         (("a man", "abcdefghij"), ("a man", "abcdefXXXX"), (1 + 0.6) / 2),
         (("a man", "abcdefghij"), ("a man", "abcdeXXXXX"), 0.0),
+        (
+            ("a man", "我爱你们。"),
+            ("a man", "「我爱他们」"),
+            (1 + 0.75) / 2,
+        ),  # no spaces between them
+        (("a man", "नमस्ते दुनिया"), ("a man", "नमस्ते, दुनिया!"), 1.0),
+        (("a man", "Cafe\u0301"), ("a man", "café"), 1.0),
     ],
 )
 def test_likeness(line, expected, score):

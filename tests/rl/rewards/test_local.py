@@ -1,6 +1,7 @@
 """ugc_jax.rl.rewards.local: each reward on cases that are worked out by hand."""
 
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,7 @@ def test_length_band(count, score):
         ("a B, A b", 2 / 3),
         ("cat", 1),
         ("...", 0),
+        ("😀" * 99, 0),
         ("", 0),
     ],
 )
@@ -45,12 +47,54 @@ def test_repetition(text, score):
     assert reward("repetition", text, repetition_words=2) == pytest.approx(score)
 
 
+@pytest.mark.parametrize("unit", [
+    "的红色", "ハハハ", "ฮ่า", "ဟား", "하하", "ha", "a", "haha ", "7", "हा", "ـ", "_", "ｗ",
+    "é", "e\u0301",
+    "😀", "😀 ", "👨‍👩‍👧‍👦", "!", ". ", "?!", "—", "。", "\n", " ", "\u200b", "\u0301",
+    "🇹🇭", "1️⃣",
+    "=-", "|",
+])  # fmt: skip
+@pytest.mark.parametrize("before", ["", "A cat sleeps on the mat. ", "一个女人在厨房里做饭。"])
+def test_loops_of_any_kind(unit, before):
+    text = before + unit * 2000
+    assert distinct_runs(text, 4) < 0.1 or not text.strip()
+    assert distinct_runs(f"{text} Then it ends.", 4) < 0.1
+
+
+@pytest.mark.parametrize("text", [
+    "一个女人在厨房里做饭，背景里有轻柔的音乐，桌子上放着红色的苹果。",
+    "彼女は台所で料理をしていて、背景には静かな音楽が流れています。",
+    "ผู้หญิงคนหนึ่งกำลังทำอาหารในครัว",
+    "Die Donaudampfschifffahrtsgesellschaftskapitänsmütze liegt auf dem Tisch.",
+    "Oh nooooooooo! He laughs: hahahahahahaha!!! 😀😀😀😀 — “Wow…” ...",
+    "See https://example.com/watch?v=dQw4w9WgXcQ #oneverylonghashtagforwhichthereisnoreason",
+    "A woman cooks | a man sings ---------- the end.",
+])  # fmt: skip
+def test_ordinary_text_does_not_repeat_itself(text):
+    assert distinct_runs(text, 4) > 0.95
+
+
+def test_repetition_of_english_is_as_ever(shared_data):
+    lines = (shared_data / "ugc_videocap/train/grpo_1k.jsonl").read_text("utf-8").splitlines()
+    for text in (json.loads(line)["solution"] for line in lines):
+        if text.isascii():
+            found = re.findall(r"\w+", text.lower())
+            runs = [tuple(found[i : i + 4]) for i in range(len(found) - 3)]
+            assert distinct_runs(text, 4) == len(set(runs)) / len(runs)
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "score"),
     [
         ("A cat. A dog!", "stop", 1),
         ("He says “no.” ", "stop", 1),
         ("猫がいる。", "stop", 1),
+        ("「猫がいる。」", "stop", 1),
+        ("猫がいる", "stop", 0),
+        ("एक बिल्ली है।", "stop", 1),
+        ("هل هذه قطة؟", "stop", 1),
+        ("ကြောင်။", "stop", 1),
+        ("มีแมวอยู่", "stop", 1),  # Thai has no full stop
         ("A cat. A dog", "stop", 0),
         ("A cat.", "length", 0),
         ("", "stop", 0),
@@ -71,6 +115,20 @@ def test_rouge():
     assert rouge_l("the cat", "the dog barks") == pytest.approx(2 * 1 / 5)
     assert rouge_l("", "the dog") == rouge_l("", "") == 0
     assert reward("rouge", "the cat", "the dog barks") == pytest.approx(0.4)
+
+
+def test_rouge_of_other_scripts():
+    assert rouge_l("一个女人在厨房里做饭", "一个女人在厨房里跳舞。") == pytest.approx(0.8)
+    assert rouge_l("ผู้หญิงทำอาหาร", "ผู้หญิงร้องเพลง") > 0.4
+    assert rouge_l("बिल्ली सोती है।", "बिल्ली खाती है") == pytest.approx(2 / 3)
+    assert rouge_l("cafe\u0301 ＡＢＣ", "café abc") == 1
+
+
+def test_length_of_other_scripts():
+    band = dict(length_low=10, length_high=20)
+    assert reward("length", "一个女人在厨房里做饭。", **band) == 1
+    assert reward("length", "一个女人做饭", **band) == pytest.approx(0.6)
+    assert reward("length", "बिल्ली सोती है।", **band) == pytest.approx(0.3)
 
 
 def test_rouge_equals_the_packages(shared_data):

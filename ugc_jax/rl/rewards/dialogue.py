@@ -4,11 +4,14 @@
 
 The dialogue of a caption is its quotations with a verb of saying before or after them; the name
 beside the verb is the speaker. Quotations without such a verb (signs, titles, sounds) do not count.
+The sentences around a quotation are read as English; the quotations may be of any language.
 """
 
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from ugc_jax.words import spaced_words, words
 
 SAME = 0.6  # the least similarity of two quotations that can be the same
 
@@ -96,19 +99,15 @@ def likeness(line: Quotation, expected: Quotation) -> float:
     """
     from rapidfuzz.distance import Levenshtein
 
-    words = Levenshtein.normalized_similarity(_plain(line.words), _plain(expected.words))
-    if words < SAME:
+    said = [spaced_words(quotation.words) for quotation in (line, expected)]
+    similarity = Levenshtein.normalized_similarity(*said)
+    if similarity < SAME:
         return 0.0
-    names = [set(_plain(name).split()) - _ARTICLES for name in (line.speaker, expected.speaker)]
+    names = [set(words(quotation.speaker)) - _ARTICLES for quotation in (line, expected)]
     if not names[1]:
-        return words
+        return similarity
     speaker = len(names[0] & names[1]) / max(1, min(map(len, names)))
-    return (speaker + words) / 2
-
-
-def _plain(text: str) -> str:
-    """Lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return (speaker + similarity) / 2
 
 
 def _speaker(before: str, after: str) -> str | None:
