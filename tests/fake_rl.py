@@ -4,6 +4,7 @@ The toy's completions are drawn from its sampling keys and its weights, and its 
 that a row says, so that a run repeats itself only if everything is as it was.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import sys
@@ -123,12 +124,13 @@ def make_tokenizer(folder) -> ChatTokenizer:
     return load_chat_tokenizer(folder, MODEL.tokens)
 
 
-class Pending:
-    def __init__(self, rewards):
-        self.rewards = rewards
+class Pending(concurrent.futures.Future):
+    """Done at once."""
 
-    def result(self):
-        return self.rewards
+    def __init__(self, rewards):
+        super().__init__()
+        self.rewards = rewards
+        self.set_result(rewards)
 
 
 class Rewards:

@@ -31,12 +31,12 @@ from ugc_jax.rl.rows import Completions
 from ugc_jax.toy.reward import REWARDS
 
 OWN = """
-import asyncio, threading, time
+import asyncio, os, threading, time
+from pathlib import Path
 
-calls, now, most, lock = [], 0, 0, threading.Lock()
+calls, now, most = [], 0, 0
 
 def count(prompt, completion, reference, metadata):
-    calls.append(completion)
     return len(completion)
 
 async def later(prompt, completion, reference, metadata):
@@ -52,15 +52,18 @@ class Counted:
         now -= 1
         return most
 
-def threads(prompt, completion, reference, metadata):
-    global now, most
-    with lock:
-        now += 1
-        most = max(most, now)
-    time.sleep(0.02)
-    with lock:
-        now -= 1
+def beside(prompt, completion, reference, metadata):
+    mine = Path(metadata["folder"], str(os.getpid()))
+    mine.touch()
+    most = len(list(mine.parent.iterdir()))
+    time.sleep(0.1)
+    mine.unlink()
     return most
+
+def noted(prompt, completion, reference, metadata):
+    with open(metadata["log"], "a") as log:
+        log.write(completion)
+    return 1
 
 def moody(prompt, completion, reference, metadata):
     calls.append(completion)
@@ -90,10 +93,10 @@ async def leave_later(prompt, completion, reference, metadata):
     raise SystemExit(3)
 
 REWARDS = {
-    "count": count, "later": later, "counted": Counted(), "threads": threads, "moody": moody,
+    "count": count, "later": later, "counted": Counted(), "beside": beside, "moody": moody,
     "odd": odd, "stuck": stuck, "asleep": asleep, "leave": leave, "leave_later": leave_later,
     "incomplete": incomplete,
-    "calls": lambda *_: len(calls),
+    "noted": noted,
 }
 """
 
@@ -146,19 +149,19 @@ def test_submit_does_not_wait_and_all_run_at_once(make):
     assert time.monotonic() - begun < 3  # one after the other: 4.8 s
 
 
-def test_limits_of_what_runs_at_once(make):
-    texts = samples(*map(str, range(12)))
-    assert make("threads", workers=3).submit(texts).result().max() == 3
+def test_limits_of_what_runs_at_once(make, tmp_path):
+    (folder := tmp_path / "running").mkdir()
+    texts = samples(*map(str, range(12)), folder=str(folder))
+    assert make("beside", workers=3).submit(texts).result().max() == 3
     assert make("counted", concurrency=5).submit(texts).result().max() == 5
 
 
-def test_equal_samples_are_computed_once(make):
-    rewards = make("count")
-    rewards.submit(samples("a", "a", "b")).result()
-    rewards.submit(samples("a", "c")).result()
-    rewards.submit(samples("a", id="another")).result()
-    calls = rewards._functions[0].call.args[0].__globals__["calls"]
-    assert sorted(calls) == ["a", "a", "b", "c"]
+def test_equal_samples_are_computed_once(make, tmp_path):
+    rewards, log = make("noted"), tmp_path / "log"
+    rewards.submit(samples("a", "a", "b", log=str(log))).result()
+    rewards.submit(samples("a", "c", log=str(log))).result()
+    rewards.submit(samples("a", id="another", log=str(log))).result()
+    assert sorted(log.read_text()) == ["a", "a", "b", "c"]
 
 
 def test_the_cache_is_bounded(make):
@@ -172,7 +175,7 @@ def test_the_cache_is_bounded(make):
 
 
 def test_failures_are_tried_again_then_left_out_and_told_once(make, caplog):
-    rewards = make("moody,count", retries=2)
+    rewards = make("moody,count", retries=2, workers=1)  # one process, which counts its calls
     np.testing.assert_array_equal(
         rewards.submit(samples("a", "b", failures=2)).result(), [[2, 1], [2, 1]]
     )
@@ -257,7 +260,10 @@ print(rewards.submit([RewardInput("", "stuck", None, {{}})]).result())
 
 @pytest.mark.parametrize(
     ("modules", "more"),
-    [("local, judged", ("jax",)), ("runner", ())],  # the runner gathers over processes with jax
+    [
+        ("local, judged, process", ("jax", "numpy")),
+        ("runner", ()),
+    ],  # the runner gathers over processes with jax
 )
 def test_nothing_heavy_is_imported(modules, more):
     heavy = ("torch", "transformers", "openai", "tensorflow", "nltk", *more)
@@ -341,6 +347,7 @@ def test_parse_weights():
         ("rouge=much", "'rouge=much' is not NAME=WEIGHT"),
         ("rouge=nan", "'rouge=nan' is not NAME=WEIGHT"),
         ("=1", "'=1' is not NAME=WEIGHT"),
+        ("rouge=1e300", "'rouge=1e300' is not NAME=WEIGHT"),
         ("rouge=1,rouge=2", "rouge is named twice"),
         ("", "'' rewards nothing"),
         ("rouge=0", "'rouge=0' rewards nothing"),
@@ -362,6 +369,10 @@ def test_functions_that_cannot_be_used(make, functions, message):
         ("REWARDS = {'mine': 3}", "REWARDS\\['mine'\\] is not a function"),
         ("REWARDS = {'rouge': print}", "rouge is a shipped reward; choose another name"),
         ("x = 1\nx / 0", ":2: ZeroDivisionError: division by zero; correct this file"),
+        ("x = 1\nraise SystemExit(3)", ":2: RuntimeError: SystemExit ends the process; correct"),
+        ("import os\nos._exit(3)", "died while loading it \\(exit status 3\\); correct this file"),
+        ("x = (", "SyntaxError: .* correct this file"),
+        ("REWARDS = {'format': print}", "format is a shipped reward; choose another name"),
     ],
 )
 def test_files_that_cannot_be_used(make, tmp_path, code, message):
@@ -436,6 +447,41 @@ def test_parts_are_put_together_and_empty_rows_have_none(completions, tokenizer)
     assert len(rewards.seen) == 5 * G
     reasons = {sample.metadata["finish_reason"] for sample in rewards.seen}
     assert reasons <= {"stop", "length"}
+
+
+class Stop(Exception):
+    """What a check raises."""
+
+
+def test_waiting_for_rewards_can_be_ended(completions, tokenizer, make, monkeypatch):
+    def check():
+        if time.monotonic() > begun + 0.5:
+            raise Stop
+
+    one = BatchRewards(make("asleep"), tokenizer, entries(), N)
+    monkeypatch.setattr(module, "completion_texts", lambda *_: [["stuck"] * G] * B)
+    one.submit(slice(0, B), completions)
+    begun = time.monotonic()
+    with pytest.raises(Stop):
+        one.result(check)
+    assert 0.5 <= time.monotonic() - begun < 2
+
+
+def test_several_processes_wait_alike(completions, tokenizer, monkeypatch):
+    def check():
+        raise Stop
+
+    monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        module.multihost_utils, "process_allgather", lambda mine: np.stack([mine] * 2)
+    )
+    late = module.concurrent.futures.Future()
+    threading.Timer(0.5, late.set_result, [np.zeros((3 * G, 2), np.float32)]).start()
+    rewards = fake.Rewards(value)
+    monkeypatch.setattr(rewards, "submit", lambda inputs: late)
+    one = BatchRewards(rewards, tokenizer, [*FakeSource("1-6").entries], N)
+    one.submit(slice(0, B), completions)
+    assert one.result(check).shape == (B, G, 2)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

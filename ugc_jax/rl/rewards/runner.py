@@ -10,22 +10,23 @@ of the manifest's row, and "id", "completion_tokens", "max_new_tokens", "finish_
 (`retries`); after that its reward of this sample is NaN. Failures are counted, and the first of
 each kind is logged. Only a UserError ends the run: a wrong key of a judge fails for every sample.
 
+A user's functions, and `format` with a pattern of the user's, run in processes of their own
+(workers.py), so that nothing that they do ends, blocks or bloats the run. Shipped functions run on
+the loop's thread: they are pure and quick, or wait for a judge.
+
 A judge's server that dies does not cost a step: its questions wait for it, up to `judge.wait`
 minutes, with a line in the log when the wait begins and when it ends (judge/client.py).
 """
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import logging
 import math
-import runpy
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -36,7 +37,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ugc_jax import settings
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import IndexEntry
 from ugc_jax.errors import UserError, environment_failure
@@ -44,9 +44,13 @@ from ugc_jax.generate.engine import finish_reason
 from ugc_jax.judge.client import Judge, JudgeConfig
 from ugc_jax.rl.rewards.judged import JUDGED, judged_functions
 from ugc_jax.rl.rewards.local import LocalConfig, local_functions
+from ugc_jax.rl.rewards.process import FORMAT, number
+from ugc_jax.rl.rewards.workers import UserFunctions
 from ugc_jax.rl.rows import Completions
 
 logger = logging.getLogger(__name__)
+
+POLL = 0.2  # seconds between two checks while rewards are waited for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +63,13 @@ class RewardConfig(LocalConfig):
 
     functions: str = "rouge=1,length=0.5"  # what is rewarded, with weights: NAME=WEIGHT,...
     file: str | None = None  # Python file with functions of your own: REWARDS = {"name": function}
-    # seconds that one call may take; a judge has limits of its own
+    # seconds that one call of your own functions, or of format_pattern, may take: then its process
+    # is killed; a judge has limits of its own
     timeout: float = 60.0
     retries: int = 2  # times that a call of your own functions is made again after it failed
     backoff: float = 1.0  # seconds before the first retry; doubles each time
-    workers: int = 4  # calls of ordinary functions at a time, each in a thread
-    concurrency: int = 32  # calls of each async function at a time
+    workers: int = 4  # processes for your ordinary functions, each with one call at a time
+    concurrency: int = 32  # calls of each of your async functions at a time, all in one process
     cache: int = 65536  # rewards that are remembered, so that equal samples are not computed again
     judge: JudgeConfig = JudgeConfig()
 
@@ -88,16 +93,11 @@ class RewardInput(NamedTuple):
 
 
 class _Function(NamedTuple):
-    """A reward function and how it is called.
-
-    timeout: seconds; None for a function that limits itself. slots: held during a call.
-    """
+    """A reward function. retries: of a call that failed."""
 
     name: str
     call: Callable[[str, str, str | None, dict], Coroutine]
-    timeout: float | None = None
     retries: int = 0
-    slots: contextlib.AbstractAsyncContextManager = contextlib.nullcontext()
 
 
 class Rewards:
@@ -113,13 +113,20 @@ class Rewards:
         self.names: tuple[str, ...] = tuple(weights)
         self.weights = np.array(list(weights.values()), np.float32)
         self.judge: Judge | None = None  # the LLM judge, where a function needs it
-        self._workers = asyncio.Semaphore(config.workers)
-        self._functions = self._find(shipped or {})
         self._cache: dict[tuple[str, bytes], asyncio.Task] = {}  # the oldest first
         self._counts, self._logged, self._lock = Counter(), set(), threading.Lock()
+        self._closing = False
+        self._own = UserFunctions(
+            config.file, config.format_pattern, config.timeout, config.workers, config.concurrency
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
         self._thread.start()
+        try:
+            self._functions = self._find(shipped or {})
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, inputs: Sequence[RewardInput]) -> concurrent.futures.Future[np.ndarray]:
         """Start computing the rewards of n inputs; does not wait.
@@ -148,32 +155,35 @@ class Rewards:
         """The functions that the config names. Raises UserError."""
         config = self.config
         local = {**local_functions(config), **further}
-        own = _load_functions(config.file)
-        if both := own.keys() & {*local, *JUDGED}:
+        own = self._load()
+        of_pattern = {FORMAT} if config.format_pattern is not None else set()
+        if both := ({*own} - of_pattern) & {*local, *JUDGED}:
             raise UserError(f"{config.file}: {min(both)} is a shipped reward; choose another name")
         for name in self.names:
-            if name not in (known := [*local, *JUDGED, *own]):
+            if name not in (known := dict.fromkeys([*local, *JUDGED, *own])):
                 raise UserError(
                     f"rewards.functions: unknown {name!r}; there are {', '.join(known)}"
                 )
-        # pure and quick: a thread would take longer than they do
+        # pure and quick: another thread would take longer than they do
         calls = {name: functools.partial(_at_once, call) for name, call in local.items()}
         if not set(self.names).isdisjoint(JUDGED):
             self.judge = Judge(config.judge)  # limits time, attempts and concurrency itself
             calls |= judged_functions(self.judge)
-        return [
-            self._limited(name, own[name]) if name in own else _Function(name, calls[name])
-            for name in self.names
-        ]
+        calls |= {name: functools.partial(self._own.call, name) for name in own}
+        if not {*own} & {*self.names}:
+            self._loop.call_soon_threadsafe(self._own.close)
+        # a pattern matches or takes too long every time alike
+        retries = dict.fromkeys({*own} - of_pattern, config.retries)
+        return [_Function(name, calls[name], retries.get(name, 0)) for name in self.names]
 
-    def _limited(self, name: str, call: Callable) -> _Function:
-        """A function of the user's, with the limits of the config."""
-        slots = self._workers
-        if _is_async(call):
-            slots = asyncio.Semaphore(self.config.concurrency)
-        else:
-            call = functools.partial(_in_thread, call)
-        return _Function(name, call, self.config.timeout, self.config.retries, slots)
+    def _load(self) -> list[str]:
+        """The names of the functions that run in processes. Raises UserError."""
+        file = self.config.file
+        if file is not None and not Path(file).is_file():
+            raise UserError(f"{file}: no such file; give the path of a Python file")
+        if file is None and (self.config.format_pattern is None or FORMAT not in self.names):
+            return []
+        return asyncio.run_coroutine_threadsafe(self._own.load(), self._loop).result()
 
     # ---- on the loop's thread --------------------------------------------------------------------
 
@@ -201,7 +211,10 @@ class Rewards:
             return await task
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if self._closing:
+                raise
+            # Otherwise a client of the function has cancelled a task of its own.
             if (failure := environment_failure(error)) is not None:  # it would end all its calls
                 raise UserError(f"{function.name}: {failure}") from error
             self._cache.pop(key, None)  # it may succeed another time
@@ -220,23 +233,25 @@ class Rewards:
                     raise
                 await asyncio.sleep(self.config.backoff * 2**attempt)
 
-    def _note(self, name: str, error: Exception):
+    def _note(self, name: str, error: BaseException):
         """Count a failure, and log it if it is the first of its type."""
-        kind = (name, type(error))
+        kind = (name, getattr(error, "kind", type(error).__name__))
         with self._lock:
             self._counts[name] += 1
         if kind not in self._logged:
             self._logged.add(kind)
             logger.warning(
                 "reward %s fails: %s (%s); such samples are left out and counted",
-                name, " ".join(str(error).split()), type(error).__name__,
+                name, " ".join(str(error).split()), kind[1],
             )  # fmt: skip
 
     async def _end(self):
+        self._closing = True
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._own.close()
         if self.judge is not None:
             await self.judge.close()
 
@@ -282,16 +297,22 @@ class BatchRewards:
         ]
         self._pending.append((numbers, samples, self._rewards.submit(inputs)))
 
-    def result(self) -> np.ndarray:
+    def result(self, check: Callable[[], None] | None = None) -> np.ndarray:
         """f32[B, G, R] of all rows, the same in all processes; NaN where there is no reward.
 
-        Raises UserError in all processes if it is raised in one of them.
+        check: called about every POLL seconds while rewards are pending; what it raises ends the
+        wait. With several processes it is not called: if one stopped waiting alone, the others
+        would wait for it for ever. Raises UserError in all processes if it is raised in one.
         """
+        if jax.process_count() > 1:
+            check = None
         size, functions = len(self._entries), len(self._rewards.names)
         rewards = np.full((size, self._pending[0][1], functions), np.nan, np.float32)
         refused = None
         try:
             for rows, samples, pending in self._pending:
+                while check and not concurrent.futures.wait([pending], POLL).done:
+                    check()
                 rewards[rows] = pending.result().reshape(len(rows), samples, functions)
         except UserError as error:
             refused = error
@@ -330,10 +351,10 @@ def parse_weights(text: str) -> dict[str, float]:
     for word in filter(None, (word.strip() for word in text.split(","))):
         name, equals, weight = (part.strip() for part in word.partition("="))
         try:
-            value = float(weight) if equals else 1.0
+            value = number(float(weight) if equals else 1.0)
         except ValueError:
-            value = math.nan
-        if not name or not math.isfinite(value):
+            value = None
+        if not name or value is None:
             raise UserError(f"rewards.functions: {word!r} is not NAME=WEIGHT with a number")
         if name in weights:
             raise UserError(f"rewards.functions: {name} is named twice; name it once")
@@ -346,68 +367,16 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _load_functions(file: str | None) -> dict[str, Callable]:
-    """REWARDS of a user's Python file; UserError if it cannot be used."""
-    if file is None:
-        return {}
-    if not Path(file).is_file():
-        raise UserError(f"rewards.file: {file}: no such file; give the path of a Python file")
-    with settings.user_code(file):
-        found = runpy.run_path(file).get("REWARDS")
-    if not isinstance(found, dict) or not found:
-        raise UserError(f'{file}: defines no REWARDS; write REWARDS = {{"name": function}}')
-    for name, function in found.items():
-        if not isinstance(name, str) or not callable(function):
-            raise UserError(
-                f"{file}: REWARDS[{name!r}] is not a function; give a function or async def"
-            )
-    return found
-
-
-def _is_async(function: Callable) -> bool:
-    """True for an `async def`, and for an object that is called as one."""
-    called = getattr(function, "__call__", None)  # noqa: B004 (its method is what is looked at)
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
-
-
 async def _once(function: _Function, one: RewardInput) -> float:
-    """One call within its limits. Raises what it raises, and TypeError or ValueError for no number.
-
-    The clock starts when the call does, not while it waits for a free slot.
-    """
-    async with function.slots:
-        try:
-            async with asyncio.timeout(function.timeout) as clock:
-                value = float(await function.call(*one))
-        except TimeoutError:
-            if clock.expired():
-                raise TimeoutError(f"took longer than {function.timeout:g} s") from None
-            raise
-        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, not the run
-            raise RuntimeError(f"raised {type(error).__name__}") from error
-    if not math.isfinite(value):
-        raise ValueError(f"returned {value}, not a finite number")
-    return value
+    """One call. Raises what it raises, and TypeError or ValueError for what is no number."""
+    try:
+        return number(await function.call(*one))
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # would end the loop, not the run
+        raise RuntimeError(f"raised {type(error).__name__}") from error
 
 
 async def _at_once(function: Callable, *arguments):
     """What `function` returns, called here and now."""
     return function(*arguments)
-
-
-async def _in_thread(function: Callable, *arguments):
-    """What `function` returns, called in a thread of its own.
-
-    Not in a pool: a call that never ends would block a pool's worker, and the end of the process.
-    """
-    done = concurrent.futures.Future()
-    done.set_running_or_notify_cancel()  # from here on, giving up waiting leaves it alone
-
-    def work():
-        try:
-            done.set_result(function(*arguments))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="reward", daemon=True).start()
-    return await asyncio.wrap_future(done)
