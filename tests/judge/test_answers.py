@@ -86,9 +86,23 @@ def test_what_answers_took(path):
     assert answers.earlier("a") == (0, 0)  # it was in this process
     answers.close()
     with path.open("a") as file:
-        file.write('{"key": "old", "answer": {"score": 3}}\n')
+        file.write('{"key": "old", "answer": {"score": 3}, "rules": 2}\n')
     again = Answers(path)
     assert [again.earlier("a") for _ in range(2)] == [(100, 10), (0, 0)]
     assert (again.get("old"), again.earlier("old")) == ({"score": 3}, (0, 0))
     again.put("b", {"score": 4}, (200, 20))  # anew
     assert again.earlier("b") == (0, 0)
+
+
+def test_answers_of_weaker_rules_are_asked_again(path, caplog):
+    """0.1.0 took any object of a reply: its cache may have a draft, and does not tell."""
+    old = '{"key": "a", "answer": {"score": 1}, "tokens_in": 100, "tokens_out": 900}\n'
+    path.parent.mkdir()
+    path.write_text(old * 2 + old.replace('"a"', '"b"'))
+    answers = Answers(path)
+    assert (answers.get("a"), answers.earlier("a")) == (None, (0, 0))
+    assert "2 answers of a version that could take a draft" in caplog.text
+    answers.put("a", {"score": 4})
+    caplog.clear()
+    assert Answers(path).get("a") == {"score": 4}
+    assert ": 1 answers of a version" in caplog.text

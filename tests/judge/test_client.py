@@ -3,10 +3,12 @@
 import asyncio
 import collections
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
 import time
+import types
 from email.utils import formatdate
 
 import pytest
@@ -17,7 +19,7 @@ from ugc_jax.judge import client as module
 from ugc_jax.judge.client import Judge, JudgeConfig, Malformed, Overloaded, Refused, Unreachable
 from ugc_jax.judge.messages import integer
 
-pytest.importorskip("openai")
+openai = pytest.importorskip("openai")
 
 
 @pytest.fixture
@@ -134,6 +136,150 @@ def test_an_answer_that_is_cut_off_is_none(server, config):
     (error,), _ = ask(config, "Rate it again.")
     assert isinstance(error, Malformed)
     assert "cut off at the limit of tokens; raise judge.max_tokens" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("reason", "fault"),
+    [
+        ("length", "limit of tokens"),
+        ("MAX_TOKENS", "limit of tokens"),
+        ("content_filter", "content filter"),
+        ("abort", "broken off"),
+    ],
+)
+def test_what_looks_like_a_verdict_in_a_broken_reply(server, config, tmp_path, reason, fault):
+    """A draft that ends where the reply was cut: no answer, and nothing in the cache."""
+    cache = tmp_path / "judge.jsonl"
+    server.script = [Reply(text='Not {"score": 1}', finish_reason=reason)] * 3
+    (error,), _ = ask(replaced(config, cache=str(cache)), "Rate it.")
+    assert isinstance(error, Malformed)
+    assert fault in str(error)
+    assert cache.read_text() == ""
+    found, _ = ask(replaced(config, cache=str(cache)), "Rate it.")
+    assert found == [4]
+
+
+def test_a_refusal_beside_a_verdict(server, config):
+    message = {"role": "assistant", "content": '{"score": 1}', "refusal": "I can't rate people."}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    server.script = [Reply(body=body)] * 3
+    (error,), _ = ask(config, "Rate it.")
+    assert isinstance(error, Malformed)
+    assert "the judge refuses: I can't rate people." in str(error)
+
+
+class TestRedirects:
+    def ask(self, server, config, location, status=307):
+        server.script = [Reply(status=status, headers={"Location": location})]
+        return ask(config, "Rate it.")
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_another_host_gets_no_captions(self, server, config, status):
+        other = FakeJudge(lambda question: {"score": 1})
+        try:
+            (error,), usage = self.ask(server, config, f"{other.url}/chat/completions?k=s", status)
+        finally:
+            other.stop()
+        assert isinstance(error, UserError)
+        assert str(error) == (
+            f"judge fake: {server.url[:-3]} redirects to {other.url[:-3]} (HTTP {status}), and "
+            "captions are not sent to another host; set judge.base_url to the address that "
+            "answers, if you trust it"
+        )
+        assert not other.requests
+        assert usage.requests == 1
+
+    @pytest.mark.parametrize(
+        "location",
+        [
+            "http://localhost:{port}/v1/chat/completions",  # another name
+            "https://127.0.0.1:{port}/v1/chat/completions",
+            "//example.invalid/v1/chat/completions",
+            "ftp://127.0.0.1:{port}/v1",
+            "http://127.0.0.1:{port}@example.invalid/v1",
+        ],
+    )
+    def test_another_name_or_scheme_is_another_host(self, server, config, location):
+        port = server.url.split(":")[2].split("/")[0]
+        (error,), _ = self.ask(server, config, location.format(port=port))
+        assert isinstance(error, UserError)
+        assert "captions are not sent to another host" in str(error)
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize("status", [307, 308])
+    @pytest.mark.parametrize("location", ["/v2/chat/completions", "{url}/chat/completions"])
+    def test_the_same_host_is_followed(self, server, config, location, status):
+        found, _ = self.ask(server, config, location.format(url=server.url), status)
+        assert found == [4]
+        assert server.questions == ["Rate it."] * 2
+
+    def test_an_address_that_cannot_be_read(self, server, config):
+        (error,), _ = self.ask(server, config, "http://x:port/v1")
+        assert isinstance(error, UserError)
+        assert "redirects to an address that cannot be read" in str(error)
+
+    def test_a_redirect_that_loses_the_question(self, server, config):
+        (error,), _ = self.ask(server, config, "/v2/chat/completions", 302)
+        assert isinstance(error, UserError)
+        assert "the question would be lost" in str(error)
+
+    @pytest.mark.parametrize(
+        ("asked", "target", "is_followed"),
+        [
+            ("http://a/v1", "https://a/v1", True),
+            ("https://a/v1", "http://a/v1", False),
+            ("https://a/v1", "https://a:8443/v1", False),
+            ("https://a/v1", "https://a:443/v2", True),
+            ("https://a/v1", "https://a.b/v1", False),
+            ("https://a/v1", "https://user:secret@b/v1", False),
+        ],
+    )
+    def test_origins(self, asked, target, is_followed):
+        client = openai.DefaultAsyncHttpxClient()
+        request = client.build_request("POST", asked)
+        response = types.SimpleNamespace(url=request.url, headers={"location": target})
+        response.has_redirect_location, response.status_code = True, 308
+        if is_followed:
+            asyncio.run(module._check_redirect(response))
+            return
+        with pytest.raises(UserError, match="redirects to") as caught:
+            asyncio.run(module._check_redirect(response))
+        assert "secret" not in str(caught.value)
+
+
+class TestRoutes:
+    """Ways that captions take because of the environment are logged."""
+
+    @pytest.fixture(autouse=True)
+    def _clean(self, monkeypatch):
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+
+    def test_none(self, server, config, caplog):
+        ask(config, "Rate it.")
+        assert not caplog.records
+
+    def test_a_proxy(self, server, config, caplog, monkeypatch):
+        port = server.url.split(":")[2].split("/")[0]
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{port}")
+        found, _ = ask(replaced(config, base_url="http://judge.invalid/v1"), "Rate it.")
+        assert found == [4]  # the proxy answered
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert f"http://judge.invalid go through the proxy http://127.0.0.1:{port} of" in line
+        assert "no_proxy=judge.invalid" in line
+        assert "secret" not in line
+        caplog.clear()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        ask(config, "Rate it.")
+        assert not caplog.records
+
+    def test_an_address_of_the_environment(self, server, config, caplog, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        found, _ = ask(replaced(config, base_url=None), "Rate it.")
+        assert found == [4]
+        assert "from the environment variable OPENAI_BASE_URL" in caplog.text
 
 
 def test_errors_for_ever(server, config):

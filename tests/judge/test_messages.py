@@ -23,7 +23,29 @@ DRAFT = '{"visual": 1, "audio": 1}'
         (f'<think>Not {DRAFT}</think>\n\n{{"score": 4}}', {"score": 4}),
         (f'Not {DRAFT}</think>{{"score": 4}}', {"score": 4}),  # opened in the prompt
         (f'<Thinking>{DRAFT}</Thinking>Well. <think>x</think>{{"score": 4}}', {"score": 4}),
+        (f'<reasoning effort="low">{DRAFT}</reasoning>{{"score": 4}}', {"score": 4}),
+        (f'<seed:think>{DRAFT}</seed:think>{{"score": 4}}', {"score": 4}),
+        (f'[THINK]{DRAFT}[/THINK]{{"score": 4}}', {"score": 4}),
+        (f'◁think▷{DRAFT}◁/think▷{{"score": 4}}', {"score": 4}),
+        (f'<|begin_of_thought|>{DRAFT}<|end_of_thought|> {{"score": 4}}', {"score": 4}),
+        (
+            f"<|channel|>analysis<|message|>{DRAFT}<|end|><|start|>assistant<|channel|>final"
+            '<|message|>{"score": 4}',
+            {"score": 4},
+        ),
+        (f'Not {DRAFT}. <answer>{{"score": 4}}</answer>\n', {"score": 4}),
         # no answer
+        (f'<reasoning effort="low">{DRAFT}', None),
+        (f"<seed:think>{DRAFT}", None),
+        (f"[THINK]{DRAFT}", None),
+        (f"◁think▷{DRAFT}", None),
+        (f"<|begin_of_thought|>{DRAFT}", None),
+        (f"<|channel|>analysis<|message|>{DRAFT}", None),
+        (f"<answer>{DRAFT}</answer> or {DRAFT[:9]}", None),
+        (f"```json\n{DRAFT}\n```\nBut the set is told.", None),
+        (f"[{DRAFT}]", None),
+        (f"[{DRAFT}, {DRAFT}]", None),
+        ('{"score": Infinity}', None),
         ('{"score": 4}\nThat is all.', None),  # an example, perhaps
         ('{"a": 1} done', None),
         ('{"score": 4', None),
@@ -48,7 +70,9 @@ def test_final_object(text, expected):
 
 
 @pytest.mark.parametrize(
-    "piece", ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ', " ", "{ ", " ```"]
+    "piece",
+    ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ', " ", "{ ", " ```"]
+    + ["<answer>", "</answer> ", "<think ", "<a:think", "[THINK]", "<|channel|>", "```json "],
 )
 def test_degenerate_answers_take_no_time(piece):
     began = time.perf_counter()
@@ -110,3 +134,35 @@ def test_one_line():
 
 def test_what_can_be_encoded():
     assert messages.encodable("ä\ud83d 😀\udc00") == "ä� 😀�"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A cat.\n", "A cat.\n"),
+        ("<think>Hm.</think>\nA cat.", "\nA cat."),
+        ("Hm.</think>A cat.", "A cat."),
+        ("<think>Hm.</think><answer> A cat. </answer>", " A cat. "),
+        ("<answer>A cat.", "A cat."),
+        ("He writes <answer> on a card.", "He writes <answer> on a card."),
+        ("<think>Hm. A cat.", None),
+        ("A cat.<thinking>", None),
+        ("<think></think>", ""),
+    ],
+)
+def test_without_thinking(text, expected):
+    assert messages.without_thinking(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B", "B"),
+        ("```\nB\n```", "B"),
+        ('```json\n"B"\n```\n', '"B"'),
+        ("```B```", "B"),
+        ("B ``` c", "B ``` c"),
+    ],
+)
+def test_unfenced(text, expected):
+    assert messages.unfenced(text) == expected

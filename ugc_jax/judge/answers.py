@@ -9,13 +9,18 @@ from ugc_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# The rules by which `messages.final_object` tells a verdict. Raise it when they become stricter:
+# answers that were read by other rules are asked again, as a file does not have the replies.
+# 0.1.0 wrote no number: it took any object in a reply, such as a draft before the verdict.
+RULES = 2
+
 
 class Answers:
     """The key of a question -> the JSON object that answered it; kept in a file if a path is given.
 
-    The file is JSON Lines, to which whole lines are appended: {"key", "answer", "tokens_in",
-    "tokens_out"}. Lines that cannot be read are skipped, such as the incomplete last line of a run
-    that was killed.
+    The file is JSON Lines, to which whole lines are appended: {"key", "answer", "rules",
+    "tokens_in", "tokens_out"}. Lines that cannot be read are skipped, such as the incomplete last
+    line of a run that was killed, and so are answers of other RULES.
     """
 
     def __init__(self, path: str | Path | None):
@@ -50,7 +55,8 @@ class Answers:
         self._earlier.pop(key, None)
         if self._file is None:
             return
-        row = {"key": key, "answer": answer, "tokens_in": tokens[0], "tokens_out": tokens[1]}
+        row = {"key": key, "answer": answer, "rules": RULES}
+        row |= {"tokens_in": tokens[0], "tokens_out": tokens[1]}
         try:
             self._file.write((json.dumps(row) + "\n").encode())
         except OSError as error:
@@ -82,7 +88,7 @@ class Answers:
         )
 
     def _read(self):
-        unreadable = 0
+        unreadable, earlier = 0, set()
         # surrogates, not �: a damaged answer is skipped, not taken for the judge's
         lines = files.read_lines(self.path, "name a file for the cache", errors="surrogateescape")
         for line in lines:
@@ -95,9 +101,18 @@ class Answers:
             except (ValueError, LookupError, TypeError):
                 unreadable += 1
             else:
+                if line.value.get("rules") != RULES:
+                    earlier.add(key)
+                    continue
                 self._known[key] = json.dumps(answer, ensure_ascii=False)
                 self._earlier[key] = tokens
-        if unreadable and not self._known:
+        if left := len(earlier - self._known.keys()):
+            logger.warning(
+                "%s: %d answers of a version that could take a draft for the judge's verdict are "
+                "not used; they are asked again",
+                self.path, left,
+            )  # fmt: skip
+        if unreadable and not self._known and not earlier:
             raise UserError(
                 f"{self.path}: holds no answers of a judge; name another file for the cache, or "
                 "delete it"

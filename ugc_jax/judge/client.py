@@ -10,6 +10,7 @@ Errors and how they are handled:
     time-out, other 5xx                ask again, `retries` times
     not the JSON object asked for      ask again with the reason, `malformed` times
     wrong key or model, empty account  UserError
+    redirected to another host         UserError: captions go nowhere but to the configured host
     anything else                      JudgeError at once
 """
 
@@ -24,6 +25,8 @@ import logging
 import os
 import random
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -89,7 +92,9 @@ class JudgeConfig:
     """An LLM judge on an OpenAI-compatible server."""
 
     model: str | None = None  # the judge's name on its server, e.g. gpt-4o-2024-08-06
-    base_url: str | None = None  # the server, e.g. http://localhost:8000/v1; none: api.openai.com
+    # the server, e.g. http://localhost:8000/v1; none: api.openai.com, or that of the environment
+    # variable OPENAI_BASE_URL
+    base_url: str | None = None
     # environment variable with the key; a server of your own needs none
     key: str = "OPENAI_API_KEY"
     temperature: float | None = 0.0  # none: the server's own
@@ -182,6 +187,7 @@ class Judge:
         self._openai = openai
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_check_redirect]}),
             api_key=key or "none",
             max_retries=0,  # retries are made here: they obey `wait`, and share pauses
             timeout=openai.Timeout(config.timeout, connect=min(10.0, config.timeout)),
@@ -192,6 +198,7 @@ class Judge:
         self._gate = asyncio.Lock()
         self._next = 0.0  # when the next request may be made (time.monotonic)
         self._where = config.base_url or "at OpenAI"
+        _log_route(config.base_url, str(self._client.base_url))
         self._down_since: float | None = None  # beginning of the outage
         self._is_logged = False  # the outage has been logged
 
@@ -257,8 +264,8 @@ class Judge:
         for _ in range(self.config.malformed + 1):
             reply = await self._reply(attempt)
             tokens_in, tokens_out = tokens_in + reply.tokens[0], tokens_out + reply.tokens[1]
-            if reply.cut:
-                fault, attempt = "cut off at the limit of tokens; raise judge.max_tokens", messages
+            if reply.fault is not None:  # a draft in it may look like a verdict
+                fault, attempt = reply.fault, messages
                 continue
             answer = final_object(reply.text)
             fault = find_fault(answer, parse)
@@ -294,6 +301,9 @@ class Judge:
     def _pause(self, error: Exception, trials: _Trials) -> float:
         """Seconds to wait after a failed attempt. Raises if the question is given up."""
         config = self.config
+        for one in (error, error.__cause__):  # from _check_redirect; some versions wrap it
+            if isinstance(one, UserError):
+                raise UserError(f"judge {config.model}: {one}") from None
         trouble, reason = _diagnose(error, self._openai)
         pause = min(config.backoff * 2 ** min(trials.attempts, 20), MAX_PAUSE)
         pause *= random.uniform(0.5, 1)
@@ -378,6 +388,66 @@ class Judge:
 
 def _messages(question: str | Sequence[dict]) -> list[dict]:
     return with_system(question) if isinstance(question, str) else list(question)
+
+
+async def _check_redirect(response):
+    """Raise UserError if a response leads to another host, port or scheme, or loses the question.
+
+    The HTTP client would follow it, and send the captions there. http to https of one host is fine.
+    response: of httpx. Only 307 and 308 keep the question; after others the client sends none.
+    """
+    if not response.has_redirect_location:
+        return
+    asked, status = response.url, response.status_code
+    try:
+        target = asked.join(response.headers["location"])
+    except Exception:  # httpx has an error of its own
+        raise UserError(
+            f"{_host(asked)} redirects to an address that cannot be read; correct judge.base_url"
+        ) from None
+    ways = [(url.scheme, url.host, url.port) for url in (asked, target)]  # port: None by default
+    is_same = ways[0] == ways[1] or ways == [
+        ("http", asked.host, None),
+        ("https", asked.host, None),
+    ]
+    if is_same and status in (307, 308):
+        return
+    what = "the question would be lost" if is_same else "captions are not sent to another host"
+    raise UserError(
+        f"{_host(asked)} redirects to {_host(target)} (HTTP {status}), and {what}; set "
+        "judge.base_url to the address that answers, if you trust it"
+    )
+
+
+def _host(url) -> str:
+    """Scheme, host and port of an address, without a user's name, password or token.
+
+    url: of httpx or urllib.
+    """
+    host = getattr(url, "host", None) or getattr(url, "hostname", None) or ""
+    host = f"[{host}]" if ":" in host else host
+    return one_line(f"{url.scheme}://{host}" + (f":{url.port}" if url.port else ""))
+
+
+def _log_route(configured: str | None, url: str):
+    """Warn where questions take a way that the config does not name: the environment's.
+
+    configured: base_url of the config. url: that of the client.
+    """
+    asked = urllib.parse.urlsplit(url)
+    if configured is None and asked.hostname != "api.openai.com":
+        logger.warning(
+            "the judge is %s, from the environment variable OPENAI_BASE_URL; set judge.base_url "
+            "to choose", _host(asked),
+        )  # fmt: skip
+    proxies = urllib.request.getproxies()  # as httpx reads them
+    proxy = proxies.get(asked.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(asked.netloc.rpartition("@")[2]):
+        via = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        logger.warning(
+            "questions to the judge %s go through the proxy %s of the environment; no_proxy=%s "
+            "asks it directly", _host(asked), _host(via), asked.hostname,
+        )  # fmt: skip
 
 
 def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:

@@ -16,9 +16,33 @@ AGAIN = (
 )
 
 
-_THINKING = r"(?:think|thinking|thought|reasoning|reflection|scratchpad|analysis)"
-_BEGIN_OF_THINKING = re.compile(rf"<{_THINKING}>", re.IGNORECASE)
-_END_OF_THINKING = re.compile(rf"</{_THINKING}>", re.IGNORECASE)
+_NAME = (
+    r"(?:\w{1,20}:)?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis"
+    r"|rationale|cot)"
+)
+# Also of models with other templates: Magistral, Kimi, Sky-T1 and gpt-oss.
+_BEGIN_OF_THINKING = re.compile(
+    rf"<{_NAME}(?:\s[^<>/]{{0,200}})?>|\[THINK\]|◁think▷"
+    r"|<\|(?:begin_of_(?:thought|thinking)|think)\|>|<\|channel\|>(?:analysis|commentary)",
+    re.IGNORECASE,
+)
+_END_OF_THINKING = re.compile(
+    rf"</{_NAME}\s?>|\[/THINK\]|◁/think▷"
+    r"|<\|(?:end_of_(?:thought|thinking)|/think)\|>|<\|channel\|>final(?:<\|message\|>)?",
+    re.IGNORECASE,
+)
+_ANSWER = re.compile(r"<answer>", re.IGNORECASE)
+_ANSWER_END = re.compile(r"</answer>\s*\Z", re.IGNORECASE)
+_UNFINISHED = {  # reasons of servers why an answer ends, where it is not whole
+    **dict.fromkeys(
+        ("length", "max_tokens", "model_length"),
+        "cut off at the limit of tokens; raise judge.max_tokens",
+    ),
+    **dict.fromkeys(
+        ("content_filter", "safety", "recitation"), "withheld by the server's content filter"
+    ),
+    **dict.fromkeys(("abort", "error"), "broken off by the server"),
+}
 _OBJECT = re.compile(r"\{\s*[\"'}]")
 
 
@@ -47,12 +71,12 @@ def fenced(name: str, text: str) -> str:
 class Reply(NamedTuple):
     """A response of a server.
 
-    text: "" if it has none (a page of HTML, ...). cut: whether it ends at the limit of tokens.
-    tokens: (in, out).
+    text: "" if it has none (a page of HTML, ...). fault: why the text is no whole answer, whatever
+    it says; None if it may be one. tokens: (in, out).
     """
 
     text: str
-    cut: bool
+    fault: str | None
     tokens: tuple[int, int]
 
 
@@ -61,24 +85,40 @@ def read_response(response) -> Reply:
     usage = getattr(response, "usage", None)
     tokens_in = getattr(usage, "prompt_tokens", None) or 0
     tokens_out = getattr(usage, "completion_tokens", None) or 0
-    text, cut = "", False
+    text, fault = "", None
     try:
         choice = response.choices[0]
         text = str(choice.message.content or "")
-        cut = choice.finish_reason == "length"
+        fault = _UNFINISHED.get(str(choice.finish_reason).lower())
+        if refusal := getattr(choice.message, "refusal", None):
+            fault = f"the judge refuses: {one_line(str(refusal))}"
     except (AttributeError, LookupError, TypeError):
         pass
-    return Reply(encodable(text), cut, (tokens_in, tokens_out))
+    return Reply(encodable(text), fault, (tokens_in, tokens_out))
 
 
 def without_thinking(text: str) -> str | None:
     """Return a text without its thinking blocks; None if the last one is not closed.
 
     What precedes a closing tag without an opening one is thinking, too: some templates put the
-    opening tag into the prompt.
+    opening tag into the prompt. Of a text that ends with </answer>, or begins with <answer>, only
+    what these tags enclose is left. A text without any of these tags is returned unchanged.
     """
     text = _END_OF_THINKING.split(text)[-1]
-    return None if _BEGIN_OF_THINKING.search(text) else text
+    if _BEGIN_OF_THINKING.search(text):
+        return None
+    *_, last = [None, *_ANSWER.finditer(text)]
+    if last is not None and (end := _ANSWER_END.search(text, last.end())):
+        return text[last.end() : end.start()]
+    first = _ANSWER.match(text.lstrip())
+    return text.lstrip()[first.end() :] if first else text
+
+
+def unfenced(text: str) -> str:
+    """Return a text without the code fence around it, if there is one."""
+    text = text.strip()
+    opening = re.match(r"```(?:[\w-]*\s)?", text)
+    return text[opening.end() :].removesuffix("```").strip() if opening else text
 
 
 def final_object(text: str) -> dict | None:

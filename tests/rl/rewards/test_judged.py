@@ -49,6 +49,31 @@ def test_holistic(server):
     assert "A number." in server.questions[0]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<think>An empty caption would get {}. But this one",
+        "<think>Not {}</think>The answer is",
+        "An empty one would get {}, this one is better.",
+        "[{}]",
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "draft", "metadata"),
+    [
+        ("holistic", '{"score": 1}', {}),
+        ("checklist", '{"1": false}', {"checklist": ["A cat is there."]}),
+        ("mcq", '{"answer": "A"}', {"questions": [
+            {"question": "What sleeps?", "options": ["A cat", "A dog"], "answer": "A cat"}
+        ]}),
+    ],
+)  # fmt: skip
+def test_a_draft_is_no_verdict(server, name, draft, metadata, reply):
+    server.answer = lambda question: reply.replace("{}", draft)
+    (error,) = rewards(server, name, [CAPTION], metadata=metadata)
+    assert isinstance(error, Malformed)
+
+
 def test_checklist_of_the_row(server):
     server.answer = lambda question: {"1": True, "2": False, "3": True, "4": False}
     points = {"checklist": ["A cat is there.", "It runs.", "It sleeps.", "It rains."]}
