@@ -81,15 +81,18 @@ def read_lines(path, remedy: str, *, errors: str = "strict") -> Iterator[JsonLin
     return parse_lines(read_text(path, remedy, errors=errors))
 
 
-def parse_lines(text: str) -> Iterator[JsonLine]:
-    """Yield the lines of JSON Lines that are not blank. Only "\\n" ends a line; U+2028 is text."""
+def parse_lines(text: str, *, object_pairs_hook=None) -> Iterator[JsonLine]:
+    """Yield the lines of JSON Lines that are not blank. Only "\\n" ends a line; U+2028 is text.
+
+    object_pairs_hook: as of json.loads.
+    """
     *lines, tail = text.split("\n")
     for number, line in enumerate([*lines, tail], 1):
         if not line.strip():
             continue
         value, error = None, None
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=object_pairs_hook)
         except (ValueError, RecursionError) as failure:
             error = str(failure)
         yield JsonLine(number, line, value, error, number <= len(lines))

@@ -4,12 +4,15 @@ import json
 import shutil
 
 import pytest
-from fake_judge import FakeJudge
+from fake_judge import FakeJudge, Reply
+from fake_results import DISPLAYS
 
 from ugc_jax import cli
 from ugc_jax.errors import UserError
+from ugc_jax.evals.compare import compare_results, comparison_table
 from ugc_jax.evals.results import read_result
 from ugc_jax.generate.captioner import Captioner
+from ugc_jax.report.page import make_page
 from ugc_jax.toy import world
 
 TONES = ["Positive", "Negative", "Neutral"]
@@ -87,7 +90,8 @@ class TestFiles:
         assert tone["interval"] is None  # of one clip nothing can be told
         assert tone["majority"] == {"answer": "Positive", "score": 100.0}
         faults = result["faults"]
-        assert (faults["duplicate"], faults["unknown"], faults["broken"]) == (1, 1, 1)
+        kinds = {"broken": 1, "unknown": 1, "conflicting": 1, "duplicate": 0}
+        assert {kind: faults[kind] for kind in kinds} == kinds
         assert any("said.jsonl:5" in line for line in faults["listed"])
         clips = by_id(result, "tone")
         assert clips["c0"]["said"] == "Positive"
@@ -98,6 +102,72 @@ class TestFiles:
         shown = capsys.readouterr().out
         assert "1 empty, 1 error, 1 missing" in shown
         assert "without regard to case" in shown
+
+    @pytest.mark.parametrize(
+        ("prediction", "failure"),
+        [
+            (float("nan"), "NaN"),
+            (False, "boolean"),
+            (7, "number"),
+            (["Positive"], "list"),
+            ({"answer": "Positive"}, "object"),
+            (None, "null"),
+            ("nan", "NaN"),
+            ("None", "null"),
+            ("", "empty"),
+            ("Error: connection lost", "error"),
+            ("<think>Positive", "cut off"),
+            ("<think>Positive</think> ", "empty"),
+            ("<think>Hm.</think>I'm sorry, I can't assist with that.", "refusal"),
+            ("Not positive", "negation"),
+            ("Positive/Negative/Neutral", "several"),
+            ("A man tells of positive things.", "unclear"),
+        ],
+    )
+    def test_each_failure_is_counted_as_what_it_is(self, qa, tmp_path, capsys, prediction, failure):
+        """In the result, the table, the page and the comparison; the other clip is scored."""
+        rows = [{"video_id": "c0", "prediction": prediction}]
+        rows += [{"video_id": "c1", "prediction": "<think>Positive?</think>\nAnswer: Neutral"}]
+        rows += [{"video_id": "c2", "prediction": "Negative"}, {"video_id": "c3"}]
+        out = tmp_path / "result.json"
+        said = write_lines(tmp_path / "said.jsonl", rows)
+        assert run(qa=qa, task="tone", predictions=said, output=out) == 0
+        result = read_result(out)
+        tone = result["tasks"]["tone"]
+        assert tone["failures"] == {failure: 1, "missing": 1}
+        assert (tone["n"], tone["score"], tone["floor"]) == (2, 50.0, 25.0)
+        clips = by_id(result, "tone")
+        assert "said" not in clips["c0"]
+        assert (clips["c1"]["said"], clips["c1"]["prediction"]) == ("Neutral", "\nAnswer: Neutral")
+        listed = f"1 {failure}, 1 missing"
+        assert f"failed, and not in the means: {listed}; 25.00 if" in capsys.readouterr().out
+        assert listed in make_page([result], None, DISPLAYS)
+        other = result | {"name": "other"}
+        text = comparison_table(compare_results([result, other]))
+        assert f"tone: failed in said: {listed}" in text
+        assert f"tone: failed in other: {listed}" in text
+
+    def test_ocr_counts_what_is_no_text(self, qa, tmp_path):
+        rows = ['{"video_id": "c0", "predict_ocr": {"ocr": ["Hello world"], "ocr": []}}']
+        rows += [{"video_id": "c1", "predict_ocr": '{"ocr": ["one"], "ocr": ["two"]}'}]
+        rows += [{"video_id": "c2", "predict_ocr": '<think>["one"]</think>["two three"]'}]
+        rows += [{"video_id": "c3", "predict_ocr": "I'm sorry, I cannot view the video."}]
+        out = tmp_path / "result.json"
+        said = write_lines(tmp_path / "said.jsonl", rows)
+        assert run(qa=qa, task="ocr", predictions=said, output=out) == 0
+        task = read_result(out)["tasks"]["ocr"]
+        assert task["failures"] == {"key twice": 2, "refusal": 1}
+        assert (task["n"], task["score"]) == (1, 1.0)
+        assert "1 answers are scored without their thinking" in task["notes"]
+
+    def test_few_predictions_are_told(self, qa, tmp_path, caplog):
+        row = {"video_id": "c0", "predict": "neutral", "finish_reason": "length"}
+        said, out = write_lines(tmp_path / "said.jsonl", [row]), tmp_path / "result.json"
+        assert run(qa=qa, task="tone", predictions=said, output=out) == 0
+        assert "has predictions of 1 of the 4 clips of tone" in caplog.text
+        tone = read_result(out)["tasks"]["tone"]
+        assert tone["failures"] == {"missing": 3}
+        assert "1 answers end at the limit of tokens (finish_reason length)" in tone["notes"]
 
     def test_all_tasks_of_a_folder_and_what_cannot_be_scored_is_told(self, qa, tmp_path, caplog):
         folder = tmp_path / "said"
@@ -207,6 +277,40 @@ class TestJudge:
         assert (task["n"], task["failures"]) == (3, {"missing": 1})
         assert (task["protocol"]["judge"], task["protocol"]["temperature"]) == ("m", 0.0)
         assert task["protocol"]["prompt"].startswith("own wording ")
+
+    def test_the_judge_gets_captions_only(self, qa, tmp_path):
+        """No thinking, no refusal, nothing that is no text."""
+        refusal = "I'm sorry, but I can't assist with that request."
+        captions = ["<think>A cat?</think>A dog.", refusal, "<think>A cat. A", float("nan")]
+        rows = [{"video_id": f"c{i}", "caption": text} for i, text in enumerate(captions)]
+        said, out = write_lines(tmp_path / "said.jsonl", rows), tmp_path / "result.json"
+        server = FakeJudge(lambda question: {"visual": 5, "audio": 5, "details": 5})
+        settings = self.settings(server, qa=qa, task="caption", predictions=said, output=out)
+        try:
+            assert run(**settings) == 0
+        finally:
+            server.stop()
+        (question,) = server.questions
+        assert "A dog." in question
+        assert "cat" not in question
+        task = read_result(out)["tasks"]["final_caption"]
+        assert task["failures"] == {"refusal": 1, "cut off": 1, "NaN": 1}
+        assert (task["n"], task["score"]) == (1, 100)
+
+    def test_a_redirect_to_another_host_ends_the_run(self, qa, tmp_path):
+        said = write_lines(tmp_path / "said.jsonl", [{"video_id": "c0", "caption": "A dog."}])
+        server, other = FakeJudge(), FakeJudge()
+        server.script = [Reply(status=307, headers={"Location": f"{other.url}/chat/completions"})]
+        out = tmp_path / "out.json"
+        settings = self.settings(server, qa=qa, task="caption", predictions=said, output=out)
+        try:
+            with pytest.raises(UserError, match="captions are not sent to another host") as caught:
+                run(**settings)
+        finally:
+            server.stop()
+            other.stop()
+        assert "\n" not in str(caught.value)
+        assert not other.requests
 
     def test_a_clip_without_an_answer_is_no_zero(self, qa, tmp_path):
         said = write_lines(

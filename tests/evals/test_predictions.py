@@ -6,7 +6,7 @@ import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals import tasks
-from ugc_jax.evals.predictions import find_predictions, read_predictions
+from ugc_jax.evals.predictions import Failure, find_predictions, read_predictions
 
 KNOWN = {"a", "b", "c"}
 
@@ -40,7 +40,7 @@ def test_forms(tmp_path, content):
     file.write_bytes(content.encode())
     found = read_predictions(file, KNOWN)
     assert found.texts == {"a": "x", "b": "y"}
-    assert not found.errors
+    assert not found.failures
     assert not found.faults()
 
 
@@ -54,13 +54,13 @@ def test_released_files(shared_data):
     loaded = tasks.load_tasks(released / "qa", tasks.TASKS)
 
     def found(task, name):
-        return read_predictions(
-            released / "results" / name, {one.id for one in loaded[task].samples}
-        )
+        one = loaded[task]
+        path = released / "results" / name
+        return read_predictions(path, set(one.ids), takes_json=one.form.takes_json)
 
     background = found("background", "background/omni3b_output.json")
     assert (len(background.texts), background.faults()) == (310, [])
-    assert list(background.errors.values()) == ["predict is null"]
+    assert list(background.failures.values()) == [Failure("null", "predict is null")]
     assert len(found("objects", "object/omni3b_object.json").texts) == 997
     ocr = found("ocr", "ocr/ocr_omni3b.jsonl")
     assert len(ocr.texts) == 826
@@ -96,9 +96,9 @@ def test_faults_are_counted_and_the_rest_is_used(tmp_path):
         "file.jsonl:9: no id (looked for video_id, video, path, videos)",
         "file.jsonl:10: not a JSON object: [{'video_id': 'b'}]",
         "file.jsonl:4: the task has no clip 'zz'",
-        "file.jsonl:6: a again",
+        "file.jsonl:6: a again, with another text, which counts",
     ]
-    assert [len(kind) for kind in (found.broken, found.unknown, found.duplicate)] == [6, 1, 1]
+    assert found.counts() == {"broken": 6, "unknown": 1, "conflicting": 1, "duplicate": 0}
 
 
 def test_faults_in_a_line(tmp_path):
@@ -111,9 +111,9 @@ def test_faults_in_a_line(tmp_path):
         "oops",
     )
     assert read_predictions(file, KNOWN).summary() == (
-        "2 broken, 1 unknown, 1 duplicate rows (first: file.jsonl:3: not a JSON object: oops)"
+        "2 broken, 1 unknown, 1 conflicting rows (first: file.jsonl:3: not a JSON object: oops)"
     )
-    lines(file, {"video_id": "a", "caption": "x"}, {"video_id": "a", "caption": "y"})
+    lines(file, {"video_id": "a", "caption": "x"}, {"video_id": "a", "caption": "x"})
     assert (
         read_predictions(file, KNOWN).summary() == "1 duplicate row (first: file.jsonl:2: a again)"
     )
@@ -127,8 +127,10 @@ def test_text_that_cannot_be_encoded(tmp_path):
         {"video_id": "b", "error": "y\udc00"},
         {"video_id": "c", "predict_ocr": ["\ud83d"]},
     ]
-    found = read_predictions(lines(tmp_path / "file.jsonl", *rows), {"a�", "b", "c"})
-    assert (found.texts, found.errors) == ({"a�": "x� 😀", "c": '["�"]'}, {"b": "y�"})
+    file = lines(tmp_path / "file.jsonl", *rows)
+    found = read_predictions(file, {"a�", "b", "c"}, takes_json=True)
+    assert found.texts == {"a�": "x� 😀", "c": '["�"]'}
+    assert found.failures == {"b": Failure("error", "y�")}
 
 
 def test_name_that_is_not_utf8(tmp_path):
@@ -144,7 +146,7 @@ def test_faults_hold_no_control_characters(tmp_path):
     assert found.faults()[0].startswith("file.jsonl:3: no text of a [2J (looked")
     assert found.faults()[1:] == [
         "file.jsonl:4: not a JSON object: [31mred",
-        "file.jsonl:2: a [2J again",
+        "file.jsonl:2: a [2J again, with another text, which counts",
     ]
 
 
@@ -175,18 +177,123 @@ def test_a_text_beats_an_error_and_a_blank_one(tmp_path):
     )
     found = read_predictions(file, set("abcdef"))
     assert found.texts == {"a": "good", "c": "good", "d": "late", "e": "beside null"}
-    assert found.errors == {"b": "moov atom not found", "f": "caption is null"}
+    assert found.failures == {
+        "b": Failure("error", "moov atom not found"),
+        "f": Failure("null", "caption is null"),
+    }
     assert len(found.duplicate) == len(found.faults()) == 3
 
 
-def test_what_is_no_text_is_kept_as_json(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("NaN", "NaN"),
+        ("-Infinity", "infinity"),
+        ("1e999", "infinity"),
+        ("null", "null"),
+        ("false", "boolean"),
+        ("true", "boolean"),
+        ("0", "number"),
+        ("4.5", "number"),
+        ('["a caption"]', "list"),
+        ('{"text": "a caption"}', "object"),
+    ],
+)
+def test_what_is_no_text_is_a_failure_of_its_kind(tmp_path, value, kind):
+    line, whole = tmp_path / "line.jsonl", tmp_path / "whole.json"
+    line.write_text(f'{{"video_id": "a", "caption": {value}}}\n{{"video_id": "b", "caption": "x"}}')
+    whole.write_text(f'{{"a": {value}, "b": "x"}}')
+    for file in (line, whole):
+        found = read_predictions(file, KNOWN)
+        assert found.texts == {"b": "x"}
+        assert found.failures["a"].kind == kind
+        assert found.failures["a"].note.split(" is ")[0] in ("caption", "predict")
+
+
+def test_json_is_kept_for_a_task_that_asks_for_it(tmp_path):
     file = lines(
         tmp_path / "file.jsonl",
         {"video_id": "a", "predict_ocr": {"ocr": ["ä"]}},
         {"video_id": "b", "predict_ocr": ["x", 1]},
         {"video_id": "c", "predict_ocr": 5},
+        '{"video_id": "d", "predict_ocr": {"ocr": ["x"], "ocr": ["y"]}}',
     )
-    assert read_predictions(file, KNOWN).texts == {"a": '{"ocr": ["ä"]}', "b": '["x", 1]', "c": "5"}
+    found = read_predictions(file, set("abcd"), takes_json=True)
+    assert found.texts == {"a": '{"ocr": ["ä"]}', "b": '["x", 1]'}
+    assert {one: failure.kind for one, failure in found.failures.items()} == {
+        "c": "number",
+        "d": "key twice",
+    }
+
+
+def test_a_key_twice_is_no_choice_of_the_last(tmp_path):
+    file = lines(
+        tmp_path / "file.jsonl",
+        '{"video_id": "a", "caption": "x", "caption": "y"}',
+        '{"video_id": "b", "video_id": "c", "caption": "x"}',
+        '{"video_id": "c", "caption": "z", "seconds": 1, "seconds": 2}',
+    )
+    found = read_predictions(file, KNOWN)
+    assert found.texts == {"c": "z"}
+    assert found.failures == {"a": Failure("key twice", "the key caption stands twice")}
+    assert found.faults() == [
+        "file.jsonl:2: the key video_id stands twice",
+        "file.jsonl:3: has seconds twice",
+    ]
+    file.write_text('{"a": "x", "a": "y", "b": "z", "b": "z"}')  # as two rows of a clip
+    found = read_predictions(file, KNOWN)
+    assert found.texts == {"a": "y", "b": "z"}
+    assert found.faults() == [
+        "file.jsonl:sample 2: a again, with another text, which counts",
+        "file.jsonl:sample 4: b again",
+    ]
+    file.write_text('{"a": {"caption": "x", "caption": "y"}, "b": "z"}')
+    assert read_predictions(file, KNOWN).failures["a"].kind == "key twice"
+    file.write_text('{"samples": [], "samples": [{"video_id": "a", "predict": "x"}]}')
+    with pytest.raises(UserError, match="has 'samples' twice"):
+        read_predictions(file, KNOWN)
+
+
+@pytest.mark.parametrize("blank", ["", " \n", None, float("nan"), False])
+def test_a_blank_field_hides_no_text(tmp_path, blank):
+    row = {"video_id": "a", "prediction": blank, "caption": "x", "response": "x "}
+    found = read_predictions(lines(tmp_path / "file.jsonl", row), KNOWN)
+    assert (found.texts, found.failures) == ({"a": "x"}, {})
+
+
+def test_two_texts_in_a_row_are_refused(tmp_path):
+    rows = [{"video_id": "b", "caption": "x"}]
+    rows += [{"video_id": "a", "prediction": "x", "caption": "y"}]
+    file = lines(tmp_path / "file.jsonl", *rows)
+    with pytest.raises(UserError, match=r"jsonl:2: prediction and caption have.*field=prediction"):
+        read_predictions(file, KNOWN)
+    assert read_predictions(file, KNOWN, field="caption").texts == {"a": "y", "b": "x"}
+
+
+def test_a_text_beside_an_error_is_not_scored(tmp_path):
+    rows = [{"video_id": "a", "caption": "The vid", "error": "connection lost"}]
+    rows += [{"video_id": "b", "caption": "x", "error": ""}]
+    rows += [{"video_id": "c", "caption": "x", "error": float("nan")}]
+    found = read_predictions(lines(tmp_path / "file.jsonl", *rows), KNOWN)
+    assert found.texts == {"b": "x", "c": "x"}
+    assert found.failures == {"a": Failure("error", "connection lost")}
+
+
+def test_ids_that_are_nearly_known(tmp_path):
+    rows = [{"video_id": one, "caption": "x"} for one in ("A.MP4", "b.json", "c.mp4")]
+    found = read_predictions(lines(tmp_path / "file.jsonl", *rows), KNOWN)
+    assert found.texts == {"c": "x"}
+    assert found.unknown == [
+        "file.jsonl:1: the task has no clip 'A' (but 'a'; ids are compared as they are written)",
+        "file.jsonl:2: the task has no clip 'b.json' (but 'b'; ids are compared as they are "
+        "written)",
+    ]
+
+
+def test_texts_that_end_at_the_limit(tmp_path):
+    rows = [{"video": "a.mp4", "caption": "x", "finish_reason": "length"}]
+    rows += [{"video": "b.mp4", "caption": "x", "finish_reason": "stop"}]
+    assert read_predictions(lines(tmp_path / "file.jsonl", *rows), KNOWN).cut == {"a"}
 
 
 def test_a_field_of_ones_own(tmp_path):

@@ -100,6 +100,6 @@ def test_card():
         "67 out, those of cached answers included, cost 1.50",
         "no background score": "needs a judge",
     }
-    assert card["faults"].endswith("1 duplicate, 2 broken")
+    assert card["faults"].endswith("2 broken, 1 duplicate")
     assert card["listed"] == ["FILE:3: not JSON"]
     assert notes.card("Two", result("Two"), DISPLAYS)["faults"] == ""

@@ -24,9 +24,10 @@ def compare_results(results: Sequence[dict]) -> dict:
     """The first result against each of the others: {"version", "base": name, "against": [dicts]}.
 
     Each dict has "name" and "tasks": {task: {"score" and each common column: a `difference`,
-    "only": [clips scored in the base alone, in the other alone], "strangers": clips of one id and
-    two references, "protocol": [differences]}} of the tasks that both have; "missing" lists tasks
-    that only one has, "asked" differences in how the models were asked.
+    "only": [clips scored in the base alone, in the other alone], "failures": [kinds and counts of
+    the base, of the other], "strangers": clips of one id and two references, "protocol":
+    [differences]}} of the tasks that both have; "missing" lists tasks that only one has, "asked"
+    differences in how the models were asked.
     """
     base, *others = results
     against = [_compare_two(base, other) for other in others]
@@ -67,6 +68,7 @@ def _compare_task(base: dict, other: dict, task: str) -> dict:
     return table | {
         "unit": base["tasks"][task].get("unit", "percent"),
         "only": [len(base_clips) - len(common), len(other_clips) - len(common)],
+        "failures": [result["tasks"][task].get("failures") or {} for result in (base, other)],
         "strangers": len(common) - len(both),
         "protocol": protocol,
     }
@@ -140,7 +142,7 @@ def comparison_table(comparison: dict) -> str:
                 if isinstance(fact, dict):
                     label = task if column == "score" else f"  {column}"
                     lines.append(_line(label, fact, 3 if facts["unit"] == "fraction" else 2))
-        lines += [f"  ({text})" for text in _remarks(other)]
+        lines += [f"  ({text})" for text in _remarks(comparison["base"], other)]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -155,9 +157,13 @@ def _line(label: str, fact: dict, digits: int) -> str:
     return f"{label:<18}{mean:>10}  {bounds:<18}{counts}  {fact['verdict']}"
 
 
-def _remarks(other: dict) -> list[str]:
+def _remarks(base: str, other: dict) -> list[str]:
     remarks = []
     for task, facts in other["tasks"].items():
+        for name, kinds in zip((base, other["name"]), facts["failures"], strict=True):
+            if kinds:
+                listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+                remarks.append(f"{task}: failed in {name}: {listed}")
         if facts["protocol"]:
             remarks.append(f"{task} does not compare: {'; '.join(facts['protocol'])}")
         if any(facts["only"]):

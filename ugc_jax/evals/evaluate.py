@@ -16,11 +16,18 @@ from ugc_jax import __version__
 from ugc_jax.errors import UserError
 from ugc_jax.evals import scores
 from ugc_jax.evals.judged import JudgedTasks, JudgingConfig
-from ugc_jax.evals.predictions import Predictions, find_predictions, read_predictions
+from ugc_jax.evals.predictions import (
+    FAULTS,
+    Predictions,
+    find_predictions,
+    read_predictions,
+)
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
-from ugc_jax.evals.tasks import FORMS, Form, Task
+from ugc_jax.evals.tasks import FORMS, Form, Sample, Task
+from ugc_jax.evals.texts import is_error, is_refused_task, missing
 from ugc_jax.judge.client import JudgeConfig
+from ugc_jax.judge.messages import without_thinking
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +96,8 @@ class Evaluation:
     def result(self, judge: dict | None) -> dict:
         """The content of result.json. judge: `JudgedTasks.record`, or None without a judge."""
         now = datetime.datetime.now(datetime.UTC)
-        faults = {
-            kind: sum(len(getattr(one, kind)) for one in self.predictions)
-            for kind in ("duplicate", "unknown", "broken")
-        }
+        counts = [one.counts() for one in self.predictions]
+        faults = {kind: sum(count[kind] for count in counts) for kind in FAULTS}
         listed = [fault for one in self.predictions for fault in one.faults()]
         return {
             "version": VERSION,
@@ -140,9 +145,16 @@ def read_all(
         )
     texts = {}
     for name, file in paths.items():
-        texts[name] = read_predictions(file, set(benchmark[name].ids), field)
-        if (faults := texts[name].summary()) is not None:
+        task = benchmark[name]
+        found = read_predictions(file, set(task.ids), field, task.form.takes_json)
+        if (faults := found.summary()) is not None:
             logger.warning("%s: %s", file, faults)
+        rows = len(found.texts) + len(found.failures)
+        if 2 * rows < len(task.ids):
+            logger.warning(
+                "%s: has predictions of %d of the %d clips of %s", file, rows, len(task.ids), name
+            )
+        texts[name] = found
     return texts
 
 
@@ -206,32 +218,41 @@ def score_task(
 ) -> tuple[list[dict], float | None, list[str]]:
     """(clips of a result, one a sample and in their order; the judge's noise; notes).
 
-    A clip is {"id", "reference", "prediction" if there is one} with the items of `Form.score`, or
-    with "failure": "missing" (no line), "error" (a line with an error), "empty" (no text), "judge"
-    (no usable answer), or a kind of `Form.score`: "skipped" (the OCR normalisation leaves nothing
-    to compare). judge: scores the predictions of a judged task.
+    A clip is {"id", "reference", "prediction" (what is scored: without thinking) if there is one}
+    with the items of `Form.score`, or with "failure": "missing" (no line), a kind of
+    `predictions.Failure` ("error", "null", "NaN", ...), one of `_no_answer` ("empty", "cut off",
+    "refusal"), "judge" (no usable answer), or a kind of `Form.score`: one of `options.Choice`, or
+    "skipped" (the OCR normalisation leaves nothing to compare). judge: scores the predictions of a
+    judged task.
     """
-    clips, to_judge = [], []
+    clips, to_judge, empty, thought = [], [], 0, 0
     for sample in task.samples:
         text = predicted.texts.get(sample.id)
         clip = {"id": sample.id, "reference": reference_text(sample.reference)}
-        if text is not None:
-            clip["prediction"] = text
         clips.append(clip)
-        if sample.id in predicted.errors:
-            clip |= {"failure": "error", "note": predicted.errors[sample.id]}
-        elif text is None:
+        if (failure := predicted.failures.get(sample.id)) is not None:
+            clip |= {"failure": failure.kind, "note": failure.note}
+            continue
+        if text is None:
             clip["failure"] = "missing"
-        elif not text.strip() and not task.form.scores_blank:
-            clip["failure"] = "empty"
+            continue
+        answer = without_thinking(text)
+        thought += answer != text
+        clip["prediction"] = text if answer is None else answer
+        if (kind := _no_answer(task, sample, answer)) is not None:
+            clip["failure"] = kind
         elif task.is_judged:
             to_judge.append(clip)
         else:
-            clip |= task.form.score(sample, text)
+            empty += not answer.strip()
+            clip |= task.form.score(sample, answer)
     noise, notes = None, []
-    empty = sum(not text.strip() for text in predicted.texts.values())
-    if task.form.scores_blank and empty:
+    if empty:
         notes.append(f"{empty} empty answers count as 0, as in the release")
+    if thought:
+        notes.append(f"{thought} answers are scored without their thinking")
+    if cut := len(predicted.cut & set(task.ids)):
+        notes.append(f"{cut} answers end at the limit of tokens (finish_reason length)")
     if to_judge:
         items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in to_judge]
         judged, noise, unanswered = judge.judge(task.name, items)
@@ -240,6 +261,23 @@ def score_task(
         if unanswered:
             notes.append(f"{unanswered} questions to the judge have no usable answer")
     return clips, noise, notes
+
+
+def _no_answer(task: Task, sample: Sample, answer: str | None) -> str | None:
+    """Why a text, without its thinking, is no answer to any task; None if it may be one.
+
+    "cut off" (None: its thinking does not end), "empty", "null", "NaN" or "error" (written as
+    texts), or "refusal" (of tasks with options: options.read_choice tells).
+    """
+    if answer is None:
+        return "cut off"
+    if not answer.strip():
+        return None if task.form.scores_blank else "empty"
+    if (kind := missing(answer)) is not None and answer.strip() not in sample.options:
+        return kind
+    if is_error(answer):
+        return "error"
+    return "refusal" if not sample.options and is_refused_task(answer) else None
 
 
 def reference_text(reference: object) -> str:

@@ -45,6 +45,25 @@ def scores(
     return {"score": fmean(parts.values())} | parts
 
 
+def has_key_twice(prediction: str) -> bool:
+    """True for JSON with a key twice in an object, of which a parser would silently take the last.
+
+    No released prediction is of that kind.
+    """
+    twice = []
+
+    def check(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        twice.extend(found if len(found) < len(pairs) else ())
+        return found
+
+    try:
+        json.loads(_unfenced(prediction), object_pairs_hook=check)
+    except (ValueError, RecursionError):
+        return False
+    return bool(twice)
+
+
 def bleu_1(reference: str, text: str) -> float:
     """The share of the text's tokens that match one of the reference (clipped counts).
 

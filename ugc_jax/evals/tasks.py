@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.evals import metrics, ocr, prompts
+from ugc_jax.evals.options import read_choice
 from ugc_jax.media.find import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Form(NamedTuple):
     aliases: other names of the task. count: samples in the released file; None: not released.
     protocol: the settings that must be equal for two scores to compare, if no LLM judges.
     scores_blank: a blank answer is scored like any other, as in the release; else it is a failure.
+    takes_json: predictions may be objects and lists, as in the release; else these are failures.
     facts: (samples, scored clips) -> facts of the task beyond those of `summary.summarize`; its
       "flags" and "notes" are added to the task's.
     recognize: text of a file -> True if it is of this task, whatever the file's name.
@@ -65,6 +67,7 @@ class Form(NamedTuple):
     count: int | None = None
     protocol: Mapping[str, str] = {}
     scores_blank: bool = False
+    takes_json: bool = False
     facts: Callable[[Sequence[Sample], Sequence[dict]], dict] | None = None
     recognize: Callable[[str], bool] | None = None
     benchmark: str = "UGC-VideoCap"
@@ -123,9 +126,15 @@ def _as_option(answer: str, options: list[str]) -> str | None:
 
 
 def _score_option(sample: Sample, answer: str) -> dict:
-    chosen = metrics.chosen_option(answer, sample.options) or metrics.OTHER
-    score = 100.0 * (chosen == sample.reference)
-    return {"score": score, "said": chosen, "answer": sample.reference}
+    choice = read_choice(answer, sample.options)
+    if choice.failure is not None:
+        return {"failure": choice.failure, "answer": sample.reference}
+    said = choice.option or metrics.OTHER
+    return {
+        "score": 100.0 * (said == sample.reference),
+        "said": said,
+        "answer": sample.reference,
+    }
 
 
 def _option_facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
@@ -137,7 +146,7 @@ def _option_facts(samples: Sequence[Sample], scored: Sequence[dict]) -> dict:
     if len(set(everyone)) == 1:
         flags.append(f"degenerate: every answer is {answer}; the score is meaningless")
     if others := chosen.count(metrics.OTHER):
-        notes.append(f"{others} answers name no option or several; they count as wrong")
+        notes.append(f"{others} answers name no option; they count as wrong")
     confusion = metrics.confusion_counts(answers, chosen, options)
     return {
         "majority": {"answer": answer, "score": share},
@@ -158,6 +167,8 @@ def _read_ocr(text: str) -> tuple[str, list[Sample]]:
 
 
 def _score_ocr(normalisation: ocr.Normalisation, sample: Sample, answer: str) -> dict:
+    if ocr.has_key_twice(answer):
+        return {"failure": "key twice", "note": "the answer is JSON with a key twice"}
     scores = ocr.scores(sample.reference, answer, normalisation)
     return {"failure": "skipped"} if scores is None else scores
 
@@ -175,6 +186,7 @@ def _options(file: str, count: int, aliases: tuple[str, ...] = ()) -> Form:
         _score_option,
         aliases=aliases,
         count=count,
+        protocol={"answers": "whole"},  # 0.1.0 took any mention of an option
         facts=_option_facts,
     )
 
@@ -198,6 +210,7 @@ def ocr_form(normalisation: ocr.Normalisation) -> Form:
         count=826,
         protocol={"normalisation": normalisation},
         scores_blank=normalisation == "raw",
+        takes_json=True,
     )
 
 

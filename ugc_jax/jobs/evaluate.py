@@ -10,9 +10,10 @@ Tasks: voice_source, tone, bgm, ocr, background, objects, audio_caption, visual_
 final_caption, of which the last five need an LLM judge (`judge.model`); world, with its manifest as
 qa.
 
-Failures (no prediction, an empty one, no usable answer of the judge) are counted separately, never
-as zeros. Answers of model and judge are stored beside the output: a further run asks only questions
-that have no answer yet.
+Failures are counted by kind, never as zeros: no prediction, an empty one, one that is no text (NaN,
+false, ...), thinking without an end, a refusal, a negation or several options instead of one, no
+usable answer of the judge. Answers of model and judge are stored beside the output: a further run
+asks only questions that have no answer yet.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ class EvaluateConfig:
     task: str = "all"  # one, several separated by commas, or all
     # file of the task's predictions; for several tasks a folder with TASK.jsonl or TASK.json
     predictions: str | None = None
-    # column of the predictions' text; none: predict, predict_ocr, prediction, caption or response
+    # column of the predictions' text; none: the one of predict, predict_ocr, prediction, caption
+    # and response that has a text
     field: str | None = None
     scores: str | None = None  # file of a judge's scores of captions, used instead of a judge
     ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; scores of both are published

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ugc_jax.evals.predictions import FAULTS
 from ugc_jax.evals.results import column_names
 from ugc_jax.report import published
 from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
@@ -181,9 +182,9 @@ def card(name: str, result: dict, displays: Displays) -> dict:
         (f"no {display(task, displays).title.lower()} score", why) for task, why in unscored.items()
     ]
     faults = result.get("faults") or {}
-    kinds = {kind: faults.get(kind, 0) for kind in ("duplicate", "unknown", "broken")}
+    kinds = {kind: faults.get(kind, 0) for kind in FAULTS}
     counts = [f"{count} {kind}" for kind, count in kinds.items() if count]
-    skipped = f"skipped lines of the prediction files: {', '.join(counts)}" if counts else ""
+    skipped = f"faulty rows of the prediction files: {', '.join(counts)}" if counts else ""
     listed = faults.get("listed") or []
     return {"name": name, "facts": facts, "faults": skipped, "listed": listed}
 
