@@ -2,6 +2,7 @@
 
 tasks.py          the tasks of UGC-VideoCap as data and functions: how each is read and scored
 predictions.py    a model's predictions, from files of any usual form; scores.py: a judge's ratings
+texts.py options.py   what is no answer at all; the option that an answer chooses
 metrics.py ocr.py scores of answers with options and of read text; intervals.py: their confidence
 judged.py prompts.py   captions scored by an LLM judge
 evaluate.py summary.py results.py   clips -> tasks -> the result file; compare.py: two results
