@@ -76,6 +76,33 @@ def test_a_corrected_caption_is_other_data(tokenizer):
         assert (after.digest == before.digest) is same
 
 
+def test_loss_flags_are_heeded_and_are_other_data(tokenizer, caplog):
+    """An example without an answer to learn is dropped; other flags are another fingerprint."""
+    entries = FakeSource("3-20").entries
+    question, answer = entries[7].messages
+    context, learned = answer | {"loss": False}, answer | {"loss": True}
+
+    def changed(*messages):
+        return [*entries[:7], entries[7]._replace(messages=list(messages)), *entries[8:]]
+
+    before = training_set("d", entries, config(tokens=600), tokenizer, CONFIG)
+    same = training_set("d", changed(question, learned), config(tokens=600), tokenizer, CONFIG)
+    assert same.digest == before.digest
+    both = [question, context, question | {"content": "And?"}, answer]
+    after = training_set("d", changed(*both), config(tokens=600), tokenizer, CONFIG)
+    both[1] = answer
+    other = training_set("d", changed(*both), config(tokens=600), tokenizer, CONFIG)
+    assert len({before.digest, after.digest, other.digest}) == 3
+    np.testing.assert_array_equal(after.sizes, other.sizes)
+    caplog.clear()
+    kept = training_set("d", changed(question, context), config(tokens=600), tokenizer, CONFIG)
+    assert 7 not in kept.numbers
+    (line,) = caplog.messages
+    assert "1 of 20 examples are dropped: 1 whose answers all have loss false" in line
+    with pytest.raises(UserError, match="no example to train on; .* loss false"):
+        training_set("d", changed(question, context)[7:8], config(), tokenizer, CONFIG)
+
+
 def test_nothing_left_is_an_error(tokenizer):
     for entries, changes, message in (
         (

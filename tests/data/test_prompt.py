@@ -258,3 +258,22 @@ def test_tokenizer_of_another_model_is_refused(tmp_path):
         match=r"x.json: <\|endoftext\|> has id 2000, but pad_token_id in config.json is 16000",
     ):
         ChatTokenizer(backend, configs.mid().tokens, "x.json")
+
+
+def test_an_answer_with_loss_false_is_context(tokenizer):
+    """The same ids, and only the other answer is learned; also where it begins with a newline."""
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "\nDraft."},
+        {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": "Final."},
+    ]
+    flagged = [turns[0], turns[1] | {"loss": False}, *turns[2:]]
+    learned, context = (pieces(one, [], tokenizer, False) for one in (turns, flagged))
+    ids = [[i for piece in prompt for i in piece.ids] for prompt in (learned, context)]
+    assert ids[0] == ids[1]
+    targets = [piece for piece in context if piece.target]
+    assert [tokenizer.decode(piece.ids) for piece in targets] == ["Final."]
+    assert len([piece for piece in learned if piece.target]) == 2
+    assert text_counts([(flagged, [])], tokenizer, False) == [len(ids[0])]
+    assert pieces([*flagged[:3], turns[3] | {"loss": True}], [], tokenizer, False) == context

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ugc_jax.data.batching import BucketKey, Buckets, size_of_media
-from ugc_jax.data.prompt import ChatTokenizer, text_counts
+from ugc_jax.data.prompt import ChatTokenizer, is_learned, text_counts
 from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import check_minimum
@@ -124,13 +124,18 @@ class DataPlan:
 def training_set(
     name: str, entries: Sequence, data: DataConfig, tokenizer: ChatTokenizer, model: OmniConfig
 ) -> ExampleSet:
-    """Select the entries (records.IndexEntry) that have an answer and fit a row.
+    """Select the entries (records.IndexEntry) that have an answer to learn and fit a row.
 
     The dropped ones are counted and logged. Raises UserError if none is left.
     """
-    answered = [any(turn["role"] == "assistant" for turn in one.messages) for one in entries]
+    answers = [[turn for turn in e.messages if turn["role"] == "assistant"] for e in entries]
+    answered = np.array([bool(turns) for turns in answers], bool)
+    learned = np.array([any(map(is_learned, turns)) for turns in answers], bool)
+    reasons = [f"{np.sum(~answered)} without an answer"] if not answered.all() else []
+    if unlearned := np.sum(answered & ~learned):
+        reasons.append(f"{unlearned} whose answers all have loss false")
     texts = text_counts([(e.messages, e.media) for e in entries], tokenizer, False)
-    return _fitting(name, entries, texts, np.array(answered, bool), data, model)
+    return _fitting(name, entries, texts, learned, reasons, data, model)
 
 
 def prompt_set(
@@ -138,7 +143,7 @@ def prompt_set(
 ) -> ExampleSet:
     """Select the entries whose prompt, without its answer, fits a row; else as `training_set`."""
     texts = text_counts([(e.prompt, e.media) for e in entries], tokenizer)
-    return _fitting(name, entries, texts, np.ones(len(entries), bool), data, model)
+    return _fitting(name, entries, texts, np.ones(len(entries), bool), [], data, model)
 
 
 def _fitting(
@@ -146,15 +151,18 @@ def _fitting(
     entries: Sequence,
     texts: Sequence[int],
     kept: np.ndarray,
+    reasons: list[str],
     data: DataConfig,
     model: OmniConfig,
 ) -> ExampleSet:
-    """Select the `kept` entries (bool[n]) that fit a row. texts: tokens of their text."""
+    """Select the `kept` entries (bool[n]) that fit a row.
+
+    texts: tokens of their text. reasons: why the others are not kept.
+    """
     if not entries:
         raise UserError(f"{name}: it is empty; extract clips into it, or name another folder")
     sizes = np.array([size_of_media(entry.media, model) for entry in entries], np.int64)
     sizes[:, 0] += texts
-    reasons = [f"{np.sum(~kept)} without an answer"] if not kept.all() else []
     for axis, field in enumerate(BucketKey._fields):
         limit = getattr(data, field)
         if limit is not None and (excess := kept & (sizes[:, axis] > limit)).any():
@@ -173,11 +181,13 @@ def _fitting(
 
 
 def _texts(messages: Sequence[dict]) -> list:
-    """Return the texts of messages, without the paths of files, which may change."""
-    return [
-        content if isinstance(content, str) else [part.get("text") for part in content]
-        for content in (message["content"] for message in messages)
-    ]
+    """Return what is learned of messages: texts and loss flags, not paths, which may change."""
+    texts = []
+    for message in messages:
+        content = message["content"]
+        text = content if isinstance(content, str) else [part.get("text") for part in content]
+        texts.append(text if message.get("loss", True) else {"context": text})
+    return texts
 
 
 def parse_mixture(text: str) -> list[tuple[str, float | None]]:

@@ -137,7 +137,8 @@ def pieces(
 ) -> list[Piece]:
     """Apply Qwen2.5-Omni's chat template to messages (spec 5.1).
 
-    The text of an assistant's message and its <|im_end|> are separate pieces with `target` set.
+    The text of an assistant's message and its <|im_end|> are separate pieces with `target` set,
+    unless the message has "loss": False: then it is context, as a user's.
 
     messages: [{"role": "system" | "user" | "assistant", "content": str | [part]}], a part being
       {"type": "text", "text": str} or {"type": "video" | "image" | "audio", ...}. A default system
@@ -155,7 +156,7 @@ def pieces(
         if not is_text:
             out += [medium for medium, _ in run]
         elif ids := _encode((atom for atom, _ in run), tokenizer):
-            out.append(Text(ids, target))
+            out.append(Text(ids, bool(target)))
     return out
 
 
@@ -183,6 +184,11 @@ def text_counts(
     ]
 
 
+def is_learned(message: dict) -> bool:
+    """Whether a message is an answer to train on: an assistant's, unless its "loss" is false."""
+    return message["role"] == "assistant" and message.get("loss", True)
+
+
 def media_kinds(messages: Sequence[dict]) -> list[str]:
     """Return the kinds ("video", "image", "audio") of the media that messages name, in order.
 
@@ -207,8 +213,11 @@ def _atoms(
     media: Sequence[Medium],
     tokenizer: ChatTokenizer,
     generation_prompt: bool,
-) -> Iterator[tuple[str | int | Medium, bool]]:
-    """Yield texts, special ids and media in order, each with whether it is trained on."""
+) -> Iterator[tuple[str | int | Medium, bool | None]]:
+    """Yield texts, special ids and media in order, each with whether it is trained on.
+
+    None: of an answer, and not trained on.
+    """
     kinds, given = media_kinds(messages), [medium.kind for medium in media]
     if kinds != given:
         raise UserError(
@@ -225,7 +234,8 @@ def _atoms(
             raise UserError(
                 f"messages: role {message.get('role')!r} is unknown; use one of {', '.join(ROLES)}"
             )
-        answers = message["role"] == "assistant"
+        # None: an answer that is not trained on. It is tokenized as one that is.
+        answers = message["role"] == "assistant" and (is_learned(message) or None)
         yield tokenizer.turn_start, False
         yield f"{message['role']}\n", False
         for part in _parts(message):
