@@ -4,11 +4,13 @@ Most tests read made-up records (fake_records); `test_real_records` reads extrac
 """
 
 import dataclasses
+import errno
 import itertools
 import operator
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +194,55 @@ def test_a_dead_worker_is_told(start):
     with pytest.raises(UserError, match=r"a worker process died at step \d+ .*data.workers"):
         list(batches)
     batches.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGKILL, r"died at step \d+ \(SIGKILL, perhaps for lack of memory\); lower data.w"),
+        (signal.SIGSEGV, r"a worker process died at step \d+ \(SIGSEGV\); lower data.workers or"),
+        (signal.SIGBUS, r"no shared memory is left .* at step \d+; enlarge /dev/shm of \d+ MiB \("),
+    ],
+)
+def test_what_killed_a_worker_is_told(start, number, line):
+    batches = iter(start(workers=2, read_ahead=1, epochs=100))
+    next(batches)
+    os.kill(children(os.getpid())[0], number)
+    with pytest.raises(UserError, match=rf"^data: .*{line}") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+    batches.close()
+
+
+def test_no_room_for_a_lock_is_told(start, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pipeline.Pipeline, "from_step", no_room)
+    with pytest.raises(UserError, match="^data: no shared memory is left .* data.workers=0$"):
+        next(iter(start(workers=1)))
+    with pytest.raises(OSError, match="No space left"):  # without workers it is another disk
+        next(iter(start(workers=0)))
+
+
+@pytest.mark.parametrize("size", ["64k", "2M"])
+def test_small_shared_memory_is_one_line(size, start, tmp_path):
+    """In a namespace of its own, /dev/shm is too small for locks, or for batches."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount]).returncode:
+        pytest.skip("no namespace of its own for /dev/shm")
+    code = "import pickle, sys; list(pickle.load(open(sys.argv[1], 'rb')))"
+    (tmp_path / "pipe").write_bytes(pickle.dumps(start(workers=2, read_ahead=3, epochs=20)))
+    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    command = f'{mount} && exec {sys.executable} -c "{code}" {tmp_path / "pipe"}'
+    done = subprocess.run(
+        [*inside, command], env=environment, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("ugc_jax.errors.UserError: data: no shared memory is left")
+    assert "enlarge /dev/shm of " in line
 
 
 def children(pid: int) -> list[int]:

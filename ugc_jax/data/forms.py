@@ -201,8 +201,8 @@ def _learned(turn: dict, role: str, column: str) -> bool:
     (value,) = values
     if value and role != "assistant":
         raise ValueError(
-            f"{column}: {next(iter(flags))} is true of the {role}'s turn; only an assistant's turn is "
-            "learned"
+            f"{column}: {next(iter(flags))} is true of the {role}'s turn; only an assistant's can "
+            "be; remove it there"
         )
     return value
 

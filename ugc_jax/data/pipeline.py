@@ -6,9 +6,12 @@ Every process makes the same plan and loads its own rows of each step. To resume
 number of the next step is needed; the number of processes and workers may change.
 """
 
+import contextlib
 import dataclasses
+import errno
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,6 +42,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
+SHARED_MEMORY = "/dev/shm"
 _NO_LEAK = "ignore:resource_tracker:UserWarning"
 
 
@@ -186,21 +190,22 @@ class BatchIterator(Iterator[Batch]):
         self._pipeline, self._step, self._batches = pipeline, 0, None
 
     def __next__(self) -> Batch:
-        """Return the next batch. Raises UserError for a record that cannot be read."""
+        """Return the next batch.
+
+        Raises UserError for a record that cannot be read, and for workers that died or have no
+        shared memory.
+        """
         if self._step >= len(self._pipeline):
             self.close()
             raise StopIteration
-        if self._batches is None:
-            self._batches = iter(self._pipeline.from_step(self._step))
         try:
+            if self._batches is None:
+                self._batches = iter(self._pipeline.from_step(self._step))
             batch = next(self._batches)
-        except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
-                raise
-            raise UserError(
-                f"data: a worker process died at step {self._step} ({error}), perhaps for lack of "
-                "memory; lower data.workers or data.read_ahead, or free memory (/dev/shm, too)"
-            ) from error
+        except (OSError, RuntimeError) as error:
+            if self._pipeline.data.workers and (fault := _failed_workers(error, self._step)):
+                raise UserError(f"data: {fault}") from error
+            raise
         self._step += 1
         # Copied out of shared memory, which Grain frees with its own arrays.
         return _copied(batch) if self._pipeline.data.workers else batch
@@ -226,6 +231,33 @@ class BatchIterator(Iterator[Batch]):
             self._batches = None
             if self._pipeline.data.workers:
                 gc.collect()  # a reference cycle keeps Grain's last batch and its shared memory
+
+
+def _failed_workers(error: OSError | RuntimeError, step: int) -> str | None:
+    """Return what became of Grain's workers, with the remedy; None for any other error.
+
+    Their batches and locks are in shared memory. A write to a page that it has no room for kills
+    the process (SIGBUS), and a lock that it has no room for is an OSError.
+    """
+    fewer = "lower data.workers or data.read_ahead"
+    died = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+    code = int(died[1]) if died else 0
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or code == -signal.SIGBUS:
+        size = ""
+        with contextlib.suppress(OSError):
+            found = os.statvfs(SHARED_MEMORY)
+            size = f" of {found.f_blocks * found.f_frsize / 2**20:.0f} MiB"
+        return (
+            f"no shared memory is left for the batches of the workers at step {step}; enlarge "
+            f"{SHARED_MEMORY}{size} (docker run --shm-size 16g), {fewer}, or set data.workers=0"
+        )
+    if died is None:
+        return None
+    names = {-number: signal.Signals(number).name for number in signal.Signals}
+    reason = names.get(code, f"exit status {code}")
+    if code == -signal.SIGKILL:
+        reason, fewer = f"{reason}, perhaps for lack of memory", f"{fewer}, or free memory"
+    return f"a worker process died at step {step} ({reason}); {fewer}, or set data.workers=0"
 
 
 def _copied(batch: Batch) -> Batch:
