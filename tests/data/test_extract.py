@@ -107,6 +107,7 @@ class TestJob:
         assert failures[1]["media"] == [str(manifest.parent / "cut.mp4")]
         assert {line.message for line in caplog.records} == {f["error"] for f in failures}
         assert sorted(file.name for file in out.iterdir()) == [
+            "README.md",
             *(f"clips-train.array_record-0000{number}-of-00004" for number in range(4)),
             "dataset_info.json", "extraction.json", "failures.jsonl", "features.json",
             "index.jsonl", "shards", "shards.json",
@@ -152,6 +153,54 @@ class TestJob:
             run(tmp_path / "out", manifest, "--config.workers=0")
         with pytest.raises(UserError, match="holds something else"):
             run(manifest.parent, manifest)
+
+    def test_removal(self, run, manifest, tmp_path, capsys, caplog, monkeypatch):
+        """Gone, with the runs that had it; not brought back by the same command; in the card."""
+        monkeypatch.chdir(tmp_path)
+        words = ["--config.shard_clips=2", "--config.workers=2", "--config.max_failures=0.3"]
+        assert run("rec", manifest, *words, "--license", "cc-by-4.0") == 0
+        assert "| cc-by-4.0 | 5 |" in (tmp_path / "rec/README.md").read_text()
+        config = tmp_path / "runs/a/checkpoints/7/config"
+        config.mkdir(parents=True)
+        (config / "metadata").write_text('{"data": {"train": "rec"}}')
+        (tmp_path / "runs/a/samples.jsonl").write_text('{"clip": "train.jsonl:1"}\n')
+        capsys.readouterr()
+        assert cli.run(["extract", "--remove", "train.jsonl:1,train.jsonl:3", "rec"]) == 0
+        told = capsys.readouterr()
+        assert told.err == (
+            "rec: 2 removed (train.jsonl:1, train.jsonl:3); 3 records left, 2 files written again\n"
+        )
+        assert told.out.splitlines() == [
+            "runs below runs whose data held them: 1 of 1",
+            "runs/a: data.train, step 7",
+            "runs/a/samples.jsonl: has texts of them",
+        ]
+        (line,) = [line.message for line in caplog.records if "same clip" in line.message]
+        path = manifest.parent / "0.mp4"
+        assert line.startswith("rec: train.jsonl:7 hold the same clip; to remove them, too: ")
+        assert line.endswith(f"ugc-jax extract --remove {path} rec")
+        assert cli.run(["extract", "--remove", str(path), "rec"]) == 0
+        card = (tmp_path / "rec/README.md").read_text()
+        assert "| removals | 3 (`removed.jsonl`) |" in card
+        assert "| cc-by-4.0 | 2 |" in card
+        capsys.readouterr()
+        assert run("rec", manifest, *words) == 0
+        told = capsys.readouterr().err
+        assert "rec: 2 records (" in told
+        left_out = "train.jsonl:1, train.jsonl:3, train.jsonl:7"
+        assert f"rec: 3 rows are left out, as they were removed ({left_out}); removed" in told
+        assert len(RecordSource("rec")) == 2
+        assert (tmp_path / "rec/README.md").read_text() == card
+
+    def test_wrong_words_of_a_removal(self, run, manifest, tmp_path):
+        with pytest.raises(UserError, match="--output is required: folder of the records"):
+            cli.run(["extract", str(manifest)])
+        with pytest.raises(UserError, match="remove takes the folders of records as arguments"):
+            run(tmp_path / "out", manifest, "--remove", "a")
+        with pytest.raises(UserError, match="runs is of a removal"):
+            run(tmp_path / "out", manifest, "--runs", "a")
+        with pytest.raises(UserError, match="extraction.json: no such file; name a folder that"):
+            cli.run(["extract", "--remove", "a", str(tmp_path / "out")])
 
 
 class TestRestart:

@@ -9,6 +9,9 @@ A further run reads the failed clips of finished shards again, except those whos
 to be broken and has not changed. A shard in which that succeeds is written again; it takes its good
 records over. A failure of the environment (no library, memory, disk space, file handles) stops the
 job and is not recorded.
+
+Rows that removed.jsonl covers are no rows of a shard: they are not read, and a finished shard that
+holds them is written again without them (`removal` does so without the manifest).
 """
 
 import contextlib
@@ -35,6 +38,7 @@ from ugc_jax.data.example import RawMedium, raw_medium
 from ugc_jax.data.manifest import ManifestRow
 from ugc_jax.data.prompt import media_kinds
 from ugc_jax.data.records import MediumFacts, Storage, shard_name
+from ugc_jax.data.removed import REMOVED, read_removals
 from ugc_jax.data.workers import Outcome, Pool, ReadingConfig, allow
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.clip import probe, read_clip
@@ -48,8 +52,9 @@ REPORTS, FAILURES = "shards", "failures.jsonl"
 class Shard(NamedTuple):
     """The rows of one file, which any host can write.
 
-    number: 0..count - 1. again: ids of the rows of a finished shard to try again; its other rows
-    stay as they are, `kept` of them as records. Empty for a shard that is not finished.
+    number: 0..count - 1. again: ids of the rows of a finished shard to read again; its other rows
+    stay as they are, `kept` of them as records. Empty for a shard that is not finished. shrink:
+    the shard is finished and has records of none of these rows, which are to go.
     """
 
     directory: str
@@ -60,11 +65,17 @@ class Shard(NamedTuple):
     storage: Storage
     again: frozenset[str] = frozenset()
     kept: int = 0
+    shrink: bool = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its file exists and is only changed."""
+        return self.shrink or bool(self.again)
 
     @property
     def todo(self) -> int:
         """The number of rows to read."""
-        return len(self.again) or len(self.rows)
+        return len(self.again) if self.is_finished else len(self.rows)
 
 
 class ShardReport(NamedTuple):
@@ -112,15 +123,30 @@ class Extraction:
     shard_clips: int  # most clips of a shard
 
     def shards(self) -> list[Shard]:
-        """Return all shards, each with its share of the rows, in order."""
+        """Return all shards, each with its share of the rows, in order, without removed ones."""
         count = -(-len(self.rows) // self.shard_clips)
         bounds = [number * len(self.rows) // count for number in range(count + 1)]
+        left_out = self.left_out()
         return [
             Shard(
-                str(self.directory), number, count, self.rows[first:last], self.clip, self.storage
+                str(self.directory),
+                number,
+                count,
+                [row for row in self.rows[first:last] if row.id not in left_out],
+                self.clip,
+                self.storage,
             )
             for number, (first, last) in enumerate(itertools.pairwise(bounds))
         ]
+
+    def left_out(self) -> frozenset[str]:
+        """Return the ids of the rows that removed.jsonl covers."""
+        removals = read_removals(self.directory)
+        return frozenset(
+            row.id
+            for row in self.rows
+            if any(one.covers(row.messages, row.solution, row.media) for one in removals)
+        )
 
     def prepare(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
         """Prepare the folder; return the shards to write: unfinished, or with clips to try again.
@@ -136,7 +162,9 @@ class Extraction:
             self._compare(path, settings)
         elif self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: is a file; choose another output")
-        elif self.directory.exists() and any(self.directory.iterdir()):
+        elif self.directory.exists() and any(
+            file.name != REMOVED for file in self.directory.iterdir()
+        ):
             raise UserError(f"{self.directory}: holds something else; choose another output")
         for partial in self.directory.glob("*.part"):  # left by a killed run
             partial.unlink()
@@ -157,10 +185,18 @@ class Extraction:
             if (report := read_report(shard)) is None:
                 todo.append(shard)
                 continue
-            failed = (failure for failure in report.failures if retry or not _is_broken(failure))
-            if again := frozenset(failure["id"] for failure in failed):
-                todo.append(shard._replace(again=again, kept=len(report.lines)))
-        if not all(shard.again for shard in todo):  # until then, the folder is incomplete
+            rows, lines = ({row.id for row in shard.rows}, {line["id"] for line in report.lines})
+            settled = {
+                failure["id"] for failure in report.failures if _is_broken(failure) and not retry
+            }
+            again = frozenset(
+                rows - lines - settled
+            )  # failed ones, and those of taken back removals
+            if again or lines - rows:
+                kept, shrink = len(lines & rows), bool(lines - rows)
+                todo.append(shard._replace(again=again, kept=kept, shrink=shrink))
+        # Without it the folder is incomplete, until all shards are written.
+        if any(shard.shrink or not shard.is_finished for shard in todo):
             (self.directory / records.SHARDS).unlink(missing_ok=True)
         return todo
 
@@ -170,21 +206,12 @@ class Extraction:
         written: the shards of this run, for the totals.
         """
         reports = [read_report(shard) for shard in self.shards()]
-        shards, lines, failures = [], [], []
-        for report in reports:
-            shards.append(
-                {"name": report.name, "bytes": report.bytes, "records": len(report.lines)}
-            )
-            lines += report.lines
-            failures += report.failures
-        text = files.to_lines(failures)
-        files.write_text(self.directory / FAILURES, text, errors="backslashreplace")
-        records.write_index(self.directory, lines, shards, self.storage)
+        lines, failures = write_folder(self.directory, reports, self.storage)
         new = sum(len(reports[shard.number].lines) - shard.kept for shard in written)
         return ExtractionTotals(
             records=len(lines),
             failures=len(failures),
-            bytes=sum(shard["bytes"] for shard in shards),
+            bytes=sum(report.bytes for report in reports),
             kept=len(lines) - new,
             again=sum(len(shard.again) for shard in written),
         )
@@ -226,6 +253,20 @@ class Extraction:
                 f"{self.directory}: holds an extraction with other settings ({change}); "
                 "choose another output, or add --overwrite to write it again"
             )
+
+
+def write_folder(
+    directory: epath.Path, reports: Sequence[ShardReport], storage: Storage
+) -> tuple[list[dict], list[dict]]:
+    """Write failures.jsonl and the index of a folder of finished shards; return their lines."""
+    shards, lines, failures = [], [], []
+    for report in reports:
+        shards.append({"name": report.name, "bytes": report.bytes, "records": len(report.lines)})
+        lines += report.lines
+        failures += report.failures
+    files.write_text(directory / FAILURES, files.to_lines(failures), errors="backslashreplace")
+    records.write_index(directory, lines, shards, storage)
+    return lines, failures
 
 
 def run_local(shards: list[Shard], config: ReadingConfig) -> Iterator[str]:
@@ -283,14 +324,32 @@ def _report_path(shard: Shard) -> epath.Path:
     return epath.Path(shard.directory) / REPORTS / f"{shard.number:05d}-of-{shard.count:05d}.json"
 
 
+def _next_path(path: epath.Path) -> epath.Path:
+    """The report of a file that is about to replace that of the report `path`."""
+    return path.with_name(f"{path.name}.next")
+
+
 def read_report(shard: Shard) -> ShardReport | None:
     """Return the report of a shard that is finished and complete; None otherwise."""
-    try:
-        report = ShardReport(**files.read_json(_report_path(shard), "extract its shard"))
-        complete = _record_path(shard).stat().length == report.bytes
-    except (UserError, OSError, TypeError):
-        return None
-    return report if complete else None
+    path = _report_path(shard)
+    for place in (path, _next_path(path)):  # the second after a kill between two renamings
+        with contextlib.suppress(UserError, OSError, TypeError):
+            report = ShardReport(**files.read_json(place, "extract its shard"))
+            if _record_path(shard).stat().length == report.bytes:
+                return report
+    return None
+
+
+def settle(shard: Shard):
+    """Complete the renaming of a report that a kill has prevented, or drop a report of no file."""
+    path = _report_path(shard)
+    upcoming = _next_path(path)
+    if not upcoming.exists():
+        return
+    report = read_report(shard)
+    upcoming.unlink()
+    if report is not None:
+        _write_report(path, report)
 
 
 class Task(NamedTuple):
@@ -308,7 +367,7 @@ def write_shards(
     read: gives the result of `_read_task` for each task, in order; it may run ahead. Raises
     UserError if the disk cannot be written, EnvironmentFailure if the environment is broken.
     """
-    plans = [(shard, read_report(shard) if shard.again else None) for shard in shards]
+    plans = [(shard, read_report(shard) if shard.is_finished else None) for shard in shards]
     results = read(
         Task(row, _identity(row.media))  # from before: a file that changes meanwhile is new
         for shard, before in plans
@@ -335,14 +394,11 @@ def write_shards(
                 else:
                     file.add(*value)
                     yield ""
-            size = file.finish()
-        report = ShardReport(_record_path(shard).name, size, file.lines, failures)
-        text = files.to_lines([report._asdict()])
-        files.write_text(_report_path(shard), text, errors="backslashreplace")
+            file.finish(failures)
 
 
 class _ShardFile(contextlib.ExitStack):
-    """Writes the records of a shard; a finished file is replaced only if it gets a new record.
+    """Writes the records of a shard; a finished file is replaced only if its records change.
 
     lines: of the index, in the order of the records.
     """
@@ -366,10 +422,16 @@ class _ShardFile(contextlib.ExitStack):
             self._writer.write(record)
         self._append(line, zlib.crc32(record))
 
-    def finish(self) -> int:
-        """Complete the file and return its bytes. Raises as `add`, and for a damaged record."""
-        if self._before is not None and self._writer is None:
-            return self._before.bytes
+    def finish(self, failures: list[dict]):
+        """Complete the file and write its report. Raises as `add`, and for a damaged record.
+
+        Killed between the two, the shard is finished, as its next report is there already.
+        """
+        report = ShardReport(self._final.name, 0, self.lines, failures)
+        path, before = _report_path(self._shard), self._before
+        if before is not None and self._writer is None and len(self.lines) == len(before.lines):
+            _write_report(path, report._replace(bytes=before.bytes))
+            return
         from array_record.python.array_record_module import ArrayRecordReader
 
         with self._disk_errors():
@@ -378,8 +440,10 @@ class _ShardFile(contextlib.ExitStack):
             if ArrayRecordReader(str(self._new)).num_records() != len(self.lines):
                 raise OSError("it has not all the records that were written")
             size, local = self._new.stat().length, self._new.parent == self._final.parent
+        _write_report(_next_path(path), report._replace(bytes=size))
+        with self._disk_errors():
             self._new.replace(self._final) if local else self._new.copy(self._final)
-        return size
+            _next_path(path).replace(path)
 
     def _append(self, line: dict, crc32: int):
         place = {"shard": self._shard.number, "position": len(self.lines), "crc32": crc32}
@@ -413,6 +477,11 @@ class _ShardFile(contextlib.ExitStack):
             fault = f"{self._final}: cannot be written ({error!s:.200}); {files.FULL_DISK}"
             failure = environment_failure(error, self._final)
             raise failure or UserError(f"{fault}: finished shards are kept") from None
+
+
+def _write_report(path: epath.Path, report: ShardReport):
+    text = files.to_lines([report._asdict()])
+    files.write_text(path, text, errors="backslashreplace")
 
 
 def _failure(row: ManifestRow, error: str, broken: list[list[int]] | None) -> dict:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from absl import flags
+from etils import epath
 
 from ugc_jax.data.batching import Batch, collate_rows
 from ugc_jax.data.example import Example, build_example
@@ -37,6 +38,7 @@ from ugc_jax.data.planning import (
 )
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.records import IndexEntry, RecordSource
+from ugc_jax.data.removed import REMOVED
 from ugc_jax.data.shown import shown_clip
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings
@@ -217,9 +219,15 @@ class BatchIterator(Iterator[Batch]):
     def set_state(self, state: dict) -> None:
         """Continue from a state; UserError if it is of other data or of another order."""
         if state["data"] != self._pipeline.plan.fingerprint:
+            fault = f"data: the checkpoint is at step {state['step']} of other data"
+            if shrunk := _with_removals(self._pipeline.data.train):
+                raise UserError(
+                    f"{fault}: records were removed from {', '.join(shrunk)}; begin a new run with "
+                    "another output, from weights that may have seen them or from earlier ones"
+                )
             raise UserError(
-                f"data: the checkpoint is at step {state['step']} of other data or in another "
-                "order; give the folders and data.* of its run, or begin a new run from its weights"
+                f"{fault} or in another order; give the folders and data.* of its run, or begin a "
+                "new run from its weights"
             )
         self.close()
         self._step = state["step"]
@@ -231,6 +239,12 @@ class BatchIterator(Iterator[Batch]):
             self._batches = None
             if self._pipeline.data.workers:
                 gc.collect()  # a reference cycle keeps Grain's last batch and its shared memory
+
+
+def _with_removals(mixture: str) -> list[str]:
+    """Return the folders of a mixture from which records were removed."""
+    folders = (folder for folder, _ in parse_mixture(mixture))
+    return [folder for folder in folders if (epath.Path(folder) / REMOVED).exists()]
 
 
 def _failed_workers(error: OSError | RuntimeError, step: int) -> str | None:

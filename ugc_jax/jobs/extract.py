@@ -1,37 +1,47 @@
 """Extract frames and sound of clips into records for training.
 
-MANIFEST is a .jsonl file as released ({"videos": [...], "messages": [...]}), a .jsonl or .csv file
-with the columns path and caption, or a folder of clips.
+MANIFEST is a .jsonl, .json or .csv file, or a folder of clips. Its rows are as released ({"videos":
+[...], "messages": [...]}), a path and a caption, or in the form of another tool (docs/records.md).
 
 A further run with the same settings continues: finished shards are kept. Clips that cannot be read
 are listed in failures.jsonl; the job fails if their share exceeds max_failures. A further run tries
 them again, except files that are known to be broken and have not changed.
+
+ugc-jax extract --remove ID[,ID...] RECORDS ... takes records out of extracted folders, for good, by
+their ids or the paths of their clips, and lists the runs whose data held them.
 """
 
 import dataclasses
 import logging
 import os
+import shlex
 import sys
 
 from etils import epath
 
+from ugc_jax.data.card import write_card
 from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import Storage
+from ugc_jax.data.removal import remove
+from ugc_jax.data.removed import REMOVED
 from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.progress import progress
 from ugc_jax.settings import Schema, check_minimum, short_names
+from ugc_jax.train.runs import runs_with, texts_with
 
 logger = logging.getLogger(__name__)
+
+_MOST = 5  # names that a line lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractConfig(ReadingConfig):
     """Settings of extract."""
 
-    output: str  # folder of the records, local or gs://...
+    output: str | None = None  # folder of the records, local or gs://...; required but with remove
     media: str | None = None  # folder of the manifest's paths; none: the manifest's own folder
     shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
     workers: int | None = None  # processes that read clips; none: one a core
@@ -40,6 +50,10 @@ class ExtractConfig(ReadingConfig):
     overwrite: bool = False  # write all files again
     runner: str | None = None  # Apache Beam's runner for a fleet, such as DataflowRunner
     beam_options: str = ""  # flags of that runner, as in a shell
+    source: str | None = None  # of the clips, for the data card; a column "source" comes first
+    license: str | None = None  # of the clips, for the data card; a column "license" comes first
+    remove: str | None = None  # ids or clips to remove from RECORDS, separated by commas
+    runs: str = "runs"  # with remove: the folder below which runs are looked for
     clip: ClipSettings = ClipSettings()
     storage: Storage = Storage()
 
@@ -51,6 +65,12 @@ SETTINGS = Schema(ExtractConfig, short=SHORT)
 
 def main(config: ExtractConfig, manifests: list[str]) -> int:
     """Exit status 0, or 1 when more than max_failures of the clips failed."""
+    if config.remove is not None:
+        return _remove(config, manifests)
+    if config.output is None:
+        raise UserError("--output is required: folder of the records, local or gs://...")
+    if config.runs != ExtractConfig.runs:
+        raise UserError("runs is of a removal; give remove, too, or leave runs out")
     if len(manifests) != 1:
         raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
     check_minimum(config, shard_clips=1)
@@ -73,7 +93,14 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
             if failure:
                 logger.warning("%s", failure)
     totals = extraction.finish(shards)
+    write_card(output, config.source, config.license)
     print(totals.summary(output), file=sys.stderr)
+    if left_out := extraction.left_out():
+        print(
+            f"{output}: {len(left_out)} rows are left out, as they were removed "
+            f"({_some(sorted(left_out))}); {REMOVED} lists what was",
+            file=sys.stderr,
+        )
     if totals.failures > config.max_failures * len(rows):
         print(
             f"ugc-jax extract: {totals.failures} of {len(rows)} clips failed, more than "
@@ -82,3 +109,38 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
         )
         return 1
     return 0
+
+
+def _remove(config: ExtractConfig, folders: list[str]) -> int:
+    """Remove records from folders and print the runs whose data held them."""
+    if dataclasses.replace(config, remove=None, runs=ExtractConfig.runs) != ExtractConfig():
+        raise UserError("remove takes the folders of records as arguments, and no setting but runs")
+    done = remove(folders, config.remove)
+    gone = []
+    for folder, totals in done.items():
+        write_card(epath.Path(folder))
+        gone += totals.removed
+        names = f" ({_some(totals.removed)})" if totals.removed else ""
+        before = f", {_some(totals.before)} removed before" if totals.before else ""
+        print(
+            f"{folder}: {len(totals.removed)} removed{names}{before}; {totals.records} records "
+            f"left, {totals.shards} files written again",
+            file=sys.stderr,
+        )
+        for path, others in totals.also.items():
+            logger.warning(
+                "%s: %s hold the same clip; to remove them, too: ugc-jax extract --remove %s %s",
+                folder, _some(others), shlex.quote(path), shlex.quote(folder),
+            )  # fmt: skip
+    found, count = runs_with(folders, config.runs)
+    print(f"runs below {config.runs} whose data held them: {len(found)} of {count}")
+    for run in found:
+        print(run.describe())
+        for path in texts_with(run.folder, gone):
+            print(f"{path}: has texts of them")
+    return 0
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if names[_MOST:] else "")
