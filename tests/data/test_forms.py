@@ -3,10 +3,12 @@
 import json
 import math
 import re
+from collections import Counter
+from random import Random
 
 import pytest
 
-from ugc_jax.data.forms import read_columns
+from ugc_jax.data.forms import KNOWN, read_columns
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.media.presets import ClipSettings
 
@@ -145,6 +147,7 @@ def test_a_null_answer_is_none():
         {"video_path": "/data/a.mp4", "video_url": "https://x.org/1", "source": "x/y.z"},
         {"question": "Who?", "questions": [{"question": "Q"}], "dialogue": [{"text": "T"}]},
         {"answer": "B", "caption": "C", "options": ["A", "B"], "text": ""},
+        {"speech": "He says yes and/or no, e.g. twice.", "clip": "a"},
         {"rejected_response": None, "objects": {}, "audio": None, "audios": []},
     ],
 )
@@ -175,6 +178,10 @@ REFUSED = [
     (row(clip=["x/b.mp4"]), "clip names a file"),
     ({"messages": [BARE, ANSWER], "video_url": "https://x.org/a.mp4"}, "video_url names a file"),
     ({"messages": [USER, ANSWER], "file_name": "a.mp4"}, "file_name names a file"),
+    ({"messages": [BARE, ANSWER], "about": "x/a.webm"}, "about names a file that is not read"),
+    ({"messages": [BARE, ANSWER], "media": {"video": "a.mp4"}}, "media names a file"),
+    (content(V) | {"media": [{"type": "video", "path": "b.mp4"}]}, "media names a file"),
+    ({"path": "a.mp4", "caption": None}, "caption is empty, and there is nothing else to learn"),
     (row(SYSTEM | {"content": "<video>"}, BARE, ANSWER), "the text has <video>; write <video> in"),
     (row(BARE, ANSWER | {"content": "<video>"}), "the text has <video>"),
     (row(user("<|VIDEO|>Q")), r"the text has <|VIDEO|>; write <video>"),
@@ -224,6 +231,8 @@ REFUSED = [
     ({"video": "a.mp4", "conversations": [HUMAN, {"from": "observation", "value": "x"}]}, "'obs"),
     ({"video": "a.mp4", "conversations": [{"human": "Q"}]}, "role None is none of"),
     (row(messages="[{'role': 'user'}]"), "messages is not JSON: "),
+    (row(label=False), "label is false: the answer is a bad one"),
+    (row(loss=False), "loss is of a turn; write it into the turn"),
     # a loss flag that is not one
     (row(USER, ANSWER | {"loss": 0.5}), "loss 0.5 of the assistant's turn"),
     (row(USER, ANSWER | {"loss": True, "weight": 0}), "loss True, weight 0"),
@@ -242,6 +251,7 @@ REFUSED = [
     (clip("D:/clips/a.mp4"), "is a path of Windows"),
     (clip("file://server/a.mp4"), "of another machine"),
     (clip("a\0.mp4"), "not a path"),
+    (clip("a\ud800.mp4"), "not a path"),
 ]  # fmt: skip
 
 
@@ -292,3 +302,40 @@ def test_paths(tmp_path, monkeypatch):
     assert media[4:] == [str(tmp_path / r"b\c.mp4"), str(tmp_path / "[1] a.mp4")]
     with pytest.raises(ValueError, match="is no file, and has .*; write / in"):
         manifest(tmp_path / "m.jsonl", json.dumps({"path": r"clips\a.mp4"}))
+
+
+def test_any_row_is_read_whole_or_refused_in_one_line():
+    """Of rows of all columns with values of all types; nothing that names the clip is lost."""
+    random = Random(0)
+    atoms = [None, True, 0, 2.5, math.nan, "", "x", "a.mp4", "<video>", "[", "[]", '["b.mp4"]', {}]
+    atoms += ["[{'a'}]", "\ud800", "https://a/b", [], "file://", "~/x", "\0"]
+    keys = ["role", "content", "from", "value", "loss", "type", "text", "video", "path", "bytes"]
+    columns = [*sorted(KNOWN), "clip", "options", "text", "label", "Video", "objects", "tools"]
+    contents = ["<video>Q", "Q", [{"type": "video"}, "Q"], [V]]
+
+    def value(depth=0):
+        kind = 0 if depth > 3 else random.random()
+        if kind < 0.5:
+            return random.choice(atoms)
+        if kind < 0.75:
+            return [value(depth + 1) for _ in range(random.randint(0, 3))]
+        return {random.choice(keys): value(depth + 1) for _ in range(random.randint(0, 3))}
+
+    counts, reasons = Counter(), set()
+    for _ in range(20_000):
+        row = {random.choice(columns): value() for _ in range(random.randint(0, 3))}
+        if random.random() < 0.7:
+            row["messages"] = [{"role": "user", "content": random.choice(contents)}, ANSWER]
+        try:
+            found = read(row)
+        except ValueError as error:
+            reasons.add(str(error))
+            counts["refused"] += 1
+            continue
+        counts["read"] += 1
+        users = [turn["content"] for turn in found.messages if turn["role"] == "user"]
+        parts = [part for content in users for part in content if part["type"] != "text"]
+        assert [part[part["type"]] for part in parts] == found.media
+        assert ("a.mp4" in json.dumps(row)) <= ("a.mp4" in json.dumps(found)), row
+    assert min(counts["read"], counts["refused"]) > 1000
+    assert not any("\n" in reason for reason in reasons)

@@ -126,6 +126,7 @@ def turns(*contents):
         ({"clip": "a.mp4"}, "neither messages nor path nor video"),
         ({"path": ""}, "path is ''"),
         ({"path": "a.mp4", "caption": "  "}, "caption is"),
+        ({"path": "a.mp4", "caption": None}, "caption is empty"),
         (ROW | {"messages": "hello"}, "messages is not a list"),
         (ROW | {"messages": []}, "no user's turn"),
         (ROW | {"messages": [{"role": "bot", "content": "x"}]}, "role 'bot'"),

@@ -6,6 +6,7 @@ Most tests read made-up records (fake_records); `test_real_records` reads extrac
 import dataclasses
 import errno
 import itertools
+import json
 import operator
 import os
 import pickle
@@ -442,3 +443,25 @@ def test_real_records(clips, tokenizer, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"{shard.name}: record \d is damaged") as caught:
         list(training(data, tokenizer, CONFIG, ALL))
     assert "\n" not in str(caught.value)
+
+
+def test_loss_flags_reach_the_mask(tokenizer, tmp_path, monkeypatch):
+    """From the manifest through a record; of all tokens only the mask differs."""
+    monkeypatch.setattr(pipeline, "RecordSource", RecordSource)
+    turns = [("user", "One?"), ("assistant", "red"), ("user", "Two?"), ("assistant", "blue left")]
+    clip, found = resolve(ClipSettings()), {}
+    for name, flag in (("plain", {}), ("flagged", {"loss": False})):
+        messages = [{"role": role, "content": text} for role, text in turns]
+        messages[1] |= flag
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"messages": messages}))
+        rows = read_manifest(tmp_path / f"{name}.jsonl", clip)
+        folder = epath.Path(tmp_path / name)
+        extraction = Extraction(folder, rows, clip, Storage(), shard_clips=1)
+        list(run_local(extraction.prepare(), ReadingConfig(workers=1)))
+        extraction.finish()
+        data = config(train=str(folder), batch_size=1)
+        (batch,) = training(data, tokenizer, CONFIG, range(1))
+        found[name] = batch, tokenizer.decode(batch.tokens[batch.target])
+    assert found["plain"][1] == "redblue left"
+    assert found["flagged"][1] == "blue left"
+    same(found["plain"][0].tokens, found["flagged"][0].tokens)

@@ -38,6 +38,7 @@ _REFUSED = {
         ("rejected_response", "rejected", "rejected_messages", "chosen"),
         "is of a preference pair, which no job here learns from; keep the better answer alone",
     ),
+    **dict.fromkeys(("loss", "loss_scale"), "is of a turn; write it into the turn"),
     "objects": "has boxes to write into the text, which is not done here; write them there",
     "tools": "has tools, which the prompt has no place for",
     "functions": "has tools, which the prompt has no place for",
@@ -52,7 +53,6 @@ _LIKE_FILES = re.compile(
     r"(?:_?(?:path|file|filename|file_name|url|uri|src|location)s?)?"
     r"|(?:path|filename|file_name|filepath)s?"
 )
-_LIKE_FILE = re.compile(r"[^\n]*(?:/|\\|\.[A-Za-z0-9]{2,5}$)[^\n]*")
 _TAG = re.compile(f"<({'|'.join(KINDS)})>")
 # How other tools write such a place.
 _FOREIGN_TAG = re.compile(
@@ -88,6 +88,7 @@ def read_columns(columns: Mapping[str, Any], question: str, system: str) -> Conv
     extra = {name: value for name, value in columns.items() if name}
     _check_names(extra)
     row = {name: extra.pop(name) for name in [*extra] if name in KNOWN}
+    has_no_caption = "caption" in row and _absent(row["caption"])
     row = {name: _decoded(value, name) for name, value in row.items() if not _absent(value)}
     given = [name for name in DIALOGUES if name in row]
     if isinstance(row.get("prompt"), list):
@@ -100,12 +101,16 @@ def read_columns(columns: Mapping[str, Any], question: str, system: str) -> Conv
         alike = next((name for name, value in extra.items() if _is_file(name, value)), None)
         hint = f"; if {alike} is a file, name this column path" if alike else ""
         raise ValueError(f"has neither messages nor {' nor '.join(PATHS)}{hint}")
+    if has_no_caption and not given and not solution and not {*_QUESTIONS, *_ANSWERS} & row.keys():
+        raise ValueError(
+            "caption is empty, and there is nothing else to learn; leave the column out"
+        )
     turns = _dialogue(given[0], row) if given else _flat(row, extra, question)
     if "system" in row and row["system"] != "":
         turns = _with_system(turns, _text(row.pop("system"), "system"))
     row.pop("system", None)
     _check_turns(turns)
-    files.check_others(extra)
+    files.check_others(extra, turns)
     messages = files.place(turns)
     _check_answers(messages, solution, row, extra)
     if messages[0]["role"] != "system":
@@ -130,10 +135,12 @@ def _kind(path: str) -> str:
 def _check_names(columns: dict):
     """Raise ValueError for columns that are refused, or nearly have a known name."""
     for name, value in columns.items():
-        if _absent(value) or value in ("", [], {}):
+        if _absent(value) or value in ("", [], {}, "[]", "{}", "null"):
             continue
         if name in _REFUSED:
             raise ValueError(f"{name} {_REFUSED[name]}, and remove this column")
+        if name in ("label", "kto_tag") and value is False:
+            raise ValueError(f"{name} is false: the answer is a bad one, not to be learned")
         known = name.strip().lower().replace("-", "_")
         if known != name and known in KNOWN:
             raise ValueError(f"{name!r} is no column that is read; name it {known}, or otherwise")
@@ -261,11 +268,11 @@ def _flat(row: dict, extra: dict, question: str) -> list[dict]:
     context = row.pop("input", "")
     if asked:
         question = _text(row.pop(asked[0]), asked[0])
-        choices = next((name for name in ("options", "choices") if extra.get(name)), None)
-        if choices is not None and not all(str(one) in question for one in extra[choices]):
-            raise ValueError(
-                f"{choices} are not in the {asked[0]}, and are not shown; write them into it"
-            )
+        for name in ("options", "choices"):
+            if not all(text in question for text in _strings(extra.get(name))):
+                raise ValueError(
+                    f"{name} are not in the {asked[0]}, and are not shown; write them into it"
+                )
     if context != "":
         if asked != ["instruction"]:
             raise ValueError("input belongs to an instruction, and there is none; name it query")
@@ -376,19 +383,28 @@ class _Files:
             self.paths[kind], self._columns[kind] = paths, name
             self._listed += paths
 
-    def check_others(self, extra: dict):
-        """Raise ValueError for further columns that name files, which would not be shown."""
+    def check_others(self, extra: dict, turns: list[dict]):
+        """Raise ValueError for further columns that name files, which would not be shown.
+
+        Where no file is shown at all, any column counts; else the name has to speak of a file.
+        """
+        parts = [
+            part for turn in turns if isinstance(turn["content"], list) for part in turn["content"]
+        ]
+        shown = self._listed + [
+            part.get(part["type"]) or "" for part in parts if "text" not in part
+        ]
+        known = {os.path.basename(path) for path in shown}
         for name, value in extra.items():
-            if not _is_file(name, value):
-                continue
-            known = {os.path.basename(path) for path in self._listed}
             paths = [path for path in _strings(value) if os.path.basename(path) not in known]
-            is_origin = self._listed and all(_URL.match(path) for path in paths)
-            if not is_origin:
-                raise ValueError(
-                    f"{name} names a file that is not read; name this column video, image or "
-                    "audio, or otherwise if it is not to be shown"
-                )
+            if shown and all(map(_URL.match, paths)):  # where it is from
+                continue
+            if not _is_file(name, paths) and (shown or not any(map(_is_media, paths))):
+                continue
+            raise ValueError(
+                f"{name} names a file that is not read; name this column video, image or audio, or "
+                "otherwise if it is not to be shown"
+            )
 
     def place(self, turns: list[dict]) -> list[dict]:
         """Return messages in which each file is a part at its tag, or has a part of its own.
@@ -496,8 +512,11 @@ def _path(value: object, column: str) -> str:
         raise ValueError(
             f"{column} is a path of Windows ({value:.60}); give it as this machine has it"
         )
-    if "\0" in value:
-        raise ValueError(f"{column} is {value!r:.60}, not a path")
+    try:
+        if b"\0" in os.fsencode(value):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{column} is {value!r:.60}, not a path") from None
     return os.path.expanduser(value) if value.startswith("~/") else value
 
 
@@ -505,14 +524,21 @@ def _is_file(name: str, value: object) -> bool:
     """Whether a column that no form has seems to name files."""
     if not _LIKE_FILES.fullmatch(name.strip().lower().replace("-", "_")):
         return False
-    strings = _strings(value)
-    return bool(strings) and all(_LIKE_FILE.fullmatch(one) for one in strings)
+    return any(_is_media(text) or re.fullmatch(r"\S*[/\\]\S*", text) for text in _strings(value))
+
+
+def _is_media(text: str) -> bool:
+    """Whether a text is the name of a picture, a sound or a video."""
+    return (mimetypes.guess_type(text)[0] or "").partition("/")[0] in KINDS
 
 
 def _strings(value: object) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    values = [one.get("path") or one.get("url") if isinstance(one, dict) else one for one in values]
-    return values if all(isinstance(one, str) for one in values) else []
+    """Return the texts in a column, also in its lists and objects."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in _strings(one)]
+    return [value] if isinstance(value, str) else []
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ugc_jax import files
-from ugc_jax.data.forms import DIALOGUES, PATHS, READ, Conversation, about_file, read_columns
+from ugc_jax.data.forms import DIALOGUES, KNOWN, PATHS, READ, Conversation, about_file, read_columns
 from ugc_jax.errors import UserError
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import ClipSettings, resolve
@@ -174,8 +174,9 @@ def _table(path: Path) -> Numbered:
                     f"has another number of columns than the header ({len(names)})",
                 )
                 continue
+            row = dict(zip(names, cells, strict=True))
             # A table has no null: an empty cell is an absent column.
-            row = zip(names, cells, strict=True)
-            yield reader.line_num, {name: cell or None for name, cell in row}
+            empty = {name: None for name, cell in row.items() if not cell and name in KNOWN}
+            yield reader.line_num, row | empty
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: {error}; correct this line") from None
