@@ -3,6 +3,8 @@
     prompt.py     messages -> tokens, positions           features.py  pixels -> patches, log-mel
     example.py    a file -> Example                       batching.py  Examples -> Batch, in buckets
     manifest.py   a manifest or a folder -> rows          extract.py   rows -> records
+    forms.py      a row in any tool's form -> messages    removal.py   records taken out for good
+    card.py       the data card beside records            removed.py   the list of what was
     records.py    extracted folders, written and read     planning.py  which rows, in which step
     pipeline.py   records -> batches by the plan (Grain)  reading.py   files -> prompts, read ahead
     workers.py    processes that read and may die         shown.py     what records show a model

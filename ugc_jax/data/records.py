@@ -6,6 +6,7 @@ A folder holds
   extraction.json                               the settings and versions that made it
   index.jsonl                                   one line a record, without pictures and sound
   shards.json                                   written last: sizes of shards, checksum of the index
+  removed.jsonl, README.md                      what was removed and stays out; the data card
 A folder without shards.json is incomplete.
 """
 
