@@ -21,7 +21,7 @@ PARTS = [{"type": "text", "text": "Q"}, {"type": "video", "video": "a.mp4"}]
 
 
 def read(row):
-    return read_columns(row, "Default?", "S")
+    return read_columns(row, "Default?", "S", conversations=True)
 
 
 def user(*parts):
@@ -267,7 +267,16 @@ def test_what_would_be_lost_is_refused_by_name(columns, complaint):
 
 def manifest(path, text):
     path.write_bytes(text.encode("utf-8-sig"))
-    return read_manifest(path, ClipSettings(system="S"))
+    return read_manifest(path, ClipSettings(system="S"), conversations=True)
+
+
+@pytest.mark.parametrize("name", ["conversations", "conversation"])
+def test_llava_is_read_if_asked_for(name):
+    """A question and an answer are never replaced by the default question alone."""
+    row = {"video": "a.mp4", name: [HUMAN, GPT]}
+    with pytest.raises(ValueError, match=f"^{name} is the form of LLaVA .*--conversations=true"):
+        read_columns(row, "Default?", "S")
+    assert read(row).messages == CLIP
 
 
 def test_a_json_array_a_mark_of_byte_order_and_one_object(tmp_path):

@@ -4,7 +4,7 @@
 |---|---|---|
 | as released, ms-swift | messages: role, content, loss | videos, images, audios |
 | OpenAI, transformers | messages whose content is a list of parts | in the parts |
-| LLaVA, ShareGPT, LLaMA-Factory | conversations: from, value | video, image, audio |
+| LLaVA, ShareGPT, LLaMA-Factory, if asked for | conversations: from, value | video, image, audio |
 | ms-swift, Alpaca, TRL | query, response, history; instruction, input, output; prompt, completion |
 | captions | caption | path, video |
 
@@ -79,10 +79,14 @@ class Conversation(NamedTuple):
     extra: dict
 
 
-def read_columns(columns: Mapping[str, Any], question: str, system: str) -> Conversation:
+def read_columns(
+    columns: Mapping[str, Any], question: str, system: str, conversations: bool = False
+) -> Conversation:
     """Return the conversation of a row's columns.
 
     question, system: what is asked, and the system prompt, where the row has none of its own.
+    conversations: read a dialogue of that name, in which tools differ (names of roles, places of
+    media), instead of refusing it.
     Raises ValueError, in one line with the remedy, for a row that cannot be read as a whole.
     """
     extra = {name: value for name, value in columns.items() if name}
@@ -95,6 +99,11 @@ def read_columns(columns: Mapping[str, Any], question: str, system: str) -> Conv
         given.append("prompt")
     if len(given) > 1:
         raise ValueError(f"has both {' and '.join(given)}; keep the one to read")
+    if not conversations and given and given[0].startswith("conversation"):
+        raise ValueError(
+            f"{given[0]} is the form of LLaVA and ShareGPT; add --conversations=true to read it "
+            "(human asks, gpt answers), or write messages"
+        )
     files = _Files({name: row.pop(name) for name in [*_FILES] if name in row}, bool(given))
     solution = _text(row.pop("solution"), "solution") if "solution" in row else None
     if not given and not files.paths:

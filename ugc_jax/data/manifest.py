@@ -39,13 +39,17 @@ class ManifestRow(NamedTuple):
 
 
 def read_manifest(
-    path: str | Path, settings: ClipSettings, media: str | Path | None = None
+    path: str | Path,
+    settings: ClipSettings,
+    media: str | Path | None = None,
+    conversations: bool = False,
 ) -> list[ManifestRow]:
     """Return all rows of a manifest (.jsonl, .json, .csv, .tsv), or one for each clip of a folder.
 
     settings: their system message is used where a row has none, their question where a row has only
       a caption.
     media: folder that the manifest's paths are relative to; None: the manifest's own folder.
+    conversations: see `forms.read_columns`.
     The media are not opened. Raises UserError that names the file and the first bad line.
     """
     path, settings = Path(path), resolve(settings)
@@ -67,7 +71,7 @@ def read_manifest(
         try:
             if isinstance(columns, str):
                 raise ValueError(columns)
-            read = read_columns(columns, settings.question, settings.system)
+            read = read_columns(columns, settings.question, settings.system, conversations)
             rows.append(_row(f"{path.name}:{number}", read, folder))
         except ValueError as error:
             bad.append((number, error))

@@ -43,6 +43,7 @@ class ExtractConfig(ReadingConfig):
 
     output: str | None = None  # folder of the records, local or gs://...; required but with remove
     media: str | None = None  # folder of the manifest's paths; none: the manifest's own folder
+    conversations: bool = False  # read dialogues of LLaVA's and ShareGPT's form (from, value)
     shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
     workers: int | None = None  # processes that read clips; none: one a core
     max_failures: float = 0.1  # largest share of failed clips with which the job succeeds
@@ -79,7 +80,7 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     if config.clip.max_tokens is not None:
         raise UserError("clip.max_tokens is of a prompt; for records, set clip.media_tokens")
     clip = resolve(config.clip)
-    rows = read_manifest(manifests[0], clip, config.media)
+    rows = read_manifest(manifests[0], clip, config.media, config.conversations)
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, config.storage, config.shard_clips)
     shards = extraction.prepare(config.overwrite, config.retry)
