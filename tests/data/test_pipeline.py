@@ -166,6 +166,47 @@ def test_state_of_other_data_is_refused(start):
             iter(start(**changes)).set_state(state)
 
 
+def test_a_finished_run_goes_on_with_the_whole_of_a_second_epoch(start):
+    """What the first epoch left over is in its last step; a plan of two would take it later."""
+    settings = dict(train="1-37", packing=False)
+    one = start(**settings)
+    first = iter(one)
+    assert len(list(first)) == len(one)
+    state = first.get_state()
+    assert state["ends"] == [1.0]
+    two = start(**settings, epochs=2)
+    unaware = len(two)
+    batches = iter(two)
+    batches.set_state(pickle.loads(pickle.dumps(state)))
+    assert len(two) > unaware
+    assert len(list(batches)) == len(two) - len(one)
+    taken = Counter(
+        entry.id
+        for pipe, steps in ((one, range(len(one))), (two, range(len(one), len(two))))
+        for entry in itertools.chain.from_iterable(map(pipe.entries, steps))
+        if entry is not None
+    )
+    assert set(taken.values()) == {2}
+    assert len(taken) == 37
+    # A state of an earlier version does not say where its plan ended; its settings do.
+    old = iter(start(**settings, epochs=2))
+    old.set_state({"step": state["step"], "data": state["data"]}, (None, 1.0))
+    assert old.get_state() == state
+    same_length = iter(start(**settings))
+    same_length.set_state({"step": state["step"], "data": state["data"]})
+    assert same_length.get_state() == state
+
+
+def test_a_shorter_plan_is_refused_beyond_its_full_steps(start):
+    settings = dict(train="1-37", packing=False)
+    step = len(start(**settings))
+    batches = iter(start(**settings, epochs=2))
+    state = batches.get_state() | {"step": step}
+    assert iter(start(**settings, epochs=3)).set_state(state, (None, 2.0)) is None
+    with pytest.raises(UserError, match=f"at step {step}, beyond the last full one"):
+        iter(start(**settings)).set_state(state, (None, 2.0))
+
+
 def test_load_is_the_step_alone(start):
     pipe = start()
     same(pipe.loader(1), list(pipe)[1])

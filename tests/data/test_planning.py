@@ -225,6 +225,44 @@ def test_a_longer_run_begins_with_the_same_steps(packing):
         assert plan.fingerprint == endless.fingerprint
 
 
+@MODES
+@pytest.mark.parametrize("epochs", [(1, 2), (0.3, 1.5, 2), (1, 1.25, 4), (2, 3)])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_a_run_made_longer_takes_each_example_as_often_as_all_its_epochs(
+    packing, epochs, batch_size
+):
+    """Stopped at any step, also between the last ones, which have empty rows, or at the end."""
+    sets = weighted([some(50, 0), some(23, 1)], [None, None])
+    settings = config(batch_size=batch_size)
+    first = make_plan(sets, settings, epochs=epochs[0], packing=packing)
+    for stop in {*range(len(first) - 4, len(first) + 1)}:
+        plan, taken = first, [item for n in range(stop) for row in first.step(n).rows for item in row]
+        for end in epochs[1:]:
+            ends = plan.ends_before(stop)
+            before, plan = plan, make_plan(sets, settings, epochs=end, packing=packing, ends=ends)
+            assert all(plan.step(n) == before.step(n) for n in range(stop))
+            assert plan.ends_before(stop) == ends
+            assert plan.fingerprint == first.fingerprint
+            further = range(stop, len(plan))
+            taken += [item for n in further for row in plan.step(n).rows for item in row]
+            stop = len(plan)
+        if epochs[-1] == int(epochs[-1]):
+            every = {(s, i): epochs[-1] for s, one in enumerate(sets) for i in one.numbers}
+            assert Counter(taken) == every
+
+
+def test_a_run_of_epochs_made_longer_by_steps():
+    one = some(50)
+    first = make_plan([one], config(batch_size=7))
+    ends = first.ends_before(len(first))
+    assert ends == (1.0,)
+    for steps in range(len(first) - 1, 4 * len(first)):
+        longer = make_plan([one], config(batch_size=7), steps, ends=ends)
+        assert len(longer) == steps
+        shared = range(min(steps, len(first)))
+        assert all(longer.step(n) == first.step(n) for n in shared)
+
+
 def test_part_of_an_epoch():
     plan = make_plan([some(1000)], config(batch_size=1), epochs=0.25)
     assert len(plan) == round(0.25 * plan.steps_per_epoch)

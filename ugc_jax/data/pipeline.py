@@ -9,6 +9,7 @@ number of the next step is needed; the number of processes and workers may chang
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
 import os
 import re
@@ -45,6 +46,7 @@ from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 SHARED_MEMORY = "/dev/shm"
+Length = tuple[int | None, float]  # of a plan: steps, or without them epochs
 _NO_LEAK = "ignore:resource_tracker:UserWarning"
 
 
@@ -64,8 +66,10 @@ def training(
     read or has nothing to train on.
     """
     sources, sets = _mixture(data, training_set, tokenizer, model)
-    plan = make_plan(sets, data, steps, epochs, packing=packing)
-    return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows), data)
+    planner = functools.partial(make_plan, sets, data, packing=packing)
+    plan = planner(steps, epochs)
+    loader = Loader(sources, plan, tokenizer, model, rows)
+    return Pipeline(plan, loader, data, planner, (steps, epochs))
 
 
 def prompt_batches(
@@ -85,11 +89,16 @@ def prompt_batches(
     replace each other. most: use only the first prompts of each folder, so many.
     """
     sources, sets = _mixture(data, prompt_set, tokenizer, model, most)
-    plan = make_plan(sets, data, steps, epochs, packing=False)
-    if further:
-        steps = len(plan) * (1 + further)
-        plan = make_plan(sets, data, steps, packing=False, one_shape=True)
-    return Pipeline(plan, Loader(sources, plan, tokenizer, model, rows, answers=False), data)
+
+    def planner(steps: int | None, epochs: float, ends: Sequence[float] = ()) -> DataPlan:
+        plan = make_plan(sets, data, steps, epochs, packing=False, ends=ends)
+        if not further:
+            return plan
+        return make_plan(sets, data, len(plan) * (1 + further), packing=False, one_shape=True)
+
+    plan = planner(steps, epochs)
+    loader = Loader(sources, plan, tokenizer, model, rows, answers=False)
+    return Pipeline(plan, loader, data, planner, (steps, epochs))
 
 
 def _mixture(
@@ -135,17 +144,46 @@ class Pipeline:
     """Batches of a plan, for this process; it may be iterated over more than once.
 
     plan: of the whole run, the same in all processes; `len(plan)` steps. data: its settings.
-    loader: makes a step's batch in the calling thread.
+    loader: makes a step's batch in the calling thread. planner: makes the plan again, as
+    `make_plan(sets, data, steps, epochs, ends=...)`. length: its (steps, epochs).
     """
 
-    def __init__(self, plan: DataPlan, loader: "Loader", data: DataConfig):
+    def __init__(
+        self,
+        plan: DataPlan,
+        loader: "Loader",
+        data: DataConfig,
+        planner: Callable[..., DataPlan],
+        length: Length,
+    ):
         self.plan, self.loader, self.data = plan, loader, data
+        self._planner, self._length = planner, length
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
+
+    def continue_after(self, step: int, ends: Sequence[float]):
+        """Plan again, so that the plan goes on after the first `step` steps of another one.
+
+        ends: of the other plan (`DataPlan.ends_before`). Raises UserError if this plan is shorter.
+        """
+        if self.plan.ends_before(step) == tuple(ends):
+            return
+        plan = self._planner(*self._length, ends=ends)
+        if plan.ends_before(step) != tuple(ends):
+            raise UserError(
+                f"data: the checkpoint is at step {step}, beyond the last full one of these "
+                "settings; raise loop.steps or loop.epochs, or choose another output"
+            )
+        self.plan, self.loader = plan, dataclasses.replace(self.loader, plan=plan)
+
+    def ends_of(self, length: Length | None, step: int) -> tuple[float, ...]:
+        """Return `ends_before(step)` of the plan of another length; None: of this plan."""
+        plan = self.plan if length in (None, self._length) else self._planner(*length)
+        return plan.ends_before(step)
 
     def entries(self, step: int) -> list[IndexEntry | None]:
         """Return the entry in each row of a step, of all processes; None for an empty row.
@@ -213,11 +251,23 @@ class BatchIterator(Iterator[Batch]):
         return _copied(batch) if self._pipeline.data.workers else batch
 
     def get_state(self) -> dict:
-        """Return the position in the data, for JSON: the next step and the plan's fingerprint."""
-        return {"step": self._step, "data": self._pipeline.plan.fingerprint}
+        """Return the position in the data, for JSON: the next step and the plan's fingerprint.
 
-    def set_state(self, state: dict) -> None:
-        """Continue from a state; UserError if it is of other data or of another order."""
+        Also, if there are any, the epochs at which earlier steps have empty rows ("ends").
+        """
+        plan = self._pipeline.plan
+        ends = plan.ends_before(self._step)
+        return {"step": self._step, "data": plan.fingerprint} | (
+            {"ends": list(ends)} if ends else {}
+        )
+
+    def set_state(self, state: dict, length: Length | None = None) -> None:
+        """Continue from a state. The plan is made again if its own is another one before it.
+
+        length: the (steps, epochs) with which the plan of a state without "ends" was made; None:
+        those of this plan. Raises UserError for a state of other data, or of another order, and if
+        this plan is shorter.
+        """
         if state["data"] != self._pipeline.plan.fingerprint:
             fault = f"data: the checkpoint is at step {state['step']} of other data"
             if shrunk := _with_removals(self._pipeline.data.train):
@@ -229,6 +279,8 @@ class BatchIterator(Iterator[Batch]):
                 f"{fault} or in another order; give the folders and data.* of its run, or begin a "
                 "new run from its weights"
             )
+        ends = state.get("ends") or self._pipeline.ends_of(length, state["step"])
+        self._pipeline.continue_after(state["step"], ends)
         self.close()
         self._step = state["step"]
 

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,8 @@ class DataPlan:
     + 1], where in `items` each row begins; an empty row ends where it begins. items: i32[n, 2],
     (data set, record). steps_per_epoch: a fraction, as a step may hold rows of two epochs. fill:
     share of the token places that hold tokens. fingerprint: hash of the data and the settings that
-    determine the order; the number of steps is not part of it.
+    determine the order; the number of steps is not part of it. ends: (epochs, step) where the rows
+    left over by so many epochs are in steps of their own from this step on, completed by empty rows.
     """
 
     batch_size: int
@@ -94,9 +96,14 @@ class DataPlan:
     steps_per_epoch: float
     fill: float
     fingerprint: str
+    ends: tuple[tuple[float, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.bucket)
+
+    def ends_before(self, number: int) -> tuple[float, ...]:
+        """Return the epochs of those `ends` whose steps with empty rows begin before a step."""
+        return tuple(epochs for epochs, first in self.ends if first < number)
 
     def step(self, number: int) -> Step:
         """Return step `number`, 0..len - 1."""
@@ -232,6 +239,7 @@ def make_plan(
     *,
     packing: bool = True,
     one_shape: bool = False,
+    ends: Sequence[float] = (),
 ) -> DataPlan:
     """Plan `steps` steps or, without them, `epochs` passes over the data.
 
@@ -239,24 +247,38 @@ def make_plan(
     of the next one, and empty rows complete the last steps. A longer run starts with the same full
     steps. packing: several examples in a row of data.tokens; False: one, in its bucket, or, with
     one_shape, all in that of the largest one.
+
+    ends: epochs, ascending, at which shorter plans of this run ended (`DataPlan.ends_before`): as
+    in those, empty rows complete the steps there. So a run that ended and is made longer still
+    takes each example as often as all its epochs say.
     """
     sampler = _EpochSampler(sets, data, packing, one_shape)
     rows: list[np.ndarray] = []
     kinds: list[int] = []
     waiting: dict[int, list[np.ndarray]] = {}
-    for row in sampler.rows(None if steps else epochs):
-        kind = int(sampler.kind[row[0]])
-        waiting.setdefault(kind, []).append(row)
-        if len(waiting[kind]) == data.batch_size:
-            rows += waiting.pop(kind)
-            kinds.append(kind)
-            if len(kinds) == steps:
-                waiting.clear()
-                break
+    ended: list[tuple[float, int]] = []
     empty = np.zeros(0, np.int64)
-    for kind, group in waiting.items():
-        rows += group + [empty] * (data.batch_size - len(group))
-        kinds.append(kind)
+    if not steps:
+        ends = [*(end for end in ends if end < epochs), epochs]
+    for begin, end in itertools.pairwise([0.0, *ends, *([math.inf] if steps else [])]):
+        for row in sampler.rows(begin, end):
+            kind = int(sampler.kind[row[0]])
+            waiting.setdefault(kind, []).append(row)
+            if len(waiting[kind]) == data.batch_size:
+                rows += waiting.pop(kind)
+                kinds.append(kind)
+                if len(kinds) == steps:
+                    waiting.clear()
+                    break
+        if waiting:
+            ended.append((float(end), len(kinds)))
+        for kind, group in waiting.items():
+            rows += group + [empty] * (data.batch_size - len(group))
+            kinds.append(kind)
+        waiting.clear()
+        if steps and len(kinds) >= steps:
+            del kinds[steps:], rows[steps * data.batch_size :]
+            break
     drawn = np.concatenate(rows)
     places = data.batch_size * sum(sampler.buckets[kind].tokens for kind in kinds)
     return DataPlan(
@@ -268,6 +290,7 @@ def make_plan(
         steps_per_epoch=len(sampler.first_epoch) / data.batch_size,
         fill=float(sampler.sizes[drawn, 0].sum() / places),
         fingerprint=_fingerprint(sets, sampler.buckets, data, packing),
+        ends=tuple(ended),
     )
 
 
@@ -294,14 +317,17 @@ class _EpochSampler:
         )
         self.first_epoch = self._rows_of(0)
 
-    def rows(self, epochs: float | None) -> Iterator[np.ndarray]:
-        """Yield the examples of each row, i64[m], for so many epochs (None: without end)."""
-        for epoch in itertools.count():
-            rows = self._rows_of(epoch) if epoch else self.first_epoch
-            part = 1.0 if epochs is None else min(epochs - epoch, 1.0)
-            if part <= 0:
+    def rows(self, begin: float, end: float) -> Iterator[np.ndarray]:
+        """Yield the examples of each row, i64[m], from `begin` to `end`, in epochs (or infinite)."""
+        for epoch in itertools.count(int(begin)):
+            if epoch >= end:
                 return
-            yield from rows[: max(1, round(part * len(rows)))]
+            rows = self._rows_of(epoch) if epoch else self.first_epoch
+            first, last = (
+                max(1, round(min(at - epoch, 1.0) * len(rows))) if at > epoch else 0
+                for at in (begin, end)
+            )
+            yield from rows[first:last]
 
     def _rows_of(self, epoch: int) -> list[np.ndarray]:
         drawn = self._draws(epoch)

@@ -17,7 +17,7 @@ from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
 from ugc_jax.rl.step import Grpo
 from ugc_jax.settings import Schema
 from ugc_jax.toy.reward import REWARDS
-from ugc_jax.train.run import open_run, train
+from ugc_jax.train.run import continue_data, open_run, train
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,13 @@ def main(config: GrpoConfig, args: list[str]) -> int:
     with contextlib.closing(Rewards(config.rewards, REWARDS)) as rewards:
         source = data, run.tokenizer, run.model, run.rows
         prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
+        batches = iter(prompts)
+        continue_data(run, batches)
         draws = f"; a step draws 1 to {1 + further} of them" if further else ""
         logger.info("%s: %s%s", data.train, prompts.plan.describe(), draws)
         evaluation, count = None, config.rollout.eval_prompts
         if data.eval is not None:
             evaluation = pipeline.prompt_evaluation(*source, count)
         setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
-        work = Grpo(setup, config, prompts, iter(prompts), rewards, run.tokenizer, evaluation)
+        work = Grpo(setup, config, prompts, batches, rewards, run.tokenizer, evaluation)
         return train(run, work, Trained(prompts.shown_clip()))

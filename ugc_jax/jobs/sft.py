@@ -12,7 +12,7 @@ from ugc_jax.hf.trained import Trained
 from ugc_jax.plan.chips import peak_flops
 from ugc_jax.plan.flops import step_flops
 from ugc_jax.settings import Schema
-from ugc_jax.train.run import open_run, train
+from ugc_jax.train.run import continue_data, open_run, train
 from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SFT_SHORT, SftConfig
 from ugc_jax.train.supervised import Supervised
@@ -27,11 +27,13 @@ def main(config: SftConfig, args: list[str]) -> int:
     run, data, loop = open_run(config), config.data, config.loop
     source = data, run.tokenizer, run.model, run.rows
     training = pipeline.training(*source, loop.steps, loop.epochs, config.packing)
+    batches = iter(training)
+    continue_data(run, batches)
     logger.info("%s: %s", data.train, training.plan.describe())
     evaluation = pipeline.evaluation(*source, config.packing) if data.eval else None
     setup = config.setup(run.model, run.mesh, len(training))
     sample = make_sampler(data, loop.samples, config.sampling, setup, run.tokenizer)
     peak = peak_flops(run.mesh)
     count = None if peak is None else step_flops
-    work = Supervised(setup, iter(training), data.batch_size, evaluation, sample, count)
+    work = Supervised(setup, batches, data.batch_size, evaluation, sample, count)
     return train(run, work, Trained(training.shown_clip()), peak)

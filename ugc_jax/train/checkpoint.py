@@ -192,6 +192,26 @@ class Checkpoints:
             )
 
 
+def read_position(output: str | epath.PathLike) -> tuple[dict, dict] | None:
+    """Return (data iterator's state, run's settings) of a run's latest checkpoint; None without one.
+
+    Writes nothing. Raises UserError naming the folder that cannot be read.
+    """
+    root = epath.Path(output)
+    folder = (root if is_remote(root) else root.absolute()) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with _disk_errors(folder, _UNREAD, _DAMAGED):
+        with ocp.CheckpointManager(folder, options=options) as manager:
+            if (step := manager.latest_step()) is None:
+                return None
+            items = {name: ocp.args.JsonRestore() for name in ("data", "config")}
+            with _disk_errors(folder / str(step), _UNREAD, _DAMAGED):
+                stored = manager.restore(step, args=ocp.args.Composite(**items))
+    return stored.data, stored.config
+
+
 @contextlib.contextmanager
 def _disk_errors(path: epath.Path, failed: str, remedy: str = _REMEDY) -> Iterator[None]:
     """Raise what a full or broken disk raises inside the block as a UserError of one line."""

@@ -1,8 +1,9 @@
 """A training run from its initial weights to its exported model, shared by sft and grpo.
 
-open_run   processes, weights, tokenizer, mesh -> OpenRun
-(the job)  data and steps                      -> loop.Work
-train      create or restore the state, run the loop, export
+open_run       processes, weights, tokenizer, mesh -> OpenRun
+(the job)      data and steps                      -> loop.Work
+continue_data  ... from where an earlier run with the same output stopped
+train          create or restore the state, run the loop, export
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import jax
 
 from ugc_jax import sharding
+from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.hf.checkpoint import load_params
@@ -26,10 +28,11 @@ from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import flatten
-from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.checkpoint import Checkpoints, read_position
 from ugc_jax.train.export import export
 from ugc_jax.train.loop import Loop, Work
-from ugc_jax.train.settings import TrainConfig
+from ugc_jax.train.optimizer import learning_rates
+from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import TrainState, abstract_state, create_state
 
 logger = logging.getLogger(__name__)
@@ -95,6 +98,23 @@ def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool 
     return path / "model"
 
 
+def continue_data(run: OpenRun, batches: BatchIterator):
+    """Set a run's data iterator to the position in its latest checkpoint, if it has one.
+
+    Before the steps are counted, as their number may depend on where the run stopped before
+    (`planning.make_plan`). Raises UserError as `BatchIterator.set_state`.
+    """
+    if (position := read_position(run.config.output)) is not None:
+        data, stored = position
+        batches.set_state(data, _length(stored))
+
+
+def _length(settings: dict) -> tuple[int | None, float]:
+    """Return (steps, epochs) of stored settings."""
+    loop = flatten(settings)
+    return loop.get("loop.steps"), loop.get("loop.epochs", LoopConfig.epochs)
+
+
 def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None = None) -> int:
     """Train to the last step and export; resumes an earlier run with the same output.
 
@@ -142,8 +162,17 @@ def create_or_restore(
             "raise loop.steps or loop.epochs, or choose another output"
         )
     state, data = checkpoints.restore(abstract_state(setup))
-    work.batches.set_state(data)
+    work.batches.set_state(data, _length(stored))
     logger.info("%s: going on after step %d of %d", folder, step, last)
+    if _length(stored) != _length(settings) and step < last:
+        optimizer = setup.optimizer
+        if optimizer.warmup or optimizer.schedule != "constant":
+            rate = float(learning_rates(optimizer, setup.steps)(step * work.updates))
+            logger.warning(
+                "the learning rate follows the schedule of a run of %d steps from here on: it is "
+                "%.3g at step %d (optimizer.schedule=%s)",
+                last, rate, step + 1, optimizer.schedule,
+            )  # fmt: skip
     return state
 
 
