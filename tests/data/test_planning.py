@@ -235,8 +235,9 @@ def test_a_run_made_longer_takes_each_example_as_often_as_all_its_epochs(
     sets = weighted([some(50, 0), some(23, 1)], [None, None])
     settings = config(batch_size=batch_size)
     first = make_plan(sets, settings, epochs=epochs[0], packing=packing)
-    for stop in {*range(len(first) - 4, len(first) + 1)}:
-        plan, taken = first, [item for n in range(stop) for row in first.step(n).rows for item in row]
+    for stop in range(max(0, len(first) - 4), len(first) + 1):
+        plan = first
+        taken = [item for n in range(stop) for row in plan.step(n).rows for item in row]
         for end in epochs[1:]:
             ends = plan.ends_before(stop)
             before, plan = plan, make_plan(sets, settings, epochs=end, packing=packing, ends=ends)

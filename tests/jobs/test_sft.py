@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from fake_training import free_port
 
 from ugc_jax import Captioner, sharding
+from ugc_jax.data import pipeline
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.data.records import Storage
 from ugc_jax.errors import UserError
@@ -126,6 +128,33 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, settings, tmp_path, mon
     before, after = weights(whole / "model"), weights(tmp_path / "model")
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_a_finished_run_goes_on_with_whole_epochs(settings, tmp_path, monkeypatch, caplog):
+    """Three rows a batch: the last step of an epoch of four has one, a plan of two has three."""
+    taken, load = [], pipeline.Loader.__call__
+
+    def watched(loader, number):
+        rows = loader.plan.step(number).rows
+        taken.extend(item for row in rows for item in row)
+        return load(loader, number)
+
+    monkeypatch.setattr(pipeline.Loader, "__call__", watched)
+    settings = change(
+        settings, tmp_path, packing=False, sampling=SamplingConfig(max_new_tokens=1),
+        data=dataclasses.replace(settings.data, eval=None, batch_size=3),
+    )  # fmt: skip
+    for epochs, steps in ((1.0, 2), (2.0, 4), (3.5, 6)):
+        caplog.clear()
+        loop = dataclasses.replace(settings.loop, steps=None, epochs=epochs)
+        with caplog.at_level("INFO", logger="ugc_jax"):
+            assert sft.main(dataclasses.replace(settings, loop=loop), []) == 0
+        assert metrics(tmp_path)[-1][0] == steps
+        times = Counter(taken)
+        assert len(times) == 4
+        assert set(times.values()) <= ({epochs} if epochs < 3 else {3, 4})
+        told = [line for line in caplog.messages if line.startswith("the learning rate follows")]
+        assert [f"a run of {steps} steps" in line for line in told] == [True] * (epochs > 1)
 
 
 def job(settings, output, process=0, processes=1, port=0):

@@ -3,6 +3,7 @@
 The same with the real model is in test_grpo.py.
 """
 
+import concurrent.futures
 import itertools
 import json
 import os
@@ -218,8 +219,8 @@ def test_groups_that_say_nothing_are_replaced(tmp_path, train, monkeypatch, shar
     def wrap(work):
         draw = work._sample_and_score
 
-        def watched(placed, clock):
-            draws.append(draw(placed, clock))
+        def watched(*args):
+            draws.append(draw(*args))
             return draws[-1]
 
         work._sample_and_score = watched
@@ -283,7 +284,46 @@ def whole(toy, mesh, tokenizer, tmp_path_factory):
     return folder, fake.train(config, mesh, tokenizer, fake.Coarse())
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("place", ["sample", "_generate", "result"])
+@pytest.mark.parametrize("number", [2, 4, 6])
+def test_a_stop_is_heeded_inside_a_step_and_an_evaluation(tmp_path, train, whole, place, number):
+    """While it samples, also further batches; in its evaluation; while it waits for rewards."""
+    calls = itertools.count(1)
+
+    def signalled(function):
+        def call(*args, **kwargs):
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*args, **kwargs)
+
+        return call
+
+    class Slow(fake.Coarse):
+        """Never ready after the signal: only a look at the request ends the waiting."""
+
+        def submit(self, samples):
+            pending = super().submit(samples)
+            if next(calls) >= number:
+                future = concurrent.futures.Future()
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                return future
+            return pending
+
+    def wrap(work):
+        if place != "result":
+            setattr(work._rollout, place, signalled(getattr(work._rollout, place)))
+        return work
+
+    rewards = Slow() if place == "result" else fake.Coarse()
+    stopped = train(tmp_path, rewards, wrap, **fake.HARD)
+    assert stopped.status == 143
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest * 4 == int(stopped.state.step) < 16
+    run = train(tmp_path, fake.Coarse(), **fake.HARD)
+    assert_same_run(tmp_path, run, *whole)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
 def test_resumed_equals_uninterrupted(tmp_path, train, whole, monkeypatch, after):
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "after", lambda _, step: step == after)
@@ -361,15 +401,93 @@ class Broken(fake.Rewards):
 @pytest.mark.parametrize("refused", [False, True])
 def test_rewards_that_are_gone_for_good_lose_nothing(tmp_path, train, refused):
     whole = train(tmp_path / "whole")
-    message = r"refuses the key; set another one" if refused else r"\(failed: even 3 times\)"
+    message = r"refuses the key; set another one" if refused else r"\(failed: even 3 times\).*"
+    options = {"skipped_share": 0.0}
     for _ in range(2):  # tried again in vain
         with pytest.raises(
             UserError, match=rf"^step 4: .*{message}; .*checkpoints/3 holds"
         ) as told:
-            train(tmp_path / "run", Broken(4 if _ == 0 else 1, refused))
+            train(tmp_path / "run", Broken(4 if _ == 0 else 1, refused), options=options)
         assert "\n" not in str(told.value)
     run = train(tmp_path / "run")
     assert_same_run(tmp_path / "run", run, tmp_path / "whole", whole)
+
+
+class Failing(fake.Rewards):
+    """Of the rows of these steps' batches the first reward always fails; they are 8 a step."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.batches = steps, {}
+
+    def submit(self, samples):
+        pending = super().submit(samples)
+        rows = frozenset(sample.metadata["id"] for sample in samples)
+        if self.batches.setdefault(rows, len(self.batches) + 1) in self.steps:
+            pending.rewards[:, 0] = np.nan
+        return pending
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_step_whose_rows_all_lack_a_column_is_skipped(
+    tmp_path, train, monkeypatch, caplog, after
+):
+    """Also in a run that is stopped before, at and after it."""
+    settings = dict(options={"minibatches": 2, "beta": 0.01}, log_every=3)
+
+    seen = {}
+
+    def rewards():  # a resumed run has the same batches
+        failing = Failing({2})
+        failing.batches = seen
+        return failing
+
+    whole = train(tmp_path / "whole", rewards(), **settings)
+    assert int(whole.state.step) == 8
+    assert [line["step"] for line in lines(tmp_path / "whole")] == [2, 3, 4]
+    assert [line["skipped"] for line in lines(tmp_path / "whole")] == [1, 0, 0]
+    names = {row["clip"] for row in lines(tmp_path / "whole", "completions.jsonl")[: 8 * 3]}
+    (told,) = [line for line in caplog.messages if line.startswith("step 2 is skipped (1 so far)")]
+    assert any(name in told for name in names)
+    assert "and 3 more" in told
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "after", lambda _, step: step == after)
+        train(tmp_path / "run", rewards(), **settings)
+    run = train(tmp_path / "run", rewards(), **settings)
+    assert_same_run(tmp_path / "run", run, tmp_path / "whole", whole)
+
+
+def test_a_skipped_step_changes_nothing(tmp_path, train):
+    for steps in (1, 2):
+        run = train(tmp_path / str(steps), Failing({2}), steps=steps)
+        assert int(run.state.step) == steps
+    one, two = (
+        Checkpoints(tmp_path / name).restore(fake_training.abstract_state(run.work.setup.mesh))[0]
+        for name in "12"
+    )
+    assert_equal(two.params, one.params)
+    assert_equal(two.opt_state, one.opt_state)
+
+
+@pytest.mark.parametrize(("steps", "last"), [(1, 1), (2, 2), (4, 3), (9, 3)])
+def test_a_run_that_is_never_rewarded_stops(tmp_path, train, steps, last):
+    message = rf"^step {last}: no two completions .*\(failed: even 3 times\) in the rows 1-40/"
+    with pytest.raises(UserError, match=message) as told:
+        train(tmp_path, Failing(range(1, 99)), steps=steps)
+    assert f"in {last} of the last {last} steps, more than grpo.skipped_share=0.5;" in str(
+        told.value
+    )
+    assert "\n" not in str(told.value)
+
+
+def test_a_run_without_differences_says_so(tmp_path, train, caplog):
+    train(tmp_path, fake.Rewards(lambda _: [1.0, 1.0]), steps=12)
+    told = [line for line in caplog.messages if "the rewards are equal" in line]
+    assert [line.partition(":")[0] for line in told] == ["step 1", "step 10"]
+    assert "within each of the 8 groups" in told[0]
+    caplog.clear()
+    train(tmp_path / "usual", steps=2)
+    assert not [line for line in caplog.messages if "equal" in line]
 
 
 def test_samples_without_a_reward_are_left_out(tmp_path, train, monkeypatch):

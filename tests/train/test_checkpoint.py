@@ -1,5 +1,7 @@
 """ugc_jax.train.checkpoint: what is kept, what is restored, and what a bad disk leaves."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -8,12 +10,13 @@ import time
 import fake_training as fake
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ugc_jax.errors import UserError
 from ugc_jax.sharding import make_mesh
 from ugc_jax.train import checkpoint
-from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.checkpoint import Checkpoints, read_position
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,9 @@ def state_of(mesh, step: int):
 
 
 def save(checkpoints, mesh, step, metrics=None):
-    checkpoints.save(step, state_of(mesh, step), {"next": step}, {"a": {"b": step}}, metrics)
+    checkpoints.save(step, state_of(mesh, step), {"next": step}, {"a": {"b": step}})
+    if metrics is not None:
+        checkpoints.record(step, metrics)
 
 
 def steps_in(folder) -> set[int]:
@@ -63,6 +68,44 @@ def test_the_best_may_be_the_highest(tmp_path, mesh):
         checkpoints.wait()
         assert (checkpoints.latest, checkpoints.best) == (4, 2)
     assert steps_in(tmp_path) == {2, 4}
+
+
+def test_metrics_in_checkpoints_of_the_version_before_choose_the_best(tmp_path, mesh):
+    options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["eval_loss"])
+    with ocp.CheckpointManager(tmp_path / "checkpoints", options=options) as manager:
+        for step, loss in enumerate((3.0, 1.0, 2.0), 1):
+            items = ocp.args.Composite(data=ocp.args.JsonSave({"next": step}))
+            manager.save(step, args=items, metrics={"eval_loss": loss})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert (checkpoints.latest, checkpoints.best) == (3, 2)
+        assert checkpoints.evaluated(3)
+        save(checkpoints, mesh, 4, {"eval_loss": 1.5})
+        assert checkpoints.best == 2
+        save(checkpoints, mesh, 5, {"eval_loss": 0.5})
+        assert checkpoints.best == 5
+    assert steps_in(tmp_path) == {5}  # the best until then goes when there is a better one
+
+
+def test_evaluations_of_steps_that_are_made_again_are_forgotten(tmp_path, mesh):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, mesh, 1, {"eval_loss": 1.0})
+        checkpoints.record(2, {"eval_loss": math.nan, "eval_accuracy": 0.5})  # no checkpoint
+        assert checkpoints.evaluated(2)
+        assert checkpoints.best == 1
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [checkpoints.evaluated(step) for step in (1, 2)] == [True, False]
+    stored = json.loads((tmp_path / "evaluations.json").read_text())
+    assert stored == {"1": {"eval_loss": 1.0}, "2": {"eval_accuracy": 0.5}}
+
+
+def test_the_position_of_a_run_is_read_and_nothing_written(tmp_path, mesh):
+    assert read_position(tmp_path / "none") is None
+    assert not (tmp_path / "none").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert read_position(tmp_path) is None
+        for step in (1, 2):
+            save(checkpoints, mesh, step)
+    assert read_position(tmp_path) == ({"next": 2}, {"a": {"b": 2}})
 
 
 def test_a_reference_is_saved_where_there_is_one(tmp_path, mesh):
@@ -160,7 +203,6 @@ def test_a_half_deleted_old_checkpoint_is_no_obstacle(tmp_path, mesh):
             save(checkpoints, mesh, step, {"eval_loss": 1.0 / step})
     old = tmp_path / "checkpoints" / "1"
     (old / "_CHECKPOINT_METADATA").unlink()
-    shutil.rmtree(old / "metrics")
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         assert checkpoints.latest == checkpoints.best == 2
         save(checkpoints, mesh, 3)

@@ -52,7 +52,7 @@ def test_it_reads_one_ahead_and_no_more(mesh):
     batches = Batches(mesh)
     feed = Feed(batches, mesh, fake.ROWS)
     feed.take()
-    feed._next.result()
+    feed._ahead._next.result()
     feed.close()
     assert batches.next == 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]

@@ -3,11 +3,13 @@
 The same with the real model and pipeline is in test_sft.py.
 """
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +18,11 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.sharding import make_mesh
+from ugc_jax.train import feed, loop
 from ugc_jax.train.checkpoint import Checkpoints
+from ugc_jax.train.metrics import MetricsWriter
 from ugc_jax.train.settings import LoopConfig
 
 
@@ -107,6 +111,119 @@ def test_a_signal_saves_and_stops(tmp_path, mesh, whole, number, status):
     assert losses(tmp_path) == losses(whole[0])
 
 
+def rows_of_evaluation(*signalled: int, pause: float = 0.0):
+    """Ten batches to evaluate on; SIGTERM comes while one of these numbers is read."""
+
+    class Evaluation:
+        taken = 0
+
+        def __iter__(self):
+            for number in range(10):
+                self.taken += 1
+                if self.taken in signalled:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(pause)
+                yield fake.make_rows(1000 + number)
+
+    return Evaluation()
+
+
+def sampled(state, check):
+    check()
+    return [{"clip": "a.mp4", "reference": "Red.", "caption": f"step {int(state.step)}"}]
+
+
+def assert_same_run(folder, other):
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        timed = ("tokens_per_second", "examples_per_second", "data_wait", "memory_gb")
+        ours, theirs = (
+            [{key: value for key, value in line.items() if key not in timed} for line in lines]
+            for lines in (records(folder, name), records(other, name))
+        )
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("taken", [3, 10, 14, 25])
+def test_a_stop_is_heeded_within_an_evaluation_and_costs_nothing(tmp_path, mesh, taken):
+    """At the checkpoints of steps 2 and 4, and after step 3, which has none without the stop."""
+    settings = dict(sample=sampled, eval_every=3, keep=1)
+    state, _ = fake.train(tmp_path / "whole", mesh, evaluation=rows_of_evaluation(), **settings)
+    folder, evaluation = tmp_path / "run", rows_of_evaluation(taken, pause=0.1)
+    stopped, status = fake.train(folder, mesh, evaluation=evaluation, **settings)
+    assert status == 143
+    assert evaluation.taken <= taken + 2
+    with Checkpoints(folder) as checkpoints:
+        at = [2, 3, 4][(taken - 1) // 10]
+        assert checkpoints.latest == int(stopped.step) == at
+    again, status = fake.train(folder, mesh, evaluation=rows_of_evaluation(), **settings)
+    assert status == 0
+    assert_equal(again, state)
+    assert_same_run(folder, tmp_path / "whole")
+    for name in ("run", "whole"):
+        with Checkpoints(tmp_path / name) as checkpoints:
+            assert (checkpoints.best, checkpoints.latest) == (6, 6)
+
+
+def test_a_checkpoint_comes_before_its_evaluation(tmp_path, mesh, monkeypatch):
+    events, save = [], Checkpoints.save
+
+    class Evaluation(list):
+        def __iter__(self):
+            events.append("evaluation")
+            return super().__iter__()
+
+    def watched(checkpoints, step, *args):
+        events.append(step)
+        return save(checkpoints, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    fake.train(tmp_path, mesh, steps=4, evaluation=Evaluation([fake.make_rows(1000)]))
+    assert events == [2, "evaluation", 4, "evaluation"]
+
+
+def test_a_stop_is_heeded_while_the_storage_hangs(tmp_path, mesh, whole, monkeypatch):
+    """The read does not end before the run does; what it would have given is read again."""
+    released = threading.Event()
+    monkeypatch.setattr(feed, "CLOSE", 0.5)
+
+    class Batches(fake.Batches):
+        closed = False
+
+        def __next__(self):
+            if self.next == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                released.wait(30)
+            return super().__next__()
+
+        def close(self):
+            self.closed = True
+
+    begin, batches = time.monotonic(), Batches(mesh)
+    stopped, status = fake.train(tmp_path, mesh, batches=batches)
+    assert time.monotonic() - begin < 20
+    released.set()
+    assert (int(stopped.step), status, batches.closed) == (3, 143, False)
+    state, _ = fake.train(tmp_path, mesh)
+    assert_equal(state, whole[1])
+    assert losses(tmp_path) == losses(whole[0])
+
+
+def test_an_evaluation_that_is_refused_leaves_its_checkpoint(tmp_path, mesh):
+    def broken():
+        raise UserError("shard 7: broken; copy it again")
+        yield
+
+    class Evaluation:
+        def __iter__(self):
+            return broken()
+
+    message = "^evaluation after step 3: shard 7: broken; copy it again; .*/3 holds the state"
+    with pytest.raises(UserError, match=message):
+        fake.train(tmp_path, mesh, evaluation=Evaluation(), eval_every=3, save_every=5)
+    state, _ = fake.train(tmp_path, mesh, evaluation=rows_of_evaluation(), eval_every=3)
+    assert [line["step"] for line in records(tmp_path) if "eval_loss" in line] == [3, 4, 6]
+
+
 def start(*words, devices=8):
     """The toy as a program of its own."""
     environment = os.environ | {
@@ -187,6 +304,56 @@ def test_a_batch_that_cannot_be_read_loses_nothing(tmp_path, mesh, whole):
     assert losses(tmp_path) == losses(whole[0])
 
 
+def test_the_first_error_is_the_message(tmp_path, mesh, monkeypatch):
+    """Metrics that the disk refuses are refused again when their file is closed."""
+    full = functools.partial(open, "/dev/full", "a", buffering=1)
+    monkeypatch.setattr(MetricsWriter, "_open", lambda *_: full())
+    with pytest.raises(EnvironmentFailure) as told:
+        fake.train(tmp_path, mesh)
+    assert str(told.value).startswith(f"{tmp_path}: the disk is full; free disk space")
+    assert told.value.__context__ is None or told.value.__suppress_context__
+
+
+@pytest.mark.parametrize("close", ["MetricsWriter", "Supervised", "Progress"])
+def test_no_end_hides_the_reason(tmp_path, mesh, monkeypatch, close):
+    class Batches(fake.Batches):
+        def __next__(self):
+            if self.next == 3:
+                raise UserError("shard 7: broken; copy it again")
+            return super().__next__()
+
+    def refuse(*_):
+        raise OSError("a second error")
+
+    place = {
+        "MetricsWriter": (MetricsWriter, "close"),
+        "Supervised": (feed.Feed, "close"),
+        "Progress": (loop.Progress, "__exit__"),
+    }[close]
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, refuse)
+        with pytest.raises(UserError, match="^step 4: shard 7: broken"):
+            fake.train(tmp_path, mesh, batches=Batches(mesh))
+        with pytest.raises(OSError, match="a second error"):  # which is the first one here
+            fake.train(tmp_path, mesh)
+
+
+def test_a_checkpoint_that_is_refused_does_not_hide_the_reason(tmp_path, mesh, monkeypatch):
+    class Batches(fake.Batches):
+        def __next__(self):
+            if self.next == 1:
+                raise UserError("shard 7: broken; copy it again")
+            return super().__next__()
+
+    def refuse(*_):
+        raise UserError("disk: full")
+
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    message = r"^step 2: shard 7: broken; copy it again; .* not saved \(disk: full\): run again"
+    with pytest.raises(UserError, match=message):
+        fake.train(tmp_path, mesh, batches=Batches(mesh))
+
+
 # ---- what is reported ----------------------------------------------------------------------------
 
 
@@ -194,7 +361,7 @@ def test_evaluation_samples_and_the_best_checkpoint(tmp_path, mesh):
     evaluation = [fake.make_rows(1000), fake.make_rows(1001)]
     states = []
 
-    def sample(state):
+    def sample(state, check):
         states.append(int(state.step))
         return [{"clip": "a.mp4", "reference": "Red.", "caption": f"step {int(state.step)}"}]
 

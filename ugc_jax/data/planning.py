@@ -84,8 +84,8 @@ class DataPlan:
     + 1], where in `items` each row begins; an empty row ends where it begins. items: i32[n, 2],
     (data set, record). steps_per_epoch: a fraction, as a step may hold rows of two epochs. fill:
     share of the token places that hold tokens. fingerprint: hash of the data and the settings that
-    determine the order; the number of steps is not part of it. ends: (epochs, step) where the rows
-    left over by so many epochs are in steps of their own from this step on, completed by empty rows.
+    determine the order; the number of steps is not part of it. ends: (epochs, step): the rows left
+    over by so many epochs are in steps of their own from this step on, completed by empty rows.
     """
 
     batch_size: int
@@ -318,7 +318,7 @@ class _EpochSampler:
         self.first_epoch = self._rows_of(0)
 
     def rows(self, begin: float, end: float) -> Iterator[np.ndarray]:
-        """Yield the examples of each row, i64[m], from `begin` to `end`, in epochs (or infinite)."""
+        """Yield the examples of each row, i64[m], from `begin` to `end` (epochs, or infinite)."""
         for epoch in itertools.count(int(begin)):
             if epoch >= end:
                 return

@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+import jax
+
 from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import Defaults
 from ugc_jax.hf.adapter import load_adapter
@@ -54,11 +56,16 @@ def main(config: ConvertConfig, args: list[str]) -> int:
     check_directory(config.output, config.overwrite)
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
-    params = load_params(source, model, dtype=config.dtype)
+    is_adapted, dtype = config.adapter is not None, config.dtype
+    # An adapter is added to the weights as they are stored, and the sums are rounded once.
+    params = load_params(source, model, "float32" if is_adapted and dtype else dtype)
     trained = Defaults.of(config.checkpoint, source).as_trained()
-    if config.adapter is not None:
+    if is_adapted:
         trained = read_trained(Path(config.adapter)) or trained
-        params = lora.merge(params, *load_adapter(config.adapter, model))
+        sums = "float32" if config.to == "merged" else None  # whose dtypes are those of `base`
+        params = lora.merge(params, *load_adapter(config.adapter, model), sums)
+        if dtype is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     if config.to == "merged":
         save_merged(params, model, config.base, config.output, config.overwrite, trained)
     elif config.to == "orbax":

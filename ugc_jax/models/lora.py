@@ -113,8 +113,14 @@ def combine(params: dict, adapter: dict, lora: LoraConfig) -> dict:
     )
 
 
-def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
-    """Return the tree with weights W + scale * B A, summed in float32, in the weights' dtypes."""
+def merge(
+    params: dict, adapter: dict, lora: LoraConfig, dtype: jax.typing.DTypeLike | None = None
+) -> dict:
+    """Return the tree with weights W + scale * B A, summed in float32 and cast once.
+
+    dtype: of these weights; None: the one that each has. A young adapter's change is smaller than a
+    step of bfloat16 in most weights, so what is stored in float32 is to be merged in float32.
+    """
 
     def merged(linear: dict, pair: dict) -> dict:
         a, b, weight = pair["lora_a"], pair["lora_b"], linear["weight"]
@@ -125,7 +131,7 @@ def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
             precision=jax.lax.Precision.HIGHEST,
         )
         total = weight.astype(jnp.float32) + lora.scale * change
-        return linear | {"weight": total.astype(weight.dtype)}
+        return linear | {"weight": total.astype(dtype or weight.dtype)}
 
     return _map_linears(params, adapter, merged)
 

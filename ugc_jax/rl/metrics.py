@@ -22,10 +22,11 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
     reward, reward_std: of the weighted sum; rewards/NAME/...: of a function (failed: the share of
     completions on which it failed). completion_tokens: mean length; truncated: share that
     max_new_tokens cut off; zero_std_groups: share of groups whose rewards are equal; left_out:
-    share of completions that lack a reward; draws: batches of prompts drawn; replaced: share of
-    groups that dynamic sampling replaced. tokens_per_second: tokens of the rows trained on, per
-    second of the step; generated_tokens_per_second: per second of the rollout. The others are those
-    of rl/objective.py, means over the tokens.
+    share of completions that lack a reward; skipped: 1 for a step that was skipped for lack of
+    rewards, else 0; draws: batches of prompts drawn; replaced: share of groups that dynamic
+    sampling replaced. tokens_per_second: tokens of the rows trained on, per second of the step;
+    generated_tokens_per_second: per second of the rollout. The others are those of rl/objective.py,
+    means over the tokens.
     """
     of_functions = [
         f"rewards/{name}/{figure}" for name in names for figure in ("mean", "std", "failed")
@@ -36,8 +37,8 @@ def columns(names: Sequence[str]) -> tuple[str, ...]:
         *of_functions,
         "loss", "learning_rate", "ratio", "max_ratio", "clip_low", "clip_high", "dual_clip", "tis",
         "token_mult_prob_error", "completion_tokens_min", "completion_tokens_max", "left_out",
-        "draws", "replaced", "generated_tokens_per_second", "tokens_per_second", "data_wait",
-        "memory_gb",
+        "skipped", "draws", "replaced", "generated_tokens_per_second", "tokens_per_second",
+        "data_wait", "memory_gb",
         "eval_reward", *(f"eval_rewards/{name}" for name in names), "eval_left_out",
         "eval_completion_tokens", "eval_truncated",
     )  # fmt: skip

@@ -91,6 +91,8 @@ class GrpoOptions:
     overlong_penalty: float = 1.0  # the penalty at max_new_tokens, off the reward
     dynamic_sampling: bool = False  # replace groups whose rewards are all equal
     resamples: int = 3  # maximum number of further batches for it
+    # share of the last 20 steps that may be skipped, as none of their groups had its rewards
+    skipped_share: float = 0.5
     entropy_bonus: float = 0.0  # weight of the entropy in the objective
     entropy_quantile: float = 1.0  # share of tokens, by highest entropy, that learn; 0.2 is usual
     reference_sync: int = 0  # updates between mixing the policy into the reference; 0: never
@@ -114,6 +116,7 @@ class GrpoOptions:
             f"0, or more than 1 + clip_high = {1 + self.clips[1]:g}",
         )
         require(0 < self.entropy_quantile <= 1, "entropy_quantile", "more than 0, at most 1")
+        require(0 <= self.skipped_share <= 1, "skipped_share", "0 to 1")
         require(0 <= self.reference_mix <= 1, "reference_mix", "0 to 1")
         require(
             self.beta > 0 or self.reference_sync == 0,

@@ -93,7 +93,11 @@ class Rollout:
         self._join = jax.jit(_join, static_argnames="prompts", out_shardings=training)
 
     def load(self, state: TrainState):
-        """Take the policy's weights, in the compute dtype and sharded for the rollout's mesh."""
+        """Take the policy's weights, in the compute dtype and sharded for the rollout's mesh.
+
+        An adapter is not merged: its product is added to a linear's result, as in training, so that
+        a change below the rounding of the weights takes part.
+        """
         self._params = self._weights(state)
 
     def drop(self):

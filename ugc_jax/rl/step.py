@@ -5,7 +5,7 @@
 
 To read a whole step: this file, rollout.py, generate/engine.py, rewards/runner.py, advantages.py,
 rows.py, objective.py, train/step.py, train/losses.py. options.py has the formulas; resampling.py is
-dynamic sampling, which is off by default.
+dynamic sampling, which is off by default; skipping.py is about steps that nothing is learned from.
 
 A part of the prompts is sampled while the rewards of the previous part are computed. A step waits
 for its updates, as the next rollout needs them. The samples of a step depend only on the number of
@@ -40,11 +40,13 @@ from ugc_jax.rl.rewards.runner import BatchRewards, Rewards
 from ugc_jax.rl.rollout import Media, Rollout
 from ugc_jax.rl.rows import Completions, Groups, PolicyBatch, minibatch, policy_rows, slots
 from ugc_jax.rl.settings import GrpoConfig
+from ugc_jax.rl.skipping import Outcomes
 from ugc_jax.train.feed import Feed, PlacedBatch, StepRefused
 from ugc_jax.train.loop import StepResult
 from ugc_jax.train.meter import Clock, Meter
 from ugc_jax.train.state import Setup, TrainState, state_shardings
 from ugc_jax.train.step import jit_step
+from ugc_jax.train.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,9 @@ class Grpo:
         self._rewards, self._tokenizer = rewards, tokenizer
         self._rollout = Rollout(setup, rollout, options.shared_prompt)
         config.check_rows(setup.mesh, self._rollout.mesh)
+        self._outcomes = Outcomes(options.skipped_share, setup.steps // options.updates)
+        whole = sharding.replicated(setup.mesh)
+        self._advance = jax.jit(lambda step: step + options.updates, out_shardings=whole)
         self._copies = 1 if options.shared_prompt else rollout.samples  # rows of a group
         programs = dict(options=options, temperature=rollout.sampling.temperature)
         update = functools.partial(policy_step, samples=rollout.samples, **programs)
@@ -105,39 +110,57 @@ class Grpo:
     def __exit__(self, *_):
         self._feed.close()
 
-    def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
+    def step(
+        self, state: TrainState, meter: Meter, stop: StopRequest
+    ) -> tuple[TrainState, StepResult]:
         """Sample, score and update.
 
-        Raises StepRefused for prompts that cannot be read, and if no group has advantages.
+        A step without any rewards is skipped (skipping.py): it is counted and changes nothing.
+        Raises StepRefused for prompts that cannot be read, for rewards that end the run, and if too
+        many steps are skipped; Stopped until the updates begin.
         """
         clock = Clock()
-        placed = meter.wait(self._feed.take)
-        with clock("rollout"):
-            self._rollout.load(state)
-        batch = self._sample_and_score(placed, clock)
-        batches, places, groups = [batch], None, batch.groups
-        if self.config.grpo.dynamic_sampling:
-            batches, places, groups = self._resample(batch, meter, clock)
-        self._rollout.drop()
-        self._require_advantages(groups.advantages, placed.before)
+        placed = self._take(meter, stop)
+        try:
+            with clock("rollout"):
+                self._rollout.load(state)
+            batch = self._sample_and_score(placed, clock, stop)
+            batches, places, groups = [batch], None, batch.groups
+            if self.config.grpo.dynamic_sampling:
+                batches, places, groups = self._resample(batch, meter, clock, stop)
+        finally:
+            self._rollout.drop()
+        number = int(state.step) // self.updates + 1
+        if not groups.advantages.used.any():
+            self._outcomes.skip(number, groups, self._rewards.failures(), placed.before)
+            state = state._replace(step=self._advance(state.step))
+            return state, self._result(batches, places, groups, None, [], clock)
+        self._outcomes.train(number, groups)
         with clock("update"):
             rows = self._policy_rows(batches, places, groups)
             rows = self._with_logprobs(state, rows)
             state, metrics = self._make_updates(state, rows)
         return state, self._result(batches, places, groups, rows, metrics, clock)
 
-    def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
-        """Return mean rewards of greedy completions of the evaluation's prompts, and samples."""
-        return evaluate(
-            state, self._rollout, self._evaluation, self._rewards, self._tokenizer, self.config
-        )
+    def evaluate(self, state: TrainState, stop: StopRequest) -> tuple[dict[str, float], list[dict]]:
+        """Return mean rewards of greedy completions of the evaluation's prompts, and samples.
+
+        Raises Stopped between batches, and while it waits.
+        """
+        source = self._evaluation, self._rewards, self._tokenizer, self.config
+        return evaluate(state, self._rollout, *source, stop)
 
     # ---- prompts to groups -----------------------------------------------------------------------
 
-    def _sample_and_score(self, placed: PlacedBatch, clock: Clock) -> PromptBatch:
+    def _take(self, meter: Meter, stop: StopRequest) -> PlacedBatch:
+        return meter.wait(lambda: self._feed.take(stop.waiting))
+
+    def _sample_and_score(
+        self, placed: PlacedBatch, clock: Clock, stop: StopRequest
+    ) -> PromptBatch:
         """Sample G completions of each prompt and compute their rewards and advantages.
 
-        Raises StepRefused for an error of the rewards that ends the run.
+        Raises StepRefused for an error of the rewards that ends the run; Stopped between parts.
         """
         config, number = self.config, placed.before["step"]
         entries = self._prompts.entries(number)
@@ -146,13 +169,14 @@ class Grpo:
         )
         parts = []
         for part in range(config.rollout.parts):
+            stop.check()
             with clock("rollout"):
                 parts.append(self._rollout.sample(placed.arrays, number, part))
             scores.submit(parts[-1].rows, parts[-1].completions)
         completions, media = self._rollout.join(parts)
         try:
             with clock("reward"):
-                rewards = scores.result()
+                rewards = scores.result(check=stop.waiting)
         except UserError as error:  # such as a judge's key that is refused
             raise StepRefused(str(error), placed.before) from None
         groups = Groups(entries, completions, rewards, self._advantages(rewards, completions))
@@ -164,25 +188,18 @@ class Grpo:
         return advantages(rewards, self._rewards.weights, options, penalty)
 
     def _resample(
-        self, first: PromptBatch, meter: Meter, clock: Clock
+        self, first: PromptBatch, meter: Meter, clock: Clock, stop: StopRequest
     ) -> tuple[list[PromptBatch], resampling.Places, Groups]:
         """Dynamic sampling: return (all batches drawn, places of the selected groups, groups)."""
 
         def draw() -> PromptBatch:
-            return self._sample_and_score(meter.wait(self._feed.take), clock)
+            return self._sample_and_score(self._take(meter, stop), clock, stop)
 
         batches = resampling.draw(first, draw, self.config.further_batches)
         places = resampling.select([batch.groups.advantages.informative for batch in batches])
         groups = resampling.take([batch.groups for batch in batches], places)
         selected = self._advantages(groups.rewards, groups.completions)
         return batches, places, groups._replace(advantages=selected)
-
-    def _require_advantages(self, result: Advantages, before: dict):
-        if not result.used.any():
-            failures = self._rewards.failures().items()
-            counts = [f"{name} {count} times" for name, count in failures if count]
-            failed = f"(failed: {', '.join(counts) or 'none'})"
-            raise StepRefused(f"no two completions of a group have their rewards {failed}", before)
 
     # ---- groups to updates -----------------------------------------------------------------------
 
@@ -245,12 +262,13 @@ class Grpo:
         batches: Sequence[PromptBatch],
         places: resampling.Places | None,
         groups: Groups,
-        rows: PolicyBatch,
+        rows: PolicyBatch | None,
         updates: list[dict],
         clock: Clock,
     ) -> StepResult:
-        names, seconds = self._rewards.names, clock.seconds
-        if not any(update["tokens"] for update in updates):
+        """rows: None and updates: empty if the step was skipped."""
+        names, seconds, skipped = self._rewards.names, clock.seconds, rows is None
+        if not skipped and not any(update["tokens"] for update in updates):
             logger.warning(
                 "every completion was cut off at rollout.sampling.max_new_tokens=%d, so the step "
                 "trains on nothing; raise that, or set grpo.mask_truncated=false",
@@ -258,14 +276,19 @@ class Grpo:
             )
         sampled = groups if places is None else resampling.concatenate([b.groups for b in batches])
         generated = int(sampled.completions.lengths.sum())
-        metrics = report.update_metrics(updates) | report.sampling_metrics(sampled, names)
+        trained = {"finite": 1.0, "tokens": 0.0}
+        if not skipped:
+            trained = report.update_metrics(updates)
+            tokens = jnp.sum(rows.inputs.segment_ids > 0)
+            trained["tokens"] = tokens * self.config.grpo.iterations
+        metrics = trained | report.sampling_metrics(sampled, names)
         metrics |= {
+            "skipped": float(skipped),
             "draws": len(batches),
             "replaced": 0.0 if places is None else float(np.mean([n > 0 for n, _ in places])),
             "generated_tokens_per_second": generated / seconds["rollout"],
             **{f"{name}_seconds": value for name, value in seconds.items()},
-            "tokens": jnp.sum(rows.inputs.segment_ids > 0) * self.config.grpo.iterations,
-            "examples": sum(entry is not None for entry in groups.entries),
+            "examples": 0 if skipped else sum(entry is not None for entry in groups.entries),
         }
         texts = report.completion_rows(groups, names, self._tokenizer)
         return StepResult(
@@ -274,4 +297,5 @@ class Grpo:
             after=batches[-1].placed.after,
             replay=groups.completions._asdict() | {"rewards": groups.rewards},
             tables={"completions": texts},
+            notable=skipped,
         )

@@ -2,7 +2,11 @@
 
     OUTPUT/frozen/              the frozen weights, written once, before the first step
     OUTPUT/checkpoints/STEP/    state: step, trained weights, optimizer; data: the data iterator's
-                                state; config: the run's settings; metrics
+                                state; config: the run's settings
+    OUTPUT/evaluations.json     the metrics of each evaluation, by step
+
+A checkpoint is saved before its evaluation, which may take longer than a stopped run has. Earlier
+versions evaluated first and stored the metrics in the checkpoint, where they are still read.
 
 A run can be resumed and exported from its directory alone, and a checkpoint holds only what
 training changes. Orbax writes each into a temporary folder and renames it when all processes have
@@ -11,16 +15,17 @@ written their part: a killed run leaves its last complete checkpoint.
 
 import contextlib
 import logging
+import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from ugc_jax import files
 from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.files import FULL_DISK
 from ugc_jax.train.state import TrainState
@@ -54,26 +59,16 @@ class Checkpoints:
         root = epath.Path(output)
         root = root if is_remote(root) else root.absolute()
         self.folder, self.frozen = root / "checkpoints", root / "frozen"
+        self._evaluations_file = root / "evaluations.json"
+        self._sign, self._keep = (-1 if best == "min" else 1), keep
         with _disk_errors(self.folder, "cannot be opened", "choose another output"):
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=AnyPreservationPolicy(
-                        [
-                            LatestN(keep),
-                            BestN(
-                                get_metric_fn=self._score,
-                                reverse=best == "min",
-                                n=1,
-                                keep_checkpoints_without_metrics=False,
-                            ),
-                        ]
-                    ),
-                    best_fn=self._score,
-                    best_mode=best,
-                    cleanup_tmp_directories=True,
+                    preservation_policy=_Kept(self._kept), cleanup_tmp_directories=True
                 ),
             )
+            self._evaluations = self._stored_evaluations()
 
     @property
     def latest(self) -> int | None:
@@ -83,7 +78,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the best metric; without any such metric, the latest."""
-        return self._manager.best_step() or self.latest
+        return self._best_of(self._manager.all_steps()) or self.latest
 
     def save_frozen(self, state: TrainState):
         """Write the frozen weights; once a run, before its first `save`."""
@@ -94,14 +89,12 @@ class Checkpoints:
         with _disk_errors(self.folder, failed), ocp.StandardCheckpointer() as saver:
             saver.save(self.frozen, state.frozen, force=True)
 
-    def save(
-        self, step: int, state: TrainState, data: dict, config: dict, metrics: dict | None = None
-    ):
+    def save(self, step: int, state: TrainState, data: dict, config: dict):
         """Start to save; returns when the state is copied, so that the next step may donate it.
 
-        data: the data iterator's state after `step` steps. config: the run's settings. data, config
-        and metrics are JSON objects. A failure in the background is raised by a later `check`,
-        `save` or `wait`: UserError where the disk refuses; earlier checkpoints stay.
+        data: the data iterator's state after `step` steps. config: the run's settings. Both are
+        JSON objects. A failure in the background is raised by a later `check`, `save` or `wait`:
+        UserError where the disk refuses; earlier checkpoints stay.
         """
         if step == self.latest:
             return
@@ -115,7 +108,6 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(config),
                 ),
-                metrics=metrics if self._metric in (metrics or {}) else None,
                 force=True,
             )
 
@@ -123,6 +115,28 @@ class Checkpoints:
         """Raise UserError if a save in the background has failed; does not wait for one."""
         if not self._manager.is_saving_in_progress():
             self.wait()
+
+    def record(self, step: int, metrics: dict[str, float]):
+        """Store the metrics of an evaluation after `step`; they choose the best checkpoint.
+
+        A checkpoint that was the best until then is removed, unless it is one of the latest. Raises
+        UserError where the disk refuses.
+        """
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._evaluations[step] = known
+        if jax.process_index() == 0:
+            content = {str(number): self._evaluations[number] for number in self._evaluations}
+            files.write_json(self._evaluations_file, content)
+        steps = self._manager.all_steps()
+        if removed := set(steps) - self._kept(steps):
+            self.wait()
+            with _disk_errors(self.folder, _UNSAVED):
+                for old in sorted(removed):
+                    self._manager.delete(old)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the state after `step` has been evaluated."""
+        return step in self._evaluations
 
     def config(self, step: int) -> dict:
         """The settings of the run that wrote the checkpoint of `step`."""
@@ -165,8 +179,30 @@ class Checkpoints:
         with errors if failure is None else contextlib.suppress(Exception):
             self._manager.close()
 
-    def _score(self, metrics: dict) -> float:
-        return metrics[self._metric]
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        """The step with the best metric, of several the last one; None without any metric."""
+        scores = [
+            (self._sign * metrics[self._metric], step)
+            for step in steps
+            if self._metric in (metrics := self._evaluations.get(step, {}))
+        ]
+        return max(scores, default=(None, None))[1]
+
+    def _kept(self, steps: Iterable[int]) -> set[int]:
+        """Those of the steps whose checkpoints are to stay."""
+        return {*sorted(steps)[-self._keep :], self._best_of(steps)} - {None}
+
+    def _stored_evaluations(self) -> dict[int, dict[str, float]]:
+        """The metrics by step up to the latest checkpoint; the steps after it are made again."""
+        path, steps = self._evaluations_file, self._manager.all_steps()
+        stored = {}
+        for step in steps:  # of earlier versions
+            if (metrics := self._manager.metrics(step)) is not None:
+                stored[step] = metrics
+        if path.exists():
+            content = files.read_json(path, "remove it; then the latest checkpoint is evaluated")
+            stored |= {int(step): metrics for step, metrics in content.items()}
+        return {step: stored[step] for step in sorted(stored) if step <= max(steps, default=0)}
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
         with _disk_errors(self.folder / str(step), _UNREAD, _DAMAGED):
@@ -192,24 +228,34 @@ class Checkpoints:
             )
 
 
-def read_position(output: str | epath.PathLike) -> tuple[dict, dict] | None:
-    """Return (data iterator's state, run's settings) of a run's latest checkpoint; None without one.
+class _Kept:
+    """An orbax preservation policy of the function steps -> those to keep."""
 
-    Writes nothing. Raises UserError naming the folder that cannot be read.
+    def __init__(self, kept: Callable[[list[int]], set[int]]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = self._kept(steps)
+        return [step in kept for step in steps]
+
+
+def read_position(output: str | epath.PathLike) -> tuple[dict, dict] | None:
+    """Return (data iterator's state, settings) of a run's latest checkpoint; None without one.
+
+    Writes nothing and waits for no other process. Raises UserError for what cannot be read.
     """
     root = epath.Path(output)
     folder = (root if is_remote(root) else root.absolute()) / "checkpoints"
-    if not folder.is_dir():
-        return None
-    options = ocp.CheckpointManagerOptions(read_only=True)
     with _disk_errors(folder, _UNREAD, _DAMAGED):
-        with ocp.CheckpointManager(folder, options=options) as manager:
-            if (step := manager.latest_step()) is None:
-                return None
-            items = {name: ocp.args.JsonRestore() for name in ("data", "config")}
-            with _disk_errors(folder / str(step), _UNREAD, _DAMAGED):
-                stored = manager.restore(step, args=ocp.args.Composite(**items))
-    return stored.data, stored.config
+        steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        return None
+    latest = folder / str(max(steps))
+    return tuple(
+        files.read_json(latest / item / "metadata", _DAMAGED) for item in ("data", "config")
+    )
 
 
 @contextlib.contextmanager

@@ -12,12 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from ugc_jax.hf import orbax_store
 from ugc_jax.hf.adapter import save_adapter
+from ugc_jax.hf.checkpoint import Checkpoint, load_params
 from ugc_jax.hf.export import save_thinker
+from ugc_jax.hf.tensorfile import FLOATS
 from ugc_jax.hf.trained import Trained
+from ugc_jax.models.params import param_shardings
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.train.checkpoint import is_remote
 from ugc_jax.train.state import Setup, TrainState, merged_params
 
@@ -28,11 +34,16 @@ def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str,
     """Write both; all processes call it, the first one writes. Existing folders are replaced.
 
     base: directory of the checkpoint that training started from, for config.json and the tokenizer.
-    dtype: of the model's weights, "float32" or "bfloat16". trained: written beside the weights.
+    dtype: of the model's weights, "float32" or "bfloat16". An adapter is merged in float32, into
+      the weights as `base` stores them, and the sum is cast once.
+    trained: written beside the weights.
     Raises UserError if the disk refuses.
     """
+    merge = functools.partial(merged_params, setup=setup, dtype=dtype)
+    stored = _finer(base, setup) if setup.lora.rank or dtype == "float32" else None
     with jax.set_mesh(setup.mesh):
-        merged = jax.jit(functools.partial(merged_params, setup=setup))(state)
+        merged = jax.jit(merge)(state, stored=stored)
+    del stored
     merged, adapter = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
     if jax.process_index() == 0:
         with _local(epath.Path(output) / "model") as folder:
@@ -44,6 +55,17 @@ def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str,
             logger.info("%s/adapter: the adapter alone", output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")
+
+
+def _finer(base: Path, setup: Setup) -> dict | None:
+    """The weights of `base` in float32, if the compute dtype rounds them; None if it does not."""
+    if jnp.dtype(setup.compute.dtype) == jnp.float32 or orbax_store.is_store(base):
+        return None
+    headers = [header for _, header in Checkpoint(base).tensors.values()]
+    if all(FLOATS[header.code] == jnp.dtype(setup.compute.dtype) for header in headers):
+        return None
+    split = param_shardings(thinker.declare(setup.model), setup.mesh)
+    return load_params(base, setup.model, "float32", shardings=split)
 
 
 def _on_host(tree):

@@ -1,10 +1,14 @@
 """The training loop of SFT and GRPO: step, report, evaluate, save, stop.
 
     Work.step -> StepResult, whose metrics are read while the next step runs
-    at intervals: Work.evaluate and its sample texts, a checkpoint
+    at intervals: a checkpoint; then Work.evaluate and its sample texts
 
 The work of SFT is train/supervised.py, that of GRPO rl/step.py. The loop waits for the device only
 at an evaluation, a checkpoint and the end, and wherever the work itself waits for it.
+
+A stop is heeded after a step and, as Stopped, inside a step before it has changed anything and
+inside an evaluation. Then the state and the position of the data after the last whole step are
+saved, and the run that goes on begins with what was broken off: that step, or that evaluation.
 """
 
 import contextlib
@@ -17,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from ugc_jax.data.pipeline import BatchIterator
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.progress import Progress
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.feed import StepRefused
@@ -25,7 +29,7 @@ from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import MetricsWriter
 from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Setup, TrainState
-from ugc_jax.train.stopping import StopRequest
+from ugc_jax.train.stopping import Stopped, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class StepResult(NamedTuple):
     replay: this process's arrays (numpy), to inspect the step later.
     flops: of the updates on all devices; 0 if unknown.
     tables: rows of each of the work's `tables`, except the samples of an evaluation.
+    notable: reported even if it is between the steps that are.
     """
 
     metrics: dict[str, Any]
@@ -50,6 +55,7 @@ class StepResult(NamedTuple):
     replay: dict[str, np.ndarray]
     flops: float = 0.0
     tables: dict[str, list[dict]] = {}
+    notable: bool = False
 
 
 class Work(Protocol):
@@ -74,11 +80,16 @@ class Work(Protocol):
     evaluates: bool
     best_metric: tuple[str, Literal["min", "max"]]
 
-    def step(self, state: TrainState, meter: Meter) -> tuple[TrainState, StepResult]:
-        """Make the next step; state is donated. Raises StepRefused before it changes anything."""
+    def step(
+        self, state: TrainState, meter: Meter, stop: StopRequest
+    ) -> tuple[TrainState, StepResult]:
+        """Make the next step; state is donated.
 
-    def evaluate(self, state: TrainState) -> tuple[dict[str, float], list[dict]]:
-        """Return (metrics by column, rows of the table "samples") of a state."""
+        Raises StepRefused, or Stopped by `stop`, before it changes anything.
+        """
+
+    def evaluate(self, state: TrainState, stop: StopRequest) -> tuple[dict[str, float], list[dict]]:
+        """Return (metrics by column, rows of the table "samples") of a state. Raises Stopped."""
 
     def __enter__(self) -> "Work": ...
 
@@ -118,47 +129,50 @@ class Loop:
         """
         work, last = self._work, self._last
         first = int(state.step) // work.updates
+        # What the checkpoint after `first` lacks if the run was stopped before its evaluation.
+        missing = first > 0 and self._is_evaluation(first) and not self.checkpoints.evaluated(first)
+        self._done, self._data = first, work.batches.get_state()
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(work.setup.mesh))
             stop = stack.enter_context(StopRequest())
             if jax.process_index() == 0:
-                self._writer = MetricsWriter(
-                    self.output, first, self.settings, self.config.wandb, work.tables
+                writer = MetricsWriter(
+                    self.output, first, self.settings, self.config.wandb, work.tables, not missing
                 )
-                stack.callback(self._writer.close)
-            stack.enter_context(work)
-            trace = stack.enter_context(_Trace(self.config.profile, self.output / "profile"))
-            self._progress = stack.enter_context(Progress(last, "step", "training", first))
-            for step in range(first + 1, last + 1):
-                trace.before(step)
-                state, result = self._step(step, state)
-                previous, self._pending = self._pending, (step, result)
-                self._finish(previous, state)
-                stopping = stop.after(step)
-                due = stopping or self._is_save(step) or self._is_evaluation(step)
-                if due or work.waits:
-                    self._finish(self._pending, state)
-                    self._pending = None
-                if due:
-                    with self._meter.excluded():
-                        self._evaluate_and_save(step, state, result, stopping)
-                if stopping:
-                    logger.info("stopped after step %d of %d; run again to go on", step, last)
-                    break
+                self._writer = _enter(stack, contextlib.closing(writer))
+            _enter(stack, work)
+            trace = _enter(stack, _Trace(self.config.profile, self.output / "profile"))
+            self._progress = _enter(stack, Progress(last, "step", "training", first))
+            try:
+                if missing:
+                    self._evaluate(first, state, stop)
+                for step in range(first + 1, last + 1):
+                    trace.before(step)
+                    state, result = self._step(step, state, stop)
+                    previous, self._pending = self._pending, (step, result)
+                    self._finish(previous, state)
+                    self._done, self._data = step, result.after
+                    if self._end_step(step, state, stop):
+                        break
+            except Stopped:
+                self._finish(self._pending, state)
+                self._save(state)
+                done = self._done
+                logger.info("stopped after step %d of %d; run again to go on", done, last)
             self.checkpoints.wait()
         return state, stop.status
 
     # ---- a step ----------------------------------------------------------------------------------
 
-    def _step(self, step: int, state: TrainState) -> tuple[TrainState, StepResult]:
+    def _step(
+        self, step: int, state: TrainState, stop: StopRequest
+    ) -> tuple[TrainState, StepResult]:
         try:
-            return self._work.step(state, self._meter)
+            return self._work.step(state, self._meter, stop)
         except StepRefused as refused:
             self._finish(self._pending, state)
-            folder = self._save_before(step, state, refused.data)
-            raise UserError(
-                f"step {step}: {refused}; {folder} holds the state before it: run again to go on"
-            ) from None
+            before = self._save_before(step, state, refused.data)
+            raise UserError(f"step {step}: {refused}; {before}: run again to go on") from None
 
     def _finish(self, pending: tuple[int, StepResult] | None, state: TrainState):
         """Read and report the metrics of a step; stop the run if they are not finite.
@@ -175,7 +189,7 @@ class Loop:
         self._meter.count(values["tokens"], values["examples"], result.flops)
         headline = self._work.columns[0]
         self._progress.update(f"{headline} {values[headline]:.4f}" if headline in values else "")
-        if step % self.config.log_every == 0 or step == self._last:
+        if step % self.config.log_every == 0 or step == self._last or result.notable:
             self.checkpoints.check()
             self._report(step, values | self._meter.rates())
             for name, rows in result.tables.items():
@@ -198,28 +212,38 @@ class Loop:
     ) -> NoReturn:
         """Save the step's inputs and the state before it; raise UserError with how to replay it."""
         folder = self.output / "not_finite"
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step{step}_process{jax.process_index()}.npz"
         content = io.BytesIO()
         np.savez(content, **result.replay)
-        path.write_bytes(content.getvalue())
+        batch = f"its batch is {path}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.getvalue())
+        except OSError as error:
+            batch = f"its batch cannot be written to {path} ({error.strerror or error})"
         if int(state.step) == (step - 1) * self._work.updates:
             state = state._replace(finite=jax.device_put(True, state.finite.sharding))
-            before = f"{self._save_before(step, state, result.before)} holds the state before it"
+            before = self._save_before(step, state, result.before)
         else:  # the step has made some updates: the state before it is lost
             self.checkpoints.wait()
             before = f"the run goes on after step {self.checkpoints.latest or 0}"
         raise UserError(
             f"step {step}: loss is {values['loss']} and the gradient's norm {values['grad_norm']}; "
-            f"its batch is {path}, and {before}: run again to replay it (with JAX_DEBUG_NANS=1 to "
+            f"{batch}, and {before}: run again to replay it (with JAX_DEBUG_NANS=1 to "
             "see where it arises), or with a lower optimizer.learning_rate to go on"
         )
 
-    def _save_before(self, step: int, state: TrainState, data: dict) -> epath.Path:
-        """Save the state before a step; returns the checkpoint's folder."""
-        self.checkpoints.save(step - 1, state, data, self.settings)
-        self.checkpoints.wait()
-        return self.checkpoints.folder / str(step - 1)
+    def _save_before(self, step: int, state: TrainState, data: dict) -> str:
+        """Save the state before a step that fails; returns a clause of the message about it.
+
+        A disk that refuses is part of that message, and does not take its place.
+        """
+        try:
+            self.checkpoints.save(step - 1, state, data, self.settings)
+            self.checkpoints.wait()
+        except (UserError, EnvironmentFailure) as error:
+            return f"the state before it is not saved ({error})"
+        return f"{self.checkpoints.folder / str(step - 1)} holds the state before it"
 
     # ---- between steps ---------------------------------------------------------------------------
 
@@ -230,23 +254,60 @@ class Loop:
         every = self.config.eval_every
         return self._work.evaluates and (self._is_save(step) or (every > 0 and step % every == 0))
 
-    def _evaluate_and_save(self, step: int, state: TrainState, result: StepResult, stopping: bool):
-        """Evaluate and save, whichever is due after a step; only save when the run is to stop."""
-        metrics, refused = None, None
-        if self._is_evaluation(step) and not stopping:
-            try:
-                metrics, rows = self._work.evaluate(state)
-                self._report(step, metrics)
-                self._write_texts("samples", step, rows)
-            except UserError as error:  # the updates so far are still saved
-                refused = error
-        if self._is_save(step) or stopping or refused is not None:
-            self.checkpoints.save(step, state, result.after, self.settings, metrics)
+    def _end_step(self, step: int, state: TrainState, stop: StopRequest) -> bool:
+        """Save and evaluate, whichever is due after a step; returns whether the run is to stop."""
+        stopping = stop.after(step)
+        saves, evaluates = stopping or self._is_save(step), self._is_evaluation(step)
+        if saves or evaluates or self._work.waits:
+            self._finish(self._pending, state)
+            self._pending = None
+        if not (saves or evaluates):
+            return False
+        with self._meter.excluded():
+            if saves:
+                self._save(state)
+            if stopping:
+                last = self._last
+                logger.info("stopped after step %d of %d; run again to go on", step, last)
+                return True
+            if evaluates:
+                self._evaluate(step, state, stop)
             if self._writer is not None:
                 self._writer.publish()
-        if refused is not None:
-            self.checkpoints.wait()
-            raise refused
+        return False
+
+    def _save(self, state: TrainState):
+        """Save the state after the last whole step."""
+        self.checkpoints.save(self._done, state, self._data, self.settings)
+
+    def _evaluate(self, step: int, state: TrainState, stop: StopRequest):
+        try:
+            metrics, rows = self._work.evaluate(state, stop)
+        except (UserError, EnvironmentFailure) as refused:  # the updates so far are saved
+            before = self._save_before(step + 1, state, self._data)
+            raise UserError(f"evaluation after step {step}: {refused}; {before}") from None
+        self._report(step, metrics)
+        self._write_texts("samples", step, rows)
+        self.checkpoints.record(step, metrics)
+
+
+def _enter(stack: contextlib.ExitStack, manager: contextlib.AbstractContextManager):
+    """Enter a context manager whose end does not hide an earlier error by one of its own.
+
+    A full disk, for example, refuses the metrics, and then again what closing their file flushes.
+    """
+
+    def leave(kind, error, trace):
+        try:
+            return manager.__exit__(kind, error, trace)
+        except Exception as second:
+            if error is None or second is error:
+                raise
+            logger.debug("while the run ended", exc_info=True)
+
+    value = manager.__enter__()
+    stack.push(leave)
+    return value
 
 
 class _Trace:

@@ -7,11 +7,13 @@ OUTPUT/tensorboard/    the same for TensorBoard, captions as text, by the names 
 """
 
 import contextlib
+import functools
 import io
 import re
 import tempfile
+import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -25,14 +27,18 @@ COLUMNS = (  # of SFT
     "examples_per_second", "data_wait", "mfu", "memory_gb", "eval_loss", "eval_accuracy",
 )  # fmt: skip
 
+_OFFLINE = "set WANDB_MODE=offline, or leave it out"
 # Name in metrics.jsonl, or of a table of texts -> its tag in TensorBoard and W&B, by the first
 # pattern that matches all of it.
 TAGS = (
     (r"eval_(.+)", r"eval/\1"),  # eval_loss, eval_reward, eval_rewards/NAME, ...
     (r"samples", "eval/samples"),
     (r"(rewards/.+)", r"rollout/\1"),  # rewards/NAME/mean, .../std, .../failed
-    (r"(reward|reward_std|zero_std_groups|left_out|draws|replaced|truncated)", r"rollout/\1"),
-    (r"(completions|completion_tokens|completion_tokens_min|completion_tokens_max)", r"rollout/\1"),
+    (r"(reward|reward_std|zero_std_groups|left_out|skipped|draws|replaced)", r"rollout/\1"),
+    (
+        r"(truncated|completions|completion_tokens|completion_tokens_min|completion_tokens_max)",
+        r"rollout/\1",
+    ),
     (r"(rollout_seconds|reward_seconds|generated_tokens_per_second)", r"rollout/\1"),
     (r"(.+)", r"train/\1"),  # loss, grad_norm, learning_rate, kl, tokens_per_second, ...
 )
@@ -54,23 +60,29 @@ class MetricsWriter:
         config: dict,
         wandb_project: str | None = None,
         tables: Sequence[str] = ("samples",),
+        evaluated: bool = True,
     ):
         """step: the run continues after it; lines of later steps by an earlier run are removed.
+
+        evaluated: False: also those of an evaluation of `step`, which is made again.
 
         output: a local folder or an etils path, to which `publish` copies the files.
         config: the run's settings, for W&B. wandb_project: None: no W&B. tables: names of the
         tables of texts.
         """
-        from tensorboardX import SummaryWriter
-
         self._output = epath.Path(output)
         self._remote = is_remote(output)
         self._folder = Path(tempfile.mkdtemp()) if self._remote else Path(output)
         with self._disk_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._metrics = self._open("metrics.jsonl", step)
-            self._texts = {name: self._open(f"{name}.jsonl", step) for name in tables}
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+            kept = functools.partial(_is_before, step, evaluated)
+            self._metrics = self._open("metrics.jsonl", kept)
+            samples = functools.partial(_is_before, step if evaluated else step - 1, True)
+            self._texts = {
+                name: self._open(f"{name}.jsonl", samples if name == "samples" else kept)
+                for name in tables
+            }
+            self._board = _Board(self._folder / "tensorboard", step + 1)
         self._wandb = None if wandb_project is None else _start_wandb(wandb_project, output, config)
 
     def metrics(self, step: int, values: dict[str, float]):
@@ -79,11 +91,8 @@ class MetricsWriter:
         tagged = {tag(name): value for name, value in values.items()}
         with self._disk_errors():
             _line(self._metrics, {"step": step} | values)
-            for name, value in tagged.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()
-        if self._wandb is not None:
-            self._wandb.log(tagged, step=step)
+            self._board.scalars(tagged, step)
+        self._log(tagged, step)
 
     def texts(self, table: str, step: int, rows: list[dict]):
         """Add rows, all of the same columns, to a table of texts after a step."""
@@ -91,10 +100,13 @@ class MetricsWriter:
         with self._disk_errors():
             for row in rows:
                 _line(self._texts[table], {"step": step} | row)
-            self._board.add_text(tag(table), text, step)
-            self._board.flush()
+            self._board.text(tag(table), text, step)
+        self._log({tag(table): text}, step)
+
+    def _log(self, values: dict, step: int):
         if self._wandb is not None:
-            self._wandb.log({tag(table): text}, step=step)
+            with _errors("loop.wandb", Exception, _OFFLINE):
+                self._wandb.log(values, step=step)
 
     def publish(self):
         """Copy the files to a remote output."""
@@ -108,27 +120,77 @@ class MetricsWriter:
                 target.write_bytes(path.read_bytes())
 
     def close(self):
-        """Finish all files."""
-        with self._disk_errors():
-            self._board.close()
-            for file in (self._metrics, *self._texts.values()):
-                file.close()
-        self.publish()
+        """Finish all files and W&B's run, also if one fails; raises what the first failure was."""
+        open_files = self._board, self._metrics, *self._texts.values()
+        ends = [(file.close, self._disk_errors()) for file in open_files]
+        ends.append((self.publish, contextlib.nullcontext()))
         if self._wandb is not None:
-            self._wandb.finish()
+            ends.append((self._wandb.finish, _errors("loop.wandb", Exception, _OFFLINE)))
+        failures = []
+        for end, errors in ends:
+            try:
+                with errors:
+                    end()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
-    def _open(self, name: str, step: int) -> io.TextIOBase:
-        """Open a file to append to, without its lines of steps after `step` and incomplete ones."""
+    def _open(self, name: str, is_kept: Callable[[dict], bool]) -> io.TextIOBase:
+        """Open a file to append to, with only those of its whole lines that are kept."""
         path, stored = self._folder / name, self._output / name
         text = files.read_text(stored, "move it away") if stored.exists() else ""
         lines = [line for line in files.parse_lines(text) if line.whole and line.error is None]
-        kept = "".join(f"{line.text}\n" for line in lines if line.value["step"] <= step)
+        kept = "".join(f"{line.text}\n" for line in lines if is_kept(line.value))
         if kept != text or self._remote:
             files.write_text(path, kept)
         return path.open("a", buffering=1, encoding="utf-8", newline="")
 
     def _disk_errors(self) -> contextlib.AbstractContextManager:
         return _errors(self._folder, OSError, "free disk space")
+
+
+class _Board:
+    """An event file of TensorBoard, written at once.
+
+    tensorboardX's own SummaryWriter writes in a thread, which a full disk ends with a traceback;
+    whoever writes then waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """step: TensorBoard forgets what earlier files have of this step and later ones."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._write(step, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, values: dict[str, float], step: int):
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._write(step, summary=scalar(name, value))
+        self._file.flush()
+
+    def text(self, name: str, text: str, step: int):
+        from tensorboardX.summary import text as summary
+
+        self._write(step, summary=summary(name, text))
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+    def _write(self, step: int, **content):
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
+
+
+def _is_before(step: int, evaluated: bool, line: dict) -> bool:
+    """Whether a line is of a step up to `step` and, if not `evaluated`, of no evaluation of it."""
+    is_evaluation = any(name.startswith("eval_") for name in line)
+    return line["step"] < step or (line["step"] == step and (evaluated or not is_evaluation))
 
 
 @contextlib.contextmanager
@@ -169,4 +231,11 @@ def _start_wandb(project: str, output: epath.PathLike, config: dict):
         raise UserError("loop.wandb asks for W&B; pip install wandb, or leave it out") from None
     name = epath.Path(output).name
     run_id = f"{name}-{zlib.crc32(str(epath.Path(output).absolute()).encode()):08x}"
-    return wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
+    try:
+        return wandb.init(project=project, name=name, id=run_id, resume="allow", config=config)
+    except Exception as error:  # of its own: no key, no network, ...
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"loop.wandb={project}: W&B cannot be started ({reason:.200}); run `wandb login`, set "
+            "WANDB_MODE=offline, or leave it out"
+        ) from None

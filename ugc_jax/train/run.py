@@ -9,6 +9,7 @@ train          create or restore the state, run the loop, export
 import dataclasses
 import json
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from ugc_jax.train.loop import Loop, Work
 from ugc_jax.train.optimizer import learning_rates
 from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import TrainState, abstract_state, create_state
+from ugc_jax.train.stopping import Stopped, stopped_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,12 @@ def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None =
             state, _ = checkpoints.restore(abstract_state(work.setup), checkpoints.best)
     if status == 0:
         dtype = config.loop.export_dtype
-        export(state, work.setup, config.output, run.weights, dtype, trained)
+        try:
+            with stopped_at_once():
+                export(state, work.setup, config.output, run.weights, dtype, trained)
+        except Stopped:
+            logger.info("stopped before the model was exported; run again to export it")
+            return 128 + signal.SIGTERM
     return status
 
 

@@ -1,7 +1,7 @@
 """Captions of a few clips of the evaluation data during training."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -32,8 +32,11 @@ class Sampler:
         self._weights = jax.jit(functools.partial(model_params, setup=setup))
         self._engine = Engine(setup.model, setup.compute, setup.mesh)
 
-    def __call__(self, state: TrainState) -> list[dict[str, str | None]]:
-        """Return {"clip", "reference", "caption"} of each prompt; all processes call it."""
+    def __call__(self, state: TrainState, check: Callable[[], None]) -> list[dict[str, str | None]]:
+        """Return {"clip", "reference", "caption"} of each prompt; all processes call it.
+
+        check: called before each batch of prompts; may raise.
+        """
         engine, config = self._engine, self._engine.config
         with jax.set_mesh(engine.mesh):
             params = self._weights(state)  # a second copy, not kept while training goes on
@@ -41,6 +44,7 @@ class Sampler:
         tagged = [(prompt, prompt.example) for prompt in self._prompts]
         rows = []
         for key, members in group(tagged, batch_size, Buckets(), config):
+            check()
             prompts, examples = zip(*members, strict=True)
             batch = collate(examples, key, batch_size, config)
             key_ids = np.arange(batch_size, dtype=np.uint32)

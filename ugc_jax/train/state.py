@@ -168,14 +168,25 @@ def reference_params(state: TrainState, setup: Setup) -> dict:
     return _join(state.reference, state.frozen)
 
 
-def merged_params(state: TrainState, setup: Setup) -> dict:
+def merged_params(
+    state: TrainState, setup: Setup, dtype: str | None = None, stored: dict | None = None
+) -> dict:
     """Return the model's whole tree (stacked), an adapter merged into its weights, to export.
 
-    Trained leaves have the master dtype, others the compute dtype. Traceable.
+    Traceable. Trained leaves have the master dtype, weights with an adapter `dtype` (None: as the
+    others), others the compute dtype or that of `stored`.
+    stored: the tree that training started from. A frozen weight takes its value from there, if that
+    is the one which the compute dtype has rounded.
     """
     adapter, weights = _partition(state.params, _is_lora)
-    whole = _join(weights, state.frozen)
-    return lora.merge(whole, adapter, setup.lora) if setup.lora.rank else whole
+    frozen = flatten_dict(state.frozen)
+    if stored is not None:
+        finer = flatten_dict(stored)
+        for path, rounded in frozen.items():
+            is_same = finer[path].astype(rounded.dtype) == rounded
+            frozen[path] = jnp.where(is_same, finer[path], rounded.astype(finer[path].dtype))
+    whole = _join(weights, unflatten_dict(frozen))
+    return lora.merge(whole, adapter, setup.lora, dtype) if setup.lora.rank else whole
 
 
 def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
