@@ -45,6 +45,10 @@ class Program(NamedTuple):
         """Peak bytes of one chip while it runs."""
         return self.held + self.memory.peak
 
+    def fits(self, chip: Chip) -> bool:
+        """Return whether the compiler accepted it and its peak fits on a chip."""
+        return not self.memory.rejected and self.peak <= chip.hbm
+
 
 class GrpoPlan(NamedTuple):
     """All programs of a step, in their order."""
@@ -56,7 +60,7 @@ class GrpoPlan(NamedTuple):
     @property
     def fits(self) -> bool:
         """Whether every program's peak fits on a chip."""
-        return all(program.peak <= self.chip.hbm for program in self.programs)
+        return all(program.fits(self.chip) for program in self.programs)
 
     def figures(self) -> dict:
         """Return the plan for JSON."""
@@ -81,7 +85,7 @@ class GrpoPlan(NamedTuple):
         for program in self.programs:
             memory, work = program.memory, f"{program.flops / 1e12:,.1f}"
             sizes = program.held, memory.arguments, memory.temporaries, program.peak
-            verdict = "" if program.peak <= self.chip.hbm else "  DOES NOT FIT"
+            verdict = "" if program.fits(self.chip) else "  DOES NOT FIT"
             rows.append(line(program.name, *map(gib, sizes), work, program.runs) + verdict)
         needed, executed = (
             sum(getattr(program, name) for program in self.programs) / 1e12

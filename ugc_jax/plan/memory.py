@@ -27,13 +27,18 @@ class Memory(NamedTuple):
 
     outputs: without those that reuse arguments. temporaries: all of them, though not all exist at a
     time. peak: the most in use at a time. The compiler rejects a program that does not fit; then
-    peak is the memory that it requires, and the others are None.
+    peak is the memory that it requires, rounded as in its message, and the others are None.
     """
 
     arguments: int | None
     outputs: int | None
     temporaries: int | None
     peak: int
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the compiler rejected the program, even if the rounded peak is that of a chip."""
+        return self.temporaries is None
 
 
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:

@@ -32,8 +32,8 @@ class StepPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether the peak fits on a chip."""
-        return self.peak <= self.chip.hbm
+        """Whether the compiler accepted the step and its peak fits on a chip."""
+        return self.temporaries is not None and self.peak <= self.chip.hbm
 
     def figures(self) -> dict:
         """Return the plan for JSON."""

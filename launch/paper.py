@@ -1,0 +1,486 @@
+"""The steps of paper.sh: the released rows -> records -> SFT -> GRPO -> scores -> a page.
+
+Until --go it uses only Python's own library, so that a dry run needs no installation. A step is one
+or several jobs of ugc-jax, each of which continues where it was stopped; a finished step leaves a
+file in RUN/done with a digest of its commands and of the steps that it builds on.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil, prod
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS_FROM = "https://github.com/WPR001/UGC_VideoCaptioner"  # MIT
+CLIPS_FROM = "openinterx/UGC-VideoCap"  # a data set of the hub
+BASE = "Qwen/Qwen2.5-Omni-3B"
+
+# Rows of the training files. The released ones are sft_1k and grpo_1k.
+ROWS = {"sft_1k": 1000, "sft_10k": 10_000, "sft_20k": 20_000, "grpo_1k": 1073}
+TOY_ROWS = {"sft_1k": 100, "sft_10k": 200, "sft_20k": 400, "grpo_1k": 100}
+TOY_TEST = 20
+# The tasks of the paper's table 2 -> their numbers of questions.
+TASKS = {
+    "voice_source": 669, "tone": 999, "ocr": 826, "background": 311, "objects": 997,
+    "final_caption": 999,
+}  # fmt: skip
+# Scored at a time -> their judge's config: captions were judged at temperature 1, answers at 0.
+OPTIONS, ANSWERS, CAPTION = "voice_source,tone,ocr", "background,objects", "final_caption"
+JUDGED = {ANSWERS: "evaluate_upstream:answers", CAPTION: "evaluate_upstream"}
+
+# TFLOP of a step and its rows, as `ugc-jax plan --config NAME` reports them for typical clips.
+WORK = {
+    "sft_3b": (1686, 16),
+    "sft_3b:lora": (1328, 16),
+    "grpo_3b": (4218, 16),
+    "grpo_3b:lora": (3860, 16),
+}
+QUESTION_TFLOP = 31  # of one question about one clip: encoders and prefill, of the same plan
+EPOCHS = {"sft_1k": 3, "sft_10k": 2, "sft_20k": 2, "grpo_1k": 1}
+# Shares of the peak that are assumed, slow and fast, as none is measured on these chips. A sampled
+# token reads all weights for few operations, so GRPO and answering stay far from the peak.
+MFU = {"sft": (0.2, 0.4), "grpo": (0.08, 0.2), "evaluate": (0.05, 0.2)}
+CLIPS_PER_CORE = (0.5, 1.0)  # clips a second that a core extracts, measured
+TFLOPS = {  # bfloat16 peak of a chip, as in ugc_jax/plan/chips.py
+    "v4": 275, "v5e": 197, "v5p": 459, "v6e": 918, "a100": 312, "h100": 989, "h200": 989,
+    "b200": 2250,
+}  # fmt: skip
+
+
+class Step(NamedTuple):
+    """jobs: of ugc-jax, with their words; or do: a function, for a step of this script.
+
+    needs: steps that it builds on. inputs: files whose content the digest includes.
+    on: "chips", "1 chip" or "cores". hours: of the slow and the fast estimate, None if negligible.
+    """
+
+    name: str
+    text: str
+    jobs: tuple[tuple[str, ...], ...] = ()
+    needs: tuple[str, ...] = ()
+    on: str = "cores"
+    hours: tuple[float, float] | None = None
+    inputs: tuple[Path, ...] = ()
+    do: Callable[[], None] | None = None
+    always: bool = False  # run each time, as it is quick
+
+
+class Variant(NamedTuple):
+    """sft, grpo: training files, None without that stage. title: of the trained models."""
+
+    sft: str | None
+    grpo: str | None
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name of each model's folder -> its title in tables, in their order; base first."""
+        size = self.sft and self.sft.removeprefix("sft_")
+        models = {"base": "base"}
+        if self.sft:
+            models[self.sft] = f"{size} SFT"
+        if self.grpo:
+            name = "+".join(filter(None, (self.sft, self.grpo)))
+            models[name] = f"{size} SFT + 1k RL" if self.sft else "1k RL"
+        return models
+
+
+VARIANTS = {
+    "": Variant("sft_1k", "grpo_1k"),
+    "rl_only": Variant(None, "grpo_1k"),
+    "sft_10k": Variant("sft_10k", None),
+    "sft_20k": Variant("sft_20k", None),
+}
+
+
+def options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bash launch/paper.sh",
+        allow_abbrev=False,
+        description="The paper (arXiv 2507.11336) as one run. Without --go, nothing runs.",
+        epilog="docs/paper.md explains the steps.",
+    )
+    add = parser.add_argument
+    add("--go", action="store_true", help="run the steps that are not finished")
+    kind = parser.add_mutually_exclusive_group()
+    for flag, text in (
+        ("--rl-only", "GRPO on the base model, without SFT"),
+        ("--sft-10k", "SFT on sft_10k.jsonl, without GRPO; your own rows, as none are released"),
+        ("--sft-20k", "the same with sft_20k.jsonl"),
+    ):
+        name = flag[2:].replace("-", "_")
+        kind.add_argument(flag, dest="variant", action="store_const", const=name, help=text)
+    add("--data", type=Path, help="folder with the released rows (default: a clone of theirs)")
+    add("--videos", type=Path, help="folder with the videos, by id (default: those on the hub)")
+    add("--run", type=Path, default=ROOT / "runs/paper", help="folder of the results")
+    add("--chips", default="v6e:2x4", help="for the estimate: v6e:2x4, v5e:4x4, h100:8, ...")
+    add("--lora", action="store_true", help="train adapters instead of the decoder")
+    add("--checkpoint", default=BASE, help=f"initial model (default: {BASE})")
+    add("--rows", type=int, help="only the first ROWS rows of each file, for a trial")
+    add("--allow-missing", action="store_true", help="go on if many videos are missing")
+    add("--launcher", default="", help="command that runs sft and grpo, on several hosts")
+    add(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("JOB", "FLAGS"),
+        help="further flags of extract, sft, grpo or evaluate, such as --set sft '--steps 9'",
+    )
+    add("--toy", action="store_true", help="synthetic clips and a tiny model: minutes on two cores")
+    args = parser.parse_args(words)
+    if args.rows is not None and args.rows < 1:
+        parser.error(f"--rows is {args.rows}; give 1 or more")
+    for job, _ in args.set:
+        if job not in ("extract", "sft", "grpo", "evaluate"):
+            parser.error(f"--set {job}: give extract, sft, grpo or evaluate")
+    if args.toy:
+        ignored = {
+            "--data": args.data,
+            "--videos": args.videos,
+            "--rows": args.rows,
+            "--lora": args.lora,
+            "--checkpoint": args.checkpoint != BASE,
+        }
+        if given := [flag for flag, value in ignored.items() if value]:
+            parser.error(f"--toy makes its own model and clips; leave out {', '.join(given)}")
+        if args.run == ROOT / "runs/paper":
+            args.run = ROOT / "runs/paper_toy"
+    name, _, sizes = args.chips.partition(":")
+    if name not in TFLOPS or not all(n.isdigit() and int(n) for n in sizes.split("x")):
+        parser.error(f"--chips {args.chips}: give one of {', '.join(TFLOPS)} and a size: v6e:2x4")
+    args.count, args.peak = prod(map(int, sizes.split("x"))), TFLOPS[name] * 1e12
+    args.run = args.run.absolute()
+    return args
+
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+
+def steps_of(args: argparse.Namespace) -> list[Step]:
+    """All steps, in their order."""
+    run, variant = args.run, VARIANTS[args.variant or ""]
+    further = {job: () for job in ("extract", "sft", "grpo", "evaluate")}
+    for job, flags in args.set:
+        further[job] += tuple(shlex.split(flags))
+    data = [name for name in variant if name]
+    steps, start = [], args.checkpoint
+    if args.toy:
+        start = str(run / "start")
+        world = (
+            "world",
+            "--output",
+            f"{run}/world",
+            "--train",
+            str(max(TOY_ROWS.values())),
+            "--test",
+            str(TOY_TEST),
+        )
+        steps.append(
+            Step(
+                "world",
+                f"{max(TOY_ROWS.values())} synthetic clips, a tiny random model",
+                (world, ("init", "--size", "tiny", "--output", start, "--overwrite")),
+            )
+        )
+    text = "manifests" if args.toy else "manifests and questions; overlaps are checked"
+    steps.append(Step("data", text, do=lambda: prepare(args, data),
+                      always=True))  # fmt: skip
+    for name in data:
+        manifest, count = run / "data" / f"{name}.jsonl", rows_of(args, name)
+        how = ("--config", "world") if args.toy else ("--preset", "upstream")
+        job = ("extract", *how, "--output", f"{run}/records/{name}", *further["extract"])
+        hours = [count / rate / (os.cpu_count() or 1) / 3600 for rate in CLIPS_PER_CORE]
+        steps.append(
+            Step(
+                f"records {name}",
+                f"frames and sound of {count:,} clips",
+                ((*job, str(manifest)),),
+                hours=tuple(hours),
+                inputs=(manifest,),
+            )
+        )
+    steps += training(args, variant, start, further)
+    steps += scoring(args, variant, start, further["evaluate"])
+    return steps
+
+
+def training(args, variant: Variant, start: str, further: dict) -> Iterator[Step]:
+    run, before = args.run, ()
+    for job, name in zip(("sft", "grpo"), variant, strict=True):
+        if name is None:
+            continue
+        output = run / list(variant.models)[-1 if job == "grpo" else 1]
+        # The 20k recipe has larger batches, but needs held-out rows; its epochs are taken.
+        config = f"{job}_3b{':lora' if args.lora else ''}"
+        length = ("--loop.epochs", str(EPOCHS[name])) if job == "sft" else ()
+        if args.toy:
+            config = {"sft": "tiny", "grpo": "grpo_tiny"}[job]
+            length = (
+                "--data.eval",
+                "none",
+                *(("--loop.epochs", "2") if job == "sft" else ("--loop.steps", "4")),
+            )
+        words = (
+            job,
+            "--config",
+            config,
+            "--checkpoint",
+            start,
+            "--output",
+            str(output),
+            "--data.train",
+            f"{run}/records/{name}",
+            *length,
+            *further[job],
+        )
+        hours = None
+        if not args.toy:
+            work, rows = WORK[config]
+            steps = ceil(rows_of(args, name) * EPOCHS[name] / rows)
+            hours = tuple(
+                steps * work * 1e12 / (args.peak * args.count * u) / 3600 for u in MFU[job]
+            )
+        kind = "adapter" if args.lora else "decoder"
+        text = f"{job.upper()} of the {kind} on {rows_of(args, name):,} rows"
+        needs = (*before, f"records {name}")
+        yield Step(output.name, text, (words,), needs, "cores" if args.toy else "chips", hours)
+        start, before = str(output), (output.name,)
+
+
+def scoring(args, variant: Variant, start: str, further: tuple[str, ...]) -> Iterator[Step]:
+    run, parts = args.run, [OPTIONS, *(JUDGED if judge_is_given(args) else ())]
+    count = sum(questions(args, part) for part in parts)
+    hours = None
+    if not args.toy:
+        hours = tuple(
+            count * QUESTION_TFLOP * 1e12 / (args.peak * u) / 3600 for u in MFU["evaluate"]
+        )
+    for name, title in variant.models.items():
+        model, jobs, files = start if name == "base" else f"{run}/{name}/model", [], []
+        for part in ["world"] if args.toy else parts:
+            files.append(run / "results/parts" / f"{name}.{part.partition(',')[0]}.json")
+            ask = ("--ask.checkpoint", model, "--name", title, "--output", str(files[-1]))
+            if args.toy:
+                how = (
+                    "--qa",
+                    f"{run}/world/test.jsonl",
+                    "--ask.videos",
+                    f"{run}/world/test",
+                    "--max_new_tokens",
+                    "64",
+                )
+                how += ("--config", "world") if name == "base" else ()
+            else:
+                how = (
+                    "--qa",
+                    f"{run}/data/qa",
+                    "--task",
+                    part,
+                    "--ask.videos",
+                    str(videos_of(args)),
+                    "--preset",
+                    "upstream",
+                )
+                how = (("--config", JUDGED[part]) if part in JUDGED else ()) + how
+            jobs.append(("evaluate", *how, *ask, *further))
+        needs = () if name == "base" else (name,)
+        result = run / "results" / f"{name}.json"
+        yield Step(f"scores {name}", f"{count:,} answers of {title}", tuple(jobs),
+                   ("world",) if args.toy and name == "base" else needs,
+                   "cores" if args.toy else "1 chip", hours,
+                   inputs=tuple(sorted((run / "data/qa").glob("*"))),
+                   do=lambda files=files, result=result: join(files, result))  # fmt: skip
+    results = [str(run / "results" / f"{name}.json") for name in reversed(variant.models)]
+    clips = run / "world/test" if args.toy else videos_of(args)
+    yield Step(
+        "report", "comparison; page with the published table",
+        (("compare", "--output", f"{run}/compare.json", *results),
+         ("report", "--output", f"{run}/report.html", "--videos", str(clips), *results)),
+        tuple(f"scores {name}" for name in variant.models),
+    )  # fmt: skip
+
+
+def rows_of(args, name: str) -> int:
+    rows = (TOY_ROWS if args.toy else ROWS)[name]
+    return min(rows, args.rows or rows)
+
+
+def questions(args, tasks: str) -> int:
+    counts = (TASKS[task] for task in tasks.split(","))
+    return TOY_TEST if args.toy else sum(min(count, args.rows or count) for count in counts)
+
+
+def videos_of(args) -> Path:
+    return (args.videos or args.run / "release/clips").absolute()
+
+
+def judge_is_given(args) -> bool:
+    """Whether there is a judge: a key of OpenAI's, or the flags of another server."""
+    flags = " ".join(flags for job, flags in args.set if job == "evaluate")
+    return not args.toy and ("OPENAI_API_KEY" in os.environ or "--judge." in flags)
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def prepare(args, names: list[str]):
+    import paper_data  # needs the package
+
+    run = args.run
+    if args.toy:
+        toy = {name: TOY_ROWS[name] for name in names}
+        paper_data.prepare_toy(run / "data", run / "world", toy)
+        return
+    source = args.data or paper_data.fetch_rows(run / "release/rows")
+    if args.videos is None:
+        paper_data.fetch_clips(videos_of(args))
+    paper_data.prepare(run / "data", source, videos_of(args), names, list(TASKS), args.rows,
+                       args.allow_missing)  # fmt: skip
+
+
+def join(parts: list[Path], output: Path):
+    """Make one result of those of several tasks, so that the paper's average can be computed."""
+    from ugc_jax.evals.results import read_result, write_result
+    from ugc_jax.evals.summary import average
+
+    whole, *others = map(read_result, parts)
+    for other in others:
+        for field in ("tasks", "clips", "unscored"):
+            whole[field] |= other[field]
+        whole["judge"] = other["judge"] or whole["judge"]
+    for tasks in () if "world" in whole["tasks"] else JUDGED:
+        for task in tasks.split(","):
+            if task not in whole["tasks"]:
+                whole["unscored"][task] = "it needs a judge: OPENAI_API_KEY, or its flags"
+    whole["average"] = average(whole["tasks"])
+    write_result(output, whole)
+
+
+def digest(step: Step, steps: dict[str, Step]) -> str:
+    """Of a step's commands and input files, and of the steps that it needs."""
+    needs = [digest(steps[name], steps) for name in step.needs]
+    files = [path.read_text() if path.exists() else None for path in step.inputs]
+    return hashlib.sha256(json.dumps([step.jobs, needs, files]).encode()).hexdigest()
+
+
+def stamp(step: Step, args) -> Path:
+    return args.run / "done" / step.name.replace(" ", "_")
+
+
+def is_done(step: Step, steps: dict[str, Step], args) -> bool:
+    path = stamp(step, args)
+    return path.exists() and path.read_text() == digest(step, steps)
+
+
+def go(steps: dict[str, Step], args) -> int:
+    for number, step in enumerate(steps.values(), 1):
+        print(f"[{number}/{len(steps)}] {step.name}: {step.text}", flush=True)
+        if not step.always and is_done(step, steps, args):
+            print("   finished")
+            continue
+        for job in step.jobs:
+            launcher = [sys.executable, "-m", "ugc_jax.cli"]
+            if args.launcher and job[0] in ("sft", "grpo"):
+                launcher = shlex.split(args.launcher)
+            print("   ugc-jax", shlex.join(job), flush=True)
+            if status := run([*launcher, *job]):
+                again = "started again, it continues there"
+                print(f"paper.sh: {step.name} ended with status {status}; {again}", file=sys.stderr)
+                return status
+        if step.do:
+            step.do()
+        stamp(step, args).parent.mkdir(parents=True, exist_ok=True)
+        stamp(step, args).write_text(digest(step, steps))
+    print(f"page     {args.run / 'report.html'}\nscores   {args.run / 'results'}")
+    print(f"model    {args.run / list(VARIANTS[args.variant or ''].models)[-1] / 'model'}")
+    return 0
+
+
+def run(words: list[str]) -> int:
+    """The exit status of a command. SIGTERM is passed on; Ctrl-C reaches both."""
+    process = subprocess.Popen(words)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    signal.signal(signal.SIGINT, lambda *_: None)
+    status = process.wait()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_DFL)
+    return 128 - status if status < 0 else status
+
+
+def overview(steps: dict[str, Step], args) -> str:
+    """What would be done, how long and on what: one screen."""
+    variant = VARIANTS[args.variant or ""]
+    title = list(variant.models.values())[-1]
+    on = f"{os.cpu_count()} cores" if args.toy else f"{args.count} chips {args.chips.split(':')[0]}"
+    lines = [f"UGC-VideoCaptioner (arXiv 2507.11336) as one run: {title}, on {on}."]
+    if args.toy:
+        lines.append("A toy: it shows that every step works, not what the paper found.")
+    else:
+        lines += [
+            f"rows       {args.data or 'a clone of ' + ROWS_FROM}",
+            f"videos     {args.videos or CLIPS_FROM + ' (hub); give those of training by --videos'}",
+            f"model      {args.checkpoint}",
+        ]
+    lines += [f"results    {args.run}", ""]
+    lines.append(f"{'step':<23}{'what':<46}{'on':<8}{'hours':>12}  state")
+    total = [0.0, 0.0]
+    for step in steps.values():
+        hours = "minutes" if step.hours is None or args.toy else spread(step.hours)
+        if step.hours and not args.toy and step.on != "cores":
+            chips = args.count if step.on == "chips" else 1
+            total = [sum_ + h * chips for sum_, h in zip(total, step.hours, strict=True)]
+        state = "finished" if is_done(step, steps, args) and not step.always else "to do"
+        lines.append(f"{step.name:<23}{step.text:<46}{step.on:<8}{hours:>12}  {state}")
+    lines.append("")
+    if not args.toy:
+        share = ", ".join(f"{job} {low:.0%} to {high:.0%}" for job, (low, high) in MFU.items())
+        lines += [
+            f"In all {spread(total)} chip-hours: an estimate, of the operations that `ugc-jax plan`",
+            f"counts and of assumed shares of the peak ({share}).",
+            "Downloads, loading and compiling (minutes for each job) come on top.",
+        ]
+        if judge_is_given(args):
+            judged = sum(questions(args, part) for part in JUDGED)
+            lines.append(
+                f"The judge gets {judged:,} questions about each model; its price is extra."
+            )
+        else:
+            lines += [
+                "OPENAI_API_KEY is not set: background, objects and captions are left out, which a",
+                "judge scores; voice source, tone and OCR are scored without one.",
+            ]
+        lines.append("The paper's rewards are not released: GRPO uses ROUGE-L and a length range.")
+    lines.append("Nothing ran. With --go, the steps to do run; a stopped run continues there.")
+    return "\n".join(lines)
+
+
+def spread(hours: Iterable[float]) -> str:
+    slow, fast = hours
+    return f"{fast:.1f} to {slow:.1f}" if slow >= 1 else f"{fast:.2f} to {slow:.2f}"
+
+
+def main(words: list[str]) -> int:
+    args = options(words)
+    steps = {step.name: step for step in steps_of(args)}
+    if not args.go:
+        print(overview(steps, args))
+        return 0
+    from ugc_jax.errors import UserError
+
+    try:
+        return go(steps, args)
+    except UserError as error:
+        print(f"paper.sh: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
