@@ -6,6 +6,7 @@ file in RUN/done with a digest of its commands and of the steps that it builds o
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,7 @@ BASE = "Qwen/Qwen2.5-Omni-3B"
 ROWS = {"sft_1k": 1000, "sft_10k": 10_000, "sft_20k": 20_000, "grpo_1k": 1073}
 TOY_ROWS = {"sft_1k": 100, "sft_10k": 200, "sft_20k": 400, "grpo_1k": 100}
 TOY_TEST = 20
+TOY_LENGTH = {"sft": {"loop.epochs": 6}, "grpo": {"loop.steps": 4}}
 # The tasks of the paper's table 2 -> their numbers of questions.
 TASKS = {
     "voice_source": 669, "tone": 999, "ocr": 826, "background": 311, "objects": 997,
@@ -56,10 +59,11 @@ TFLOPS = {  # bfloat16 peak of a chip, as in ugc_jax/plan/chips.py
 
 
 class Step(NamedTuple):
-    """jobs: of ugc-jax, with their words; or do: a function, for a step of this script.
+    """jobs: of ugc-jax, with their words. do: a function that runs after them.
 
     needs: steps that it builds on. inputs: files whose content the digest includes.
     on: "chips", "1 chip" or "cores". hours: of the slow and the fast estimate, None if negligible.
+    always: run each time, as it is quick.
     """
 
     name: str
@@ -70,11 +74,11 @@ class Step(NamedTuple):
     hours: tuple[float, float] | None = None
     inputs: tuple[Path, ...] = ()
     do: Callable[[], None] | None = None
-    always: bool = False  # run each time, as it is quick
+    always: bool = False
 
 
 class Variant(NamedTuple):
-    """sft, grpo: training files, None without that stage. title: of the trained models."""
+    """sft, grpo: training files; None without that stage."""
 
     sft: str | None
     grpo: str | None
@@ -109,203 +113,155 @@ def options(words: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--go", action="store_true", help="run the steps that are not finished")
-    kind = parser.add_mutually_exclusive_group()
-    for flag, text in (
-        ("--rl-only", "GRPO on the base model, without SFT"),
-        ("--sft-10k", "SFT on sft_10k.jsonl, without GRPO; your own rows, as none are released"),
-        ("--sft-20k", "the same with sft_20k.jsonl"),
+    kinds = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("rl_only", "GRPO on the base model, without SFT"),
+        ("sft_10k", "SFT on sft_10k.jsonl, without GRPO; your own rows, as none are released"),
+        ("sft_20k", "the same with sft_20k.jsonl"),
     ):
-        name = flag[2:].replace("-", "_")
-        kind.add_argument(flag, dest="variant", action="store_const", const=name, help=text)
+        flag = "--" + name.replace("_", "-")
+        kinds.add_argument(flag, dest="variant", action="store_const", const=name, help=text)
     add("--data", type=Path, help="folder with the released rows (default: a clone of theirs)")
     add("--videos", type=Path, help="folder with the videos, by id (default: those on the hub)")
-    add("--run", type=Path, default=ROOT / "runs/paper", help="folder of the results")
+    add("--run", type=Path, help="folder of the results (default: runs/paper)")
     add("--chips", default="v6e:2x4", help="for the estimate: v6e:2x4, v5e:4x4, h100:8, ...")
     add("--lora", action="store_true", help="train adapters instead of the decoder")
-    add("--checkpoint", default=BASE, help=f"initial model (default: {BASE})")
+    add("--checkpoint", help=f"initial model (default: {BASE})")
     add("--rows", type=int, help="only the first ROWS rows of each file, for a trial")
     add("--allow-missing", action="store_true", help="go on if many videos are missing")
     add("--launcher", default="", help="command that runs sft and grpo, on several hosts")
-    add(
-        "--set",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("JOB", "FLAGS"),
-        help="further flags of extract, sft, grpo or evaluate, such as --set sft '--steps 9'",
-    )
+    text = "further flags of extract, sft, grpo or evaluate, such as --set sft '--steps 9'"
+    add("--set", nargs=2, action="append", default=[], metavar=("JOB", "FLAGS"), help=text)
     add("--toy", action="store_true", help="synthetic clips and a tiny model: minutes on two cores")
     args = parser.parse_args(words)
     if args.rows is not None and args.rows < 1:
         parser.error(f"--rows is {args.rows}; give 1 or more")
-    for job, _ in args.set:
-        if job not in ("extract", "sft", "grpo", "evaluate"):
-            parser.error(f"--set {job}: give extract, sft, grpo or evaluate")
-    if args.toy:
-        ignored = {
-            "--data": args.data,
-            "--videos": args.videos,
-            "--rows": args.rows,
-            "--lora": args.lora,
-            "--checkpoint": args.checkpoint != BASE,
-        }
-        if given := [flag for flag, value in ignored.items() if value]:
-            parser.error(f"--toy makes its own model and clips; leave out {', '.join(given)}")
-        if args.run == ROOT / "runs/paper":
-            args.run = ROOT / "runs/paper_toy"
-    name, _, sizes = args.chips.partition(":")
-    if name not in TFLOPS or not all(n.isdigit() and int(n) for n in sizes.split("x")):
+    args.further = {"extract": (), "sft": (), "grpo": (), "evaluate": ()}
+    for job, flags in args.set:
+        if job not in args.further:
+            parser.error(f"--set {job}: give one of {', '.join(args.further)}")
+        args.further[job] += tuple(shlex.split(flags))
+    for name in ("data", "videos", "rows", "lora", "checkpoint"):
+        if args.toy and getattr(args, name):
+            parser.error(f"--toy makes its own clips and model; leave out --{name}")
+    chip, _, sizes = args.chips.partition(":")
+    if chip not in TFLOPS or not all(n.isdigit() and int(n) for n in sizes.split("x")):
         parser.error(f"--chips {args.chips}: give one of {', '.join(TFLOPS)} and a size: v6e:2x4")
-    args.count, args.peak = prod(map(int, sizes.split("x"))), TFLOPS[name] * 1e12
-    args.run = args.run.absolute()
+    args.chip, args.count = chip, prod(map(int, sizes.split("x")))
+    args.run = (args.run or ROOT / "runs" / ("paper_toy" if args.toy else "paper")).absolute()
+    args.clips = args.run / "world/test" if args.toy else args.videos or args.run / "release/clips"
+    args.start = str(args.run / "start") if args.toy else args.checkpoint or BASE
+    args.variant = VARIANTS[args.variant or ""]
     return args
 
 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def steps_of(args: argparse.Namespace) -> list[Step]:
-    """All steps, in their order."""
-    run, variant = args.run, VARIANTS[args.variant or ""]
-    further = {job: () for job in ("extract", "sft", "grpo", "evaluate")}
-    for job, flags in args.set:
-        further[job] += tuple(shlex.split(flags))
-    data = [name for name in variant if name]
-    steps, start = [], args.checkpoint
+def steps_of(args: argparse.Namespace) -> dict[str, Step]:
+    """Name -> step, in their order."""
+    names = [name for name in args.variant if name]
+    steps = []
     if args.toy:
-        start = str(run / "start")
-        world = (
-            "world",
-            "--output",
-            f"{run}/world",
-            "--train",
-            str(max(TOY_ROWS.values())),
-            "--test",
-            str(TOY_TEST),
-        )
-        steps.append(
-            Step(
-                "world",
-                f"{max(TOY_ROWS.values())} synthetic clips, a tiny random model",
-                (world, ("init", "--size", "tiny", "--output", start, "--overwrite")),
-            )
-        )
+        most = max(TOY_ROWS.values())
+        world = {"output": args.run / "world", "train": most, "test": TOY_TEST}
+        model = {"size": "tiny", "output": args.start}
+        jobs = command("world", world), command("init", model, "--overwrite")
+        steps.append(Step("world", f"{most} synthetic clips, a tiny random model", jobs))
     text = "manifests" if args.toy else "manifests and questions; overlaps are checked"
-    steps.append(Step("data", text, do=lambda: prepare(args, data),
-                      always=True))  # fmt: skip
-    for name in data:
-        manifest, count = run / "data" / f"{name}.jsonl", rows_of(args, name)
-        how = ("--config", "world") if args.toy else ("--preset", "upstream")
-        job = ("extract", *how, "--output", f"{run}/records/{name}", *further["extract"])
-        hours = [count / rate / (os.cpu_count() or 1) / 3600 for rate in CLIPS_PER_CORE]
-        steps.append(
-            Step(
-                f"records {name}",
-                f"frames and sound of {count:,} clips",
-                ((*job, str(manifest)),),
-                hours=tuple(hours),
-                inputs=(manifest,),
-            )
-        )
-    steps += training(args, variant, start, further)
-    steps += scoring(args, variant, start, further["evaluate"])
-    return steps
+    steps.append(Step("data", text, do=lambda: prepare(args, names), always=True))
+    steps += [records(args, name) for name in names]
+    steps += [*training(args), *scoring(args)]
+    return {step.name: step for step in steps}
 
 
-def training(args, variant: Variant, start: str, further: dict) -> Iterator[Step]:
-    run, before = args.run, ()
-    for job, name in zip(("sft", "grpo"), variant, strict=True):
+def command(job: str, settings: dict, *words: str) -> tuple[str, ...]:
+    """The words of a job of ugc-jax; settings of None are left out."""
+    flags = [(f"--{name}", str(value)) for name, value in settings.items() if value is not None]
+    return (job, *chain.from_iterable(flags), *words)
+
+
+def records(args, name: str) -> Step:
+    manifest, count = args.run / "data" / f"{name}.jsonl", rows_of(args, name)
+    settings = {"config": "world"} if args.toy else {"preset": "upstream"}
+    settings["output"] = args.run / "records" / name
+    job = command("extract", settings, *args.further["extract"], "--", str(manifest))
+    text = f"frames and sound of {count:,} clips"
+    hours = tuple(count / rate / (os.cpu_count() or 1) / 3600 for rate in CLIPS_PER_CORE)
+    return Step(f"records {name}", text, (job,), hours=hours, inputs=(manifest,))
+
+
+def training(args) -> Iterator[Step]:
+    start, before, kind = args.start, (), "adapter" if args.lora else "decoder"
+    for job, name in zip(("sft", "grpo"), args.variant, strict=True):
         if name is None:
             continue
-        output = run / list(variant.models)[-1 if job == "grpo" else 1]
-        # The 20k recipe has larger batches, but needs held-out rows; its epochs are taken.
-        config = f"{job}_3b{':lora' if args.lora else ''}"
-        length = ("--loop.epochs", str(EPOCHS[name])) if job == "sft" else ()
+        output = args.run / list(args.variant.models)[-1 if job == "grpo" else 1]
+        config, rows = f"{job}_3b{':lora' if args.lora else ''}", rows_of(args, name)
+        settings = {"checkpoint": start, "output": output}
+        settings["data.train"] = args.run / "records" / name
         if args.toy:
             config = {"sft": "tiny", "grpo": "grpo_tiny"}[job]
-            length = (
-                "--data.eval",
-                "none",
-                *(("--loop.epochs", "2") if job == "sft" else ("--loop.steps", "4")),
-            )
-        words = (
-            job,
-            "--config",
-            config,
-            "--checkpoint",
-            start,
-            "--output",
-            str(output),
-            "--data.train",
-            f"{run}/records/{name}",
-            *length,
-            *further[job],
-        )
+            settings |= {"data.eval": "none"} | TOY_LENGTH[job]
+        else:
+            settings["loop.epochs"] = EPOCHS[name]
+        words = command(job, {"config": config} | settings, *args.further[job])
         hours = None
         if not args.toy:
-            work, rows = WORK[config]
-            steps = ceil(rows_of(args, name) * EPOCHS[name] / rows)
-            hours = tuple(
-                steps * work * 1e12 / (args.peak * args.count * u) / 3600 for u in MFU[job]
-            )
-        kind = "adapter" if args.lora else "decoder"
-        text = f"{job.upper()} of the {kind} on {rows_of(args, name):,} rows"
+            tflop, batch = WORK[config]
+            hours = hours_of(args, ceil(rows * EPOCHS[name] / batch) * tflop, args.count, job)
+        text = f"{job.upper()} of the {kind} on {rows:,} rows"
         needs = (*before, f"records {name}")
         yield Step(output.name, text, (words,), needs, "cores" if args.toy else "chips", hours)
         start, before = str(output), (output.name,)
 
 
-def scoring(args, variant: Variant, start: str, further: tuple[str, ...]) -> Iterator[Step]:
-    run, parts = args.run, [OPTIONS, *(JUDGED if judge_is_given(args) else ())]
+def scoring(args) -> Iterator[Step]:
+    """The steps that ask and score each model, and the report."""
+    run, parts = args.run, parts_of(args)
     count = sum(questions(args, part) for part in parts)
-    hours = None
-    if not args.toy:
-        hours = tuple(
-            count * QUESTION_TFLOP * 1e12 / (args.peak * u) / 3600 for u in MFU["evaluate"]
-        )
-    for name, title in variant.models.items():
-        model, jobs, files = start if name == "base" else f"{run}/{name}/model", [], []
-        for part in ["world"] if args.toy else parts:
-            files.append(run / "results/parts" / f"{name}.{part.partition(',')[0]}.json")
-            ask = ("--ask.checkpoint", model, "--name", title, "--output", str(files[-1]))
+    hours = None if args.toy else hours_of(args, count * QUESTION_TFLOP, 1, "evaluate")
+    inputs = run / "world/test.jsonl" if args.toy else run / "data/qa"
+    for name, title in args.variant.models.items():
+        jobs, outputs = [], []
+        for part in parts:
+            outputs.append(run / "results/parts" / f"{name}.{part.partition(',')[0]}.json")
+            settings = {"config": JUDGED.get(part), "preset": "upstream"}
             if args.toy:
-                how = (
-                    "--qa",
-                    f"{run}/world/test.jsonl",
-                    "--ask.videos",
-                    f"{run}/world/test",
-                    "--max_new_tokens",
-                    "64",
-                )
-                how += ("--config", "world") if name == "base" else ()
-            else:
-                how = (
-                    "--qa",
-                    f"{run}/data/qa",
-                    "--task",
-                    part,
-                    "--ask.videos",
-                    str(videos_of(args)),
-                    "--preset",
-                    "upstream",
-                )
-                how = (("--config", JUDGED[part]) if part in JUDGED else ()) + how
-            jobs.append(("evaluate", *how, *ask, *further))
-        needs = () if name == "base" else (name,)
+                # The trained models know the settings of their clips.
+                settings = {"config": "world" if name == "base" else None, "max_new_tokens": 64}
+            settings |= {
+                "qa": inputs,
+                "task": part,
+                "ask.checkpoint": args.start if name == "base" else run / name / "model",
+                "ask.videos": args.clips,
+                "name": title,
+                "output": outputs[-1],
+            }
+            jobs.append(command("evaluate", settings, *args.further["evaluate"]))
         result = run / "results" / f"{name}.json"
-        yield Step(f"scores {name}", f"{count:,} answers of {title}", tuple(jobs),
-                   ("world",) if args.toy and name == "base" else needs,
-                   "cores" if args.toy else "1 chip", hours,
-                   inputs=tuple(sorted((run / "data/qa").glob("*"))),
-                   do=lambda files=files, result=result: join(files, result))  # fmt: skip
-    results = [str(run / "results" / f"{name}.json") for name in reversed(variant.models)]
-    clips = run / "world/test" if args.toy else videos_of(args)
-    yield Step(
-        "report", "comparison; page with the published table",
-        (("compare", "--output", f"{run}/compare.json", *results),
-         ("report", "--output", f"{run}/report.html", "--videos", str(clips), *results)),
-        tuple(f"scores {name}" for name in variant.models),
-    )  # fmt: skip
+        yield Step(
+            f"scores {name}",
+            f"{count:,} answers of {title}",
+            tuple(jobs),
+            needs=(name,) if name != "base" else ("world",) if args.toy else (),
+            on="cores" if args.toy else "1 chip",
+            hours=hours,
+            inputs=tuple(sorted(inputs.glob("*"))),
+            do=functools.partial(join, outputs, result, args.toy),
+        )
+    results = [run / "results" / f"{name}.json" for name in reversed(args.variant.models)]
+    others = sorted(set((run / "results").glob("*.json")) - set(results))  # of other variants
+    compare = command("compare", {"output": run / "compare.json"}, "--", *map(str, results))
+    page = {"output": run / "report.html", "videos": args.clips}
+    report = command("report", page, "--", *map(str, results + others))
+    needs = tuple(f"scores {name}" for name in args.variant.models)
+    yield Step("report", "comparison; page with the published table", (compare, report), needs)
+
+
+def hours_of(args, tflop: float, chips: int, job: str) -> tuple[float, float]:
+    """Hours of so many operations, slow and fast."""
+    return tuple(tflop / (TFLOPS[args.chip] * chips * share) / 3600 for share in MFU[job])
 
 
 def rows_of(args, name: str) -> int:
@@ -313,19 +269,23 @@ def rows_of(args, name: str) -> int:
     return min(rows, args.rows or rows)
 
 
+def parts_of(args) -> list[str]:
+    """The tasks that are scored, of one judge's settings each."""
+    if args.toy:
+        return ["world"]
+    return [OPTIONS, *JUDGED] if judge_is_given(args) else [OPTIONS]
+
+
 def questions(args, tasks: str) -> int:
-    counts = (TASKS[task] for task in tasks.split(","))
-    return TOY_TEST if args.toy else sum(min(count, args.rows or count) for count in counts)
-
-
-def videos_of(args) -> Path:
-    return (args.videos or args.run / "release/clips").absolute()
+    if args.toy:
+        return TOY_TEST
+    return sum(min(TASKS[task], args.rows or TASKS[task]) for task in tasks.split(","))
 
 
 def judge_is_given(args) -> bool:
     """Whether there is a judge: a key of OpenAI's, or the flags of another server."""
-    flags = " ".join(flags for job, flags in args.set if job == "evaluate")
-    return not args.toy and ("OPENAI_API_KEY" in os.environ or "--judge." in flags)
+    flags = args.further["evaluate"]
+    return "OPENAI_API_KEY" in os.environ or any("judge." in word for word in flags)
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -341,12 +301,12 @@ def prepare(args, names: list[str]):
         return
     source = args.data or paper_data.fetch_rows(run / "release/rows")
     if args.videos is None:
-        paper_data.fetch_clips(videos_of(args))
-    paper_data.prepare(run / "data", source, videos_of(args), names, list(TASKS), args.rows,
-                       args.allow_missing)  # fmt: skip
+        paper_data.fetch_clips(args.clips)
+    how = args.rows, args.allow_missing
+    paper_data.prepare(run / "data", source, args.clips, names, list(TASKS), *how)
 
 
-def join(parts: list[Path], output: Path):
+def join(parts: list[Path], output: Path, toy: bool):
     """Make one result of those of several tasks, so that the paper's average can be computed."""
     from ugc_jax.evals.results import read_result, write_result
     from ugc_jax.evals.summary import average
@@ -356,10 +316,9 @@ def join(parts: list[Path], output: Path):
         for field in ("tasks", "clips", "unscored"):
             whole[field] |= other[field]
         whole["judge"] = other["judge"] or whole["judge"]
-    for tasks in () if "world" in whole["tasks"] else JUDGED:
-        for task in tasks.split(","):
-            if task not in whole["tasks"]:
-                whole["unscored"][task] = "it needs a judge: OPENAI_API_KEY, or its flags"
+    for task in () if toy else TASKS:
+        if task not in whole["tasks"]:
+            whole["unscored"].setdefault(task, "it needs a judge: set OPENAI_API_KEY")
     whole["average"] = average(whole["tasks"])
     write_result(output, whole)
 
@@ -400,7 +359,7 @@ def go(steps: dict[str, Step], args) -> int:
         stamp(step, args).parent.mkdir(parents=True, exist_ok=True)
         stamp(step, args).write_text(digest(step, steps))
     print(f"page     {args.run / 'report.html'}\nscores   {args.run / 'results'}")
-    print(f"model    {args.run / list(VARIANTS[args.variant or ''].models)[-1] / 'model'}")
+    print(f"model    {args.run / list(args.variant.models)[-1] / 'model'}")
     return 0
 
 
@@ -417,17 +376,16 @@ def run(words: list[str]) -> int:
 
 def overview(steps: dict[str, Step], args) -> str:
     """What would be done, how long and on what: one screen."""
-    variant = VARIANTS[args.variant or ""]
-    title = list(variant.models.values())[-1]
-    on = f"{os.cpu_count()} cores" if args.toy else f"{args.count} chips {args.chips.split(':')[0]}"
+    title = list(args.variant.models.values())[-1]
+    on = f"{os.cpu_count()} cores" if args.toy else f"{args.count} chips {args.chip}"
     lines = [f"UGC-VideoCaptioner (arXiv 2507.11336) as one run: {title}, on {on}."]
     if args.toy:
         lines.append("A toy: it shows that every step works, not what the paper found.")
     else:
         lines += [
             f"rows       {args.data or 'a clone of ' + ROWS_FROM}",
-            f"videos     {args.videos or CLIPS_FROM + ' (hub); give those of training by --videos'}",
-            f"model      {args.checkpoint}",
+            f"videos     {args.videos or CLIPS_FROM + ' on the hub, without those of training'}",
+            f"model      {args.start}",
         ]
     lines += [f"results    {args.run}", ""]
     lines.append(f"{'step':<23}{'what':<46}{'on':<8}{'hours':>12}  state")
@@ -443,8 +401,8 @@ def overview(steps: dict[str, Step], args) -> str:
     if not args.toy:
         share = ", ".join(f"{job} {low:.0%} to {high:.0%}" for job, (low, high) in MFU.items())
         lines += [
-            f"In all {spread(total)} chip-hours: an estimate, of the operations that `ugc-jax plan`",
-            f"counts and of assumed shares of the peak ({share}).",
+            f"In all {spread(total)} chip-hours: an estimate, of operations counted by ugc-jax plan",
+            f"and assumed shares of the peak ({share}).",
             "Downloads, loading and compiling (minutes for each job) come on top.",
         ]
         if judge_is_given(args):
@@ -469,7 +427,7 @@ def spread(hours: Iterable[float]) -> str:
 
 def main(words: list[str]) -> int:
     args = options(words)
-    steps = {step.name: step for step in steps_of(args)}
+    steps = steps_of(args)
     if not args.go:
         print(overview(steps, args))
         return 0

@@ -1,6 +1,6 @@
 """The data of paper.py: where the released rows and videos are, and the manifests made of them.
 
-The release has train_data/*.jsonl and omni_bench_qa/ in its repository, or train/ and qa/ in copies;
+The release has train_data/ and omni_bench_qa/ in its repository, and train/ and qa/ in copies, so
 files are found by their names. Its videos are files named by the clips' ids, in any folder.
 """
 
@@ -47,8 +47,8 @@ def prepare(
         ids = {one for one, _ in trained[name]}
         if both := tests & ids:
             raise UserError(
-                f"{name}.jsonl: {len(both)} of its clips are in the benchmark, such as {min(both)}; "
-                "remove them, or scores would be of what was trained on"
+                f"{name}.jsonl: {len(both)} of its clips are in the benchmark, such as "
+                f"{min(both)}; remove them, or scores would be of what was trained on"
             )
     print(f"   no clip of training is among the {len(tests)} of the benchmark")
     for one, other in zip(names, names[1:], strict=False):
@@ -124,7 +124,8 @@ def questions(source: Path, task: str, rows: int | None) -> str:
     if path.suffix == ".jsonl":
         return "".join(line.text + "\n" for line in list(files.read_lines(path, REMEDY))[:rows])
     content = files.read_json(path, REMEDY)
-    return json.dumps(content | {"samples": content["samples"][:rows]}, ensure_ascii=False)
+    few = content["samples"][:rows]
+    return json.dumps(content | {"samples": few, "valid_count": len(few)}, ensure_ascii=False)
 
 
 def training_rows(source: Path, name: str, rows: int | None) -> list[tuple[str, dict]]:

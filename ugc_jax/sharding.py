@@ -144,6 +144,20 @@ def check_batch(mesh: Mesh, rows: int, microbatches: int = 1):
         )
 
 
+def check_heads(mesh: Mesh, heads: int, setting: str = "mesh.tensor"):
+    """Raise UserError unless the mesh splits a decoder's attention heads evenly.
+
+    Otherwise every device would compute all of them. setting: the name of the mesh's size.
+    """
+    devices = shard_count("heads", mesh)
+    if heads % devices:
+        *some, last = (str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise UserError(
+            f"{setting} is {devices}, which does not divide the model's {heads} attention heads; "
+            f"use {', '.join(some)} or {last}"
+        )
+
+
 def round_up_rows(mesh: Mesh | None, rows: int) -> int:
     """Return the next batch size that the mesh splits evenly; without a mesh, `rows`."""
     devices = 1 if mesh is None else shard_count("batch", mesh)

@@ -102,8 +102,9 @@ class Captioner:
         revision: branch, tag or commit on the hub.
         compute: fields of ComputeConfig, such as dtype ("float32", "bfloat16", or "auto", which is
           bfloat16 on TPU and GPU and float32 on CPU) and attention.
-        Raises UserError for a checkpoint that is absent, incomplete or contradicts itself, and for
-        a dtype or attention that the devices cannot compute with.
+        Raises UserError for a checkpoint that is absent, incomplete or contradicts itself, for a
+        dtype or attention that the devices cannot compute with, and for a mesh that does not divide
+        the decoder's heads.
         """
         settings = _from_options(compute, ComputeConfig)[0]
         if not isinstance(mesh, jax.sharding.Mesh | None):
@@ -119,6 +120,7 @@ class Captioner:
         stacked = not on_cpu
         shardings = None
         if mesh is not None:
+            sharding.check_heads(mesh, config.text.num_attention_heads)
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
         params = load_params(directory, config, compute.dtype, stacked=stacked, shardings=shardings)
         defaults = Defaults.of(checkpoint, directory)

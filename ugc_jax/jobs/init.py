@@ -14,7 +14,7 @@ class InitConfig:
     """Settings of init."""
 
     output: str  # directory to write
-    size: Literal["tiny", "mid", "3b"] = "tiny"  # 0.9 M, 68 M or 4.7 G parameters
+    size: Literal["tiny", "mid", "3b", "7b"] = "tiny"  # 0.9 M, 68 M, 4.7 G or 8.9 G parameters
     seed: int = 0  # of the random weights
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored weights
     tokenizer: str | None = None  # directory of a tokenizer to copy; none: build a small one

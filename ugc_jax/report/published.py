@@ -70,6 +70,7 @@ ROWS = (
     _table_2("Gemma-3n-E2B", "32.6 37.2 28.7 .095 9.3 22.3 52.0 52.4 49.6 51.3", **_CLEANED),
     _caption("Qwen2.5-Omni-3B + 1k RL", "53.0 57.8 55.4 55.40", frames=32),
     _caption("Qwen2.5-Omni-3B + 1k SFT", "61.4 58.4 57.0 58.96", frames=32),
+    _caption("Qwen2.5-Omni-3B + 10k SFT", "63.2 58.4 58.0 59.87", frames=32),
     _caption("Qwen2.5-Omni-3B + 20k SFT", "64.0 59.2 58.4 60.50", frames=32),
     _caption("UGC-VideoCaptioner-3B (1k SFT + 1k RL)", "62.4 59.4 58.2 60.01", frames=32),
     _caption("OmniCaptioner-IF-3B", "70.68", source="2606.08572"),

@@ -10,7 +10,7 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
-from ugc_jax.sharding import shard_count
+from ugc_jax.sharding import check_heads, reshape_mesh, shard_count
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import SHORT, LoopConfig, TrainConfig
 from ugc_jax.train.state import Setup
@@ -53,8 +53,13 @@ class GrpoConfig(TrainConfig):
         return self.grpo.resamples if self.grpo.dynamic_sampling else 0
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
-        """Return the policy step's Setup. steps: of the whole run. Raises UserError as `Setup`."""
+        """Return the policy step's Setup. steps: of the whole run.
+
+        Raises UserError as of sft, and if the mesh for sampling does not divide the heads.
+        """
         setup = super().setup(model, mesh, steps * self.grpo.updates)
+        sampling = reshape_mesh(mesh, **dataclasses.asdict(self.rollout.mesh))
+        check_heads(sampling, model.text.num_attention_heads, "rollout.mesh.tensor")
         return dataclasses.replace(setup, reference=self.grpo.beta > 0)
 
     def check_rows(self, mesh: Mesh, rollout_mesh: Mesh):

@@ -12,7 +12,7 @@ from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import check_minimum
-from ugc_jax.sharding import MeshConfig
+from ugc_jax.sharding import MeshConfig, check_heads
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.state import Setup, Trainable
 
@@ -72,7 +72,11 @@ class TrainConfig:
             raise UserError("loop.export=best needs data.eval; set it, or use export=last")
 
     def setup(self, model: OmniConfig, mesh: Mesh, steps: int) -> Setup:
-        """Return the train step's Setup. steps: of the whole run. Raises UserError as `Setup`."""
+        """Return the train step's Setup. steps: of the whole run.
+
+        Raises UserError as `Setup`, and if the mesh does not divide the decoder's heads.
+        """
+        check_heads(mesh, model.text.num_attention_heads)
         return Setup(
             model,
             mesh,
