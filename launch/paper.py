@@ -44,7 +44,7 @@ WORK = {
     "sft_3b": (1686, 16),
     "sft_3b:lora": (1328, 16),
     "grpo_3b": (4218, 16),
-    "grpo_3b:lora": (3860, 16),
+    "grpo_3b:lora": (3649, 16),
 }
 QUESTION_TFLOP = 31  # of one question about one clip: encoders and prefill, of the same plan
 EPOCHS = {"sft_1k": 3, "sft_10k": 2, "sft_20k": 2, "grpo_1k": 1}
@@ -130,16 +130,16 @@ def options(words: list[str]) -> argparse.Namespace:
     add("--rows", type=int, help="only the first ROWS rows of each file, for a trial")
     add("--allow-missing", action="store_true", help="go on if many videos are missing")
     add("--launcher", default="", help="command that runs sft and grpo, on several hosts")
-    text = "further flags of extract, sft, grpo or evaluate, such as --set sft '--steps 9'"
-    add("--set", nargs=2, action="append", default=[], metavar=("JOB", "FLAGS"), help=text)
+    text = "further flags of extract, sft, grpo or evaluate, such as --set sft='--steps 9'"
+    add("--set", action="append", default=[], metavar="JOB=FLAGS", help=text)
     add("--toy", action="store_true", help="synthetic clips and a tiny model: minutes on two cores")
     args = parser.parse_args(words)
     if args.rows is not None and args.rows < 1:
         parser.error(f"--rows is {args.rows}; give 1 or more")
     args.further = {"extract": (), "sft": (), "grpo": (), "evaluate": ()}
-    for job, flags in args.set:
-        if job not in args.further:
-            parser.error(f"--set {job}: give one of {', '.join(args.further)}")
+    for job, equals, flags in (one.partition("=") for one in args.set):
+        if job not in args.further or not equals:
+            parser.error(f"--set {job}: write JOB=FLAGS, of {', '.join(args.further)}")
         args.further[job] += tuple(shlex.split(flags))
     for name in ("data", "videos", "rows", "lora", "checkpoint"):
         if args.toy and getattr(args, name):
@@ -366,11 +366,16 @@ def go(steps: dict[str, Step], args) -> int:
 def run(words: list[str]) -> int:
     """The exit status of a command. SIGTERM is passed on; Ctrl-C reaches both."""
     process = subprocess.Popen(words)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    signal.signal(signal.SIGINT, lambda *_: None)
+    before = [
+        (one, signal.signal(one, handler))
+        for one, handler in (
+            (signal.SIGTERM, lambda *_: process.terminate()),
+            (signal.SIGINT, lambda *_: None),
+        )
+    ]
     status = process.wait()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_DFL)
+    for one, handler in before:
+        signal.signal(one, handler)
     return 128 - status if status < 0 else status
 
 
@@ -401,15 +406,13 @@ def overview(steps: dict[str, Step], args) -> str:
     if not args.toy:
         share = ", ".join(f"{job} {low:.0%} to {high:.0%}" for job, (low, high) in MFU.items())
         lines += [
-            f"In all {spread(total)} chip-hours: an estimate, of operations counted by ugc-jax plan",
+            f"In all {spread(total)} chip-hours: an estimate, of the operations by ugc-jax plan",
             f"and assumed shares of the peak ({share}).",
             "Downloads, loading and compiling (minutes for each job) come on top.",
         ]
         if judge_is_given(args):
             judged = sum(questions(args, part) for part in JUDGED)
-            lines.append(
-                f"The judge gets {judged:,} questions about each model; its price is extra."
-            )
+            lines.append(f"The judge gets {judged:,} questions for each model; its price is extra.")
         else:
             lines += [
                 "OPENAI_API_KEY is not set: background, objects and captions are left out, which a",
