@@ -1,4 +1,11 @@
-"""SFT of Qwen2.5-Omni-7B on the released 1k captions: sft_3b.py with the larger model."""
+"""SFT of Qwen2.5-Omni-7B on the released 1k captions: sft_3b.py with the larger model.
+
+For a TPU slice of at least 16 chips of 16 GB, or 8 of 32 GB; docs/paper.md has the plans:
+
+    ugc-jax plan --config sft_7b --topology v5e:4x4
+    ugc-jax sft --config sft_7b
+    ugc-jax sft --config sft_7b:lora     # an adapter: half the slice is enough
+"""
 
 import runpy
 from pathlib import Path

@@ -87,6 +87,14 @@ def test_a_plan_that_does_not_fit(monkeypatch):
     assert not made.figures()["fits"]
 
 
+def test_a_rejected_program_never_fits(monkeypatch):
+    """The compiler's message rounds: "Used 15.75G of 15.75G hbm. Exceeded hbm capacity by 1.2M"."""
+    made = planned(monkeypatch, inputs(), [*SAYS[:7], Memory(None, None, None, 28 * MB)])
+    assert made.programs[-1].peak == made.chip.hbm
+    assert not made.fits
+    assert made.table().count("DOES NOT FIT") == 2
+
+
 def test_operations_of_all_runs(monkeypatch):
     once = planned(monkeypatch, inputs())
     options = GrpoOptions(iterations=2, minibatches=2)

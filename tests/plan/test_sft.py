@@ -46,6 +46,8 @@ def test_a_plan_for_the_devices_here(monkeypatch):
     smaller = found._replace(chip=Chip("test", 1e12, hbm=found.peak - 1))
     assert not smaller.fits
     assert "DOES NOT FIT" in smaller.table()
+    rejected = found._replace(outputs=None, temporaries=None)  # of a rounded peak
+    assert not rejected.fits
     # Weights that learn in float32 with two moments, the frozen rest in float32, over two chips.
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(setup).params))
     frozen = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(setup).frozen))
@@ -134,9 +136,14 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
         ("sft_3b.py:lora", "v5e:2x4"),
         ("grpo_3b.py", "v5e:4x4"),
         ("grpo_3b.py:lora", "v5e:4x4"),
+        ("sft_7b.py", "v5e:4x4"),  # the 7B's are in docs/paper.md
+        ("sft_7b.py", "v6e:2x4"),
+        ("sft_7b.py:lora", "v5e:2x4"),
+        ("sft_7b.py:lora", "v6e:2x2"),
+        ("grpo_7b.py:lora", "v5e:4x4"),
     ],
 )
-def test_what_the_readme_says_fits(config, topology):
+def test_what_the_texts_say_fits(config, topology):
     """One to three minutes each."""
     settings = [f"--config=configs/{config}", f"--config.topology={topology}"]
     done = subprocess.run(
