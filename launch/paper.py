@@ -141,6 +141,9 @@ def options(words: list[str]) -> argparse.Namespace:
         if job not in args.further or not equals:
             parser.error(f"--set {job}: write JOB=FLAGS, of {', '.join(args.further)}")
         args.further[job] += tuple(shlex.split(flags))
+    for name in ("data", "videos", "run"):
+        if "gs:" in str(getattr(args, name)):
+            parser.error(f"--{name} {getattr(args, name)}: give a local or mounted folder")
     for name in ("data", "videos", "rows", "lora", "checkpoint"):
         if args.toy and getattr(args, name):
             parser.error(f"--toy makes its own clips and model; leave out --{name}")

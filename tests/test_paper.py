@@ -96,6 +96,7 @@ def test_hours():
         (["--toy", "--rows=3"], "leave out --rows"),
         (["--chips=v9"], "--chips v9: give one of"),
         (["--chips=v5e:0"], "--chips v5e:0: give one of"),
+        (["--run=gs://bucket/paper"], "give a local or mounted folder"),
         (["--rows=0"], "--rows is 0; give 1 or more"),
         (["--set", "plan=--x"], "--set plan: write JOB=FLAGS, of extract, sft, grpo, evaluate"),
     ],
