@@ -1,5 +1,6 @@
 """ugc_jax.judge.messages: fences that hold, JSON out of whatever a judge says."""
 
+import json
 import time
 
 import pytest
@@ -61,6 +62,11 @@ DRAFT = '{"visual": 1, "audio": 1}'
         (f'{{"visual": 4,, "draft": {DRAFT}', None),  # inside a broken one
         (f"Example: {DRAFT}. Mine: {{'visual': 4, 'audio': 3}}", None),
         (f"<think>a</think>Well.<think>{DRAFT}", None),
+        (f"{{visual: {{}}, {DRAFT}", None),  # inside one that is no JSON at all
+        (f"{{ {{ {DRAFT}", None),
+        (f"{{// as asked\n{DRAFT}", None),
+        (f"{{[{DRAFT}", None),
+        (f"Of {{1: {DRAFT}}} or {{2: {DRAFT}", None),
         ('{"score": 4, "score": 5}', None),
         ('{"score": NaN}', None),
     ],
@@ -70,9 +76,38 @@ def test_final_object(text, expected):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["reflect", "internal_monologue", "inner_thoughts", "scratch_pad", "chain-of-thought", "plan"]
+    + ["antThinking", "seed:cot_budget_reflect", "deliberation", "reasoning_content", "draft"]
+    + ["unused94", "|START_THINKING|", " think "],
+)
+def test_names_of_thinking(name):
+    end = {"unused94": "unused95", "|START_THINKING|": "|END_THINKING|"}.get(name, f"/{name}")
+    assert messages.final_object(f"<{name}>{DRAFT}") is None
+    assert messages.final_object(f"<{name}>{DRAFT}<{end}> {{}}") == {}
+    assert messages.final_object(f"{DRAFT}<{end}> So {{") is None
+
+
+@pytest.mark.parametrize("name", ["br", "caption-1a2b3c4d", "explanation", "airplane", "cottage"])
+def test_other_tags_are_prose(name):
+    assert messages.final_object(f"<{name}> is well told. {DRAFT}") == json.loads(DRAFT)
+
+
+@pytest.mark.parametrize(
     "piece",
     ["{", '{"', '{"a":', "{}", "<think>", "</think>", "[", '{"a": 1} ', " ", "{ ", " ```"]
-    + ["<answer>", "</answer> ", "<think ", "<a:think", "[THINK]", "<|channel|>", "```json "],
+    + [
+        "<answer>",
+        "</answer> ",
+        "<think ",
+        "<a:think",
+        "<thinkthink",
+        "<a.",
+        "}",
+        "[THINK]",
+        "<|channel|>",
+        "```json ",
+    ],
 )
 def test_degenerate_answers_take_no_time(piece):
     began = time.perf_counter()

@@ -16,19 +16,23 @@ AGAIN = (
 )
 
 
+# Words in the names of tags by which models think: <think>, <inner_thoughts>, <chain-of-thought>,
+# <antThinking>, <scratch_pad>, <seed:cot_budget_reflect>; whole words only where others have them.
 _NAME = (
-    r"(?:\w{1,20}:)?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis"
-    r"|rationale|cot)"
+    r"[\w:.-]{0,30}?(?:think|thought|reason|reflect|scratch|analys|rationale|deliberat|monologue"
+    r"|(?<![a-z])(?:cot|draft|plan|planning)(?![a-z]))[\w:.-]{0,30}"
 )
-# Also of models with other templates: Magistral, Kimi, Sky-T1 and gpt-oss.
+# Also of models with other templates: Magistral, Kimi, Sky-T1, Command A, MedGemma and gpt-oss.
 _BEGIN_OF_THINKING = re.compile(
-    rf"<{_NAME}(?:\s[^<>/]{{0,200}})?>|\[THINK\]|◁think▷"
-    r"|<\|(?:begin_of_(?:thought|thinking)|think)\|>|<\|channel\|>(?:analysis|commentary)",
+    rf"<\s?{_NAME}(?:\s[^<>/]{{0,200}})?>|\[THINK\]|◁think▷"
+    r"|<\|(?:(?:begin_of|start)_(?:thought|thinking)|think|thinking)\|>|<unused94>"
+    r"|<\|channel\|>(?:analysis|commentary)",
     re.IGNORECASE,
 )
 _END_OF_THINKING = re.compile(
-    rf"</{_NAME}\s?>|\[/THINK\]|◁/think▷"
-    r"|<\|(?:end_of_(?:thought|thinking)|/think)\|>|<\|channel\|>final(?:<\|message\|>)?",
+    rf"<\s?/\s?{_NAME}\s?>|\[/THINK\]|◁/think▷"
+    r"|<\|(?:end_of_(?:thought|thinking)|end_(?:thought|thinking)|/think|/thinking)\|>|<unused95>"
+    r"|<\|channel\|>final(?:<\|message\|>)?",
     re.IGNORECASE,
 )
 _ANSWER = re.compile(r"<answer>", re.IGNORECASE)
@@ -43,6 +47,7 @@ _UNFINISHED = {  # reasons of servers why an answer ends, where it is not whole
     ),
     **dict.fromkeys(("abort", "error"), "broken off by the server"),
 }
+_BRACE = re.compile("[{}]")
 _OBJECT = re.compile(r"\{\s*[\"'}]")
 
 
@@ -126,26 +131,28 @@ def final_object(text: str) -> dict | None:
 
     Thinking blocks do not count, and neither does prose before the object, complete objects in it
     included. An object that does not parse, has a key twice or NaN, is cut off or inside such a one
-    is no answer. Takes linear time.
+    is no answer, nor is one after an open brace of prose: {visual: {"score": 1}. Takes linear time.
     """
     text = without_thinking(text)
     if text is None:
         return None
     text = text.rstrip().removesuffix("```").rstrip()
     decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
-    start = text.find("{")
-    while start >= 0:
-        # Braces in prose, as in {a, b}, and not of an object or of a Python dict.
-        if _OBJECT.match(text, start) is None:
-            start = text.find("{", start + 1)
-            continue
-        try:
-            found, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            return None
-        if end == len(text):
-            return found
-        start = text.find("{", end)
+    brace, depth = _BRACE.search(text), 0
+    while brace is not None:
+        start, end = brace.span()
+        if brace[0] == "}":
+            depth = max(0, depth - 1)
+        elif _OBJECT.match(text, start) is None:
+            depth += 1  # in prose, as in {a, b}, and not of an object or of a Python dict
+        else:
+            try:
+                found, end = decoder.raw_decode(text, start)
+            except (ValueError, RecursionError):
+                return None
+            if end == len(text):
+                return None if depth else found
+        brace = _BRACE.search(text, end)
     return None
 
 
