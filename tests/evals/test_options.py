@@ -17,6 +17,9 @@ NINE = tuple(f"option {n}" for n in range(9))
     [
         ("Positive", TONE, "Positive"),
         (" neutral.\n", TONE, "Neutral"),
+        ("Negative。因为她哭了。", TONE, "Negative"),
+        ("The tone is not positive but negative.", TONE, "Negative"),
+        ("It's not positive, but rather negative", TONE, "Negative"),
         ("**Negative**", TONE, "Negative"),
         ("in video voice", VOICE, "In-Video Voice"),
         ("IN_VIDEO_VOICE", VOICE, "In-Video Voice"),
@@ -105,6 +108,9 @@ def test_answers(text, options, expected):
     ("text", "options", "failure"),
     [
         ("Not positive", TONE, "negation"),
+        ("It is positive, I think not.", TONE, "negation"),
+        ("It is not positive but not negative either", TONE, "negation"),
+        ("Not positive, but", TONE, "negation"),
         ("It is not narration", VOICE, "negation"),
         ("neither positive nor negative", TONE, "negation"),
         ("isn't in-video voice", VOICE, "negation"),

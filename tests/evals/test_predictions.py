@@ -376,3 +376,10 @@ def test_several_files_of_a_task(tmp_path):
     with pytest.raises(UserError, match=r"several files of bgm \(BGM\.jsonl, bgm\.json\)"):
         find_predictions(tmp_path, tasks.TASKS)
     assert find_predictions(tmp_path, ("tone",)) == ({}, [])
+
+
+def test_a_mark_of_a_missing_value_hides_no_text(tmp_path):
+    file = lines(tmp_path / "file.jsonl", {"video_id": "a", "prediction": "nan", "caption": "x"})
+    assert read_predictions(file, KNOWN).texts == {"a": "x"}
+    lines(file, {"video_id": "a", "prediction": "nan", "caption": ""})
+    assert read_predictions(file, KNOWN).texts == {"a": "nan"}  # a failure, when it is scored

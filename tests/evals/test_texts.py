@@ -12,6 +12,7 @@ from ugc_jax.evals.texts import is_error, is_refusal, is_refused_task, missing
         "I’m sorry, I can’t help with identifying people in this video.",
         "I cannot watch videos.",
         "I am unable to view the video.",
+        "Unable to process the video.",
         "Unfortunately, I cannot process video files.",
         "As an AI language model, I don't have access to the video.",
         "I apologize, but I am not able to describe this content.",
@@ -40,8 +41,8 @@ def test_captions_that_tell_of_people(text):
 
 
 def test_marks_of_missing_values():
-    marks = ["nan", "NaN", " None\n", "null", "<NA>", "undefined"]
-    assert [missing(text) for text in marks] == ["NaN", "NaN"] + ["null"] * 4
+    marks = ["nan", "NaN", " None\n", "null", "<NA>", "undefined", "NULL", "NaT", "#N/A"]
+    assert [missing(text) for text in marks] == ["NaN", "NaN"] + ["null"] * 7
     assert [missing(text) for text in ("none", "Nan", "null and void", "")] == [None] * 4
 
 

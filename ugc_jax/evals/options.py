@@ -78,7 +78,13 @@ _TAIL = re.compile(
     r"|\s(?:because|since|as|rather than|instead of|not|and not)\b.*)",
     re.DOTALL,
 )
-_TAKEN_BACK = re.compile(r"[\s.-]*(?:no|not|wrong|false|incorrect)[\s.!-]*")  # "Positive. Not!"
+# "not positive but" before the option that is chosen
+_CORRECTED = re.compile(
+    rf"\bnot (?:(?:an?|the|really|option) )?{_MARK.pattern}(?: \w+)?,? but (?:rather |instead )?"
+)
+_TAKEN_BACK = re.compile(  # "Positive. Not!"
+    r"[\s.-]*(?:i (?:think|guess|suppose) )?(?:no|not|wrong|false|incorrect)[\s.!-]*"
+)
 _REPORTED = re.compile(r"\b(?:says|said|claims|thinks|calls|tells|told|asks|asked|if)\b")
 _CLAUSES = re.compile(r"[,;:]\s*|\s[–—-]+\s|\s(?=so\s)")
 _MOST = 200  # characters before an option that tell whether it is chosen: reading is linear
@@ -110,8 +116,8 @@ def read_choice(text: str, options: Sequence[str]) -> Choice:
             return Choice(None, "unclear")
         text = "\n".join(values)
     plain = _plain(unfenced(text))
-    marked = _marked(plain, options)
-    sentences = re.split(r"\n+|(?<=[.!?;。])\s+", marked)
+    marked = _CORRECTED.sub("", _marked(plain, options))
+    sentences = re.split(r"\n+|(?<=[.!?;])\s+", marked)
     found = [_statement(sentence, options) for sentence in sentences]
     found = [one for one in found if one is not None]
     if found and any(map(_TAKEN_BACK.fullmatch, sentences)):
@@ -139,7 +145,7 @@ def read_choice(text: str, options: Sequence[str]) -> Choice:
 
 def _plain(text: str) -> str:
     """Lower case, without quotation marks, Markdown, brackets and LaTeX boxes."""
-    text = unicodedata.normalize("NFKC", _MARK.sub(" ", text)).casefold()
+    text = unicodedata.normalize("NFKC", _MARK.sub(" ", text)).casefold().replace("。", ". ")
     text = re.sub(r"<\|[^|<>]{0,40}\|>", "", text)  # special tokens
     text = re.sub(r"\\(?:boxed|text|textbf|mathrm)\b", "", re.sub("[‘’]", "'", text))
     text = re.sub(r"[*`\"“”«»{}\[\]$#<>]|(?<!\w)'|'(?!\w)", "", text)
@@ -214,7 +220,11 @@ def _answer(sentence: str, start: int, options: Sequence[str]) -> tuple[int, set
         and not _OPPOSED.search(tail[max(0, other.start() - _MOST) : other.start()])
     }
     # "Positive, not."; but "No, not at all" is a no
-    takes_back = re.match(r"[\s,;:()–—.-]*(?:or )?(?:not|no|wrong|false|never|incorrect)\b", tail)
+    takes_back = re.match(
+        r"[\s,;:()–—.-]*(?:or |i (?:think|guess|suppose) )?"
+        r"(?:not|no|wrong|false|never|incorrect)\b",
+        tail,
+    )
     is_function = options[ord(mark[0]) - _FIRST].lower() in _FUNCTION
     if takes_back and not is_function and not _MARK.search(tail):
         return rank, set()

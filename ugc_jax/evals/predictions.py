@@ -256,6 +256,8 @@ def _prediction(row: object, field: str | None, takes_json: bool) -> tuple[str, 
     read = {name: _text_of(name, value, takes_json) for name, value in values.items()}
     texts = {name: one for name, one in read.items() if isinstance(one, str)}
     full = {name: text for name, text in texts.items() if text.strip()}
+    # "nan" is what programs write for a missing value, if another field has the text
+    full = {name: text for name, text in full.items() if missing(text) is None} or full
     if len({text.strip() for text in full.values()}) > 1:
         first, second, *_ = full
         raise _Ambiguous(

@@ -4,8 +4,8 @@ import re
 
 # How programs write a value that is missing, where they write it as text.
 _MISSING = {
-    **dict.fromkeys(("nan", "NaN"), "NaN"),
-    **dict.fromkeys(("None", "null", "undefined", "<NA>"), "null"),
+    **dict.fromkeys(("nan", "NaN", "NAN"), "NaN"),
+    **dict.fromkeys(("None", "null", "NULL", "undefined", "<NA>", "NaT", "#N/A"), "null"),
 }
 # How programs write an error where a caption belongs.
 _ERROR = re.compile(
@@ -43,7 +43,7 @@ _TASK = re.compile(  # what is refused: a caption may tell of people who cannot 
 )
 _BEGINS = re.compile(
     r"\W*(?:(?:i'm|i am|we are|we're)? ?(?:so |very |really )?sorry\b|(?:i|we) (?:do )?apologi[sz]e"
-    r"|apologies|unfortunately,? (?:i|we)\b|as an? (?:ai|artificial|large|language model)"
+    r"|apologies|unfortunately,? (?:i|we)\b|unable to|as an? (?:ai|artificial|large|language model)"
     r"|(?:i|we) (?:can(?:not|'t| not)|am unable|are unable|am not able|won't|will not|do not have"
     r"|don't have|must decline|refuse|decline)|i'm (?:unable|not able)|很?抱歉|对不起|我无法"
     r"|作为(?:一个|一名)?(?:ai|人工智能))",
