@@ -167,6 +167,10 @@ def clip(path, column="video"):
 
 
 REFUSED = [
+    # a setting of the training of turns or rows
+    (row(mask_history=True), "mask_history says which turns are learned"),
+    (row(train_on_inputs=False), "write loss into the turns"),
+    (row(sample_weight=0.0), "sample_weight weighs the row"),
     # a clip without a place, or that would not be shown
     (row(audio="a.wav"), "audio lists 1 more files than messages have <audio>"),
     ({"video": "a.mp4", "audio": "a.wav", "caption": "A"}, "list files without a tag"),
@@ -246,6 +250,11 @@ REFUSED = [
     (clip("youtu.be/dQw4w9WgXcQ"), "is a URL"),
     (clip("www.youtube.com/watch?v=dQw4w9WgXcQ"), "is a URL"),
     (clip({"url": "http://x.org/a"}), "is a URL"),
+    (clip(" https://x.org/a.mp4"), "is a URL"),
+    (clip("http:/x.org/a.mp4"), "is a URL"),
+    (clip("blob:https://x.org/1"), "is a URL"),
+    (clip("magnet:?xt=urn"), "is a URL"),
+    ({"url": "https://x.org/a.mp4", "caption": "A"}, "url is a URL: download the file first"),
     (content({"type": "video_url", "video_url": {"url": "https://x.org/a.mp4"}}), "is a URL"),
     (clip(r"C:\clips\a.mp4"), "is a path of Windows"),
     (clip("D:/clips/a.mp4"), "is a path of Windows"),

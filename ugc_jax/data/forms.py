@@ -29,6 +29,12 @@ _FILES = {**{f"{kind}s": kind for kind in KINDS}, **{kind: kind for kind in KIND
 _QUESTIONS = ("query", "instruction", "question", "prompt")
 _ANSWERS = ("caption", "response", "output", "answer", "completion")
 READ = frozenset(_FILES)  # columns of files
+# Columns that say what is to be shown of a file, where other tools have them; settings do here.
+UNHEEDED = (
+    "start", "end", "start_time", "end_time", "video_start", "video_end", "start_sec", "end_sec",
+    "timestamp", "timestamps", "fps", "nframes", "num_frames", "min_pixels", "max_pixels",
+    "resized_height", "resized_width", "use_audio_in_video",
+)  # fmt: skip
 KNOWN = frozenset(
     (*DIALOGUES, *_FILES, *_QUESTIONS, *_ANSWERS, "input", "history", "system", "solution")
 )
@@ -39,6 +45,14 @@ _REFUSED = {
         "is of a preference pair, which no job here learns from; keep the better answer alone",
     ),
     **dict.fromkeys(("loss", "loss_scale"), "is of a turn; write it into the turn"),
+    **dict.fromkeys(
+        ("loss_mask", "mask_history", "train_on_input", "train_on_inputs", "train_on_prompt"),
+        "says which turns are learned; write loss into the turns (all assistant's are, by default)",
+    ),
+    **dict.fromkeys(
+        ("loss_weight", "sample_weight"),
+        "weighs the row, which no job here does; repeat rows, or leave them out",
+    ),
     "objects": "has boxes to write into the text, which is not done here; write them there",
     "tools": "has tools, which the prompt has no place for",
     "functions": "has tools, which the prompt has no place for",
@@ -61,7 +75,11 @@ _FOREIGN_TAG = re.compile(
 _NAMES_OF_ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 _LOSS = ("loss", "loss_scale", "weight", "train", "training")  # of a turn, in several tools
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?=//)|data:|(?:www\.|m\.)?youtu(?:be\.com|\.be)/")
+_URL = re.compile(
+    r"\s*(?:[a-z][a-z0-9+.-]+:(?=//)|(?:data|blob|magnet|https?|ftp):"
+    r"|www\.[^/\s]+/|(?:m\.)?youtu(?:be\.com|\.be)/)",
+    re.IGNORECASE,
+)
 _TEXT_TYPES = ("text", "input_text", "output_text")
 
 
@@ -109,6 +127,9 @@ def read_columns(
     if not given and not files.paths:
         alike = next((name for name, value in extra.items() if _is_file(name, value)), None)
         hint = f"; if {alike} is a file, name this column path" if alike else ""
+        has_url = (name for name, value in extra.items() if any(map(_URL.match, _strings(value))))
+        if not alike and (url := next(has_url, None)):
+            hint = f"; {url} is a URL: download the file first and give its path in a column path"
         raise ValueError(f"has neither messages nor {' nor '.join(PATHS)}{hint}")
     if has_no_caption and not given and not solution and not {*_QUESTIONS, *_ANSWERS} & row.keys():
         raise ValueError(
@@ -277,7 +298,7 @@ def _flat(row: dict, extra: dict, question: str) -> list[dict]:
     context = row.pop("input", "")
     if asked:
         question = _text(row.pop(asked[0]), asked[0])
-        for name in ("options", "choices"):
+        for name in ("options", "choices", "candidates"):
             if not all(text in question for text in _strings(extra.get(name))):
                 raise ValueError(
                     f"{name} are not in the {asked[0]}, and are not shown; write them into it"

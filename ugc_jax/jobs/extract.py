@@ -21,6 +21,7 @@ from etils import epath
 
 from ugc_jax.data.card import write_card
 from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
+from ugc_jax.data.forms import UNHEEDED
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.records import Storage
 from ugc_jax.data.removal import remove
@@ -81,6 +82,12 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
         raise UserError("clip.max_tokens is of a prompt; for records, set clip.media_tokens")
     clip = resolve(config.clip)
     rows = read_manifest(manifests[0], clip, config.media, config.conversations)
+    if unheeded := [name for name in UNHEEDED if any(name in row.extra for row in rows)]:
+        logger.warning(
+            "%s: the columns %s do not change what is shown of a clip, they are kept for rewards; "
+            "cut the clips, or set --start, --fps and so on for all of them",
+            manifests[0], ", ".join(unheeded),
+        )  # fmt: skip
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, config.storage, config.shard_clips)
     shards = extraction.prepare(config.overwrite, config.retry)
