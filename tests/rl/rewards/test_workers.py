@@ -309,7 +309,8 @@ REWARDS = {"moody": moody}
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, 1), (3, 3), (3.4e38, 3.4e38), (np.float16(0.5), 0.5), (np.array(2), 2), (-0.0, 0)],
+    [(True, 1), (3, 3), (3.4e38, 3.4e38), (np.float16(0.5), 0.5), (np.array(2), 2), (-0.0, 0)]
+    + [(np.array([[0.5]]), 0.5), (np.array([2], object), 2)],
 )
 def test_numbers(value, expected):
     assert number(value) == expected
@@ -321,6 +322,7 @@ def test_numbers_of_other_libraries():
     assert number(jnp.bfloat16(0.5)) == number(torch.tensor(0.5)) == 0.5
     for wrong in (
         jnp.ones(3), torch.ones(3), torch.tensor(1j), np.complex64(1), np.ones(2), np.array("1"),
+        np.array("1", object), np.ma.masked, np.datetime64(1, "ns"), np.array([]),
         np.array(1j), np.float64(1e39), np.float64("nan"), np.datetime64(3, "s"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError, RuntimeError)):

@@ -40,13 +40,17 @@ LONGEST_MESSAGE = 500  # characters of an error that are passed on
 def number(value: object) -> float:
     """Return a reward as float. Raises TypeError or ValueError unless it is finite in float32.
 
-    Numbers are what `float` takes, such as a bool, a Decimal, and an array of one element; texts,
+    Numbers are what `float` takes, such as a bool or a Decimal, and arrays of one of them; texts,
     dates and complex numbers are none.
     """
     if inspect.iscoroutine(value):
         value.close()
         raise TypeError("returned a coroutine; define the function with async def")
     kind = getattr(getattr(value, "dtype", None), "kind", None)  # of a numpy or jax array
+    if kind is not None and getattr(value, "size", None) == 1:
+        value = value.reshape(())  # of more dimensions, numpy 2.5 makes no float
+    if kind == "O" and value.size == 1:
+        value = value.item()
     if isinstance(value, str | bytes | bytearray | complex) or kind in ("c", "S", "U", "M", "m"):
         raise TypeError(f"returned a {type(value).__name__}, not a number")
     try:
