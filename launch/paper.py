@@ -27,6 +27,7 @@ BASE = "Qwen/Qwen2.5-Omni-3B"
 
 # Rows of the training files. The released ones are sft_1k and grpo_1k.
 ROWS = {"sft_1k": 1000, "sft_10k": 10_000, "sft_20k": 20_000, "grpo_1k": 1073}
+UNRELEASED = ("sft_10k", "sft_20k")
 TOY_ROWS = {"sft_1k": 100, "sft_10k": 200, "sft_20k": 400, "grpo_1k": 100}
 TOY_TEST = 20
 TOY_LENGTH = {"sft": {"loop.epochs": 6}, "grpo": {"loop.steps": 4}}
@@ -147,6 +148,9 @@ def options(words: list[str]) -> argparse.Namespace:
     for name in ("data", "videos", "rows", "lora", "checkpoint"):
         if args.toy and getattr(args, name):
             parser.error(f"--toy makes its own clips and model; leave out --{name}")
+    for name in ("data", "videos"):
+        if (folder := getattr(args, name)) is not None and not folder.is_dir():
+            parser.error(f"--{name} {folder}: is no folder")
     chip, _, sizes = args.chips.partition(":")
     if chip not in TFLOPS or not all(n.isdigit() and int(n) for n in sizes.split("x")):
         parser.error(f"--chips {args.chips}: give one of {', '.join(TFLOPS)} and a size: v6e:2x4")
@@ -270,6 +274,14 @@ def hours_of(args, tflop: float, chips: int, job: str) -> tuple[float, float]:
 def rows_of(args, name: str) -> int:
     rows = (TOY_ROWS if args.toy else ROWS)[name]
     return min(rows, args.rows or rows)
+
+
+def lacking_rows(args) -> str | None:
+    """A training file that is neither released nor in the folder of the rows; None without one."""
+    name = f"{args.variant.sft}.jsonl"
+    if args.variant.sft not in UNRELEASED or (args.data and any(args.data.rglob(name))):
+        return None
+    return name
 
 
 def parts_of(args) -> list[str]:
@@ -421,7 +433,12 @@ def overview(steps: dict[str, Step], args) -> str:
                 "OPENAI_API_KEY is not set: background, objects and captions are left out, which a",
                 "judge scores; voice source, tone and OCR are scored without one.",
             ]
-        lines.append("The paper's rewards are not released: GRPO uses ROUGE-L and a length range.")
+        if args.variant.grpo:
+            lines.append(
+                "The paper's rewards are not released: GRPO uses ROUGE-L and a length range."
+            )
+        if lacking := lacking_rows(args):
+            lines.append(f"{lacking} is to be given, in the folder --data; without it, --go stops.")
     lines.append("Nothing ran. With --go, the steps to do run; a stopped run continues there.")
     return "\n".join(lines)
 

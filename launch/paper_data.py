@@ -9,15 +9,14 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from paper import CLIPS_FROM, ROWS_FROM, UNRELEASED
+
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import FORMS, clip_id, load_tasks
 from ugc_jax.media.find import find_clips
 
-ROWS_FROM = "https://github.com/WPR001/UGC_VideoCaptioner"
-CLIPS_FROM = "openinterx/UGC-VideoCap"
 REMEDY = "give the released file by --data DIR"
-UNRELEASED = ("sft_10k", "sft_20k")
 MOST_MISSING = 0.1  # share of the videos that may be missing
 
 

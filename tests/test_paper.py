@@ -40,7 +40,7 @@ def load(name: str):
     return module
 
 
-paper_data, paper = load("paper_data"), load("paper")
+paper, paper_data = load("paper"), load("paper_data")
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,8 @@ def test_hours():
         (["--chips=v5e:0"], "--chips v5e:0: give one of"),
         (["--run=gs://bucket/paper"], "give a local or mounted folder"),
         (["--rows=0"], "--rows is 0; give 1 or more"),
+        (["--data=/none"], "--data /none: is no folder"),
+        (["--videos=/none"], "--videos /none: is no folder"),
         (["--set", "plan=--x"], "--set plan: write JOB=FLAGS, of extract, sft, grpo, evaluate"),
     ],
 )
@@ -106,6 +108,18 @@ def test_wrong_use(words, message, capsys):
         paper.options(words)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_rows_that_are_not_released_are_missed_before_it_runs(tmp_path):
+    def said(*words):
+        args, made = steps(*words)
+        return paper.overview(made, args)
+
+    assert "is to be given" not in said()
+    assert "sft_20k.jsonl is to be given, in the folder --data" in said("--sft-20k")
+    assert "sft_20k.jsonl is to be given" in said("--sft-20k", f"--data={tmp_path}")
+    (tmp_path / "sft_20k.jsonl").touch()
+    assert "is to be given" not in said("--sft-20k", f"--data={tmp_path}")
 
 
 def test_peaks_are_those_of_plan():
