@@ -229,6 +229,8 @@ def test_several_folders(out, tmp_path):
     [
         ("m.jsonl:11", r"out: has no record or clip 'm.jsonl:11'; did you mean m.jsonl:\d or"),
         ("elsewhere/2.mp4", r"'elsewhere/2.mp4'; did you mean /.*/2.mp4\?"),
+        ("", "remove: '' names nothing; give ids of records or paths of clips"),
+        (" ,", "names nothing"),
         ("m.jsonl:1,what", "no record or clip 'what'; index.jsonl has the ids and the paths"),
     ],
 )

@@ -74,6 +74,8 @@ def remove(directories: Sequence[str], names: str) -> dict[str, RemovalTotals]:
     folders = [_open(epath.Path(directory)) for directory in directories]
     wanted = [_wanted(folder, names) for folder in folders]
     asked = dict.fromkeys(name for one in wanted for name in one)
+    if not asked:
+        raise UserError(f"remove: {names!r} names nothing; give ids of records or paths of clips")
     for name in asked:
         if not any(one.get(name) is not None for one in wanted):
             raise UserError(_unknown(name, folders))
