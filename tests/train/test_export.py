@@ -49,10 +49,15 @@ def wide(folder) -> dict[str, np.ndarray]:
     return {name: np.asarray(one["weight"], np.float64) for name, one in linears.items()}
 
 
-@pytest.fixture(params=["float32", "bfloat16"], scope="module")
+@pytest.fixture(params=["float32", "bfloat16", "orbax"], scope="module")
 def base(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base") / request.param
-    assert init.main(init.InitConfig(output=str(folder), dtype=request.param), []) == 0
+    dtype = "float32" if request.param == "orbax" else request.param
+    assert init.main(init.InitConfig(output=str(folder), dtype=dtype), []) == 0
+    if request.param == "orbax":
+        store = folder.with_name("store")
+        assert convert.main(convert.ConvertConfig(str(folder), str(store), "orbax"), []) == 0
+        return store
     return folder
 
 

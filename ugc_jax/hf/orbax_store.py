@@ -26,6 +26,15 @@ def write_params(params: dict, directory: Path):
         checkpointer.save((directory / FOLDER).absolute(), params)
 
 
+def read_dtypes(directory: Path) -> set[np.dtype]:
+    """Return the dtypes of the parameters that `write_params` wrote."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata((directory / FOLDER).absolute()).item_metadata.tree
+    return {np.dtype(item.dtype) for item in jax.tree.leaves(tree)}
+
+
 def read_params(
     directory: Path, config: OmniConfig, dtype: np.dtype | None, stacked: bool, shardings: dict
 ) -> dict:

@@ -59,10 +59,14 @@ def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str,
 
 def _finer(base: Path, setup: Setup) -> dict | None:
     """The weights of `base` in float32, if the compute dtype rounds them; None if it does not."""
-    if jnp.dtype(setup.compute.dtype) == jnp.float32 or orbax_store.is_store(base):
+    dtype = jnp.dtype(setup.compute.dtype)
+    if dtype == jnp.float32:
         return None
-    headers = [header for _, header in Checkpoint(base).tensors.values()]
-    if all(FLOATS[header.code] == jnp.dtype(setup.compute.dtype) for header in headers):
+    if orbax_store.is_store(base):
+        dtypes = orbax_store.read_dtypes(base)
+    else:
+        dtypes = {FLOATS[header.code] for _, header in Checkpoint(base).tensors.values()}
+    if dtypes == {dtype}:
         return None
     split = param_shardings(thinker.declare(setup.model), setup.mesh)
     return load_params(base, setup.model, "float32", shardings=split)
