@@ -93,3 +93,20 @@ def test_only_a_change_is_written_and_own_text_stays(folder, monkeypatch):
     write_card(folder, license="apache-2.0")
     assert path.read_text() == "# My own card"
     assert card.BEGIN in text
+
+
+def test_origins_are_cells_without_secrets_or_marks(folder):
+    for source, cell in (
+        ("https://me:secret@z.org:80/a?token=t", "z.org"),
+        ("s3://bucket/a", "bucket"),
+        ("http://[::1", "http://[::1"),  # no URL
+        ("a\n| b", "a \\| b"),
+        (END, END.replace("<", "&lt;")),
+    ):
+        write_card(folder, source=source)
+        write_card(folder)
+        text = (folder / CARD).read_text()
+        assert f"| {cell} | 1 |" in text
+        assert "secret" not in text
+        assert text.endswith(f"{END}\n")
+        assert text.count(END) == 1

@@ -4,6 +4,7 @@ It is made of the folder's own files alone, and is no part of any fingerprint. W
 below its last mark stays when the card is written again.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -152,9 +153,17 @@ def _values(lines: Iterable[dict], columns: Sequence[str], default: str | None) 
         values = (line["extra"].get(name) for name in columns)
         value = next((one for one in values if one not in (None, "")), default)
         value = value if value is None or isinstance(value, str) else json.dumps(value)
-        host = urlsplit(value).netloc if value and re.match(r"https?://", value) else ""
-        found[host or value] += 1
+        found[_host(value) or value] += 1
     return found
+
+
+def _host(value: str | None) -> str | None:
+    """Return the host of a URL, without a user's name and password; None of another value."""
+    if not value or re.match(r"\w+://", value) is None:
+        return None
+    with contextlib.suppress(ValueError):
+        return urlsplit(value).hostname
+    return None
 
 
 def _counts(name: str, values: Counter) -> str:
@@ -173,9 +182,14 @@ def _removals(removals: Sequence[Removal]) -> str:
 
 
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    cells = [[_cell(cell) for cell in row] for row in (head, *rows)]
     lines = [f"| {first} | {second} |" for first, second in cells]
     return "\n".join([lines[0], "|---|---|", *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    """Return a text that is one cell, whatever it holds: a mark of ours would end the card."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _share(number: int, of: int) -> str:
