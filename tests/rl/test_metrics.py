@@ -59,6 +59,8 @@ def test_evaluation_says_nothing_of_what_it_does_not_know():
         "eval_reward": 0.5, "eval_rewards/a": 0.5, "eval_left_out": 0.5,
         "eval_completion_tokens": 4.0, "eval_truncated": 0.5,
     }  # fmt: skip
+    huge = report.evaluation_metrics(made, np.full_like(rewards, 3e38), WEIGHTS * 2, NAMES)
+    assert np.isfinite(huge["eval_reward"])
     nothing = report.evaluation_metrics(made, rewards * np.nan, WEIGHTS, NAMES)
     assert "eval_reward" not in nothing
     assert nothing["eval_left_out"] == 1

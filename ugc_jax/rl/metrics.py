@@ -87,7 +87,7 @@ def evaluation_metrics(
     A completion that lacks a reward is left out of that reward's mean.
     """
     weighted = weights != 0
-    total = rewards[..., weighted] @ weights[weighted]
+    total = rewards[..., weighted].astype(np.float64) @ weights[weighted]
     metrics = {
         "eval_reward": _mean(total),
         **{f"eval_rewards/{name}": _mean(rewards[:, i]) for i, name in enumerate(names)},
@@ -132,4 +132,4 @@ def _number(value: float) -> float | None:
 
 def _mean(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else None
+    return float(known.mean(dtype=np.float64)) if known.size else None
