@@ -1,6 +1,7 @@
 """Removal: the record is gone from the disk, stays out, and a kill at any moment is made good."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -282,3 +283,12 @@ def test_a_run_on_other_records_is_refused_with_the_reason(out, tokenizer):
         batches().set_state(state)
     batches().set_state(batches().get_state())
     assert pipeline.REMOVED == "removed.jsonl"
+
+
+def test_a_worker_of_a_run_takes_no_records_of_other_numbers(out):
+    """A source travels to workers by name, and a removal has moved the records since."""
+    source = pickle.dumps(RecordSource(str(out)))
+    assert len(pickle.loads(source)) == len(ids(out))
+    remove([str(out)], "m.jsonl:3")
+    with pytest.raises(UserError, match="removed or written again while they were used"):
+        pickle.loads(source)

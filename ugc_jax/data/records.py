@@ -260,13 +260,14 @@ class RecordSource:
     """Random access to one extracted folder: `source[i]` is (IndexEntry, media for its prompt).
 
     `entries` needs no record to be opened; `clip` has the settings of the extraction. Each process
-    opens a file when it first reads it; a pickled source is only the name of its folder. Threads
-    may share a source.
+    opens a file when it first reads it; a pickled source is only the name of its folder, with the
+    checksum of its index. Threads may share a source.
     """
 
-    def __init__(self, directory: str | epath.Path):
+    def __init__(self, directory: str | epath.Path, index_crc32: int | None = None):
         """directory: local, or any path that etils knows (gs://...).
 
+        index_crc32: of the index that numbers refer to; None: of any.
         Raises UserError for a folder that is incomplete, or whose files were cut off or changed.
         """
         self.directory = epath.Path(directory)
@@ -290,6 +291,12 @@ class RecordSource:
         text = files.read_text(path, remedy)
         if zlib.crc32(text.encode()) != summary["index_crc32"]:
             raise UserError(f"{path}: changed since it was written; {remedy}")
+        self._index_crc32 = summary["index_crc32"]
+        if index_crc32 not in (None, self._index_crc32):
+            raise UserError(
+                f"{self.directory}: its records were removed or written again while they were used;"
+                " begin anew, with other output"
+            )
         self._lines = [line.value for line in files.parse_lines(text)]
         self.entries: list[IndexEntry] = []
         self._facts: list[list[MediumFacts]] = []
@@ -304,7 +311,7 @@ class RecordSource:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return RecordSource, (str(self.directory),)
+        return RecordSource, (str(self.directory), self._index_crc32)
 
     def __len__(self) -> int:
         return len(self.entries)
