@@ -1,6 +1,7 @@
 """ugc_jax.files: small files are read whole or refused in one line, and written whole or not."""
 
 import json
+import os
 
 import pytest
 from etils import epath
@@ -58,3 +59,17 @@ def test_files_are_written_whole_with_their_folder(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(path, {"a": float("nan")})
     assert path.read_text("utf-8") == '{"a": 1}\n{"b": "ä"}\n'
+
+
+def test_a_device_is_written_to_and_never_replaced_or_read():
+    """A terminal: no file can be put in its place, as it can in that of /dev/full by root."""
+    parent, child = os.openpty()
+    try:
+        name = os.ttyname(child)
+        files.write_text(name, "done\n")
+        assert os.read(parent, 100).strip() == b"done"
+        with pytest.raises(UserError, match=f"{name}: is a device; name a file"):
+            files.read_text(name, "name a file")
+    finally:
+        os.close(parent)
+        os.close(child)

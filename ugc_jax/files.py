@@ -35,6 +35,8 @@ def read_bytes(path, remedy: str) -> bytes:
     Raises UnreadableFile (a UserError) if it is absent or unreadable.
     """
     try:
+        if _is_device(_local(path)):  # /dev/zero and /dev/full have no end
+            raise UnreadableFile(f"{path}: is a device; {remedy}")
         return _local(path).read_bytes()
     except FileNotFoundError:
         raise UnreadableFile(f"{path}: no such file; {remedy}") from None
@@ -99,7 +101,7 @@ def parse_lines(text: str, *, object_pairs_hook=None) -> Iterator[JsonLine]:
 
 
 def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict"):
-    """Write a UTF-8 file atomically, and create its folder.
+    """Write a UTF-8 file atomically, and create its folder; a device is written to, and stays one.
 
     Raises UserError if that fails, EnvironmentFailure if the disk is full; then an existing file
     stays unchanged.
@@ -109,6 +111,9 @@ def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "stric
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if _is_device(path):  # as root, a rename would put a file in its place
+                path.write_bytes(text.encode("utf-8", errors))
+                return
             new.write_bytes(text.encode("utf-8", errors))
             new.replace(path)
         finally:
@@ -146,3 +151,7 @@ def escaped(text: str) -> str:
 def _local(path):
     """The path, a local one if given as text."""
     return Path(path) if isinstance(path, str) else path
+
+
+def _is_device(path) -> bool:
+    return isinstance(path, Path) and path.is_char_device()
