@@ -81,7 +81,6 @@ def test_paths_with_one_of_another_type(call):
         ("temperature", "0.2"),
         ("seed", None),
         ("batch_size", "8"),
-        ("batch_size", None),
         ("batch_size", 2.0),
         ("workers", "all"),
     ],

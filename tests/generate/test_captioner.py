@@ -22,7 +22,8 @@ from ugc_jax.data.example import load_example
 from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.generate import captioner as module
 from ugc_jax.generate.captioner import Caption
-from ugc_jax.generate.engine import Generated
+from ugc_jax.generate.engine import Finished, prefill_tokens
+from ugc_jax.generate.engine import _prompt_tokens as size_of_places
 from ugc_jax.generate.results import Results, Totals, record_all
 from ugc_jax.generate.settings import leave_room
 from ugc_jax.media.presets import ClipSettings
@@ -105,12 +106,15 @@ def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
     assert [result.error for result in results] == [None] * 30
     assert len(shapes) == 30
     programs = captioner.engine.programs()
+    rows = {key: prefill_tokens() // key.tokens for key in keys}
     assert programs == {
-        "vision": len({(key.grids, key.windows) for key in keys}),
-        "audio": len({key.chunks for key in keys}),
+        "vision": len({(rows[key], key.grids, key.windows) for key in keys}),
+        "audio": len({(rows[key], key.chunks) for key in keys}),
         "embed": len({(key.tokens, key.grids * key.windows, key.chunks) for key in keys}),
         "prefill": len({key.tokens for key in keys}),
-        "decode": len({key.tokens for key in keys}),
+        "first": len(set(rows.values())),
+        "insert": programs["insert"],  # also by the size of the places when a prompt came
+        "decode": len({size_of_places(key.tokens) for key in keys}),
     }
     assert max(programs.values()) <= 12
     # Thirty more of the same shapes compile nothing.
@@ -138,27 +142,34 @@ def test_a_clip_that_no_bucket_holds_is_told_by_its_name(tiny_captioner, clips, 
 
 
 def test_end_of_text_is_stop(tiny_captioner, clips, monkeypatch):
-    eos, pad = tiny_captioner.config.tokens.eos_token_id, tiny_captioner.config.tokens.pad_token_id
+    eos = tiny_captioner.config.tokens.eos_token_id
 
-    def generate(params, batch, sampling, key_ids):
-        tokens = np.array([[65, eos, pad], [65, 66, 67]], np.int32)
-        lengths, stopped = np.array([2, 3], np.int32), np.array([True, False])
-        return Generated(tokens, lengths, stopped, np.zeros(tokens.shape, np.float32))
+    def run(params, source, *_, **__):
+        answers = iter(([65, eos], [65, 66, 67]))
+        while (group := source.take(True, 8)) is not None:
+            for request in filter(None, group.requests):
+                tokens = np.array(next(answers), np.int32)
+                yield Finished(request.tag, 0, tokens, np.zeros(len(tokens)), tokens[-1] == eos)
 
-    monkeypatch.setattr(tiny_captioner.engine, "generate", generate)
-    a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], batch_size=2, **SMALL)
+    monkeypatch.setattr(tiny_captioner.engine, "run", run)
+    results = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], workers=1, **SMALL)
+    a, b = sorted(results, key=lambda one: one.video)
     assert (a.token_ids, a.new_tokens, a.finish_reason) == ((65, eos), 2, "stop")
     assert (b.token_ids, b.new_tokens, b.finish_reason) == ((65, 66, 67), 3, "length")
     assert a.caption == tiny_captioner.tokenizer.decode([65]).strip()
 
 
-def test_a_batch_that_exceeds_the_memory_is_its_clips_error(tiny_captioner, clips, monkeypatch):
-    def generate(*_):
+def test_a_clip_that_exceeds_the_memory_alone_has_an_error(tiny_captioner, clips, monkeypatch):
+    def prefill(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(tiny_captioner.engine, "generate", generate)
-    (result,) = tiny_captioner.caption([clips / "a.mp4"], **SMALL)
-    assert "exceed the device's memory; lower batch_size" in result.error
+    monkeypatch.setattr(tiny_captioner.engine, "prefill", prefill)
+    a, b = tiny_captioner.caption([clips / "a.mp4", clips / "b.mp4"], **SMALL)
+    for result in (a, b):
+        assert re.match(
+            r".*/[ab].mp4: a prompt of 128 tokens exceeds the device's memory; lower max_pixels",
+            result.error,
+        )
 
 
 def test_unforeseen_failure_is_its_clips_error(tiny_captioner, clips, tmp_path, monkeypatch):
@@ -241,7 +252,7 @@ def readers() -> set[int]:
 
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_readers_end_with_the_stream(tiny_captioner, clips, end):
-    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")]
+    names = [clips / name for name in ("a.mp4", "b.mp4", "below/c.mp4")] * 4
     stream = tiny_captioner.stream(names, batch_size=1, workers=2, **SMALL)
     assert readers() == set()
     next(stream)

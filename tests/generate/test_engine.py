@@ -181,6 +181,8 @@ def test_one_program_per_bucket_and_stage(params, config):
         "audio": 2,
         "embed": 4,
         "prefill": 3,
+        "first": 1,
+        "insert": 3,
         "decode": 3,
     }
 
@@ -191,6 +193,6 @@ def test_bfloat16_runs_in_bfloat16(config, examples):
     )
     engine = Engine(config, Compute("bfloat16"))
     prefilled = engine.prefill(params, cases.one_batch(config, examples))
-    assert prefilled.cache.k.dtype == "bfloat16"
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(prefilled.cache)} == {"bfloat16"}
     assert prefilled.logits.dtype == "float32"
     assert (generate(engine, params, examples).lengths == 16).all()

@@ -40,7 +40,8 @@ def test_repetition_penalty_as_in_transformers():
 
 
 def choose(config: SamplingConfig, keys, logits=LOGITS):
-    mode, knobs = sampling.split(config)
+    configs = [config.resolve()] * len(logits)
+    mode, knobs = sampling.mode_of(configs), sampling.knobs_of(configs)
     seen = np.zeros(logits.shape, bool)
     return tuple(map(np.asarray, sampling.next_token(logits, seen, keys, mode, knobs)))
 
@@ -87,11 +88,11 @@ def test_impossible_settings_name_the_field(field, value):
 def test_no_token_without_probability_is_drawn_from_a_large_vocabulary():
     """151,936 tokens, of which top_p leaves some: float32 sums over them would not ascend."""
     logits = np.random.default_rng(0).normal(0, 2, (1, 151_936)).astype(np.float32)
-    mode, knobs = sampling.split(SamplingConfig(temperature=1.0, top_p=0.9))
+    knobs = sampling.knobs_of([SamplingConfig(temperature=1.0, top_p=0.9).resolve()])
 
     @jax.jit
     def draw(keys, logits):  # as arguments: XLA would sort constants while it compiles
-        left = sampling.truncate(logits, knobs.top_k, knobs.top_p)
+        left = sampling.truncate(logits, knobs.top_k[:, None], knobs.top_p[:, None])
         tokens = sampling.sample(jnp.broadcast_to(left, (len(keys), left.shape[1])), keys)
         return left[0, tokens]
 

@@ -93,7 +93,7 @@ def test_cached_attention_is_one_softmax_over_prompt_and_own_keys():
         (
             own_k[:, 3:].transpose(2, 0, 3, 1)[None],
             own_v[:, 3:].transpose(2, 0, 1, 3)[None],
-            filled[3:],
+            np.broadcast_to(filled[3:], (1, 3, 1)),
         ),
     ]
     prompt = k.transpose(1, 2, 0)[None], v.transpose(1, 0, 2)[None], exists[None]

@@ -1,7 +1,7 @@
 """Clips -> Examples, read ahead in worker processes: the reading of every job that asks a model."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of
@@ -30,11 +30,13 @@ def read_prompts(
     buckets: Buckets,
     reading: ReadingConfig,
     ahead: int = 0,
-) -> Iterator[tuple[str, Prompt | UserError]]:
+    waits: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[str, Prompt | UserError] | None]:
     """Yield each clip with its prompt, as of `load_example`, or why it has none; in order.
 
-    ahead: most clips that are read ahead, beside those in the workers. Raises EnvironmentFailure,
-    which is no clip's. The workers end with this generator.
+    ahead: most clips that are read ahead, beside those in the workers. waits: asked before each
+    clip; where it is false and the clip is not read yet, None is yielded in between. Raises
+    EnvironmentFailure, which is no clip's. The workers end with this generator.
     """
     settings = resolve(settings)
     read = functools.partial(
@@ -44,7 +46,11 @@ def read_prompts(
         config=config,
     )
     with Pool(read, reading) as pool:
-        for video, value, seconds in pool.read(videos, ahead + pool.workers):
+        for outcome in pool.read(videos, ahead + pool.workers, waits):
+            if outcome is None:
+                yield None
+                continue
+            video, value, seconds = outcome
             if not isinstance(value, UserError):
                 example, info = complete_example(*value, settings, tokenizer, config)
                 try:

@@ -116,9 +116,13 @@ class Pool:
     def __exit__(self, *_):
         self.close()
 
-    def read(self, items: Iterable, ahead: int) -> Iterator[Outcome]:
+    def read(
+        self, items: Iterable, ahead: int, waits: Callable[[], bool] = lambda: True
+    ) -> Iterator[Outcome | None]:
         """Yield what becomes of each item, in order; at most `ahead` of them are under way.
 
+        waits: asked before each; where it is false and the next outcome is not there yet, None is
+          yielded in between.
         A UserError of the function is the item's, as is an unexpected exception, the death of the
         worker, and more time or memory than the limits allow. Raises EnvironmentFailure for one of
         the function, and if no worker can be started.
@@ -131,10 +135,16 @@ class Pool:
                 self._threads += 1
                 # Daemons: a program may end without closing its pools.
                 threading.Thread(target=self._serve, name="read-clip", daemon=True).start()
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+            while len(waiting) >= ahead:
+                yield self._next(waiting, waits)
         while waiting:
-            yield waiting.popleft().result()
+            yield self._next(waiting, waits)
+
+    @staticmethod
+    def _next(waiting: deque[Future], waits: Callable[[], bool]) -> Outcome | None:
+        if not waiting[0].done() and not waits():
+            return None
+        return waiting.popleft().result()
 
     def close(self):
         """End all workers, whatever they do."""

@@ -1,6 +1,6 @@
-"""Clips -> captions: reading ahead in processes, batching by bucket, generating, decoding.
+"""Clips -> captions: reading ahead in processes, grouping by bucket, generating, decoding.
 
-clips -> read_prompts -> group by bucket -> collate -> Engine.generate -> text
+clips -> read_prompts -> groups of one bucket -> collate -> Engine.run -> text
 """
 
 import contextlib
@@ -13,16 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from ugc_jax import sharding
-from ugc_jax.data.batching import BucketKey, Buckets, collate, group
+from ugc_jax.data.batching import BucketKey, Buckets, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.reading import read_prompts
+from ugc_jax.data.reading import Prompt, read_prompts
 from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.engine import Engine, finish_reason
+from ugc_jax.generate.engine import (
+    Engine,
+    Finished,
+    Group,
+    Request,
+    finish_reason,
+    prefill_tokens,
+)
 from ugc_jax.generate.settings import EngineConfig, SamplingConfig, leave_room
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -52,7 +58,7 @@ class Caption:
     prompt_tokens: int = 0
     new_tokens: int = 0  # = len(token_ids)
     finish_reason: str | None = None  # "stop": end-of-text token; "length": max_new_tokens
-    seconds: float = 0.0  # to read the clip, plus its share of its batch's generation
+    seconds: float = 0.0  # to read the clip, plus from its prefill to its end, beside others
     notes: tuple[str, ...] = ()  # what the model saw or heard differently from the file
     error: str | None = None  # one line that says what is wrong with the clip
 
@@ -145,7 +151,7 @@ class Captioner:
         self,
         videos: str | Path | Iterable[str | Path],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         workers: int | None = None,
         **options,
     ) -> Iterator[Caption]:
@@ -181,77 +187,129 @@ class Captioner:
     ) -> Iterator[Caption]:
         """As `stream`, with resolved settings (`Defaults.apply`).
 
-        Clips of one bucket share a batch of min(batch_size, len(videos)) rows (more where a mesh
-        cannot split that), so a program is compiled once a bucket, not once a clip. A caption does
-        not depend on the other clips of its batch.
+        Clips of one bucket are prefilled together, and then take the places of clips that are
+        finished (`Engine.run`). A program is compiled once a bucket, not once a clip, and a caption
+        does not depend on the other clips.
 
         Worker processes read ahead, within the limits of `engine` for each clip; they end with the
-        iterator. At most about 6 batches of clips wait, whatever their length in bytes; lower
+        iterator. At most about 5 batches of clips wait, whatever their length in bytes; lower
         batch_size if memory is short.
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
-        batch_size = sharding.round_up_rows(self.engine.mesh, min(engine.batch_size, len(videos)))
-        failed: deque[Caption] = deque()
-
-        def examples(prompts: Iterable) -> Iterator[tuple[Caption, Example]]:
-            for video, prompt in prompts:
-                if isinstance(prompt, UserError):
-                    failed.append(Caption(video, error=str(prompt)))
-                    continue
-                notes = prompt.info.notes
-                for note in notes:
-                    logger.info("%s: %s", video, note)
-                yield Caption(video, seconds=prompt.seconds, notes=notes), prompt.example
+        mesh, most = self.engine.mesh, len(videos)
+        places = None if engine.batch_size is None else min(engine.batch_size, most)
+        clips = _Clips(self, videos, clip, sampling, engine)
 
         def captions() -> Iterator[Caption]:
-            prompts = read_prompts(
-                videos, clip, self.tokenizer, self.config, BUCKETS, engine, ahead=batch_size
-            )
-            with contextlib.closing(prompts):
-                pending = 4 * batch_size
-                groups = group(examples(prompts), batch_size, BUCKETS, self.config, pending)
-                for key, members in groups:
-                    while failed:
-                        yield failed.popleft()
-                    yield from self._generate(key, members, batch_size, sampling)
-                yield from failed
+            with contextlib.closing(clips):
+                for one in self.engine.run(
+                    self.params,
+                    clips,
+                    None if places is None else sharding.round_up_rows(mesh, places),
+                    sampling.max_new_tokens,
+                    most=sharding.round_up_rows(mesh, most),
+                ):
+                    while clips.failed:
+                        yield clips.failed.popleft()
+                    yield self._caption(one)
+                yield from clips.failed
 
         return captions()
 
-    def _generate(
+    def _caption(self, one: Finished) -> Caption:
+        clip, start, prompt_tokens = one.tag
+        if one.error is not None:
+            remedy = "lower max_pixels, fps or max_new_tokens"
+            return Caption(clip.video, error=f"{clip.video}: {one.error}; {remedy}")
+        ids = tuple(one.tokens.tolist())
+        return dataclasses.replace(
+            clip,
+            caption=self.tokenizer.decode(ids).strip(),
+            token_ids=ids,
+            prompt_tokens=prompt_tokens,
+            new_tokens=len(ids),
+            finish_reason=finish_reason(one.stopped),
+            seconds=round(clip.seconds + time.perf_counter() - start, 3),
+        )
+
+
+class _Clips:
+    """A `engine.Source` of clips that worker processes read; `close` ends these."""
+
+    def __init__(
         self,
-        key: BucketKey,
-        members: list[tuple[Caption, Example]],
-        batch_size: int,
+        captioner: Captioner,
+        videos: Sequence[str],
+        clip: ClipSettings,
         sampling: SamplingConfig,
-    ) -> Iterator[Caption]:
-        start = time.perf_counter()
-        clips, examples = zip(*members, strict=True)
-        batch = collate(examples, key, batch_size, self.config)
-        key_ids = np.zeros(batch_size, np.uint32)
-        key_ids[: len(clips)] = [_key_id(clip.video) for clip in clips]
-        try:
-            generated = self.engine.generate(self.params, batch, sampling, key_ids)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            reason = f"{batch_size} clips of {key.tokens} tokens exceed the device's memory"
-            remedy = "lower batch_size, max_pixels or fps"
-            for clip in clips:
-                yield Caption(clip.video, error=f"{clip.video}: {reason}; {remedy}")
+        engine: EngineConfig,
+    ):
+        self.failed: deque[Caption] = deque()  # clips that cannot be read
+        self._config, self._sampling = captioner.config, sampling
+        self._mesh, self._most = captioner.engine.mesh, len(videos)
+        self._waiting: dict[BucketKey, list[tuple[Caption, Example]]] = {}
+        self._waits, self._budget = False, prefill_tokens()
+        # As many as the largest batch takes, so that clips of one bucket come together.
+        self._pending = 4 * (engine.batch_size or 8)
+        self._prompts = read_prompts(
+            videos, clip, captioner.tokenizer, captioner.config, BUCKETS, engine,
+            ahead=engine.batch_size or 8, waits=lambda: self._waits,
+        )  # fmt: skip
+
+    def close(self):
+        """End the worker processes."""
+        self._prompts.close()
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        """Return a group of clips of one bucket; a small one where nothing else keeps busy."""
+        while True:
+            full = (key for key, clips in self._waiting.items() if len(clips) >= self._rows(key))
+            if (key := next(full, None)) is not None:
+                return self._group(key)
+            waiting = sum(map(len, self._waiting.values()))
+            if waiting >= self._pending:
+                return self._longest()
+            self._waits = wait and not waiting
+            try:
+                read = next(self._prompts)
+            except StopIteration:
+                return self._longest()
+            if read is None:  # the next clip is not read yet
+                return self._longest() if wait or free > waiting else None
+            self._add(*read)
+
+    def _add(self, video: str, prompt: Prompt | UserError):
+        if isinstance(prompt, UserError):
+            self.failed.append(Caption(video, error=str(prompt)))
             return
-        share = (time.perf_counter() - start) / len(clips)
-        for row, (clip, example) in enumerate(members):
-            ids = tuple(generated.tokens[row, : generated.lengths[row]].tolist())
-            yield dataclasses.replace(
-                clip,
-                caption=self.tokenizer.decode(ids).strip(),
-                token_ids=ids,
-                prompt_tokens=len(example.tokens),
-                new_tokens=len(ids),
-                finish_reason=finish_reason(generated.stopped[row]),
-                seconds=round(clip.seconds + share, 3),
-            )
+        notes = prompt.info.notes
+        for note in notes:
+            logger.info("%s: %s", video, note)
+        clip = Caption(video, seconds=prompt.seconds, notes=notes)
+        self._waiting.setdefault(prompt.bucket, []).append((clip, prompt.example))
+
+    def _rows(self, key: BucketKey) -> int:
+        """Clips of a bucket that are prefilled together."""
+        rows = max(1, min(self._most, self._budget // key.tokens))
+        return sharding.round_up_rows(self._mesh, rows)
+
+    def _longest(self) -> Group | None:
+        """The clips of the bucket that most wait in."""
+        if not self._waiting:
+            return None
+        return self._group(max(self._waiting, key=lambda key: len(self._waiting[key])))
+
+    def _group(self, key: BucketKey) -> Group:
+        rows, clips = self._rows(key), self._waiting.pop(key)
+        if clips[rows:]:
+            self._waiting[key] = clips[rows:]
+        clips, start = clips[:rows], time.perf_counter()
+        requests = [
+            Request((clip, start, len(example.tokens)), self._sampling, [_key_id(clip.video)])
+            for clip, example in clips
+        ]
+        batch = collate([example for _, example in clips], key, rows, self._config)
+        return Group(batch, requests + [None] * (rows - len(clips)))
 
 
 def _paths(videos) -> list[str]:

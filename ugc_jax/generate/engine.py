@@ -1,32 +1,51 @@
-"""Batch generation: five jitted programs, each compiled once per bucket of its input shapes.
+"""Continuous batching: prompts wait, are prefilled, take free places, and leave as their rows end.
 
-    patches -> encode_vision -\
-    mel     -> encode_audio ---> embed -> prefill (first logits, KV cache) -> decode (a loop)
+    groups of prompts -> encoders -> embed -> prefill -> first tokens
+        -> insert into free places -> advance: start rows, k steps -> finished rows out -> ...
 
-Prompts are right-padded and their cache is read-only, so that any number of samples share it. The
-generated tokens go to a second, small cache at the same index in all rows, so that each step writes
-one slice whatever the lengths of the prompts. Shapes: B prompts, G samples of each, R = B * G rows
-(row b * G + g), T prompt tokens, N new tokens, V vocabulary.
+Two users of the same programs: `Engine.run` for a stream of prompts, whose places are filled again
+while others decode, and `Engine.generate` for one batch. The host looks at the rows once a chunk of
+steps; the next group is prefilled while it waits for the chunk. The programs are pure functions of
+generate/decode.py, each compiled once per bucket of its input shapes; parameters and state are
+their arguments.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.data.batching import Batch
-from ugc_jax.generate import sampling
-from ugc_jax.generate.settings import NEW_TOKENS
+from ugc_jax.generate import decode, sampling
+from ugc_jax.generate.decode import DecodeState, Prefilled
+from ugc_jax.generate.settings import NEW_TOKENS, SamplingConfig
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import in_chunks
-from ugc_jax.models.qwen2_5_omni import decoder, thinker
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.sharding import abstract, batch_shardings, replicated, shardings
+from ugc_jax.sharding import (
+    abstract,
+    batch_shardings,
+    platform,
+    replicated,
+    round_up_rows,
+    shardings,
+)
+
+logger = logging.getLogger(__name__)
 
 # For this encoder's shapes, XLA's own matrix product is a quarter faster than YNNPACK's on a CPU.
 CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# Sizes of the places' prompt caches. A step reads all of it, and a larger one is another program.
+PROMPT_TOKENS = (128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
+# Most prompts that decode at a time where nothing else limits them.
+MOST_PLACES = {"cpu": 32, "accelerator": 64}
+STEPS = 8  # of a chunk; a row that ends waits for half of them on average
 
 
 class Generated(NamedTuple):
@@ -44,23 +63,122 @@ class Generated(NamedTuple):
     logprobs: np.ndarray
 
 
+class Request(NamedTuple):
+    """What to do with one prompt: a completion for each of `key_ids`.
+
+    tag: given back with each completion. sampling: resolved. key_ids: u32, which together with
+    sampling.seed decide a completion's random numbers.
+    """
+
+    tag: object
+    sampling: SamplingConfig
+    key_ids: Sequence[int]
+
+
+class Group(NamedTuple):
+    """Prompts of one bucket that are prefilled together.
+
+    batch: B rows, on the host or on the mesh. requests: of the rows; None for an empty row.
+    media: `Engine.encode` of the batch, if it is at hand.
+    """
+
+    batch: Batch
+    requests: Sequence[Request | None]
+    media: dict[str, jax.Array] | None = None
+
+
+class Finished(NamedTuple):
+    """One completion. sample: its number in Request.key_ids. tokens: i32[n], the end-of-text token
+    included. logprobs: f32[n]. error: why there is none, in which case sample is 0.
+    """
+
+    tag: object
+    sample: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    stopped: bool
+    error: str | None = None
+
+
+class Source(Protocol):
+    """Where groups come from while others decode."""
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        """Return the next group; None if there is none now, or, with `wait`, none any more.
+
+        free: places that are free, which a group of fewer prompts than usual may be taken for.
+        """
+
+
+def prefill_tokens() -> int:
+    """Return how many tokens of prompts are prefilled together, to use the device fully."""
+    return 2048 if platform() == "cpu" else 8192
+
+
+def place_bytes(config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype) -> int:
+    """Return the bytes of a place: its caches, and the logits of its rows while they sample."""
+    text = config.text
+    heads = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    caches = (tokens + samples * new_tokens) * heads * np.dtype(dtype).itemsize
+    return caches + samples * text.vocab_size * 4 * 3
+
+
+def plan_places(
+    engine: "Engine", tokens: int, new_tokens: int, samples: int, most: int | None
+) -> int:
+    """Return how many prompts decode at a time, and log it.
+
+    tokens, new_tokens: of each. Half of the free memory is for caches, the rest for prefill. most:
+    of use; None: no limit but that of the platform.
+    """
+    on_cpu, mesh = platform() == "cpu", engine.mesh
+    limit = MOST_PLACES["cpu" if on_cpu else "accelerator"]
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    free = min(free_memory(device) for device in devices) // (len(devices) if on_cpu else 1)
+    share = round_up_rows(mesh, 1)
+    each = place_bytes(engine.config, tokens, new_tokens, samples, engine.compute.dtype)
+    places = min(limit, most or limit, max(1, int(free / 2 // each) * share))
+    places = round_up_rows(mesh, places)
+    logger.info(
+        "decoding at most %d prompts at a time, of %d + %d tokens: %.2f GiB for their caches",
+        places, tokens, new_tokens, places * each / 2**30,
+    )  # fmt: skip
+    return places
+
+
+def free_memory(device: jax.Device) -> int:
+    """Return the free bytes of a device; of a CPU, those of the machine."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 8 << 30
+
+
+class _Listed:
+    """A Source of groups that are all at hand."""
+
+    def __init__(self, groups: Iterable[Group]):
+        self._groups = iter(groups)
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        return next(self._groups, None)
+
+
 def finish_reason(stopped: bool) -> str:
     """Return "stop" for a row that has an end-of-text token, "length" for one at the limit."""
     return "stop" if stopped else "length"
-
-
-class Prefilled(NamedTuple):
-    """The input of decoding: logits f32[B, V] of the first new token, the prompts' cache."""
-
-    logits: jax.Array
-    cache: decoder.Cache
 
 
 class Engine:
     """The jitted programs that generate with one model; the parameters are arguments.
 
     params, in all methods: the tree of the thinker, with stacked or unrolled layers, on `mesh` or
-    on one device. With a mesh, B must be a multiple of its data * fsdp size.
+    on one device. With a mesh, B and the number of places must be multiples of its data * fsdp
+    size.
     """
 
     def __init__(self, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None):
@@ -75,22 +193,55 @@ class Engine:
         }
         self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
-        self._decode = jax.jit(
-            bind(_decode, config=config, compute=compute),
-            static_argnames=("mode", "size", "samples"),
-            # Every process reads the whole result, rows on other processes' devices included.
-            out_shardings=None if mesh is None else replicated(mesh),
+        everywhere = None if mesh is None else replicated(mesh)
+        self._first = jax.jit(
+            bind(decode.first_tokens), static_argnames="mode", out_shardings=everywhere
         )
+        state = dict(config=config, compute=compute)
+        self._empty = jax.jit(
+            bind(_empty, **state),
+            static_argnames=("places", "samples", "tokens", "new_tokens", "penalizes", "stacked"),
+        )
+        self._insert = jax.jit(bind(_insert), donate_argnames="state")
+        self._grow = jax.jit(bind(_grow), static_argnames="tokens")
+        self._advance = jax.jit(
+            bind(_advance, **state), static_argnames="mode", donate_argnames="state"
+        )
+
+    # ---- a stream --------------------------------------------------------------------------------
+
+    def run(
+        self,
+        params,
+        source: Source,
+        places: int | None,
+        new_tokens: int,
+        samples: int = 1,
+        most: int | None = None,
+    ) -> Iterator[Finished]:
+        """Complete the prompts of a source; yields each completion when it is finished.
+
+        places: prompts that decode at a time; None: as many as the free memory holds, at most
+        `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
+        time; further ones of a request follow as these end.
+
+        Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
+        alone, up to rounding. When the device's memory is exhausted, the places are halved and what
+        is unfinished is done again.
+        """
+        yield from _Run(self, params, source, places, new_tokens, samples, most)
+
+    # ---- one batch -------------------------------------------------------------------------------
 
     def generate(
         self,
         params,
         batch: Batch,
-        options: sampling.SamplingConfig,
+        options: SamplingConfig,
         key_ids,
         samples: int = 1,
     ) -> Generated:
-        """Complete each row of `batch`, `samples` times.
+        """Complete each row of `batch`, `samples` times, all at the same time.
 
         key_ids: u32[R]; a row's random numbers depend on its id and `options.seed` alone. Stops
         when every row has stopped or `options.max_new_tokens` is reached.
@@ -103,7 +254,7 @@ class Engine:
 
         Returns device arrays (asynchronously).
         """
-        with self._on_mesh():
+        with self.on_mesh():
             batch = self._place(batch)
             media = media or self.encode(params, batch)
             x = self._embed(params, batch.tokens, batch.splice, media)
@@ -111,7 +262,7 @@ class Engine:
 
     def encode(self, params, batch: Batch) -> dict[str, jax.Array]:
         """Return the rows of each encoder by modality, as `thinker.encode_media`."""
-        with self._on_mesh():
+        with self.on_mesh():
             media = self._place(batch.media)
             return {name: run(params, *media[name]) for name, run in self._encoders.items()}
 
@@ -120,37 +271,47 @@ class Engine:
         params,
         batch: Batch,
         prefilled: Prefilled,
-        options: sampling.SamplingConfig,
+        options: SamplingConfig,
         key_ids,
         samples: int = 1,
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
-        keys = np.asarray(key_ids, np.uint32)
-        rows = batch.tokens, batch.segment_ids, batch.next_position, keys
-        limits, static = _decode_options(options)
-        with self._on_mesh():
-            rows = self._place(rows)
-            generated = self._decode(params, *prefilled, *rows, *limits, **static, samples=samples)
-        return Generated(*jax.device_get(generated))
+        options = options.resolve()
+        B, N = len(batch.tokens), _new_tokens(options.max_new_tokens)
+        keys = np.asarray(key_ids, np.uint32).reshape(B, samples)
+        real = self.to_host(batch.next_position) > 0
+        requests = [
+            Request(b, options, keys[b].tolist()) if real[b] else None for b in range(B)
+        ]
+        out = Generated(
+            np.full((B, samples, N), self.config.tokens.pad_token_id, np.int32),
+            np.zeros((B, samples), np.int32),
+            np.zeros((B, samples), bool),
+            np.zeros((B, samples, N), np.float32),
+        )
+        group = Group(batch, requests)
+        run = _Run(self, params, _Listed([]), B, options.max_new_tokens, samples)
+        for one in run.complete(group, prefilled):
+            place, n = (one.tag, one.sample), len(one.tokens)
+            out.tokens[place][:n], out.logprobs[place][:n] = one.tokens, one.logprobs
+            out.lengths[place], out.stopped[place] = n, one.stopped
+        return Generated(*(leaf.reshape(B * samples, *leaf.shape[2:]) for leaf in out))
 
     def trace(
-        self, params, batch: Batch, options: sampling.SamplingConfig, samples: int = 1
+        self, params, batch: Batch, options: SamplingConfig, samples: int = 1
     ) -> dict[str, jax.stages.Traced]:
         """Trace the programs of `generate`, in their order, to compile them or count operations.
 
-        params, batch: of jax.ShapeDtypeStructs on the mesh.
+        params, batch: of jax.ShapeDtypeStructs on the mesh. "decode" is a chunk of steps, whose
+        loop stands once in the program.
         """
 
         def split(shapes):
             return abstract(shapes, batch_shardings(self.mesh, shapes))
 
-        def key_value(shape):
-            axes = None, "batch", "heads", None, None
-            return abstract(shape, shardings(self.mesh, shape, axes))
-
-        keys = jax.ShapeDtypeStruct((len(batch.tokens) * samples,), "uint32")
-        limits, static = _decode_options(options)
-        with self._on_mesh():
+        B, options = len(batch.tokens), options.resolve()
+        mode = sampling.mode_of([options])
+        with self.on_mesh():
             encoders = {
                 name: encode.trace(params, *batch.media[name])
                 for name, encode in self._encoders.items()
@@ -159,39 +320,401 @@ class Engine:
             embed = self._embed.trace(params, batch.tokens, batch.splice, media)
             x = split(embed.out_info)
             prefill = self._prefill.trace(params, x, batch.positions, batch.segment_ids)
-            logits, cache = prefill.out_info
-            prefilled = Prefilled(split(logits), decoder.Cache(*map(key_value, cache)))
-            rows = batch.tokens, batch.segment_ids, batch.next_position, split(keys)
-            decode = self._decode.trace(
-                params, *prefilled, *rows, *limits, **static, samples=samples
+            empty = functools.partial(
+                decode.empty_state,
+                self.config, self.compute, B, samples, batch.tokens.shape[1],
+                _new_tokens(options.max_new_tokens), mode.penalizes, _is_stacked(params),
+            )  # fmt: skip
+            state = jax.eval_shape(empty)
+            state = abstract(state, shardings(self.mesh, state, decode.state_axes(state)))
+            starts = abstract(
+                *(lambda leaves: (leaves, jax.tree.map(lambda _: replicated(self.mesh), leaves)))(
+                    decode.no_rows(B * samples)
+                )
             )
-        return encoders | dict(embed=embed, prefill=prefill, decode=decode)
+            steps = self._advance.trace(params, state, starts, np.int32(STEPS), mode=mode)
+        return encoders | dict(embed=embed, prefill=prefill, decode=steps)
+
+    # ---- programs --------------------------------------------------------------------------------
 
     def programs(self) -> dict[str, int]:
         """Return how many programs each stage has compiled so far: one for each bucket."""
         stages = self._encoders | {
             "embed": self._embed,
             "prefill": self._prefill,
-            "decode": self._decode,
+            "first": self._first,
+            "insert": self._insert,
+            "decode": self._advance,
         }
         return {name: stage._cache_size() for name, stage in stages.items()}
 
-    def _on_mesh(self):
+    def on_mesh(self):
+        """Return the context in which the programs are called."""
         return jax.set_mesh(self.mesh) if self.mesh is not None else jax.default_device(None)
+
+    def to_host(self, array) -> np.ndarray:
+        """Return a whole array in every process."""
+        if self.mesh is not None and not getattr(array, "is_fully_addressable", True):
+            array = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(array)
+        return np.asarray(array)
 
     def _place(self, arrays):
         if self.mesh is None:
             return arrays
         return jax.device_put(arrays, batch_shardings(self.mesh, arrays))
 
+    def _first_tokens(self, batch: Batch, prefilled: Prefilled, requests) -> tuple:
+        """Start the first tokens of a group: (tokens i32[B, S], log-probabilities f32[B, S], keys).
 
-def _decode_options(options: sampling.SamplingConfig) -> tuple[tuple, dict]:
-    """Return the last arguments of `_decode`: the traced and the static ones."""
-    options = options.resolve()
-    size = next(size for size in NEW_TOKENS if size >= options.max_new_tokens)
-    mode, knobs = sampling.split(options)
-    limits = np.uint32(options.seed), np.int32(options.max_new_tokens), knobs
-    return limits, {"mode": mode, "size": size}
+        S: most samples of a request.
+        """
+        B, S = len(requests), max(len(one.key_ids) for one in requests if one is not None)
+        configs = [one.sampling if one else SamplingConfig().resolve() for one in requests]
+        seeds = [config.seed for config in configs]
+        ids = np.zeros((B, S), np.uint32)
+        for b, one in enumerate(requests):
+            if one is not None:
+                ids[b, : len(one.key_ids)] = one.key_ids
+        knobs = jax.tree.map(
+            lambda leaf: np.repeat(leaf[:, None], S, axis=1), sampling.knobs_of(configs)
+        )
+        keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
+        limits = np.array([config.max_new_tokens for config in configs], np.int32)
+        rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
+        mode = sampling.mode_of(configs)
+        length = None if mode.penalizes else 0  # the program is otherwise that of any length
+        prompt = batch.tokens[:, :length], batch.segment_ids[:, :length]
+        tokens, segments = self._place(prompt)
+        return (*self._first(prefilled.logits, tokens, segments, rows, mode=mode), rows, mode)
+
+
+@dataclasses.dataclass(eq=False)
+class _Prompt:
+    """A prompt of a group under way. queue: samples to start, in their order.
+
+    unfinished: those without a completion. first: of all samples, (tokens, log-probabilities).
+    rows: decode.Rows with leading axis S.
+    """
+
+    group: Group
+    row: int
+    request: Request
+    queue: deque[int]
+    unfinished: set[int]
+    first: tuple[np.ndarray, np.ndarray] | None = None
+    rows: decode.Rows | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Ready:
+    """A prefilled group, of which `waiting` prompts have no place yet. first: on the device."""
+
+    group: Group
+    prefilled: Prefilled
+    waiting: deque[_Prompt]
+    first: tuple
+    fetched: bool = False
+
+
+class _Run:
+    """The state of `Engine.run`; iterate once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        params,
+        source: Source,
+        places: int | None,
+        new_tokens: int,
+        samples: int,
+        most: int | None = None,
+    ):
+        self._engine, self._params, self._source = engine, params, source
+        self._planned, self._most = places is None, most
+        self._places, self._samples = places or 0, samples
+        self._new_tokens = _new_tokens(new_tokens)
+        self._stacked = _is_stacked(params)
+        self._state: DecodeState | None = None
+        self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
+        self._again: deque[Group] = deque()  # to be done again
+        self._taken: Group | None = None  # that is being prefilled
+        self._finished: dict[int, set[int]] = {}  # id of an unfinished request -> finished samples
+        self._reset()
+
+    def _reset(self):
+        self._state = None
+        self._ready: deque[_Ready] = deque()
+        self._at: list[_Prompt | None] = [None] * self._places
+        self._sample: list[int | None] = [None] * (self._places * self._samples)
+        self._starts = decode.no_rows(self._places * self._samples)
+
+    def complete(self, group: Group, prefilled: Prefilled) -> Iterator[Finished]:
+        """Complete one group that is prefilled already."""
+        if any(group.requests):
+            self._accept(group, prefilled)
+            yield from self
+
+    def __iter__(self) -> Iterator[Finished]:
+        while True:
+            try:
+                chunk = self._advance()
+                more = self._fill(wait=not chunk)
+                if not chunk and not more and not self._ready:
+                    return
+                if chunk:
+                    yield from self._collect()
+                self._insert()
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                yield from self._with_less_memory()
+
+    # ---- prompts in ------------------------------------------------------------------------------
+
+    def _fill(self, wait: bool) -> bool:
+        """Prefill groups as far as places are free or will be; return whether there was one.
+
+        While rows decode, one group a chunk, so that neither starves.
+        """
+        took = False
+        while True:
+            waiting = sum(len(ready.waiting) for ready in self._ready)
+            free = self._at.count(None) - waiting
+            if (free <= 0 and self._ready) or (took and not wait):
+                return took
+            group = self._take(wait and not self._ready, free)
+            if group is None:
+                return took
+            took, self._taken = True, group
+            engine = self._engine
+            if self._places == 0:
+                self._plan(group.batch.tokens.shape[1])
+            self._accept(group, engine.prefill(self._params, group.batch, group.media))
+            self._taken = None
+
+    def _plan(self, tokens: int):
+        """Choose how many prompts decode at a time by the memory that is free."""
+        self._places = plan_places(
+            self._engine, _prompt_tokens(tokens), self._new_tokens, self._samples, self._most
+        )
+        self._reset()
+
+    def _take(self, wait: bool, free: int) -> Group | None:
+        return self._again.popleft() if self._again else self._source.take(wait, free)
+
+    def _accept(self, group: Group, prefilled: Prefilled):
+        """Queue a prefilled group for places."""
+        with self._engine.on_mesh():
+            *first, rows, mode = self._engine._first_tokens(group.batch, prefilled, group.requests)
+        self._mode = sampling.Mode(
+            self._mode.greedy and mode.greedy,
+            self._mode.truncates or mode.truncates,
+            self._mode.penalizes or mode.penalizes,
+        )
+        prompts = deque()
+        for row, request in enumerate(group.requests):
+            if request is None:
+                continue
+            finished = self._finished.get(id(request), ())
+            todo = [s for s in range(len(request.key_ids)) if s not in finished]
+            own = jax.tree.map(lambda leaf, row=row: leaf[row], rows)
+            prompts.append(_Prompt(group, row, request, deque(todo), set(todo), rows=own))
+        self._ready.append(_Ready(group, prefilled, prompts, tuple(first)))
+
+    def _insert(self):
+        """Put prompts that wait into free places, and let their rows start with the next chunk."""
+        engine = self._engine
+        while self._ready:
+            ready = self._ready[0]
+            free = [p for p, prompt in enumerate(self._at) if prompt is None]
+            if not ready.waiting:
+                self._ready.popleft()
+                continue
+            if not free:
+                return
+            tokens, logprobs = jax.device_get(ready.first)
+            batch = ready.group.batch
+            places = np.full(len(ready.group.requests), -1, np.int32)
+            while ready.waiting and free:
+                prompt = ready.waiting.popleft()
+                prompt.first = tokens[prompt.row], logprobs[prompt.row]
+                # Row b of a group that fills all places goes to place b, which moves nothing.
+                place = prompt.row if prompt.row in free else free[0]
+                free.remove(place)
+                places[prompt.row] = place
+                self._at[place] = prompt
+                for g in range(self._samples):
+                    self._start(place * self._samples + g)
+            self._make_room(batch.tokens.shape[1])
+            arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
+            with engine.on_mesh():
+                self._state = engine._insert(
+                    self._state, ready.prefilled.cache, places, *arrays
+                )
+
+    def _make_room(self, tokens: int):
+        """Have a state for prompts of so many tokens and for the mode."""
+        engine = self._engine
+        tokens = _prompt_tokens(tokens)
+        with engine.on_mesh():
+            if self._state is None:
+                self._state = engine._empty(
+                    places=self._places, samples=self._samples, tokens=tokens,
+                    new_tokens=self._new_tokens, penalizes=self._mode.penalizes,
+                    stacked=self._stacked,
+                )  # fmt: skip
+            elif jax.tree.leaves(self._state.prompt)[0].shape[-1] < tokens:
+                self._state = engine._grow(self._state, tokens=tokens)
+
+    def _start(self, row: int) -> bool:
+        """Let a row begin with the next sample of its place, if there is one."""
+        prompt = self._at[row // self._samples]
+        if not prompt.queue:
+            return False
+        sample = self._sample[row] = prompt.queue.popleft()
+        which, token, logprob, rows = self._starts
+        which[row], token[row], logprob[row] = True, *(leaf[sample] for leaf in prompt.first)
+
+        def put(leaf, value):
+            leaf[row] = value[sample]
+
+        jax.tree.map(put, rows, prompt.rows)
+        return True
+
+    # ---- tokens out ------------------------------------------------------------------------------
+
+    def _advance(self) -> bool:
+        """Begin a chunk of steps; return whether any row is under way."""
+        if not any(sample is not None for sample in self._sample):
+            return False
+        engine = self._engine
+        with engine.on_mesh():
+            self._state = engine._advance(
+                self._params, self._state, self._starts, np.int32(STEPS), mode=self._mode
+            )
+        self._starts = decode.no_rows(len(self._sample))
+        return True
+
+    def _collect(self) -> Iterator[Finished]:
+        """Wait for the chunk; yield the rows that ended in it."""
+        state = self._state
+        done, counts = jax.device_get((state.done, state.count))
+        ended = [row for row, sample in enumerate(self._sample) if sample is not None and done[row]]
+        if not ended:
+            return
+        tokens, logprobs = jax.device_get((state.tokens, state.logprobs))
+        eos, result = self._engine.config.tokens.eos_token_id, []
+        for row in ended:
+            place, n = row // self._samples, counts[row]
+            prompt, sample = self._at[place], self._sample[row]
+            ids = tokens[row, :n].copy()  # the state's buffers are used again
+            prompt.unfinished.discard(sample)
+            self._finished.setdefault(id(prompt.request), set()).add(sample)
+            self._sample[row] = None
+            stopped = bool(ids[-1] == eos)
+            result.append(
+                Finished(prompt.request.tag, sample, ids, logprobs[row, :n].copy(), stopped)
+            )
+            self._start(row)
+            if not prompt.unfinished:
+                self._at[place] = None
+                del self._finished[id(prompt.request)]
+        yield from result
+
+    # ---- memory ----------------------------------------------------------------------------------
+
+    def _with_less_memory(self) -> Iterator[Finished]:
+        """Have all that is unfinished done again with half of the places; yield what cannot be."""
+        groups = [self._taken] if self._taken is not None else []
+        unfinished = [prompt for prompt in self._at if prompt is not None]
+        unfinished += [prompt for ready in self._ready for prompt in ready.waiting]
+        for prompt in unfinished:
+            if not any(prompt.group is group for group in groups):
+                groups.append(prompt.group)
+        left = {id(prompt.request) for prompt in unfinished}
+        left |= {id(request) for request in (groups[0].requests if self._taken else ())}
+        groups = [
+            group._replace(
+                requests=[one if one and id(one) in left else None for one in group.requests]
+            )
+            for group in groups
+        ]
+        self._taken = None
+        least = round_up_rows(self._engine.mesh, 1)
+        if self._places > least:
+            self._places = round_up_rows(self._engine.mesh, self._places // 2)
+            logger.warning(
+                "the device's memory is exhausted: %d prompts decode at a time from now on",
+                self._places,
+            )
+        elif any(len(group.requests) > least for group in groups):
+            groups = [half for group in groups for half in _halves(group, least)]
+        else:
+            for group in groups:
+                tokens = group.batch.tokens.shape[1]
+                reason = f"a prompt of {tokens} tokens exceeds the device's memory"
+                for request in filter(None, group.requests):
+                    yield Finished(request.tag, 0, *_NOTHING, False, reason)
+            groups = []
+        self._again.extendleft(reversed(groups))
+        self._reset()
+
+
+_NOTHING = np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+
+def _halves(group: Group, least: int) -> list[Group]:
+    """Both halves of a group with requests, where they can be split."""
+    B = len(group.requests)
+    middle = -(-B // 2 // least) * least
+    halves = []
+    for rows in (slice(0, middle), slice(middle, B)) if 0 < middle < B else (slice(0, B),):
+        requests = group.requests[rows]
+        if any(requests):
+            batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], group.batch)
+            halves.append(Group(batch, requests))
+    return halves
+
+
+def _empty(**sizes) -> DecodeState:
+    return decode.constrained(decode.empty_state(**sizes))
+
+
+def _insert(state, cache, places_B, tokens_BT, segments_BT, position_B) -> DecodeState:
+    arrays = cache, places_B, tokens_BT, segments_BT, position_B
+    return decode.constrained(decode.insert(state, *arrays))
+
+
+def _grow(state, *, tokens) -> DecodeState:
+    return decode.constrained(decode.grow(state, tokens))
+
+
+def _advance(params, state, starts, count, *, mode, config, compute) -> DecodeState:
+    state = decode.start(state, *starts, eos=config.tokens.eos_token_id)
+    return decode.constrained(decode.steps(params, config, compute, state, mode, count))
+
+
+@jax.jit
+def _row_keys(seeds_B, ids_BS):
+    return jax.vmap(decode.row_keys)(seeds_B, ids_BS)
+
+
+def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
+    return decode.prefill(params, config, compute, x_BTD, positions_B3T, segments_BT)
+
+
+def _is_stacked(params) -> bool:
+    return not isinstance(params["model"]["layers"], tuple)
+
+
+def _prompt_tokens(count: int) -> int:
+    """The size of the places' prompt caches for prompts of a bucket of `count` tokens."""
+    return next((size for size in PROMPT_TOKENS if size >= count), count)
+
+
+def _new_tokens(count: int) -> int:
+    """The bucket size of the cache for `count` new tokens."""
+    return next(size for size in NEW_TOKENS if size >= count)
 
 
 def _static(function):
@@ -207,124 +730,3 @@ def _static(function):
 def _embed(params, tokens_BT, splice_BT, media, *, compute) -> jax.Array:
     """Embed and splice in a separate program: prefill is then compiled for T alone."""
     return thinker.splice(thinker.embed(params, compute, tokens_BT), splice_BT, media)
-
-
-def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
-    def rows(x_BTD, positions_B3T, segments_BT):
-        places = positions_B3T, segments_BT
-        hidden, cache = thinker.prefill(params, config, compute, x_BTD, *places)
-        last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
-        logits_BV = thinker.logits(
-            thinker.head(params), jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
-        )
-        return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache)
-
-    T = x_BTD.shape[1]
-    logits_BV, cache = in_chunks(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
-    return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), cache))
-
-
-class _State(NamedTuple):
-    step: jax.Array  # tokens generated so far
-    token_R: jax.Array
-    done_R: jax.Array
-    tokens_RN: jax.Array
-    logprobs_RN: jax.Array
-    seen_RV: jax.Array
-    cache: decoder.Cache
-
-
-def _decode(
-    params,
-    logits_BV,
-    prompt,
-    tokens_BT,
-    segments_BT,
-    position_B,
-    key_ids_R,
-    seed,
-    limit,
-    knobs,
-    *,
-    mode,
-    size,
-    samples,
-    config,
-    compute,
-) -> Generated:
-    B, V = logits_BV.shape
-    R = B * samples
-    ids = config.tokens
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(key_ids_R)
-    rows = jnp.arange(R)
-    prompt_BT = segments_BT > 0
-    prompt_layers = thinker.split_cache(params, prompt)
-
-    def for_samples(x):
-        return x if samples == 1 else jnp.repeat(x, samples, axis=0)
-
-    position_R, real_R = for_samples(position_B), for_samples(jnp.any(prompt_BT, axis=1))
-
-    def next_token(logits_RV, seen_RV, step):
-        keys_R = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
-        return sampling.next_token(logits_RV, seen_RV, keys_R, mode, knobs)
-
-    def record(before, sampled, cache):
-        token_R = jnp.where(before.done_R, ids.pad_token_id, sampled[0])
-        logprob_R = jnp.where(before.done_R, 0.0, sampled[1])
-        write = functools.partial(
-            jax.lax.dynamic_update_slice_in_dim, start_index=before.step, axis=1
-        )
-        seen_RV = before.seen_RV
-        if mode.penalizes:
-            seen_RV = seen_RV.at[rows, token_R].set(True)
-        return _State(
-            step=before.step + 1,
-            token_R=token_R,
-            done_R=before.done_R | (token_R == ids.eos_token_id),
-            tokens_RN=write(before.tokens_RN, token_R[:, None]),
-            logprobs_RN=write(before.logprobs_RN, logprob_R[:, None]),
-            seen_RV=seen_RV,
-            cache=cache,
-        )
-
-    def more(state):
-        return (state.step < limit) & ~jnp.all(state.done_R)
-
-    def one(state):
-        logits_RV, cache = thinker.decode_step(
-            params,
-            config,
-            compute,
-            state.token_R,
-            position_R + state.step - 1,
-            prompt_layers,
-            prompt_BT,
-            state.cache,
-            state.step - 1,
-        )
-        return record(state, next_token(logits_RV, state.seen_RV, state.step), cache)
-
-    seen_RV = jnp.zeros((R, V if mode.penalizes else 0), bool)
-    if mode.penalizes:
-        seen_RV = seen_RV.at[rows[:, None], for_samples(tokens_BT)].max(for_samples(prompt_BT))
-    start = _State(
-        step=jnp.int32(0),
-        token_R=jnp.zeros(R, jnp.int32),
-        done_R=~real_R,
-        tokens_RN=jnp.full((R, size), ids.pad_token_id, jnp.int32),
-        logprobs_RN=jnp.zeros((R, size), jnp.float32),
-        seen_RV=seen_RV,
-        cache=decoder.empty_cache(config.text, B, samples, size, prompt.k.dtype),
-    )
-    first = next_token(for_samples(logits_BV), seen_RV, jnp.int32(0))
-    state = jax.lax.while_loop(more, one, record(start, first, start.cache))
-    is_eos_RN = state.tokens_RN == ids.eos_token_id
-    stopped_R = jnp.any(is_eos_RN, axis=1)
-    lengths_R = jnp.where(stopped_R, jnp.argmax(is_eos_RN, axis=1) + 1, state.step)
-    return Generated(
-        state.tokens_RN,
-        jnp.where(real_R, lengths_R, 0).astype(jnp.int32),
-        stopped_R & real_R,
-        state.logprobs_RN,
-    )

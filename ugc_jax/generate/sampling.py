@@ -1,9 +1,11 @@
 """Sampling the next token: pure functions on logits, with transformers' order and formulas."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ugc_jax.generate.settings import SamplingConfig
 
@@ -17,24 +19,32 @@ class Mode(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """The numbers of SamplingConfig as traced scalars."""
+    """The numbers of SamplingConfig of each row: f32[B], i32[B], f32[B], f32[B]."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    repetition_penalty: jax.Array
 
 
-def split(config: SamplingConfig) -> tuple[Mode, Knobs]:
-    """Split a SamplingConfig into its static and its traced part."""
-    config = config.resolve()
-    greedy = config.temperature == 0
-    mode = Mode(
-        greedy,
-        not greedy and (config.top_k > 0 or config.top_p < 1),
-        config.repetition_penalty != 1,
+def mode_of(configs: Iterable[SamplingConfig]) -> Mode:
+    """Return the parts of sampling that rows with these resolved settings need together."""
+    sampled = [config for config in configs if config.temperature > 0]
+    return Mode(
+        greedy=not sampled,
+        truncates=any(config.top_k > 0 or config.top_p < 1 for config in sampled),
+        penalizes=any(config.repetition_penalty != 1 for config in configs),
     )
-    return mode, Knobs(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+
+
+def knobs_of(configs: Sequence[SamplingConfig]) -> Knobs:
+    """Return the numbers of rows with these resolved settings (numpy)."""
+    return Knobs(
+        np.array([config.temperature for config in configs], np.float32),
+        np.array([config.top_k for config in configs], np.int32),
+        np.array([config.top_p for config in configs], np.float32),
+        np.array([config.repetition_penalty for config in configs], np.float32),
+    )
 
 
 def next_token(
@@ -43,19 +53,22 @@ def next_token(
     """Return the next token of each row, i32[B], and its log-probability, f32[B].
 
     logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
-    keys_B: one PRNG key a row, so that a row's token does not depend on its batch.
+    keys_B: one PRNG key a row, so that a row's token does not depend on its batch. mode: what the
+    rows need together; a row that needs less has the same token in any mode.
     The log-probability is that of the distribution sampled from: after penalty, temperature and
     truncation; for greedy decoding, after penalty.
     """
     if mode.penalizes:
-        logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty)
-    if mode.greedy:
-        token_B = jnp.argmax(logits_BV, axis=-1)
-    else:
-        logits_BV = logits_BV / knobs.temperature
+        logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty[:, None])
+    token_B = jnp.argmax(logits_BV, axis=-1)
+    if not mode.greedy:
+        greedy_B = knobs.temperature == 0
+        logits_BV = logits_BV / jnp.where(greedy_B, 1, knobs.temperature)[:, None]
         if mode.truncates:
-            logits_BV = truncate(logits_BV, knobs.top_k, knobs.top_p)
-        token_B = sample(logits_BV, keys_B)
+            truncates_B1 = ((knobs.top_k > 0) | (knobs.top_p < 1)) & ~greedy_B
+            truncated_BV = truncate(logits_BV, knobs.top_k[:, None], knobs.top_p[:, None])
+            logits_BV = jnp.where(truncates_B1[:, None], truncated_BV, logits_BV)
+        token_B = jnp.where(greedy_B, token_B, sample(logits_BV, keys_B))
     logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
@@ -87,7 +100,7 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
 def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:
     """Set logits to -inf outside the `top_k` largest (0: all), then outside the top_p nucleus.
 
-    Nucleus sampling: arXiv 1904.09751.
+    top_k, top_p: numbers, or [B, 1]. Nucleus sampling: arXiv 1904.09751.
     """
     V = logits_BV.shape[-1]
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)

@@ -88,7 +88,9 @@ def preset_help(with_sampling: bool) -> str:
 class EngineConfig(ReadingConfig):
     """How many clips are read and generated at a time."""
 
-    batch_size: int = 8  # clips generated together; more is faster per clip and takes more memory
+    # clips that are generated together; more is faster per clip and takes more memory (none: what
+    # the device's free memory holds, at most 64, on a CPU 32)
+    batch_size: int | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -93,8 +93,8 @@ def cached_attention(q_RNH, prompt, own) -> jax.Array:
     """Return attention [R, N, H] of one new token a row over its prompt's keys and the row's own.
 
     Rows share the caches of their prompts: row b * G + g is sample g of G of prompt b.
-    prompt: (k_BKHS, v_BKSH, mask_BS bool). own: list of (k_BKGHS, v_BKGSH, mask_S bool or None for
-    all). One softmax covers all these keys.
+    prompt: (k_BKHS, v_BKSH, mask_BS bool). own: list of (k_BKGHS, v_BKGSH, mask_BGS bool or None
+    for all). One softmax covers all these keys.
     """
     R, N, H = q_RNH.shape
     k_BKHS, v_BKSH, mask_BS = prompt
@@ -103,8 +103,8 @@ def cached_attention(q_RNH, prompt, own) -> jax.Array:
     # heads take the axis of the queries, T.
     q_BKGTH = q_RNH.reshape(B, R // B, K, N // K, H).transpose(0, 2, 1, 3, 4)
     scored = [(_scores(q_BKGTH, k_BKHS, mask_BS[:, None, None, None]), v_BKSH)]
-    for k_BKGHS, v_BKGSH, mask_S in own:
-        mask = True if mask_S is None else mask_S[None, None, None, None]
+    for k_BKGHS, v_BKGSH, mask_BGS in own:
+        mask = True if mask_BGS is None else mask_BGS[:, None, :, None]
         scored.append((_scores(q_BKGTH, k_BKGHS, mask), v_BKGSH))
     return softmax_weighted(scored).transpose(0, 2, 1, 3, 4).reshape(R, N, H)
 

@@ -126,7 +126,7 @@ def rotate(x_BTNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     """Run a stack of equal layers: x, out = layer(params_i, x, per_layer_i) for each layer i.
 
-    Returns (x, outs stacked on the layer axis).
+    Returns (x, outs in the form of params: stacked on the layer axis, or a tuple).
 
     params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
       for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
@@ -147,7 +147,7 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     for inputs in zip(params, per_layer or [None] * len(params), strict=True):
         x, out = body(x, inputs)
         outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+    return x, tuple(outs)
 
 
 def _remat_policy(remat: str):

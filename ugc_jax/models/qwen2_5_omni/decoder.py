@@ -111,47 +111,67 @@ def forward(
 
 
 def decode_layers(
-    params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own: Cache, step
+    params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own, own_RN, slot
 ):
     """Run one new token a row, with the cache of the prompts and that of the rows' earlier tokens.
 
     The R = B * G rows are G samples of each of B prompts, row b * G + g; they share its cache.
-    x_RD: the tokens' embeddings. position_R: i32, their position on all three axes. prompt: a
-    Cache, after `split_like` the layers. prompt_BT: bool, false for padding. own: of `empty_cache`,
-    with N slots of which the first `step` (i32 scalar) are filled.
-    Returns (hidden [R, D] after the last norm, own with these tokens' keys and values in slot
-    `step`).
+    x_RD: the tokens' embeddings. position_R: i32, their position on all three axes. prompt: caches
+    in the form of the layers (a Cache, or a tuple of one a layer). prompt_BT: bool, false for
+    padding. own: of `empty_cache`, with N places a row. own_RN: bool, the places that hold earlier
+    tokens of the row; their order does not matter, as positions are in the keys.
+    Returns (hidden [R, D] after the last norm, own with these tokens' keys and values in place
+    `slot` (i32 scalar) of each row).
     """
     position_R3T = jnp.broadcast_to(position_R[:, None, None], (len(position_R), 3, 1))
     rope = cos_sin(mrope_angles(position_R3T, config))
-    samples = own.k.shape[3]
-    earlier_N = jnp.arange(own.k.shape[-1]) < step
+    earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
+    samples = earlier_BGN.shape[1]
 
     def layer(layer_params, x, caches):
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
-            rows = [(*own_layer, earlier_N), (*_completion_cache(k, v, samples), None)]
+            rows = [(*own_layer, earlier_BGN), (*_completion_cache(k, v, samples), None)]
             return cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
 
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
         return x, _completion_cache(k, v, samples)
 
-    caches = (prompt, split_like(params["layers"], own))
-    if isinstance(params["layers"], tuple):
-        caches = tuple(zip(*caches, strict=True))
+    caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
     x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
-    update = jax.lax.dynamic_update_slice_in_dim
-    own = Cache(update(own.k, this.k, step, axis=5), update(own.v, this.v, step, axis=4))
+
+    def write(own: Cache, this: Cache) -> Cache:
+        update = jax.lax.dynamic_update_slice_in_dim
+        return Cache(update(own.k, this.k, slot, axis=-1), update(own.v, this.v, slot, axis=-2))
+
+    own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
-def empty_cache(config: TextConfig, batch: int, samples: int, tokens: int, dtype) -> Cache:
-    """Return a zero Cache: `tokens` slots of each of `samples` completions of `batch` prompts."""
-    heads = (config.num_hidden_layers, batch, config.num_key_value_heads, samples)
-    shapes = (*heads, config.head_dim, tokens), (*heads, tokens, config.head_dim)
-    axes = (None, "batch", "heads", None, None, None)
-    return Cache(*(constrain(jnp.zeros(shape, dtype), axes) for shape in shapes))
+def empty_cache(config: TextConfig, shape: tuple[int, ...], tokens: int, dtype, stacked: bool):
+    """Return zero caches of `tokens` tokens, in the form of stacked or unrolled layers.
+
+    shape: (B,) for prompts; (B, G) for G completions of each prompt.
+    """
+    heads = (shape[0], config.num_key_value_heads, *shape[1:])
+
+    def zeros(*leading: int) -> Cache:
+        sizes = (config.head_dim, tokens), (tokens, config.head_dim)
+        return Cache(*(jnp.zeros((*leading, *heads, *size), dtype) for size in sizes))
+
+    layers = config.num_hidden_layers
+    return zeros(layers) if stacked else tuple(zeros() for _ in range(layers))
+
+
+def cache_axes(cache):
+    """Return the logical axes of caches, a like tree."""
+
+    def axes(leaf, leading: tuple):
+        return leading + ("batch", "heads") + (None,) * (leaf.ndim - len(leading) - 2)
+
+    leading = (None,) if isinstance(cache, Cache) else ()
+    return jax.tree.map(lambda leaf: axes(leaf, leading), cache)
 
 
 def _prompt_cache(k_BTKH, v_BTKH) -> Cache:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import Weight, split_like
+from ugc_jax.models.layers import Weight
 from ugc_jax.models.params import declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -98,25 +98,32 @@ def hidden_states(
 
 
 def prefill(params, config: OmniConfig, compute: Compute, x_BTD, positions_B3T, segments_BT):
-    """Return (final hidden states [B, T, D], decoder.Cache) of prompts' spliced embeddings."""
+    """Return (final hidden states [B, T, D], caches) of prompts' spliced embeddings.
+
+    The caches have the form of the layers: one decoder.Cache, or a tuple of one a layer.
+    """
     places = positions_B3T, segments_BT
     return decoder.forward(params["model"], config.text, compute, x_BTD, *places, keep_cache=True)
 
 
-def split_cache(params, cache: decoder.Cache):
-    """Return a prompt's cache by layer, for `decode_step`: split once, not at every step."""
-    return split_like(params["model"]["layers"], cache)
-
-
 def decode_step(
-    params, config: OmniConfig, compute: Compute, token_R, position_R, prompt, prompt_BT, own, step
+    params,
+    config: OmniConfig,
+    compute: Compute,
+    token_R,
+    position_R,
+    prompt,
+    prompt_BT,
+    own,
+    own_RN,
+    slot,
 ):
     """Return (logits f32[R, V] of the next token, own cache with this one) for one token a row.
 
-    token_R: i32. prompt: of `split_cache`. Other arguments: see `decoder.decode_layers`.
+    token_R: i32. Other arguments: see `decoder.decode_layers`.
     """
     x_RD = embed(params, compute, token_R)
-    caches = prompt, prompt_BT, own, step
+    caches = prompt, prompt_BT, own, own_RN, slot
     hidden_RD, own = decoder.decode_layers(params["model"], config.text, x_RD, position_R, *caches)
     return logits(head(params), hidden_RD), own
 

@@ -1,0 +1,352 @@
+"""Decoding as pure functions on a pytree of slots: `prefill`, `insert`, `start`, `steps`.
+
+    prompts -> prefill -> first_tokens ----------\\
+                  \\-> insert (caches into places) -> start (rows) -> steps(k), again and again
+
+P places hold a prompt each; the G rows of a place complete it and share its cache. Row r = p * G + g
+belongs to place p. Each row has its own number of tokens so far, limit, random key and sampling, so
+that rows start and end at any time: a result depends neither on the row nor on its neighbours.
+
+Generated tokens of all rows are cached at the same index, `cursor`, which moves round the N places
+of the cache: a step writes one slice whatever the rows' lengths. A row's own tokens are the ones
+before the cursor; their order in the cache does not matter, as keys have their positions in them.
+
+Letters: B prompts of a prefill, P places, G rows of a place, R = P * G rows, S samples of a prompt,
+T prompt tokens, N new tokens, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ugc_jax.generate import sampling
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.layers import in_chunks
+from ugc_jax.models.qwen2_5_omni import decoder, thinker
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.sharding import constrain
+
+
+class Prefilled(NamedTuple):
+    """Prompts after their prefill. logits: f32[B, V], of the first new token. cache: of T tokens."""
+
+    logits: jax.Array
+    cache: decoder.Cache | tuple[decoder.Cache, ...]
+
+
+class Rows(NamedTuple):
+    """What a row is started with, and does not change until it ends.
+
+    key: u32[R, 2], of its random numbers. limit: i32[R], most tokens to generate, 1 to N.
+    """
+
+    key: jax.Array
+    limit: jax.Array
+    knobs: sampling.Knobs
+
+
+class DecodeState(NamedTuple):
+    """P places and R = P * G rows.
+
+    prompt: caches of the places' prompts, T tokens each. own: caches of the rows' generated tokens,
+      N places each.
+    cursor: i32, the index in `own` that the next step writes.
+    length: i32[P], tokens of each prompt, 0 for a place without one. position: i32[P], the position
+      of the token after the prompt.
+    rows: see Rows.
+    token: i32[R], the last token of each row. count: i32[R], tokens generated so far.
+    done: bool[R], ended, or never started. A row that is done computes, but nothing of it changes.
+    tokens: i32[R, N], generated, the end-of-text token included; beyond `count` of earlier use.
+    logprobs: f32[R, N], of each token (see `sampling.next_token`).
+    seen_prompt: bool[P, V], seen: bool[R, V]: tokens that the repetition penalty applies to; [_, 0]
+      where no row has one.
+    """
+
+    prompt: decoder.Cache | tuple[decoder.Cache, ...]
+    own: decoder.Cache | tuple[decoder.Cache, ...]
+    cursor: jax.Array
+    length: jax.Array
+    position: jax.Array
+    rows: Rows
+    token: jax.Array
+    count: jax.Array
+    done: jax.Array
+    tokens: jax.Array
+    logprobs: jax.Array
+    seen_prompt: jax.Array
+    seen: jax.Array
+
+
+def empty_state(
+    config: OmniConfig,
+    compute: Compute,
+    places: int,
+    samples: int,
+    tokens: int,
+    new_tokens: int,
+    penalizes: bool,
+    stacked: bool,
+) -> DecodeState:
+    """Return a state of P places with G = `samples` rows each, all done.
+
+    tokens: T. new_tokens: N. stacked: the form of the layers, which the caches have, too.
+    """
+    P, R, N = places, places * samples, new_tokens
+    vocabulary = config.text.vocab_size if penalizes else 0
+    cache = dict(dtype=compute.dtype, stacked=stacked)
+    zeros = jnp.zeros
+    return DecodeState(
+        prompt=decoder.empty_cache(config.text, (P,), tokens, **cache),
+        own=decoder.empty_cache(config.text, (P, samples), N, **cache),
+        cursor=jnp.int32(0),
+        length=zeros(P, jnp.int32),
+        position=zeros(P, jnp.int32),
+        rows=Rows(
+            key=zeros((R, 2), jnp.uint32),
+            limit=zeros(R, jnp.int32),
+            knobs=sampling.Knobs(
+                zeros(R, jnp.float32), zeros(R, jnp.int32), zeros(R, jnp.float32),
+                zeros(R, jnp.float32),
+            ),
+        ),
+        token=zeros(R, jnp.int32),
+        count=zeros(R, jnp.int32),
+        done=jnp.ones(R, bool),
+        tokens=zeros((R, N), jnp.int32),
+        logprobs=zeros((R, N), jnp.float32),
+        seen_prompt=zeros((P, vocabulary), bool),
+        seen=zeros((R, vocabulary), bool),
+    )  # fmt: skip
+
+
+def state_axes(state: DecodeState) -> DecodeState:
+    """Return the logical axes of a state. What the host reads is on every device."""
+
+    def split(leaf):
+        return ("batch",) + (None,) * (leaf.ndim - 1) if leaf.ndim else ()
+
+    def whole(leaf):
+        return (None,) * leaf.ndim
+
+    axes = jax.tree.map(split, state)
+    return axes._replace(
+        prompt=decoder.cache_axes(state.prompt),
+        own=decoder.cache_axes(state.own),
+        **{name: whole(getattr(state, name)) for name in ("count", "done", "tokens", "logprobs")},
+    )
+
+
+def prefill(
+    params, config: OmniConfig, compute: Compute, x_BTD, positions_B3T, segments_BT
+) -> Prefilled:
+    """Run the decoder on the spliced embeddings of B prompts, right-padded to T."""
+    stacked = not isinstance(params["model"]["layers"], tuple)
+    rows_axis = 1 if stacked else 0
+
+    def rows(x_BTD, positions_B3T, segments_BT):
+        places = positions_B3T, segments_BT
+        hidden, cache = thinker.prefill(params, config, compute, x_BTD, *places)
+        last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
+        logits_BV = thinker.logits(
+            thinker.head(params), jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
+        )
+        return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, rows_axis, 0), cache)
+
+    T = x_BTD.shape[1]
+    logits_BV, cache = in_chunks(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
+    return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, rows_axis), cache))
+
+
+def row_keys(seed: int, ids_R) -> jax.Array:
+    """Return the keys u32[R, 2] of rows' random numbers. ids_R: u32; equal ids, equal numbers."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.random.key_data(fold(jax.random.key(seed), ids_R))
+
+
+def first_tokens(
+    logits_BV, tokens_BT, segments_BT, rows_BS: Rows, mode: sampling.Mode
+) -> tuple[jax.Array, jax.Array]:
+    """Return the first new token i32[B, S] of S samples of each prompt, and its log-probability.
+
+    logits_BV: of `prefill`. rows_BS: Rows with leading axes [B, S].
+    """
+    B, S = rows_BS.limit.shape
+    rows = jax.tree.map(lambda leaf: leaf.reshape(B * S, *leaf.shape[2:]), rows_BS)
+    seen_BV = seen_tokens(tokens_BT, segments_BT, logits_BV.shape[1] if mode.penalizes else 0)
+    keys = _step_keys(rows.key, jnp.zeros(B * S, jnp.int32))
+    logits, seen = (jnp.repeat(x, S, axis=0) for x in (logits_BV, seen_BV))
+    sampled = sampling.next_token(logits, seen, keys, mode, rows.knobs)
+    return tuple(x.reshape(B, S) for x in sampled)
+
+
+def seen_tokens(tokens_BT, segments_BT, vocabulary: int) -> jax.Array:
+    """Return which tokens each prompt has, bool[B, V]; [B, 0] for a vocabulary of 0."""
+    B = len(tokens_BT)
+    if vocabulary == 0:
+        return jnp.zeros((B, 0), bool)
+    rows_B1 = jnp.arange(B)[:, None]
+    return jnp.zeros((B, vocabulary), bool).at[rows_B1, tokens_BT].max(segments_BT > 0)
+
+
+def insert(
+    state: DecodeState, cache, places_B, tokens_BT, segments_BT, position_B
+) -> DecodeState:
+    """Put B prompts into places. Their rows must be done, and be started after it.
+
+    cache: of `prefill`, of at most as many tokens as the state's. places_B: i32; a number outside
+    0..P-1 leaves a prompt out.
+    """
+    P = len(state.length)
+    places_B = jnp.where(places_B < 0, P, places_B)  # a negative index would count from the end
+
+    def put(axis: int, old, new):
+        size = new.shape
+        if old.ndim == new.ndim:  # pad the tokens: the last axis of keys, the one before of values
+            pads = [(0, o - n if i > axis else 0) for i, (o, n) in enumerate(zip(old.shape, size))]
+            new = jnp.pad(new, pads)
+        index = (slice(None),) * axis + (places_B,)
+        return old.at[index].set(new.astype(old.dtype), mode="drop")
+
+    axis = 1 if isinstance(state.prompt, decoder.Cache) else 0
+    seen_BV = seen_tokens(tokens_BT, segments_BT, state.seen.shape[1])
+    return state._replace(
+        prompt=jax.tree.map(lambda old, new: put(axis, old, new), state.prompt, cache),
+        length=put(0, state.length, jnp.sum(segments_BT > 0, axis=1)),
+        position=put(0, state.position, position_B),
+        seen_prompt=put(0, state.seen_prompt, seen_BV),
+    )
+
+
+def start(state: DecodeState, which_R, token_R, logprob_R, rows: Rows, eos: int) -> DecodeState:
+    """Start the rows `which_R` (bool) at their first token, of `first_tokens`."""
+
+    def take(new, old):
+        return jnp.where(which_R.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    first_RN = which_R[:, None] & (jnp.arange(state.tokens.shape[1]) == 0)[None]
+    seen_RV = state.seen
+    if seen_RV.shape[1]:
+        G = len(state.done) // len(state.length)
+        fresh_RV = jnp.repeat(state.seen_prompt, G, axis=0)
+        fresh_RV = fresh_RV.at[jnp.arange(len(token_R)), token_R].set(True)
+        seen_RV = take(fresh_RV, seen_RV)
+    return state._replace(
+        rows=jax.tree.map(take, rows, state.rows),
+        token=take(token_R, state.token),
+        count=take(jnp.ones_like(state.count), state.count),
+        done=take((token_R == eos) | (rows.limit <= 1), state.done),
+        tokens=jnp.where(first_RN, token_R[:, None], state.tokens),
+        logprobs=jnp.where(first_RN, logprob_R[:, None], state.logprobs),
+        seen=seen_RV,
+    )
+
+
+def step(
+    params, config: OmniConfig, compute: Compute, state: DecodeState, mode: sampling.Mode
+) -> DecodeState:
+    """Generate one token of each row that is not done."""
+    T = jax.tree.leaves(state.prompt)[0].shape[-1]  # of keys, which come first
+    R, N = state.tokens.shape
+    G = R // len(state.length)
+    indices_1N = jnp.arange(N)[None]
+    # A row's earlier tokens but the last, which this step processes, lie in the count - 1 places
+    # before the cursor, round the end.
+    age_1N = (state.cursor - 1 - indices_1N) % N
+    logits_RV, own = thinker.decode_step(
+        params,
+        config,
+        compute,
+        state.token,
+        jnp.repeat(state.position, G) + state.count - 1,
+        state.prompt,
+        jnp.arange(T)[None] < state.length[:, None],
+        state.own,
+        age_1N < state.count[:, None] - 1,
+        state.cursor,
+    )
+    keys_R = _step_keys(state.rows.key, state.count)
+    token_R, logprob_R = sampling.next_token(
+        logits_RV, state.seen, keys_R, mode, state.rows.knobs
+    )
+    live_R = ~state.done
+    new_RN = live_R[:, None] & (indices_1N == state.count[:, None])
+    seen_RV = state.seen
+    if seen_RV.shape[1]:
+        seen_RV = seen_RV.at[jnp.arange(R), token_R].max(live_R)
+    count_R = state.count + live_R
+    ended_R = (token_R == config.tokens.eos_token_id) | (count_R >= state.rows.limit)
+    return state._replace(
+        own=own,
+        cursor=(state.cursor + 1) % N,
+        token=jnp.where(live_R, token_R, state.token),
+        count=count_R,
+        done=state.done | ended_R,
+        tokens=jnp.where(new_RN, token_R[:, None], state.tokens),
+        logprobs=jnp.where(new_RN, logprob_R[:, None], state.logprobs),
+        seen=seen_RV,
+    )
+
+
+def steps(
+    params,
+    config: OmniConfig,
+    compute: Compute,
+    state: DecodeState,
+    mode: sampling.Mode,
+    count: int | jax.Array,
+) -> DecodeState:
+    """Make `count` steps, fewer when no row is left."""
+    # What no step changes stays outside of the loop.
+    fixed = ("prompt", "length", "position", "rows", "seen_prompt")
+    nothing = dict.fromkeys(fixed)
+
+    def whole(carried: DecodeState) -> DecodeState:
+        return carried._replace(**{name: getattr(state, name) for name in fixed})
+
+    def more(loop):
+        made, carried = loop
+        return (made < count) & ~jnp.all(carried.done)
+
+    def one(loop):
+        made, carried = loop
+        return made + 1, step(params, config, compute, whole(carried), mode)._replace(**nothing)
+
+    _, carried = jax.lax.while_loop(more, one, (jnp.int32(0), state._replace(**nothing)))
+    return whole(carried)
+
+
+def grow(state: DecodeState, tokens: int) -> DecodeState:
+    """Return the state with room for prompts of T = `tokens`."""
+
+    def pad(cache: decoder.Cache) -> decoder.Cache:
+        more = tokens - cache.k.shape[-1]
+        last = [(0, 0)] * (cache.k.ndim - 2)
+        return decoder.Cache(
+            jnp.pad(cache.k, [*last, (0, 0), (0, more)]),
+            jnp.pad(cache.v, [*last, (0, more), (0, 0)]),
+        )
+
+    is_cache = lambda node: isinstance(node, decoder.Cache)  # noqa: E731
+    return state._replace(prompt=jax.tree.map(pad, state.prompt, is_leaf=is_cache))
+
+
+def constrained(state: DecodeState) -> DecodeState:
+    """Return the state, split over the mesh of `jax.set_mesh`."""
+    return jax.tree.map(constrain, state, state_axes(state))
+
+
+def _step_keys(keys_R2, count_R) -> jax.Array:
+    """The PRNG key of each row's token number `count_R`."""
+    return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_R2), count_R)
+
+
+def no_rows(count: int) -> tuple:
+    """Return the arguments of `start` after the state, for no row (numpy), to be filled in."""
+    knobs = sampling.Knobs(
+        np.zeros(count, np.float32), np.zeros(count, np.int32), np.ones(count, np.float32),
+        np.ones(count, np.float32),
+    )  # fmt: skip
+    rows = Rows(np.zeros((count, 2), np.uint32), np.zeros(count, np.int32), knobs)
+    return np.zeros(count, bool), np.zeros(count, np.int32), np.zeros(count, np.float32), rows
