@@ -49,7 +49,7 @@ def stepper(checkpoint: Path, shared: bool, samples: int, new_tokens: int) -> Ca
     def step(draw: int) -> dict[str, float]:
         start = time.perf_counter()
         rollout.load(held[0])
-        generated, media = rollout.join([rollout.sample(prompts, draw)])
+        generated, media = rollout.join(list(rollout.sample(prompts, draw)))
         rollout.drop()
         sampled = time.perf_counter()
         weights = token_weights(generated.lengths, options, new_tokens)

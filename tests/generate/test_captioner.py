@@ -106,7 +106,7 @@ def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
     assert [result.error for result in results] == [None] * 30
     assert len(shapes) == 30
     programs = captioner.engine.programs()
-    rows = {key: prefill_tokens() // key.tokens for key in keys}
+    rows = {key: prefill_tokens(None) // key.tokens for key in keys}
     assert programs == {
         "vision": len({(rows[key], key.grids, key.windows) for key in keys}),
         "audio": len({(rows[key], key.chunks) for key in keys}),

@@ -33,7 +33,7 @@ def sample(setup, state, draw=0, shared=True, **changes):
     rollout = Rollout(setup, RolloutConfig(**SMALL | changes), shared)
     prompts = sharding.place_batch(setup.mesh, PROMPTS, len(PROMPTS.tokens))
     rollout.load(state)
-    parts = [rollout.sample(prompts, draw, part) for part in range(rollout.config.parts)]
+    parts = list(rollout.sample(prompts, draw))
     rollout.drop()
     return rollout.join(parts)
 
@@ -71,8 +71,8 @@ def test_a_draw_decides_the_samples(setup, state, whole):
 
 @pytest.mark.parametrize(
     "way",
-    [dict(parts=2), dict(parts=4, shared=False), dict(shared=False)],
-    ids=["parts", "plain parts", "plain"],
+    [dict(parts=2), dict(rows=1), dict(parts=4, rows=2), dict(parts=4, shared=False)],
+    ids=["parts", "row by row", "parts by two rows", "plain parts"],
 )
 @pytest.mark.usefixtures("highest_precision")
 def test_every_way_gives_the_same_completions(way, setup, state, whole):
@@ -100,7 +100,7 @@ def test_the_planned_move_of_the_weights_is_the_one_that_is_made():
     setup = fake.make_setup((1, 8, 1), trainable=FROZEN)
     rollout = Rollout(setup, RolloutConfig(**SMALL, mesh=MeshConfig(4, 1, 2)))
     prompts = sharding.abstract(PROMPTS, sharding.batch_shardings(setup.mesh, PROMPTS))
-    planned = rollout.trace(prompts)["weights"].lower().as_text()
+    planned = rollout.trace(prompts)[0]["weights"].lower().as_text()
     assert planned == rollout._weights.lower(abstract_state(setup)).as_text()
 
 

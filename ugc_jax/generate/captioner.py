@@ -248,7 +248,7 @@ class _Clips:
         self._config, self._sampling = captioner.config, sampling
         self._mesh, self._most = captioner.engine.mesh, len(videos)
         self._waiting: dict[BucketKey, list[tuple[Caption, Example]]] = {}
-        self._waits, self._budget = False, prefill_tokens()
+        self._waits, self._budget = False, prefill_tokens(self._mesh)
         # As many as the largest batch takes, so that clips of one bucket come together.
         self._pending = 4 * (engine.batch_size or 8)
         self._prompts = read_prompts(

@@ -31,7 +31,6 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import (
     abstract,
     batch_shardings,
-    platform,
     replicated,
     round_up_rows,
     shardings,
@@ -110,9 +109,15 @@ class Source(Protocol):
         """
 
 
-def prefill_tokens() -> int:
-    """Return how many tokens of prompts are prefilled together, to use the device fully."""
-    return 2048 if platform() == "cpu" else 8192
+def on_cpu(mesh: jax.sharding.Mesh | None) -> bool:
+    """Return whether the programs run on CPUs."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device.platform == "cpu"
+
+
+def prefill_tokens(mesh: jax.sharding.Mesh | None) -> int:
+    """Return how many tokens of prompts are prefilled together, to use the devices fully."""
+    return 2048 if on_cpu(mesh) else 8192 * round_up_rows(mesh, 1)
 
 
 def place_bytes(config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype) -> int:
@@ -131,10 +136,10 @@ def plan_places(
     tokens, new_tokens: of each. Half of the free memory is for caches, the rest for prefill. most:
     of use; None: no limit but that of the platform.
     """
-    on_cpu, mesh = platform() == "cpu", engine.mesh
-    limit = MOST_PLACES["cpu" if on_cpu else "accelerator"]
+    mesh, of_cpu = engine.mesh, on_cpu(engine.mesh)
+    limit = MOST_PLACES["cpu" if of_cpu else "accelerator"]
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    free = min(free_memory(device) for device in devices) // (len(devices) if on_cpu else 1)
+    free = min(free_memory(device) for device in devices) // (len(devices) if of_cpu else 1)
     share = round_up_rows(mesh, 1)
     each = place_bytes(engine.config, tokens, new_tokens, samples, engine.compute.dtype)
     places = min(limit, most or limit, max(1, int(free / 2 // each) * share))
@@ -183,11 +188,11 @@ class Engine:
 
     def __init__(self, config: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh | None = None):
         self.config, self.compute, self.mesh = config, compute, mesh
-        bind, on_cpu = functools.partial, jax.default_backend() == "cpu"
+        bind, of_cpu = functools.partial, on_cpu(mesh)
         self._encoders = {
             name: jax.jit(
                 bind(_static(encode), config=config, compute=compute),
-                compiler_options=CPU_VISION if on_cpu and name == "vision" else None,
+                compiler_options=CPU_VISION if of_cpu and name == "vision" else None,
             )
             for name, encode in thinker.ENCODERS.items()
         }
@@ -277,7 +282,7 @@ class Engine:
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
         options = options.resolve()
-        B, N = len(batch.tokens), _new_tokens(options.max_new_tokens)
+        B, N = len(batch.tokens), new_tokens_bucket(options.max_new_tokens)
         keys = np.asarray(key_ids, np.uint32).reshape(B, samples)
         real = self.to_host(batch.next_position) > 0
         requests = [
@@ -298,18 +303,24 @@ class Engine:
         return Generated(*(leaf.reshape(B * samples, *leaf.shape[2:]) for leaf in out))
 
     def trace(
-        self, params, batch: Batch, options: SamplingConfig, samples: int = 1
-    ) -> dict[str, jax.stages.Traced]:
-        """Trace the programs of `generate`, in their order, to compile them or count operations.
+        self,
+        params,
+        batch: Batch,
+        options: SamplingConfig,
+        samples: int = 1,
+        places: int | None = None,
+    ) -> tuple[dict[str, jax.stages.Traced], DecodeState]:
+        """Trace the programs of `run`, in their order, to compile them or count operations.
 
-        params, batch: of jax.ShapeDtypeStructs on the mesh. "decode" is a chunk of steps, whose
-        loop stands once in the program.
+        params, batch: of jax.ShapeDtypeStructs on the mesh; a group of prompts. places: None, as
+        many as prompts. Returns also the state's shapes. "decode" is a chunk of steps, whose loop
+        stands once in the program.
         """
 
         def split(shapes):
             return abstract(shapes, batch_shardings(self.mesh, shapes))
 
-        B, options = len(batch.tokens), options.resolve()
+        places, options = places or len(batch.tokens), options.resolve()
         mode = sampling.mode_of([options])
         with self.on_mesh():
             encoders = {
@@ -321,19 +332,16 @@ class Engine:
             x = split(embed.out_info)
             prefill = self._prefill.trace(params, x, batch.positions, batch.segment_ids)
             empty = functools.partial(
-                decode.empty_state,
-                self.config, self.compute, B, samples, batch.tokens.shape[1],
-                _new_tokens(options.max_new_tokens), mode.penalizes, _is_stacked(params),
+                decode.empty_state, self.config, self.compute, places, samples,
+                _prompt_tokens(batch.tokens.shape[1]), new_tokens_bucket(options.max_new_tokens),
+                mode.penalizes, _is_stacked(params),
             )  # fmt: skip
             state = jax.eval_shape(empty)
             state = abstract(state, shardings(self.mesh, state, decode.state_axes(state)))
-            starts = abstract(
-                *(lambda leaves: (leaves, jax.tree.map(lambda _: replicated(self.mesh), leaves)))(
-                    decode.no_rows(B * samples)
-                )
-            )
+            starts = decode.no_rows(places * samples)
+            starts = abstract(starts, jax.tree.map(lambda _: replicated(self.mesh), starts))
             steps = self._advance.trace(params, state, starts, np.int32(STEPS), mode=mode)
-        return encoders | dict(embed=embed, prefill=prefill, decode=steps)
+        return encoders | dict(embed=embed, prefill=prefill, decode=steps), state
 
     # ---- programs --------------------------------------------------------------------------------
 
@@ -432,7 +440,7 @@ class _Run:
         self._engine, self._params, self._source = engine, params, source
         self._planned, self._most = places is None, most
         self._places, self._samples = places or 0, samples
-        self._new_tokens = _new_tokens(new_tokens)
+        self._new_tokens = new_tokens_bucket(new_tokens)
         self._stacked = _is_stacked(params)
         self._state: DecodeState | None = None
         self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
@@ -712,8 +720,8 @@ def _prompt_tokens(count: int) -> int:
     return next((size for size in PROMPT_TOKENS if size >= count), count)
 
 
-def _new_tokens(count: int) -> int:
-    """The bucket size of the cache for `count` new tokens."""
+def new_tokens_bucket(count: int) -> int:
+    """Return the bucket size of the cache for `count` new tokens."""
     return next(size for size in NEW_TOKENS if size >= count)
 
 

@@ -149,15 +149,19 @@ def policy_shapes(
 def _sampling(setup, options, config, prompts) -> Iterator[Program]:
     """The programs of `Rollout`."""
     rollout = Rollout(setup, config, options.shared_prompt)
-    counted = Rollout(countable(setup), config, options.shared_prompt).trace(prompts)
+    counted, _ = Rollout(countable(setup), config, options.shared_prompt).trace(prompts)
+    traces, state = rollout.trace(prompts)
+    _, groups, rows, _ = rollout.sizes(prompts)
     present = shard_bytes((prompts, abstract_state(setup)))  # on a chip, before each program
     outputs = {}
-    for name, traced in rollout.trace(prompts).items():
-        runs = 1 if name == "weights" else config.parts
+    for name, traced in traces.items():
+        runs = 1 if name == "weights" else groups
+        if name == "decode":
+            # Its loop counts once; prefill gives the first token. A group waits for places.
+            rounds = config.parts * -(-config.samples // rows) if options.shared_prompt else 1
+            runs = rounds * (config.sampling.max_new_tokens - 1)
+            present += shard_bytes(state) - outputs["embed"]
         flops = program_flops(counted[name], setup.model.costly_share) * runs
-        if name == "decode":  # its loop counts once; prefill gives the first token
-            flops *= config.sampling.max_new_tokens - 1
-            present -= outputs["embed"]
         with jax.set_mesh(rollout.mesh):
             program = _program(name, traced, present, runs, flops, executed=flops)
         yield program

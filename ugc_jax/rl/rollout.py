@@ -1,12 +1,12 @@
 """Completions by the current policy, on the devices that train it, with the trained weights.
 
-state -> load: cast and reshard, one jit -> a part of the prompts: encode once, prefill once,
-decode G samples on one cache -> Completions, and the encoders' rows for the policy step
+state -> load: cast and reshard, one jit -> groups of prompts: encode once, prefill once, decode G
+samples on one cache (`Engine.run`) -> Completions, and the encoders' rows for the policy step
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,16 @@ import numpy as np
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch
 from ugc_jax.errors import UserError
-from ugc_jax.generate.engine import Engine
+from ugc_jax.generate.decode import DecodeState
+from ugc_jax.generate.engine import (
+    Engine,
+    Finished,
+    Group,
+    Request,
+    new_tokens_bucket,
+    on_cpu,
+    prefill_tokens,
+)
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.rl.rows import Completions
 from ugc_jax.settings import check_minimum
@@ -31,7 +40,12 @@ class RolloutConfig:
     """How completions are sampled."""
 
     samples: int = 8  # completions of a prompt (G)
-    parts: int = 1  # parts of a batch that are sampled one after the other, for smaller caches
+    # a fraction 1 / parts of a batch is decoded at a time, for smaller caches; prompts follow as
+    # others end
+    parts: int = 1
+    # completions of a prompt that are decoded at a time; further ones follow as these end, so that
+    # fewer rows wait for the longest (none: a quarter of the samples on a CPU, else all)
+    rows: int | None = None
     eval_prompts: int = 64  # first prompts of the evaluation data, which are evaluated on
     # of the completions; training divides by the same temperature, but a top_k or top_p draws the
     # tokens from another distribution than is trained
@@ -42,7 +56,7 @@ class RolloutConfig:
     mesh: MeshConfig = MeshConfig(data=None, fsdp=None, tensor=None)
 
     def __post_init__(self):
-        check_minimum(self, samples=2, parts=1, eval_prompts=1)
+        check_minimum(self, samples=2, parts=1, rows=1, eval_prompts=1)
         for name in ("temperature", "top_k", "top_p", "max_new_tokens"):
             if getattr(self.sampling, name) is None:
                 raise UserError(f"sampling.{name} is none; give a number")
@@ -56,9 +70,9 @@ class RolloutConfig:
 
 
 class RolloutPart(NamedTuple):
-    """The completions of one part of a batch of prompts: of its rows `rows`.
+    """The completions of one group of a batch of prompts: of its rows `rows`.
 
-    completions: numpy, of the whole part, in every process. media: the encoders' rows, on the mesh
+    completions: numpy, of the whole group, in every process. media: the encoders' rows, on the mesh
     of the rollout; None where the encoders are trained, as the policy step runs them again.
     """
 
@@ -104,74 +118,87 @@ class Rollout:
         """Free the weights, before a step that donates their state or needs their memory."""
         self._params = None
 
-    def sample(self, prompts: Batch, draw: int, part: int = 0) -> RolloutPart:
-        """Complete the rows part, part + parts, ... of a batch, each G times.
+    def sample(self, prompts: Batch, draw: int) -> Iterator[RolloutPart]:
+        """Complete each prompt of a batch G times; yields its groups as they are finished.
 
-        prompts: the whole batch, one prompt a row, on the training mesh; its rows are a multiple of
-        `parts` times the devices that share the rollout's batch. draw: number of the batch in the
-        run; with row, sample and the seed it determines all randomness.
+        prompts: one a row, on the training mesh; the rows are a multiple of `parts` times the
+        devices that share the rollout's batch. draw: number of the batch in the run; with row,
+        sample and the seed it determines all randomness.
         """
-        total, G, parts = len(prompts.tokens), self.config.samples, self.config.parts
-        numbers = np.arange(part, total, parts)
-        keys = (draw * total + numbers[:, None]) * G + np.arange(G)
-        taken = self._take(prompts, part=part, parts=parts)
-        completions, media = self._generate(taken, self.config.sampling, keys, G)
-        return RolloutPart(slice(part, total, parts), completions, media)
+        total, G = len(prompts.tokens), self.config.samples
+        keys = (draw * total + np.arange(total)[:, None]) * G + np.arange(G)
+        yield from self._complete(prompts, self.config.sampling, keys)
 
-    def trace(self, prompts: Batch) -> dict[str, jax.stages.Traced]:
-        """Return the traced programs of `load` and `sample`, in their order, to plan with.
+    def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
+        """Return the greedy completion of each row of a batch on the training mesh (G = 1)."""
+        options = SamplingConfig(max_new_tokens=max_new_tokens).resolve()  # greedy
+        parts = self._complete(prompts, options, np.zeros((len(prompts.tokens), 1), int))
+        return _joined(list(parts))
+
+    def trace(self, prompts: Batch) -> tuple[dict[str, jax.stages.Traced], DecodeState]:
+        """Return the traced programs of `load` and `sample`, in their order, and the places' state.
 
         prompts: as in `sample`, but of jax.ShapeDtypeStructs.
         """
         # The same program as of `load`: a jit within another would move the weights differently.
         load = jax.jit(self._weights) if self.mesh == self.setup.mesh else self._weights
         weights = load.trace(abstract_state(self.setup))
-        taken = jax.eval_shape(functools.partial(_take, part=0, parts=self.config.parts), prompts)
-        samples = self.config.samples
+        places, groups, rows, samples = self.sizes(prompts)
+        taken = jax.eval_shape(functools.partial(_take, part=0, parts=groups), prompts)
         if not self.shared:
             taken = jax.eval_shape(functools.partial(_copies, samples=samples), taken)
-            samples = 1
         taken = sharding.abstract(taken, sharding.batch_shardings(self.mesh, taken))
         split = sharding.shardings(self.mesh, weights.out_info, model_axes(self.setup))
         params = sharding.abstract(weights.out_info, split)
-        stages = self._engine.trace(params, taken, self.config.sampling, samples)
-        return {"weights": weights} | stages
+        sampling = self.config.sampling
+        stages, state = self._engine.trace(params, taken, sampling, rows, places)
+        return {"weights": weights} | stages, state
+
+    def sizes(self, prompts: Batch) -> tuple[int, int, int, int]:
+        """Return (places, groups of the batch, rows of a place, copies of a prompt that has a place
+        for each sample, else 1).
+        """
+        total, T = prompts.tokens.shape
+        samples = self.config.samples
+        share = sharding.round_up_rows(self.mesh, 1)
+        places = total // self.config.parts
+        most = max(1, prefill_tokens(self.mesh) // T)
+        size = max(
+            rows for rows in range(share, places + 1, share)
+            if places % rows == 0 and rows <= max(most, share)
+        )  # fmt: skip
+        if not self.shared:
+            return places * samples, total // size, 1, samples
+        rows = self.config.rows or (-(-samples // 4) if on_cpu(self.mesh) else samples)
+        return places, total // size, min(rows, samples), 1
 
     def join(self, parts: Sequence[RolloutPart]) -> tuple[Completions, Media | None]:
         """Return the whole batch's completions, in its order, and media on the training mesh."""
-        columns = zip(*(part.completions for part in parts), strict=True)
-        completions = Completions(*map(_interleaved, columns))
-        if parts[0].media is None:
+        completions = _joined(parts)
+        media = [part.media for part in sorted(parts, key=lambda part: part.rows.start)]
+        if media[0] is None:
             return completions, None
-        media = [part.media for part in parts]
         return completions, self._join(media, prompts=len(completions.lengths))
 
-    def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
-        """Return the greedy completion of each row of a batch on the training mesh (G = 1)."""
-        options = SamplingConfig(max_new_tokens=max_new_tokens)  # greedy
-        keys = np.zeros((len(prompts.tokens), 1))
-        return self._generate(self._take(prompts, part=0, parts=1), options, keys, 1)[0]
-
-    def _generate(
-        self, prompts: Batch, options: SamplingConfig, keys: np.ndarray, samples: int
-    ) -> tuple[Completions, Media | None]:
-        copies = 1 if self.shared else samples
+    def _complete(
+        self, prompts: Batch, options: SamplingConfig, keys: np.ndarray
+    ) -> Iterator[RolloutPart]:
+        """Complete each prompt for each of its key ids, keys[row]; yields groups."""
+        places, groups, rows, copies = self.sizes(prompts)
+        samples = keys.shape[1]
         if copies > 1:
-            prompts = self._copies(prompts, samples=copies)
-        engine, params = self._engine, self._params
-        keys = (keys % 2**32).astype(np.uint32).ravel()
-        media = engine.encode(params, prompts)
-        prefilled = engine.prefill(params, prompts, media)
-        out = engine.decode(params, prompts, prefilled, options, keys, samples // copies)
-        rows = len(out.tokens) // samples
-        completions = Completions(
-            tokens=out.tokens.reshape(rows, samples, -1),
-            lengths=out.lengths.reshape(rows, samples),
-            stopped=out.stopped.reshape(rows, samples),
-            logprobs=out.logprobs.reshape(rows, samples, -1),
+            places, copies = places // copies * samples, samples
+        keys = (keys % 2**32).astype(np.uint32)
+        source = _Groups(self, prompts, options, keys, groups, copies)
+        run = self._engine.run(
+            self._params, source, places, options.max_new_tokens, min(rows, samples)
         )
-        return completions, media if self.keeps_media else None
-
+        for one in run:
+            if one.error is not None:
+                raise UserError(f"rollout: {one.error}; lower rollout.parts or data.tokens")
+            if (part := source.add(one)) is not None:
+                yield part
+        yield from source.rest()
 
 def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
     """The weights, resharded leaf by leaf, so that at most one exists unsplit at a time.
@@ -214,6 +241,83 @@ def _join(media: Sequence[Media], prompts: int) -> Media:
     return jax.tree.map(join, *media)
 
 
-def _interleaved(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of parts, part + parts, ... in the order of the batch."""
-    return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+def _joined(parts: Sequence[RolloutPart]) -> Completions:
+    """The completions of a batch, in its order, from those of its groups."""
+    parts = sorted(parts, key=lambda part: part.rows.start)
+    columns = zip(*(part.completions for part in parts), strict=True)
+    # Rows of a group: group, group + groups, ...
+    return Completions(
+        *(np.stack(column, axis=1).reshape(-1, *column[0].shape[1:]) for column in columns)
+    )
+
+
+class _Groups:
+    """An `engine.Source` of a batch's groups, which gathers their completions."""
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        prompts: Batch,
+        options: SamplingConfig,
+        keys: np.ndarray,
+        groups: int,
+        copies: int,
+    ):
+        self._rollout, self._prompts, self._options, self._keys = rollout, prompts, options, keys
+        self._groups, self._copies, self._next = groups, copies, 0
+        self._real = rollout._engine.to_host(prompts.next_position) > 0
+        self._media: dict[int, Media | None] = {}
+        self._completions: dict[int, Completions] = {}
+        self._missing: dict[int, int] = {}
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        if self._next == self._groups:
+            return None
+        group, self._next = self._next, self._next + 1
+        rollout, copies = self._rollout, self._copies
+        batch = rollout._take(self._prompts, part=group, parts=self._groups)
+        if copies > 1:
+            batch = rollout._copies(batch, samples=copies)
+        numbers = np.arange(group, len(self._prompts.tokens), self._groups)
+        keys, requests = self._keys, []
+        for i, row in enumerate(numbers):
+            each = [keys[row].tolist()] if copies == 1 else keys[row, :, None].tolist()
+            for first, ids in enumerate(each):
+                tag = group, i, first
+                real = self._real[row]
+                requests.append(Request(tag, self._options, ids) if real else None)
+        media = rollout._engine.encode(rollout._params, batch)
+        self._media[group] = media if rollout.keeps_media else None
+        self._missing[group] = int(self._real[numbers].sum()) * keys.shape[1]
+        self._completions[group] = self._empty(len(numbers))
+        return Group(batch, requests, media)
+
+    def _empty(self, prompts: int) -> Completions:
+        size = (prompts, self._keys.shape[1])
+        N = new_tokens_bucket(self._options.max_new_tokens)
+        pad = self._rollout.setup.model.tokens.pad_token_id
+        return Completions(
+            tokens=np.full((*size, N), pad, np.int32),
+            lengths=np.zeros(size, np.int32),
+            stopped=np.zeros(size, bool),
+            logprobs=np.zeros((*size, N), np.float32),
+        )
+
+    def add(self, one: Finished) -> RolloutPart | None:
+        """Keep a completion; return its group if it is the last one of it."""
+        group, row, first = one.tag
+        place, n = (row, first + one.sample), len(one.tokens)
+        made = self._completions[group]
+        made.tokens[place][:n], made.logprobs[place][:n] = one.tokens, one.logprobs
+        made.lengths[place], made.stopped[place] = n, one.stopped
+        self._missing[group] -= 1
+        return self._part(group) if self._missing[group] == 0 else None
+
+    def rest(self) -> Iterator[RolloutPart]:
+        """Yield the groups without any prompt."""
+        yield from map(self._part, list(self._missing))
+
+    def _part(self, group: int) -> RolloutPart:
+        del self._missing[group]
+        rows = slice(group, len(self._prompts.tokens), self._groups)
+        return RolloutPart(rows, self._completions.pop(group), self._media.pop(group))

@@ -168,11 +168,14 @@ class Grpo:
             self._rewards, self._tokenizer, entries, config.rollout.sampling.max_new_tokens
         )
         parts = []
-        for part in range(config.rollout.parts):
-            stop.check()
+        sampled = self._rollout.sample(placed.arrays, number, stop.check)
+        while True:
             with clock("rollout"):
-                parts.append(self._rollout.sample(placed.arrays, number, part))
-            scores.submit(parts[-1].rows, parts[-1].completions)
+                part = next(sampled, None)
+            if part is None:
+                break
+            parts.append(part)
+            scores.submit(part.rows, part.completions)
         completions, media = self._rollout.join(parts)
         try:
             with clock("reward"):
