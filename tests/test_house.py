@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ugc_jax"
 LAYERS = (
     ("errors",),
     ("files", "processes", "progress", "settings", "words"),
-    ("sharding",),
+    ("compilation", "sharding"),
     ("models",),
     ("media",),
     ("data",),

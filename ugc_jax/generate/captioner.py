@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from ugc_jax import sharding
+from ugc_jax.compilation import keep_compiled
 from ugc_jax.data.batching import BucketKey, Buckets, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.prompt import ChatTokenizer
@@ -118,6 +119,7 @@ class Captioner:
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        keep_compiled(settings.compilation_cache, device)
         on_cpu = device.platform == "cpu"
         chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
         compute = settings.resolve(device, config.text.head_dim, chunk)

@@ -163,7 +163,7 @@ def free_memory(device: jax.Device) -> int:
         return 8 << 30
 
 
-class _Listed:
+class Listed:
     """A Source of groups that are all at hand."""
 
     def __init__(self, groups: Iterable[Group]):
@@ -295,7 +295,7 @@ class Engine:
             np.zeros((B, samples, N), np.float32),
         )
         group = Group(batch, requests)
-        run = _Run(self, params, _Listed([]), B, options.max_new_tokens, samples)
+        run = _Run(self, params, Listed([]), B, options.max_new_tokens, samples)
         for one in run.complete(group, prefilled):
             place, n = (one.tag, one.sample), len(one.tokens)
             out.tokens[place][:n], out.logprobs[place][:n] = one.tokens, one.logprobs

@@ -14,8 +14,9 @@ from typing import Literal
 import jax
 
 from ugc_jax import files
-from ugc_jax.generate import benchmark
+from ugc_jax.generate import benchmark, mixed
 from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.mixed import MixedWorkload
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.compute import ComputeConfig
@@ -37,7 +38,11 @@ class BenchConfig:
     repeats: int = 5  # timed runs of each side, in turn; their medians are reported
     reference: bool = True  # also time the reference, where it can run
     output: str | None = None  # JSON file for the figures
+    # batch: equal clips in one batch; mixed: clips of many lengths, through the engine, in plain
+    # batches, and in plain batches by the reference
+    work: Literal["batch", "mixed"] = "batch"
     workload: benchmark.Workload = benchmark.Workload()
+    mixed: MixedWorkload = MixedWorkload()
     compute: ComputeConfig = ComputeConfig(dtype="float32")  # the reference has the same dtype
 
 
@@ -55,15 +60,27 @@ def main(config: BenchConfig, args: list[str]) -> int:
         checkpoint = _checkpoint(config, Path(folder) / "random")
         captioner = Captioner.from_pretrained(checkpoint, **dataclasses.asdict(config.compute))
         params, engine = captioner.params, captioner.engine
-        prompts = benchmark.examples(work, engine.config)
-        sides = {"jax": benchmark.ours(params, engine, prompts, new_tokens)}
-        if config.reference and _reference_runs():
-            sides["torch"] = benchmark.reference(
-                checkpoint, engine.compute.dtype, engine.config, prompts, new_tokens
-            )
-        report = benchmark.measure(sides, config.repeats)
-    print(f"{benchmark.device()}; batch {work.batch_size}, {engine.compute.dtype}, medians")
-    print(benchmark.summary(report, work))
+        source = checkpoint, engine.compute.dtype, engine.config
+        compared = config.reference and _reference_runs()
+        if config.work == "mixed":
+            clips = mixed.clips(config.mixed, work, engine.config)
+            sides = {
+                "engine": mixed.by_engine(params, engine, clips),
+                "batches": mixed.by_batches(params, engine, clips),
+            }
+            if compared:
+                sides["transformers"] = mixed.by_reference(*source, clips)
+            report = mixed.measure(sides, config.repeats)
+            what, text = f"{len(clips)} mixed clips", mixed.summary(report)
+        else:
+            prompts = benchmark.examples(work, engine.config)
+            sides = {"jax": benchmark.ours(params, engine, prompts, new_tokens)}
+            if compared:
+                sides["torch"] = benchmark.reference(*source, prompts, new_tokens)
+            report = benchmark.measure(sides, config.repeats)
+            what, text = f"batch {work.batch_size}", benchmark.summary(report, work)
+    print(f"{benchmark.device()}; {what}, {engine.compute.dtype}, medians")
+    print(text)
     if config.output is not None:
         settings = dataclasses.asdict(config)
         content = {"settings": settings, "device": benchmark.device(), **report}

@@ -47,6 +47,9 @@ class ComputeConfig:
     slab: int | None = None
     # kernel of the decoder's attention (auto: splash on TPUs, cudnn on GPUs in bfloat16, else xla)
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    # folder for compiled programs, which further runs load (auto: one below ~/.cache/ugc_jax; off:
+    # none)
+    compilation_cache: str = "auto"
 
     def __post_init__(self):
         check_minimum(self, slab=0)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 
 from ugc_jax import sharding
+from ugc_jax.compilation import keep_compiled
 from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
@@ -66,6 +67,7 @@ def open_run(config: TrainConfig) -> OpenRun:
     model = load_config(weights)
     tokenizer = load_chat_tokenizer(weights, model.tokens)
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    keep_compiled(config.compute.compilation_cache, mesh.devices.flat[0])
     rows = sharding.local_rows(mesh, config.data.batch_size)
     abstract_state(config.setup(model, mesh, 1))  # refuses what does not fit before data are read
     return OpenRun(config, weights, model, tokenizer, mesh, rows)
