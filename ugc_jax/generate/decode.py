@@ -317,8 +317,11 @@ def steps(
     return whole(carried)
 
 
-def grow(state: DecodeState, tokens: int) -> DecodeState:
-    """Return the state with room for prompts of T = `tokens`."""
+def grow(state: DecodeState, tokens: int, vocabulary: int) -> DecodeState:
+    """Return the state with room for prompts of T = `tokens`, and for the repetition penalty.
+
+    vocabulary: of the model, or 0 where no row has a penalty.
+    """
 
     def pad(cache: decoder.Cache) -> decoder.Cache:
         more = tokens - cache.k.shape[-1]
@@ -328,8 +331,15 @@ def grow(state: DecodeState, tokens: int) -> DecodeState:
             jnp.pad(cache.v, [*last, (0, more), (0, 0)]),
         )
 
+    def widen(seen):  # no row under way has a penalty: what it has seen has no effect
+        return jnp.pad(seen, ((0, 0), (0, vocabulary - seen.shape[1])))
+
     is_cache = lambda node: isinstance(node, decoder.Cache)  # noqa: E731
-    return state._replace(prompt=jax.tree.map(pad, state.prompt, is_leaf=is_cache))
+    return state._replace(
+        prompt=jax.tree.map(pad, state.prompt, is_leaf=is_cache),
+        seen_prompt=widen(state.seen_prompt),
+        seen=widen(state.seen),
+    )
 
 
 def constrained(state: DecodeState) -> DecodeState:

@@ -208,7 +208,7 @@ class Engine:
             static_argnames=("places", "samples", "tokens", "new_tokens", "penalizes", "stacked"),
         )
         self._insert = jax.jit(bind(_insert), donate_argnames="state")
-        self._grow = jax.jit(bind(_grow), static_argnames="tokens")
+        self._grow = jax.jit(bind(_grow), static_argnames=("tokens", "vocabulary"))
         self._advance = jax.jit(
             bind(_advance, **state), static_argnames="mode", donate_argnames="state"
         )
@@ -415,13 +415,16 @@ class _Prompt:
 
 @dataclasses.dataclass(eq=False)
 class _Ready:
-    """A prefilled group, of which `waiting` prompts have no place yet. first: on the device."""
+    """A prefilled group, of which `waiting` prompts have no place yet.
+
+    first: the first tokens of all its samples and their log-probabilities, on the device.
+    """
 
     group: Group
     prefilled: Prefilled
     waiting: deque[_Prompt]
-    first: tuple
-    fetched: bool = False
+    first: tuple[jax.Array, jax.Array]
+    mode: sampling.Mode
 
 
 class _Run:
@@ -514,11 +517,6 @@ class _Run:
         """Queue a prefilled group for places."""
         with self._engine.on_mesh():
             *first, rows, mode = self._engine._first_tokens(group.batch, prefilled, group.requests)
-        self._mode = sampling.Mode(
-            self._mode.greedy and mode.greedy,
-            self._mode.truncates or mode.truncates,
-            self._mode.penalizes or mode.penalizes,
-        )
         prompts = deque()
         for row, request in enumerate(group.requests):
             if request is None:
@@ -527,7 +525,7 @@ class _Run:
             todo = [s for s in range(len(request.key_ids)) if s not in finished]
             own = jax.tree.map(lambda leaf, row=row: leaf[row], rows)
             prompts.append(_Prompt(group, row, request, deque(todo), set(todo), rows=own))
-        self._ready.append(_Ready(group, prefilled, prompts, tuple(first)))
+        self._ready.append(_Ready(group, prefilled, prompts, tuple(first), mode))
 
     def _insert(self):
         """Put prompts that wait into free places, and let their rows start with the next chunk."""
@@ -553,17 +551,22 @@ class _Run:
                 self._at[place] = prompt
                 for g in range(self._samples):
                     self._start(place * self._samples + g)
-            self._make_room(batch.tokens.shape[1])
+            self._make_room(batch.tokens.shape[1], ready.mode)
             arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
             with engine.on_mesh():
                 self._state = engine._insert(
                     self._state, ready.prefilled.cache, places, *arrays
                 )
 
-    def _make_room(self, tokens: int):
-        """Have a state for prompts of so many tokens and for the mode."""
-        engine = self._engine
-        tokens = _prompt_tokens(tokens)
+    def _make_room(self, tokens: int, mode: sampling.Mode):
+        """Have a state for prompts of so many tokens, and for their sampling."""
+        engine, tokens = self._engine, _prompt_tokens(tokens)
+        self._mode = sampling.Mode(
+            self._mode.greedy and mode.greedy,
+            self._mode.truncates or mode.truncates,
+            self._mode.penalizes or mode.penalizes,
+        )
+        vocabulary = engine.config.text.vocab_size if self._mode.penalizes else 0
         with engine.on_mesh():
             if self._state is None:
                 self._state = engine._empty(
@@ -571,8 +574,11 @@ class _Run:
                     new_tokens=self._new_tokens, penalizes=self._mode.penalizes,
                     stacked=self._stacked,
                 )  # fmt: skip
-            elif jax.tree.leaves(self._state.prompt)[0].shape[-1] < tokens:
-                self._state = engine._grow(self._state, tokens=tokens)
+                return
+            tokens = max(tokens, jax.tree.leaves(self._state.prompt)[0].shape[-1])
+            now = jax.tree.leaves(self._state.prompt)[0].shape[-1], self._state.seen.shape[1]
+            if now != (tokens, vocabulary):
+                self._state = engine._grow(self._state, tokens=tokens, vocabulary=vocabulary)
 
     def _start(self, row: int) -> bool:
         """Let a row begin with the next sample of its place, if there is one."""
@@ -693,8 +699,8 @@ def _insert(state, cache, places_B, tokens_BT, segments_BT, position_B) -> Decod
     return decode.constrained(decode.insert(state, *arrays))
 
 
-def _grow(state, *, tokens) -> DecodeState:
-    return decode.constrained(decode.grow(state, tokens))
+def _grow(state, *, tokens, vocabulary) -> DecodeState:
+    return decode.constrained(decode.grow(state, tokens, vocabulary))
 
 
 def _advance(params, state, starts, count, *, mode, config, compute) -> DecodeState:

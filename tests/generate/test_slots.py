@@ -1,0 +1,190 @@
+"""Engine.run: places that refill give each prompt what it gets alone, whatever else decodes."""
+
+import dataclasses
+import random
+
+import cases
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax import sharding
+from ugc_jax.data.batching import Buckets, bucket_of, collate
+from ugc_jax.generate.engine import Engine, Group, Listed, Request
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.params import param_shardings
+from ugc_jax.models.qwen2_5_omni import config as config_lib
+from ugc_jax.models.qwen2_5_omni import thinker
+
+CONFIG = cases.fewer_layers(config_lib.tiny())
+PROMPTS = [
+    [20], [4, ("video", 8, 112, 84, 400), 6], [5, ("image", 112, 140), 9], [7],
+    [5, ("audio", 437), 7], [140], [4, ("video", 4, 84, 112, None), 6], [300], [3],
+]  # fmt: skip
+LIMITS = [16, 3, 9, 1, 12, 7, 2, 16, 5]
+SAMPLED = dict(temperature=1.0, top_p=0.9, seed=5)
+KINDS = {
+    "greedy": [{}] * 9,
+    "sampled": [SAMPLED] * 9,
+    # Each row has its own: greedy, sampled, truncated and penalised ones beside each other.
+    "of every kind": [
+        {}, SAMPLED, dict(temperature=0.7, seed=1), dict(repetition_penalty=1.3), {},
+        dict(temperature=1.5, top_k=20, seed=2), {}, SAMPLED | dict(repetition_penalty=1.2), {},
+    ],  # fmt: skip
+}
+
+
+def requests(kind: str, samples: int = 1) -> list[Request]:
+    return [
+        Request(
+            number,
+            SamplingConfig(max_new_tokens=limit, **options).resolve(),
+            [number * samples + s for s in range(samples)],
+        )
+        for number, (limit, options) in enumerate(zip(LIMITS, KINDS[kind], strict=True))
+    ]
+
+
+def group(members: list[tuple[int, Request]], rows: int) -> Group:
+    """Prompts by number, in the bucket of the largest."""
+    examples = [cases.make_example(CONFIG, PROMPTS[number], number) for number, _ in members]
+    keys = [bucket_of(example, Buckets(), CONFIG) for example in examples]
+    key = type(keys[0])(*map(max, zip(*keys, strict=True)))
+    batch = collate(examples, key, rows, CONFIG)
+    empty = [None] * (rows - len(members))
+    return Group(batch, [request for _, request in members] + empty)
+
+
+def run(engine, params, kind, places, order=range(9), size=2, samples=1, at_a_time=1):
+    """{(number, sample): tokens}, by groups of `size` prompts."""
+    asked = requests(kind, samples)
+    numbers = list(order)
+    groups = [
+        group([(number, asked[number]) for number in numbers[i : i + size]], size)
+        for i in range(0, len(numbers), size)
+    ]
+    made = {}
+    for one in engine.run(params, Listed(groups), places, 16, at_a_time, most=9):
+        assert one.error is None
+        assert (one.tag, one.sample) not in made
+        assert len(one.logprobs) == len(one.tokens) <= LIMITS[one.tag]
+        assert one.stopped == (one.tokens[-1] == engine.config.tokens.eos_token_id)
+        made[one.tag, one.sample] = one.tokens.tolist()
+    return made
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jax.numpy.array, cases.random_params(CONFIG, stacked=False))
+
+
+@pytest.fixture(scope="module")
+def config(params):
+    """Ends a text with a token that the greedy completion of the first prompt soon has."""
+    engine = Engine(CONFIG, Compute())
+    tokens = run(engine, params, "greedy", 1, order=[0], size=1)[0, 0]
+    later = next(token for token in tokens[3:] if token not in tokens[:3])
+    ids = dataclasses.replace(CONFIG.tokens, eos_token_id=later)
+    return dataclasses.replace(CONFIG, tokens=ids)
+
+
+@pytest.fixture(scope="module")
+def engine(config):
+    return Engine(config, Compute())
+
+
+@pytest.fixture(scope="module")
+def alone(engine, params):
+    """What each prompt gets alone, by kind."""
+    found = {}
+    with jax.default_matmul_precision("highest"):
+        for kind in KINDS:
+            found[kind] = {}
+            for number in range(9):
+                found[kind] |= run(engine, params, kind, 1, order=[number], size=1)
+    assert len(found["greedy"][0, 0]) < LIMITS[0]  # one that ends by itself
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("places", "size"), [(1, 1), (2, 3), (4, 2), (9, 9)])
+@pytest.mark.usefixtures("highest_precision")
+def test_a_prompt_gets_what_it_gets_alone(kind, places, size, engine, params, alone):
+    assert run(engine, params, kind, places, size=size) == alone[kind]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("highest_precision")
+def test_the_order_does_not_matter(seed, engine, params, alone):
+    order = random.Random(seed).sample(range(9), 9)
+    assert run(engine, params, "of every kind", 3, order) == alone["of every kind"]
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_samples_follow_within_their_place(engine, params):
+    """Five samples of each prompt, one, two or all five at a time."""
+    made = [
+        run(engine, params, "sampled", 3, samples=5, at_a_time=rows) for rows in (1, 2, 5)
+    ]
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) == 45
+    assert len({tuple(made[0][7, sample]) for sample in range(5)}) == 5
+
+
+@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
+@pytest.mark.usefixtures("highest_precision")
+def test_a_mesh_gives_the_same(mesh, config, alone):
+    mesh = sharding.make_mesh(*mesh)
+    split = param_shardings(thinker.declare(config), mesh)
+    params = jax.device_put(cases.random_params(CONFIG), split)
+    made = run(Engine(config, Compute(), mesh), params, "of every kind", 8, size=8)
+    assert made == alone["of every kind"]
+
+
+class Full:
+    """Stands for a program of an engine on a device whose memory is exhausted at times."""
+
+    def __init__(self, program, is_full):
+        self._program, self._is_full, self.refused = program, is_full, 0
+
+    def __call__(self, *args, **kwargs):
+        if self._is_full(*args, **kwargs):
+            self.refused += 1
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return self._program(*args, **kwargs)
+
+    def _cache_size(self):
+        return self._program._cache_size()
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_exhausted_memory_loses_nothing(config, params, alone, caplog):
+    """Four places are too many for the steps, and two prompts for a prefill."""
+    engine = Engine(config, Compute())
+    engine._advance = Full(engine._advance, lambda _, state, *__, **___: len(state.length) > 1)
+    engine._prefill = Full(engine._prefill, lambda _, x, *__: len(x) > 1)
+    assert run(engine, params, "sampled", 4) == alone["sampled"]
+    assert engine._prefill.refused > 0
+    assert "1 prompts decode at a time from now on" in caplog.text
+
+
+def test_a_prompt_that_is_too_large_is_told_and_the_others_go_on(config, params):
+    engine = Engine(config, Compute())
+    engine._prefill = Full(engine._prefill, lambda _, x, *__: x.shape[1] > 200)
+    asked = requests("greedy")
+    groups = [group([(number, asked[number])], 1) for number in range(9)]
+    made = list(engine.run(params, Listed(groups), 2, 16))
+    assert sorted(one.tag for one in made) == list(range(9))
+    failed = {one.tag: one.error for one in made if one.error is not None}
+    assert failed == {7: "a prompt of 384 tokens exceeds the device's memory"}
+
+
+def test_a_second_pass_compiles_nothing(config, params):
+    engine = Engine(config, Compute())
+    run(engine, params, "of every kind", 3)
+    before = engine.programs()
+    # Vision and audio by their sizes, prefill by the prompts' lengths, decoding by the places'.
+    assert before["decode"] <= 3
+    run(engine, params, "of every kind", 3)
+    assert engine.programs() == before
