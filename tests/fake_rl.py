@@ -47,9 +47,9 @@ def everywhere(array) -> np.ndarray:
 
 
 class Rollout(rollout.Rollout):
-    """Writes noise; `calls` are the (draw, part) pairs that it was asked for."""
+    """Writes noise; `calls` are the draws that it was asked for."""
 
-    calls: list[tuple[int, int]]
+    calls: list[int]
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -59,9 +59,17 @@ class Rollout(rollout.Rollout):
         # Rounded, as the last bits depend on how many devices add up the loss.
         self._params = zlib.crc32(np.round(everywhere(state.params["w"]), 3).tobytes())
 
-    def sample(self, prompts, draw, part=0):
-        self.calls.append((draw, part))
-        return super().sample(prompts, draw, part)
+    def sample(self, prompts, draw, *rest):
+        self.calls.append(draw)
+        return super().sample(prompts, draw, *rest)
+
+    def _complete(self, prompts, options, keys, check):
+        groups, samples = self.sizes(prompts)[1], keys.shape[1]
+        for group in range(groups):
+            check()
+            rows = slice(group, len(prompts.tokens), groups)
+            taken = self._take(prompts, part=group, parts=groups)
+            yield rollout.RolloutPart(rows, *self._generate(taken, options, keys[rows], samples))
 
     def _generate(self, prompts, options, keys, samples):
         real = everywhere(prompts.segment_ids).any(axis=1)

@@ -43,7 +43,7 @@ def keep_compiled(folder: str, device: jax.Device):
             return
         if not writable:
             raise UserError(
-                f"compute.compilation_cache: {folder} cannot be written; name another folder, or off"
+                f"compute.compilation_cache: {folder} cannot be written; name another one, or off"
             )
     jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

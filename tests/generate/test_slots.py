@@ -5,7 +5,6 @@ import random
 
 import cases
 import jax
-import numpy as np
 import pytest
 
 from ugc_jax import sharding
@@ -29,8 +28,15 @@ KINDS = {
     "sampled": [SAMPLED] * 9,
     # Each row has its own: greedy, sampled, truncated and penalised ones beside each other.
     "of every kind": [
-        {}, SAMPLED, dict(temperature=0.7, seed=1), dict(repetition_penalty=1.3), {},
-        dict(temperature=1.5, top_k=20, seed=2), {}, SAMPLED | dict(repetition_penalty=1.2), {},
+        {},
+        SAMPLED,
+        dict(temperature=0.7, seed=1),
+        dict(repetition_penalty=1.3),
+        {},
+        dict(temperature=1.5, top_k=20, seed=2),
+        {},
+        SAMPLED | dict(repetition_penalty=1.2),
+        {},
     ],  # fmt: skip
 }
 
@@ -124,9 +130,7 @@ def test_the_order_does_not_matter(seed, engine, params, alone):
 @pytest.mark.usefixtures("highest_precision")
 def test_samples_follow_within_their_place(engine, params):
     """Five samples of each prompt, one, two or all five at a time."""
-    made = [
-        run(engine, params, "sampled", 3, samples=5, at_a_time=rows) for rows in (1, 2, 5)
-    ]
+    made = [run(engine, params, "sampled", 3, samples=5, at_a_time=rows) for rows in (1, 2, 5)]
     assert made[0] == made[1] == made[2]
     assert len(made[0]) == 45
     assert len({tuple(made[0][7, sample]) for sample in range(5)}) == 5

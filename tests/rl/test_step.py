@@ -123,7 +123,7 @@ def test_rewards_are_told_what_they_need(tmp_path, train):
 
 
 def test_a_part_is_scored_while_the_next_is_sampled(tmp_path, train):
-    """The rewards of a part are begun before, and asked for after, the next part is sampled."""
+    """The rewards of a group are begun before, and asked for after, the next one is sampled."""
     events = []
 
     class Watched(fake.Rewards):
@@ -136,7 +136,13 @@ def test_a_part_is_scored_while_the_next_is_sampled(tmp_path, train):
 
     def wrap(work):
         sample = work._rollout.sample
-        work._rollout.sample = lambda *args: events.append(("sample",)) or sample(*args)
+
+        def watched(*args):
+            for part in sample(*args):
+                events.append(("sample",))
+                yield part
+
+        work._rollout.sample = watched
         return work
 
     train(tmp_path / "parts", Watched(), wrap, steps=1, rollout={"parts": 2})
@@ -266,7 +272,7 @@ def test_groups_that_say_nothing_are_replaced(tmp_path, train, monkeypatch, shar
 def test_no_further_draw_than_the_limit(tmp_path, train):
     rewards = fake.Rewards(lambda sample: [1.0, 1.0])
     run = train(tmp_path, rewards, steps=2, options={"dynamic_sampling": True, "resamples": 1})
-    assert run.work._rollout.calls == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert run.work._rollout.calls == [0, 1, 2, 3]
     assert [line["zero_std_groups"] for line in lines(tmp_path)] == [1, 1]
     with Checkpoints(tmp_path) as checkpoints:
         _, data = checkpoints.restore(fake_training.abstract_state(run.work.setup.mesh))
@@ -555,7 +561,7 @@ def test_a_judge_that_dies_and_comes_back_loses_no_step(tmp_path, train):
         sample = work._rollout.sample
 
         def watched(*args):
-            sampled = sample(*args)
+            sampled = iter(list(sample(*args)))
             if next(steps) == 2:
                 judge.stop()
                 threading.Timer(0.5, judge.start).start()

@@ -3,7 +3,7 @@
     prompts -> prefill -> first_tokens ----------\\
                   \\-> insert (caches into places) -> start (rows) -> steps(k), again and again
 
-P places hold a prompt each; the G rows of a place complete it and share its cache. Row r = p * G + g
+P places hold a prompt each; the G rows of a place complete it and share its cache. Row p * G + g
 belongs to place p. Each row has its own number of tokens so far, limit, random key and sampling, so
 that rows start and end at any time: a result depends neither on the row nor on its neighbours.
 
@@ -30,7 +30,10 @@ from ugc_jax.sharding import constrain
 
 
 class Prefilled(NamedTuple):
-    """Prompts after their prefill. logits: f32[B, V], of the first new token. cache: of T tokens."""
+    """Prompts after their prefill.
+
+    logits: f32[B, V], of the first new token. cache: of T tokens.
+    """
 
     logits: jax.Array
     cache: decoder.Cache | tuple[decoder.Cache, ...]
@@ -190,9 +193,7 @@ def seen_tokens(tokens_BT, segments_BT, vocabulary: int) -> jax.Array:
     return jnp.zeros((B, vocabulary), bool).at[rows_B1, tokens_BT].max(segments_BT > 0)
 
 
-def insert(
-    state: DecodeState, cache, places_B, tokens_BT, segments_BT, position_B
-) -> DecodeState:
+def insert(state: DecodeState, cache, places_B, tokens_BT, segments_BT, position_B) -> DecodeState:
     """Put B prompts into places. Their rows must be done, and be started after it.
 
     cache: of `prefill`, of at most as many tokens as the state's. places_B: i32; a number outside
@@ -204,7 +205,10 @@ def insert(
     def put(axis: int, old, new):
         size = new.shape
         if old.ndim == new.ndim:  # pad the tokens: the last axis of keys, the one before of values
-            pads = [(0, o - n if i > axis else 0) for i, (o, n) in enumerate(zip(old.shape, size))]
+            pads = [
+                (0, o - n if i > axis else 0)
+                for i, (o, n) in enumerate(zip(old.shape, size, strict=True))
+            ]
             new = jnp.pad(new, pads)
         index = (slice(None),) * axis + (places_B,)
         return old.at[index].set(new.astype(old.dtype), mode="drop")
@@ -267,9 +271,7 @@ def step(
         state.cursor,
     )
     keys_R = _step_keys(state.rows.key, state.count)
-    token_R, logprob_R = sampling.next_token(
-        logits_RV, state.seen, keys_R, mode, state.rows.knobs
-    )
+    token_R, logprob_R = sampling.next_token(logits_RV, state.seen, keys_R, mode, state.rows.knobs)
     live_R = ~state.done
     new_RN = live_R[:, None] & (indices_1N == state.count[:, None])
     seen_RV = state.seen

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -41,7 +41,22 @@ logger = logging.getLogger(__name__)
 # For this encoder's shapes, XLA's own matrix product is a quarter faster than YNNPACK's on a CPU.
 CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # Sizes of the places' prompt caches. A step reads all of it, and a larger one is another program.
-PROMPT_TOKENS = (128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768)
+PROMPT_TOKENS = (
+    128,
+    256,
+    512,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+    12288,
+    16384,
+    24576,
+    32768,
+)
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 STEPS = 8  # of a chunk; a row that ends waits for half of them on average
@@ -223,18 +238,20 @@ class Engine:
         new_tokens: int,
         samples: int = 1,
         most: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[Finished]:
         """Complete the prompts of a source; yields each completion when it is finished.
 
         places: prompts that decode at a time; None: as many as the free memory holds, at most
         `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
-        time; further ones of a request follow as these end.
+        time; further ones of a request follow as these end. check: called before each chunk of
+        steps; may raise.
 
         Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
         alone, up to rounding. When the device's memory is exhausted, the places are halved and what
         is unfinished is done again.
         """
-        yield from _Run(self, params, source, places, new_tokens, samples, most)
+        yield from _Run(self, params, source, places, new_tokens, samples, most, check)
 
     # ---- one batch -------------------------------------------------------------------------------
 
@@ -285,9 +302,7 @@ class Engine:
         B, N = len(batch.tokens), new_tokens_bucket(options.max_new_tokens)
         keys = np.asarray(key_ids, np.uint32).reshape(B, samples)
         real = self.to_host(batch.next_position) > 0
-        requests = [
-            Request(b, options, keys[b].tolist()) if real[b] else None for b in range(B)
-        ]
+        requests = [Request(b, options, keys[b].tolist()) if real[b] else None for b in range(B)]
         out = Generated(
             np.full((B, samples, N), self.config.tokens.pad_token_id, np.int32),
             np.zeros((B, samples), np.int32),
@@ -439,9 +454,10 @@ class _Run:
         new_tokens: int,
         samples: int,
         most: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
         self._engine, self._params, self._source = engine, params, source
-        self._planned, self._most = places is None, most
+        self._most, self._check = most, check
         self._places, self._samples = places or 0, samples
         self._new_tokens = new_tokens_bucket(new_tokens)
         self._stacked = _is_stacked(params)
@@ -467,6 +483,7 @@ class _Run:
 
     def __iter__(self) -> Iterator[Finished]:
         while True:
+            self._check()
             try:
                 chunk = self._advance()
                 more = self._fill(wait=not chunk)
@@ -554,9 +571,7 @@ class _Run:
             self._make_room(batch.tokens.shape[1], ready.mode)
             arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
             with engine.on_mesh():
-                self._state = engine._insert(
-                    self._state, ready.prefilled.cache, places, *arrays
-                )
+                self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
 
     def _make_room(self, tokens: int, mode: sampling.Mode):
         """Have a state for prompts of so many tokens, and for their sampling."""

@@ -19,7 +19,7 @@ from ugc_jax.data.batching import Buckets, bucket_of, collate, group
 from ugc_jax.data.example import Example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.benchmark import SECONDS_PER_GRID, Workload, examples
-from ugc_jax.generate.engine import Engine, Group, Request, Listed, prefill_tokens
+from ugc_jax.generate.engine import Engine, Group, Listed, Request, prefill_tokens
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.progress import progress

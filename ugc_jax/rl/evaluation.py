@@ -40,7 +40,7 @@ def evaluate(
                 stop.check()
                 entries = prompts.entries(number)
                 scores = BatchRewards(rewards, tokenizer, entries, most)
-                completions = rollout.greedy(arrays, most)
+                completions = rollout.greedy(arrays, most, stop.check)
                 scores.submit(slice(None), completions)
                 batches.append((entries, completions, scores))
     finally:

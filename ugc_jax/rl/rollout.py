@@ -6,7 +6,7 @@ samples on one cache (`Engine.run`) -> Completions, and the encoders' rows for t
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -118,21 +118,27 @@ class Rollout:
         """Free the weights, before a step that donates their state or needs their memory."""
         self._params = None
 
-    def sample(self, prompts: Batch, draw: int) -> Iterator[RolloutPart]:
+    def sample(
+        self, prompts: Batch, draw: int, check: Callable[[], None] = lambda: None
+    ) -> Iterator[RolloutPart]:
         """Complete each prompt of a batch G times; yields its groups as they are finished.
 
         prompts: one a row, on the training mesh; the rows are a multiple of `parts` times the
         devices that share the rollout's batch. draw: number of the batch in the run; with row,
-        sample and the seed it determines all randomness.
+        sample and the seed it determines all randomness. check: called in between, in all processes
+        alike; may raise.
         """
         total, G = len(prompts.tokens), self.config.samples
         keys = (draw * total + np.arange(total)[:, None]) * G + np.arange(G)
-        yield from self._complete(prompts, self.config.sampling, keys)
+        yield from self._complete(prompts, self.config.sampling, keys, check)
 
-    def greedy(self, prompts: Batch, max_new_tokens: int) -> Completions:
+    def greedy(
+        self, prompts: Batch, max_new_tokens: int, check: Callable[[], None] = lambda: None
+    ) -> Completions:
         """Return the greedy completion of each row of a batch on the training mesh (G = 1)."""
         options = SamplingConfig(max_new_tokens=max_new_tokens).resolve()  # greedy
-        parts = self._complete(prompts, options, np.zeros((len(prompts.tokens), 1), int))
+        keys = np.zeros((len(prompts.tokens), 1), int)
+        parts = self._complete(prompts, options, keys, check)
         return _joined(list(parts))
 
     def trace(self, prompts: Batch) -> tuple[dict[str, jax.stages.Traced], DecodeState]:
@@ -181,7 +187,11 @@ class Rollout:
         return completions, self._join(media, prompts=len(completions.lengths))
 
     def _complete(
-        self, prompts: Batch, options: SamplingConfig, keys: np.ndarray
+        self,
+        prompts: Batch,
+        options: SamplingConfig,
+        keys: np.ndarray,
+        check: Callable[[], None],
     ) -> Iterator[RolloutPart]:
         """Complete each prompt for each of its key ids, keys[row]; yields groups."""
         places, groups, rows, copies = self.sizes(prompts)
@@ -191,7 +201,7 @@ class Rollout:
         keys = (keys % 2**32).astype(np.uint32)
         source = _Groups(self, prompts, options, keys, groups, copies)
         run = self._engine.run(
-            self._params, source, places, options.max_new_tokens, min(rows, samples)
+            self._params, source, places, options.max_new_tokens, min(rows, samples), check=check
         )
         for one in run:
             if one.error is not None:
@@ -199,6 +209,7 @@ class Rollout:
             if (part := source.add(one)) is not None:
                 yield part
         yield from source.rest()
+
 
 def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
     """The weights, resharded leaf by leaf, so that at most one exists unsplit at a time.

@@ -160,7 +160,7 @@ class Grpo:
     ) -> PromptBatch:
         """Sample G completions of each prompt and compute their rewards and advantages.
 
-        Raises StepRefused for an error of the rewards that ends the run; Stopped between parts.
+        Raises StepRefused for an error of the rewards that ends the run; Stopped while it samples.
         """
         config, number = self.config, placed.before["step"]
         entries = self._prompts.entries(number)

@@ -22,7 +22,6 @@ from ugc_jax.models.layers import (
     rotate,
     run_layers,
     split_heads,
-    split_like,
 )
 from ugc_jax.models.params import Stack, declare_module
 from ugc_jax.models.qwen2_5_omni.config import TextConfig
