@@ -12,6 +12,7 @@ import datetime
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -319,7 +320,7 @@ def random_params(config, dtype: str, stacked: bool, seed: int = 0) -> dict:
     arrays = {}
     for number, leaf in enumerate(leaves(thinker.declare(config), stacked)):
         tensor = leaf.tensors[0]
-        kind, inputs = tensor.path[-1], int(functools.reduce(int.__mul__, tensor.shape[1:], 1))
+        kind, inputs = tensor.path[-1], math.prod(tensor.shape[1:])
         if kind == "weight" and len(tensor.shape) == 1:
             arrays[leaf.path] = jnp.ones(leaf.shape, dtype)
             continue
