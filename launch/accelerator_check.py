@@ -378,6 +378,7 @@ def generation(check: Check):
     check.fact("model", f"{check.size}, random weights, {how}")
     # As Captioner.from_pretrained.
     params = random_params(config, compute.dtype, stacked=device.platform != "cpu")
+    params = thinker.for_decoding(params, device.platform)
     engine = Engine(config, compute)
     _, one = prompts_of(check, config, 1)
     tokens = one.tokens.shape[1]

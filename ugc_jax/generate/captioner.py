@@ -124,13 +124,14 @@ class Captioner:
         chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
         compute = settings.resolve(device, config.text.head_dim, chunk)
         tokenizer = load_chat_tokenizer(directory, config.tokens)
-        # Unrolled layers decode faster on a CPU; stacked ones compile faster elsewhere.
+        # Unrolled encoders are faster on a CPU; stacked ones compile faster elsewhere.
         stacked = not on_cpu
         shardings = None
         if mesh is not None:
             sharding.check_heads(mesh, config.text.num_attention_heads)
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
         params = load_params(directory, config, compute.dtype, stacked=stacked, shardings=shardings)
+        params = thinker.for_decoding(params, device.platform)
         defaults = Defaults.of(checkpoint, directory)
         return cls(params, Engine(config, compute, mesh), tokenizer, defaults)
 

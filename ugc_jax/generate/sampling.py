@@ -100,14 +100,38 @@ def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
 def truncate(logits_BV: jax.Array, top_k, top_p) -> jax.Array:
     """Set logits to -inf outside the `top_k` largest (0: all), then outside the top_p nucleus.
 
-    top_k, top_p: numbers, or [B, 1]. Nucleus sampling: arXiv 1904.09751.
+    A token stays if fewer than top_k are larger, and if the larger ones of these have together less
+    than top_p of their probability. top_k, top_p: numbers, or [B, 1]. Nucleus sampling: arXiv
+    1904.09751. Without sorting, which takes longer than a decode step: the smallest logit that
+    stays is found bit by bit.
     """
     V = logits_BV.shape[-1]
-    sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
-    kept = jnp.where(top_k > 0, top_k, V)
-    sorted_BV = jnp.where(jnp.arange(V)[None] < kept, sorted_BV, -jnp.inf)
-    probabilities = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(probabilities, axis=-1) - probabilities
-    inside_BV = (before_BV < top_p) & jnp.isfinite(sorted_BV)
-    smallest_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
+    order_BV = _ordered_bits(logits_BV)
+    kept_B1 = jnp.broadcast_to(jnp.where(top_k > 0, top_k, V), (len(logits_BV), 1))
+    ones_BV = jnp.ones_like(logits_BV, jnp.int32)
+    among_BV = order_BV >= _threshold(order_BV, ones_BV, kept_B1)
+    masked_BV = jnp.where(among_BV, logits_BV, -jnp.inf)
+    mass_B1 = jnp.broadcast_to(jnp.asarray(top_p, jnp.float32), (len(logits_BV), 1))
+    probabilities_BV = jax.nn.softmax(masked_BV, axis=-1)
+    return jnp.where(
+        order_BV >= _threshold(order_BV, probabilities_BV, mass_B1), masked_BV, -jnp.inf
+    )
+
+
+def _ordered_bits(x: jax.Array) -> jax.Array:
+    """u32 whose order is that of the float32 numbers."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _threshold(order_BV, weights_BV, target_B1) -> jax.Array:
+    """The largest u32[B, 1] for which the weights of what is not below it reach the target."""
+
+    def bit(i, found_B1):
+        candidate_B1 = found_B1 | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+        total_B1 = jnp.sum(
+            jnp.where(order_BV >= candidate_B1, weights_BV, 0), axis=-1, keepdims=True
+        )
+        return jnp.where(total_B1 >= target_B1, candidate_B1, found_B1)
+
+    return jax.lax.fori_loop(0, 32, bit, jnp.zeros((len(order_BV), 1), jnp.uint32))

@@ -27,6 +27,7 @@ from ugc_jax.generate.engine import (
     prefill_tokens,
 )
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.rl.rows import Completions
 from ugc_jax.settings import check_minimum
 from ugc_jax.sharding import MeshConfig
@@ -112,7 +113,8 @@ class Rollout:
         An adapter is not merged: its product is added to a linear's result, as in training, so that
         a change below the rounding of the weights takes part.
         """
-        self._params = self._weights(state)
+        platform = self.mesh.devices.flat[0].platform
+        self._params = thinker.for_decoding(self._weights(state), platform)
 
     def drop(self):
         """Free the weights, before a step that donates their state or needs their memory."""
