@@ -366,6 +366,7 @@ def generation(check: Check):
     import jax
 
     from ugc_jax.generate.engine import Engine, prefill_tokens
+    from ugc_jax.models.qwen2_5_omni import thinker
 
     device = jax.devices()[0]
     check.fact("card", f"{device.device_kind} ({len(jax.devices())} in this host, one is used)")
