@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cases
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -17,10 +18,13 @@ from ugc_jax.hf import mapping
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.export import new_directory, save_merged, save_orbax, save_thinker
+from ugc_jax.hf.reference import reference_inputs
 from ugc_jax.hf.tensorfile import TensorFile
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.params import abstract_params, build_tree, leaves, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import mid, tiny
+from ugc_jax.models.qwen2_5_omni.tokens import CHAT_TEMPLATE
 
 CONFIG = tiny()
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -136,6 +140,97 @@ def test_transformers_loads_the_thinker(tmp_path):
         assert (
             value.view(torch.int16).numpy().tobytes() == expected[mapping.canonical_name(name)][2]
         ), name
+
+
+# ---- full, without a full source -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_holds_the_thinker_under_its_prefix(tiny_checkpoint, tmp_path, dtype):
+    params = load_params(tiny_checkpoint, CONFIG, dtype)
+    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, max_shard_bytes=1e6, full=True)
+    save_thinker(params, CONFIG, tmp_path / "thinker", tiny_checkpoint)
+    expected = stored(tmp_path / "thinker")
+    assert stored(tmp_path / "out") == {f"thinker.{name}": x for name, x in expected.items()}
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(stored(tmp_path / "out"))
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert content["architectures"] == ["Qwen2_5OmniForConditionalGeneration"]
+    assert content["model_type"] == "qwen2_5_omni"
+    assert content["enable_audio_output"] is False
+    assert content["dtype"] == content["thinker_config"]["dtype"] == dtype
+    assert load_config(tmp_path / "out") == CONFIG
+    again = load_params(tmp_path / "out", CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_full_keeps_the_sources_files_and_adds_what_is_missing(tmp_path):
+    write_full(tmp_path / "full", CONFIG)  # has a preprocessor, no template
+    params = load_params(tmp_path / "full", CONFIG)
+    save_thinker(params, CONFIG, tmp_path / "first", tmp_path / "full", full=True)
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "preprocessor_config.json", "spk_dict.pt", "tokenizer_config.json",
+    }  # fmt: skip
+    content = json.loads((tmp_path / "first" / "config.json").read_text())
+    assert content["thinker_config"]["user_token_id"] == 872  # a field that only the source has
+    assert (tmp_path / "first" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    (tmp_path / "first" / "chat_template.jinja").write_text("its own")
+    save_thinker(params, CONFIG, tmp_path / "second", tmp_path / "first", full=True)
+    assert (tmp_path / "second" / "chat_template.jinja").read_text() == "its own"
+    for folder in ("first", "second"):
+        name = "preprocessor_config.json"
+        assert (tmp_path / folder / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_transformers_loads_the_full_model(tiny_checkpoint, tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers").Qwen2_5OmniForConditionalGeneration
+    params = load_params(tiny_checkpoint, CONFIG)
+    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, full=True)
+    model = theirs.from_pretrained(tmp_path / "out").eval()
+    assert not model.has_talker
+    expected = stored(tmp_path / "out")
+    names = set()
+    for name, value in model.state_dict().items():
+        names.add("thinker." + mapping.canonical_name(name))
+        data = expected["thinker." + mapping.canonical_name(name)][2]
+        assert value.numpy().tobytes() == data, name
+    assert names == set(expected)
+
+    parts = cases.CASES["video_with_sound"]
+    example = cases.make_example(CONFIG, parts)
+    seconds = [cases.SECONDS_PER_GRID] * cases.videos(parts)
+    inputs = reference_inputs([example], CONFIG, seconds, cases.has_sound_in_video(parts))
+    with torch.inference_mode():
+        theirs = model.thinker(**inputs).logits[0].numpy()
+        video = dict(inputs, use_audio_in_video=True)
+        # Its own generate() asks the talker for a token id, in text mode, too.
+        out = model.thinker.generate(**video, max_new_tokens=5, do_sample=False)
+    assert out.shape == (1, len(example.tokens) + 5)
+    hidden = thinker.hidden_states(params, CONFIG, Compute(), cases.one_batch(CONFIG, [example]))
+    ours = thinker.logits(thinker.head(params), hidden[0, : len(example.tokens)])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * abs(theirs).max())
+
+
+def test_processors_of_transformers_read_the_added_files(tiny_checkpoint, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    params = load_params(tiny_checkpoint, CONFIG)
+    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, full=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.image_token == "<|IMAGE|>"
+    assert "<|im_start|>user\nHi" in tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False
+    )
+    sound = transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert (sound.feature_size, sound.n_samples, sound.nb_max_frames) == (128, 4_800_000, 30_000)
+    assert sound.padding_side == "right"
+    picture = pil.Qwen2VLImageProcessorPil.from_pretrained(tmp_path / "out")
+    assert dict(picture.size) == {"shortest_edge": 3136, "longest_edge": 12845056}
+    assert (picture.patch_size, picture.merge_size, picture.temporal_patch_size) == (14, 2, 2)
 
 
 # ---- merged --------------------------------------------------------------------------------------

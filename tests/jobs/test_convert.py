@@ -54,7 +54,9 @@ def test_chain_of_all_forms(full, tmp_path):
     run(base, tmp_path / "orbax", to="orbax")
     run(tmp_path / "orbax", tmp_path / "thinker", to="thinker")
     run(tmp_path / "thinker", tmp_path / "merged", to="merged", base=str(base))
-    for name in ("orbax", "thinker", "merged"):
+    run(tmp_path / "orbax", tmp_path / "full", to="full")
+    run(tmp_path / "full", tmp_path / "back", to="thinker")
+    for name in ("orbax", "thinker", "merged", "full", "back"):
         assert_holds(tmp_path / name, values)
         assert load_config(tmp_path / name) == CONFIG
         assert (tmp_path / name / "tokenizer_config.json").exists()
@@ -65,7 +67,7 @@ def test_chain_of_all_forms(full, tmp_path):
             ).read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.parametrize("to", ["thinker", "orbax"])
+@pytest.mark.parametrize("to", ["thinker", "full", "orbax"])
 def test_dtype(full, tmp_path, to):
     base, values = full
     run(base, tmp_path / "wide", to=to, dtype="float32")
@@ -73,12 +75,13 @@ def test_dtype(full, tmp_path, to):
     assert load_config(tmp_path / "wide") == CONFIG
 
 
-def test_an_adapter_is_merged(full, tmp_path):
+@pytest.mark.parametrize("to", ["thinker", "full"])
+def test_an_adapter_is_merged(full, tmp_path, to):
     settings = lora.LoraConfig(rank=2, alpha=3.0, targets="q_proj,down_proj")
     adapter = lora.init(CONFIG, settings, jax.random.key(0))
     adapter = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
     save_adapter(adapter, CONFIG, settings, tmp_path / "adapter")
-    run(full[0], tmp_path / "model", dtype="float32", adapter=str(tmp_path / "adapter"))
+    run(full[0], tmp_path / "model", to=to, dtype="float32", adapter=str(tmp_path / "adapter"))
     made = load_params(tmp_path / "model", CONFIG)
     expected = lora.merge(load_params(full[0], CONFIG, "float32"), adapter, settings)
     jax.tree.map(np.testing.assert_array_equal, made, expected)
@@ -88,7 +91,7 @@ def trained(question):
     return Trained(resolve(ClipSettings(question=question)))
 
 
-@pytest.mark.parametrize("to", ["thinker", "orbax", "merged"])
+@pytest.mark.parametrize("to", ["thinker", "full", "orbax", "merged"])
 def test_what_a_model_was_trained_on_goes_with_its_thinker(full, tmp_path, to):
     base = {"base": str(shutil.copytree(full[0], tmp_path / "base"))} if to == "merged" else {}
     source = shutil.copytree(full[0], tmp_path / "source")
@@ -128,6 +131,7 @@ def test_overwrite(full, tmp_path):
         ({"to": "merged"}, "to=merged needs base"),
         ({"to": "merged", "base": "x", "dtype": "float32"}, "to=merged keeps the dtypes of base"),
         ({"to": "thinker", "base": "x"}, "base is for to=merged, not for to=thinker"),
+        ({"to": "full", "base": "x"}, "base is for to=merged, not for to=full"),
         ({"checkpoint": "no/such/place"}, "no such directory"),
         ({"output": ""}, "output is empty"),
     ],

@@ -1,4 +1,4 @@
-"""Export of the parameter tree to Hugging Face's files, thinker only or merged (spec 1.5).
+"""Export of the parameter tree to Hugging Face's files: thinker only, full, or merged (spec 1.5).
 
 A checkpoint is written into a hidden folder beside its destination, which is renamed at the end, so
 that readers never see an incomplete checkpoint.
@@ -15,7 +15,7 @@ import numpy as np
 
 from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.files import read_json, write_json
-from ugc_jax.hf import mapping, orbax_store
+from ugc_jax.hf import mapping, orbax_store, processor
 from ugc_jax.hf.checkpoint import INDEX, SINGLE, Checkpoint
 from ugc_jax.hf.config import REMEDY, load_config
 from ugc_jax.hf.hub import resolve_checkpoint
@@ -31,7 +31,8 @@ from ugc_jax.hf.trained import TRAINED, Trained, write_trained
 from ugc_jax.models.params import Tensor, locate, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.models.qwen2_5_omni.hf_config import thinker_section, to_hf
+from ugc_jax.models.qwen2_5_omni.hf_config import thinker_section, to_full, to_hf
+from ugc_jax.models.qwen2_5_omni.names import THINKER
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -53,8 +54,9 @@ def save_thinker(
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
     trained: Trained | None = None,
+    full: bool = False,
 ):
-    """Write a thinker-only checkpoint, as Qwen2_5OmniThinkerForConditionalGeneration reads it.
+    """Write a checkpoint of the thinker, as Qwen2_5OmniThinkerForConditionalGeneration reads it.
 
     params: stacked or unrolled tree.
     source: checkpoint directory from which config.json (the thinker's section), tokenizer and
@@ -62,12 +64,16 @@ def save_thinker(
     dtype: "float32", "bfloat16" or None to keep that of the arrays.
     max_shard_bytes: size of a file, unless one tensor is larger.
     trained: written to captioner.json.
+    full: write it in the form of the full model, without talker and token2wav, as
+      Qwen2_5OmniForConditionalGeneration and vLLM read it. What the source lacks for that is added:
+      preprocessor_config.json, the chat template, an empty spk_dict.pt.
     Raises UserError if out_dir is not empty and `overwrite` is false.
     """
     out_dtype = None if dtype is None else float_dtype(dtype)
     output = functools.partial(tensor_output, params, dtype=out_dtype)
+    main_dtype = dtype or _main_dtype(params)
     with new_directory(out_dir, overwrite) as folder:
-        write_thinker(folder, config, output, source, dtype or _main_dtype(params), max_shard_bytes)
+        write_thinker(folder, config, output, source, main_dtype, max_shard_bytes, full)
         write_trained(folder, trained)
 
 
@@ -159,7 +165,7 @@ def tensor_output(
     return array_output(name or tensor.name, tensor.shape, dtype, read)
 
 
-# ---- a thinker-only checkpoint, from any source of tensors ---------------------------------------
+# ---- a checkpoint of the thinker, from any source of tensors -------------------------------------
 
 
 def write_thinker(
@@ -169,15 +175,18 @@ def write_thinker(
     source: str | Path | None,
     dtype: str,
     max_shard_bytes: float = 5e9,
+    full: bool = False,
 ):
-    """Write all files of a thinker-only checkpoint into `folder`.
+    """Write all files of a checkpoint of the thinker into `folder`.
 
-    output: returns what is stored for a tensor. dtype: for config.json. source, max_shard_bytes: as
-    in `save_thinker`.
+    output: returns what is stored for a tensor. dtype: for config.json. source, max_shard_bytes,
+    full: as in `save_thinker`.
     """
     shards: list[list[Output]] = [[]]
     filled = total = 0
     for item in map(output, tensors(thinker.declare(config))):
+        if full:
+            item = item._replace(name=THINKER + item.name)
         if shards[-1] and filled + item.nbytes > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -191,10 +200,12 @@ def write_thinker(
         weight_map |= {item.name: name for item in shard}
     if count > 1:
         _write_index(folder, weight_map, {}, total)
-    write_side_files(folder, config, dtype, source)
+    write_side_files(folder, config, dtype, source, full)
 
 
-def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str | Path | None):
+def write_side_files(
+    folder: Path, config: OmniConfig, dtype: str, source: str | Path | None, full: bool = False
+):
     """Write config.json and generation_config.json; copy tokenizer and preprocessor of `source`."""
     content = to_hf(config, dtype)
     # transformers' generate() takes its stop tokens from generation_config.json only, and the
@@ -211,6 +222,9 @@ def write_side_files(folder: Path, config: OmniConfig, dtype: str, source: str |
         copy_files(source, folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
         if (source / GENERATION).exists():
             generation |= read_json(source / GENERATION, "copy the file again")
+    if full:
+        content = to_full(content)
+        processor.complete(folder, config)
     write_json(folder / "config.json", content, indent=2)
     write_json(folder / GENERATION, generation, indent=2)
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: full or thinker-only, another dtype, to Orbax and back.
+"""Convert a checkpoint: thinker-only, full or merged, another dtype, to Orbax and back.
 
 A LoRA adapter, ours or PEFT's, may be merged into the weights on the way.
 """
@@ -30,8 +30,9 @@ class ConvertConfig:
 
     checkpoint: str  # directory or hub id: Hugging Face (full or thinker-only) or Orbax
     output: str  # directory to write
-    # thinker: on its own; merged: a full checkpoint, `base` with this thinker; orbax: for ugc-jax
-    to: Literal["thinker", "merged", "orbax"] = "thinker"
+    # thinker: on its own; full: in the form of a full checkpoint but without the talker, for vLLM;
+    # merged: a full checkpoint, `base` with this thinker; orbax: for ugc-jax
+    to: Literal["thinker", "full", "merged", "orbax"] = "thinker"
     base: str | None = None  # full checkpoint, directory or hub id, for to="merged"
     # of the stored weights; none keeps their own
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -72,7 +73,8 @@ def main(config: ConvertConfig, args: list[str]) -> int:
         save_orbax(params, model, config.output, source, config.overwrite, trained)
     else:
         save_thinker(
-            params, model, config.output, source, overwrite=config.overwrite, trained=trained
-        )
+            params, model, config.output, source,
+            overwrite=config.overwrite, trained=trained, full=config.to == "full",
+        )  # fmt: skip
     logger.info("%s: %s checkpoint written", config.output, config.to)
     return 0

@@ -108,6 +108,20 @@ def to_hf(config: OmniConfig, dtype: str) -> dict:
     }
 
 
+def to_full(section: dict) -> dict:
+    """Return config.json of a full checkpoint that has the thinker of `section` and no talker.
+
+    Without `enable_audio_output: false` transformers builds a talker and a vocoder.
+    """
+    return {
+        "architectures": ["Qwen2_5OmniForConditionalGeneration"],
+        "model_type": FULL_MODEL_TYPE,
+        "enable_audio_output": False,
+        **{name: section[name] for name in ("torch_dtype", "dtype", "tie_word_embeddings")},
+        "thinker_config": section,
+    }
+
+
 def _section(raw: dict, name: str, prefix: str) -> dict:
     value = raw.get(name)
     if not isinstance(value, dict):
