@@ -7,8 +7,9 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,57 +24,98 @@ from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY, SAMPLE_RATE, OmniConfig
 from ugc_jax.progress import progress
 
-TEXT_TOKENS = (15, 17)  # before and after the clip: those of a short question
+SIDES = ("jax", "torch", "vllm")  # names of `measure`
 SECONDS_PER_GRID = 1.0  # two frames a second
 CELL = GEOMETRY.vision.cell_pixels  # frames are whole cells, as after the resize of a real clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The batch, of equal clips."""
+    """The batch, of equal prompts: a clip and a question, or text alone."""
 
     batch_size: int = 4  # clips generated together
-    frames: int = 16  # of each clip, 2 a second
+    frames: int = 16  # of each clip, 2 a second; 0, with seconds 0: text alone
     height: int = 224  # of a frame, in pixels; whole cells of the vision encoder
     width: int = 224  # of a frame, in pixels; whole cells of the vision encoder
     seconds: float = 8.0  # of sound in each clip
+    text_tokens: int = 32  # of each prompt, before and after the clip
     new_tokens: int = 64  # to generate for each clip
 
     def __post_init__(self):
-        for name in ("batch_size", "frames", "seconds", "new_tokens"):
+        clip = ("frames", "seconds") if self.has_clip else ()
+        for name in ("batch_size", *clip, "text_tokens", "new_tokens"):
             if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; use a positive number")
+                hint = ", or 0 for both frames and seconds: text alone" if name in clip else ""
+                raise UserError(f"{name} is {getattr(self, name)}; use a positive number{hint}")
         for name in ("height", "width"):
             side = getattr(self, name)
             if side <= 0 or side % CELL:
                 raise UserError(f"{name} is {side}; use a multiple of {CELL}")
 
+    @property
+    def has_clip(self) -> bool:
+        """Whether the prompts are more than text."""
+        return bool(self.frames or self.seconds)
+
+
+class Noise(NamedTuple):
+    """A prompt of noise before its preprocessing.
+
+    before, after: token ids. frames: u8[n, h, w, 3], 2 a second, and sound: f32[samples]; both None
+    for text alone.
+    """
+
+    before: list[int]
+    frames: np.ndarray | None
+    sound: np.ndarray | None
+    after: list[int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One timed run: seconds of both phases, and the tokens, i32[B, new_tokens], padded."""
+    """One timed run: seconds of both phases, and the tokens, i32[B, new_tokens], padded.
+
+    first_logprobs: f32[B], of the first tokens, where they are known.
+    """
 
     prefill: float
     decode: float
     tokens: np.ndarray
+    first_logprobs: np.ndarray | None = None
+
+
+def noise(work: Workload, config: OmniConfig, seed: int = 0) -> list[Noise]:
+    """Make the prompts of the workload, each of different noise."""
+    rng = np.random.default_rng(seed)
+    before = (work.text_tokens - 1) // 2
+    texts = before, work.text_tokens - before
+
+    def one() -> Noise:
+        frames = sound = None
+        if work.has_clip:
+            shape = work.frames, work.height, work.width, 3
+            frames = rng.integers(0, 256, shape, dtype=np.uint8)
+            sound = rng.uniform(-0.5, 0.5, round(work.seconds * SAMPLE_RATE)).astype(np.float32)
+        before, after = (rng.integers(0, config.tokens.pad_token_id, n).tolist() for n in texts)
+        return Noise(before, frames, sound, after)
+
+    return [one() for _ in range(work.batch_size)]
+
+
+def preprocess(prompt: Noise, config: OmniConfig) -> Example:
+    """Return the prompt as the model takes it."""
+    before, after = Text(prompt.before), Text(prompt.after)
+    if prompt.frames is None:
+        return Example(**layout([before, after], config)._asdict(), vision=(), mels=())
+    picture, mel = patchify(prompt.frames, config.vision), log_mel(prompt.sound)
+    clip = Medium("video", picture.grid, SECONDS_PER_GRID, len(mel))
+    parts = layout([before, clip, after], config)
+    return Example(**parts._asdict(), vision=(picture,), mels=(mel,))
 
 
 def examples(work: Workload, config: OmniConfig, seed: int = 0) -> list[Example]:
-    """Make the prompts of the workload, each of different noise."""
-    rng = np.random.default_rng(seed)
-
-    def one() -> Example:
-        frames = rng.integers(0, 256, (work.frames, work.height, work.width, 3), dtype=np.uint8)
-        picture = patchify(frames, config.vision)
-        mel = log_mel(rng.uniform(-0.5, 0.5, round(work.seconds * SAMPLE_RATE)).astype(np.float32))
-        before, after = (
-            Text(rng.integers(0, config.tokens.pad_token_id, n).tolist()) for n in TEXT_TOKENS
-        )
-        clip = Medium("video", picture.grid, SECONDS_PER_GRID, len(mel))
-        prompt = layout([before, clip, after], config)
-        return Example(**prompt._asdict(), vision=(picture,), mels=(mel,))
-
-    return [one() for _ in range(work.batch_size)]
+    """Make the prompts of the workload and preprocess them."""
+    return [preprocess(prompt, config) for prompt in noise(work, config, seed)]
 
 
 def ours(
@@ -91,7 +133,8 @@ def ours(
         middle = time.perf_counter()
         generated = engine.decode(params, batch, prefilled, options, key_ids)
         end = time.perf_counter()
-        return Run(middle - start, end - middle, generated.tokens[:, :new_tokens])
+        tokens, first = generated.tokens[:, :new_tokens], generated.logprobs[:, 0]
+        return Run(middle - start, end - middle, tokens, first)
 
     return run
 
@@ -106,7 +149,7 @@ def reference(
 
     model = load_reference(checkpoint, dtype)
     seconds = [SECONDS_PER_GRID] * len(prompts)
-    inputs = reference_inputs(prompts, config, seconds, audio_in_video=True)
+    inputs = reference_inputs(prompts, config, seconds, audio_in_video=bool(prompts[0].mels))
 
     def generate(count: int) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
@@ -117,34 +160,63 @@ def reference(
     def run() -> Run:
         prefill, _ = generate(1)
         whole, tokens = generate(new_tokens)
-        padded = np.full((len(tokens), new_tokens), config.tokens.pad_token_id)
-        padded[:, : tokens.shape[1]] = tokens
-        return Run(prefill, whole - prefill, padded)
+        return Run(prefill, whole - prefill, padded(tokens, new_tokens, config))
 
     return run
+
+
+def padded(tokens: Iterable[np.ndarray], length: int, config: OmniConfig) -> np.ndarray:
+    """Return the tokens of all rows, i32[B, length], with padding after them."""
+    rows = list(tokens)
+    out = np.full((len(rows), length), config.tokens.pad_token_id, np.int32)
+    for row, own in zip(out, rows, strict=True):
+        row[: len(own)] = own
+    return out
 
 
 def measure(sides: dict[str, Callable[[], Run]], repeats: int) -> dict:
     """Run the sides in turn, `repeats` times after a first round that compiles and warms up.
 
-    Returns the medians of each side and, with both "jax" and "torch", the ratio of their times and
-    the share of equal tokens.
+    Returns the medians of each side and, of each side beside the first, "jax", the ratio of the
+    times and what its tokens have in common with the first one's (`agreement`).
     """
     runs: dict[str, list[Run]] = {name: [] for name in sides}
-    for round_ in progress(range(repeats + 1), repeats + 1, "round", "bench"):
+    for _ in progress(range(repeats + 1), repeats + 1, "round", "bench"):
         for name, run in sides.items():
-            timed = run()
-            if round_:
-                runs[name].append(timed)
-    report: dict = {name: _medians(timed) for name, timed in runs.items()}
-    if {"jax", "torch"} <= set(sides):
-        jax_seconds, torch_seconds = report["jax"], report["torch"]
-        report["torch_over_jax"] = {
-            phase: torch_seconds[phase] / jax_seconds[phase] for phase in jax_seconds
+            runs[name].append(run())
+    report: dict = {name: _medians(timed[1:]) for name, timed in runs.items()}
+    first, *others = sides
+    for name in others:
+        report[f"{name}_over_{first}"] = {
+            phase: report[name][phase] / seconds for phase, seconds in report[first].items()
         }
-        same = runs["jax"][0].tokens == runs["torch"][0].tokens
-        report["token_agreement"] = float(same.mean())
+        both = runs[first][0], runs[name][0]
+        report[f"{name}_agreement"] = agreement(
+            *(run.tokens for run in both), *(run.first_logprobs for run in both)
+        )
+    if "torch" in others:
+        report["token_agreement"] = report["torch_agreement"]["tokens"]
     return report
+
+
+def agreement(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], *firsts) -> dict:
+    """Compare the tokens i32[n] of each prompt.
+
+    firsts: the log-probs of the first tokens of both, f32[prompts] or None.
+    Returns the share of equal "tokens", up to the shorter of both, and of equal "first_tokens",
+    and, if both log-probs are known, "first_logprob_difference", the largest among equal ones.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    same = sum(int((a[: len(b)] == b[: len(a)]).sum()) for a, b in pairs)
+    first = np.array([bool((a[:1] == b[:1]).all()) for a, b in pairs])
+    found = {
+        "tokens": same / sum(max(len(a), len(b)) for a, b in pairs),
+        "first_tokens": float(first.mean()),
+    }
+    known = len(firsts) == 2 and all(one is not None for one in firsts)
+    if known and first.any():
+        found["first_logprob_difference"] = float(np.abs(np.subtract(*firsts))[first].max())
+    return found
 
 
 def device() -> str:
@@ -156,22 +228,30 @@ def device() -> str:
 
 def summary(report: dict, work: Workload) -> str:
     """Describe the report of `measure` in a few lines."""
+    first, *others = (name for name in SIDES if name in report)
     lines = []
-    for side in ("jax", "torch"):
-        if side in report:
-            prefill, decode = (report[side][f"{phase}_seconds"] for phase in ("prefill", "decode"))
-            rate = work.batch_size * work.new_tokens / decode
-            lines.append(
-                f"  {side:<6} prefill {prefill:.3f} s   decode {decode:.3f} s ({rate:.0f} tokens/s)"
-            )
-    if "torch_over_jax" in report:
-        ratio = report["torch_over_jax"]
+    for name in (first, *others):
+        prefill, decode = (report[name][f"{phase}_seconds"] for phase in ("prefill", "decode"))
+        rate = work.batch_size * work.new_tokens / decode
         lines.append(
-            f"  torch / jax: prefill {ratio['prefill_seconds']:.2f}, "
+            f"  {name:<6} prefill {prefill:.3f} s   decode {decode:.3f} s ({rate:.0f} tokens/s)"
+        )
+    for name in others:
+        ratio, found = report[f"{name}_over_{first}"], report[f"{name}_agreement"]
+        lines.append(
+            f"  {name} / {first}: prefill {ratio['prefill_seconds']:.2f}, "
             f"decode {ratio['decode_seconds']:.2f}, together {ratio['total_seconds']:.2f}; "
-            f"equal tokens {report['token_agreement']:.1%}"
+            f"equal tokens {found['tokens']:.1%}{describe_first(found)}"
         )
     return "\n".join(lines)
+
+
+def describe_first(found: dict[str, float]) -> str:
+    """Describe the first tokens of a result of `agreement`; "" where log-probs are not known."""
+    if "first_logprob_difference" not in found:
+        return ""
+    difference = found["first_logprob_difference"]
+    return f", first tokens {found['first_tokens']:.1%}, their log-probs within {difference:.3f}"
 
 
 def _medians(runs: list[Run]) -> dict[str, float]:

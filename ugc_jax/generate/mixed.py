@@ -1,12 +1,14 @@
 """The workload "mixed" of bench: clips of many lengths, through the engine and in plain batches.
 
-    clips -> engine, batches, reference: functions that return the tokens of every clip -> measure
+    clips -> engine, batches, reference, peer: functions that return the tokens of every clip
+        -> measure
 
 Each clip has a limit of its own, which stands for the end-of-text token of a trained model: random
 weights hardly ever give one.
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +20,17 @@ import numpy as np
 from ugc_jax.data.batching import Buckets, bucket_of, collate, group
 from ugc_jax.data.example import Example
 from ugc_jax.errors import UserError
-from ugc_jax.generate.benchmark import SECONDS_PER_GRID, Workload, examples
+from ugc_jax.generate.benchmark import (
+    SECONDS_PER_GRID,
+    Noise,
+    Workload,
+    agreement,
+    describe_first,
+    noise,
+    preprocess,
+)
 from ugc_jax.generate.engine import Engine, Group, Listed, Request, prefill_tokens
+from ugc_jax.generate.peer import Answer, Peer
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.progress import progress
@@ -28,6 +39,7 @@ from ugc_jax.settings import check_minimum
 BATCH = 8  # clips of a plain batch
 
 Tokens = list[np.ndarray]  # of each clip, i32[n]
+Side = Callable[[], Answer | Tokens]  # an Answer has its own time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +65,9 @@ class MixedWorkload:
 
 
 class Clip(NamedTuple):
-    """A prompt and how many tokens to generate after it."""
+    """A prompt, before and after its preprocessing, and how many tokens to generate after it."""
 
+    prompt: Noise
     example: Example
     limit: int
 
@@ -69,13 +82,14 @@ def clips(work: MixedWorkload, frame: Workload, config: OmniConfig) -> list[Clip
         one = dataclasses.replace(
             frame, batch_size=1, frames=2 * round(length), seconds=float(round(length))
         )
-        made.append(Clip(examples(one, config, seed=work.seed + number)[0], int(limit)))
+        (prompt,) = noise(one, config, seed=work.seed + number)
+        made.append(Clip(prompt, preprocess(prompt, config), int(limit)))
     return made
 
 
 def by_engine(
     params: dict, engine: Engine, work: Sequence[Clip], places: int | None = None
-) -> Callable[[], Tokens]:
+) -> Callable[[], Answer]:
     """Return a function that generates by `Engine.run`. places: see there."""
     config, budget = engine.config, prefill_tokens(engine.mesh)
     numbered = [(number, clip.example) for number, clip in enumerate(work)]
@@ -98,14 +112,16 @@ def by_engine(
         requests = [Request(number, options[number], [0]) for number, _ in members]
         return Group(batch, requests + [None] * (rows - len(members)))
 
-    def run() -> Tokens:
+    def run() -> Answer:
+        start = time.perf_counter()
         tokens: Tokens = [None] * len(work)
+        first = np.zeros(len(work), np.float32)
         most = max(clip.limit for clip in work)
         for one in engine.run(params, Listed(groups()), places, most, most=len(work)):
             if one.error is not None:
                 raise UserError(one.error)
-            tokens[one.tag] = one.tokens
-        return tokens
+            tokens[one.tag], first[one.tag] = one.tokens, one.logprobs[0]
+        return Answer(time.perf_counter() - start, tokens, first)
 
     return run
 
@@ -156,30 +172,42 @@ def by_reference(
     return run
 
 
-def measure(sides: dict[str, Callable[[], Tokens]], repeats: int) -> dict:
+def by_peer(peer: Peer, work: Sequence[Clip]) -> Callable[[], Answer]:
+    """Return the same by vLLM; the first run, which is not timed, also asks for log-probs."""
+    runs, limits = itertools.count(), [clip.limit for clip in work]
+    return lambda: peer.run(limits, logprobs=next(runs) == 0)
+
+
+def measure(sides: dict[str, Side], repeats: int) -> dict:
     """Run the sides in turn, `repeats` times after a first round that compiles and warms up.
 
     Returns for each side its median seconds, those of the first round, generated tokens a second,
-    and for all but the first one the ratio of its time to the first one's and the share of tokens
-    that agree with the first one's.
+    the ratio of its time to the first one's, and what its tokens have in common with the first
+    one's (`benchmark.agreement`).
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    tokens: dict[str, Tokens] = {}
+    answers: dict[str, Answer] = {}  # of the first round
     for _ in progress(range(repeats + 1), repeats + 1, "round", "bench"):
         for name, run in sides.items():
             start = time.perf_counter()
-            tokens[name] = run()
-            seconds[name].append(time.perf_counter() - start)
+            out = run()
+            if not isinstance(out, Answer):
+                out = Answer(time.perf_counter() - start, out)
+            seconds[name].append(out.seconds)
+            answers.setdefault(name, out)
     first, report = next(iter(sides)), {}
     for name, (cold, *warm) in seconds.items():
         median = statistics.median(warm)
-        count = sum(map(len, tokens[name]))
+        both = answers[first], answers[name]
+        count = sum(map(len, answers[name].tokens))
+        found = agreement(*(one.tokens for one in both), *(one.first_logprobs for one in both))
         report[name] = {
             "seconds": median,
             "first_seconds": cold,
             "tokens_per_second": count / median,
             "over_engine": median / statistics.median(seconds[first][1:]),
-            "token_agreement": _agreement(tokens[first], tokens[name]),
+            "token_agreement": found["tokens"],
+            "agreement": found,
         }
     return report
 
@@ -189,13 +217,7 @@ def summary(report: dict) -> str:
     return "\n".join(
         f"  {name:<13}{side['seconds']:8.2f} s {side['tokens_per_second']:8.1f} tokens/s   "
         f"{side['over_engine']:5.2f} x the engine's time   equal tokens "
-        f"{side['token_agreement']:.1%}   (first round {side['first_seconds']:.1f} s)"
+        f"{side['token_agreement']:.1%}{describe_first(side['agreement']) * (name == 'vllm')}   "
+        f"(first round {side['first_seconds']:.1f} s)"
         for name, side in report.items()
     )
-
-
-def _agreement(ours: Tokens, theirs: Tokens) -> float:
-    """The share of tokens that are equal up to the shorter of both, over all clips."""
-    pairs = list(zip(ours, theirs, strict=True))
-    same = sum(int((a[: len(b)] == b[: len(a)]).sum()) for a, b in pairs)
-    return same / sum(max(len(a), len(b)) for a, b in pairs)

@@ -1,9 +1,11 @@
-"""Time prefill and decoding on clips of noise.
+"""Time prefill and decoding on clips of noise, or on text.
 
 Where torch and transformers are installed and the device is a CPU, the reference is timed on the
-same weights, inputs and cores, and the tokens of both are compared.
+same weights, inputs and cores, and the tokens of both are compared. So is vLLM, in an environment
+of its own (--vllm_python).
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -14,9 +16,11 @@ from typing import Literal
 import jax
 
 from ugc_jax import files
+from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark, mixed
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.mixed import MixedWorkload
+from ugc_jax.generate.peer import Peer, by_peer
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.compute import ComputeConfig
@@ -26,6 +30,11 @@ from ugc_jax.toy import corpus
 
 logger = logging.getLogger(__name__)
 
+# Measured with vLLM 0.32: where a clip's sound is between its frames, it is vLLM that differs.
+VLLM_NOTE = (
+    "  vLLM's tokens agree on text; with sound between frames its log-probs are off by up to 0.07 "
+    "nats from transformers', which are ours"
+)
 MIN_AGREEMENT = 0.9  # share of equal tokens; with less the two sides do not run the same model
 
 
@@ -35,8 +44,11 @@ class BenchConfig:
 
     checkpoint: str | None = None  # directory or hub id; random weights of `size` without it
     size: Literal["tiny", "mid", "3b"] = "mid"  # of the random weights
+    tokenizer: str | None = None  # directory of a tokenizer, whose vocabulary `size` gets
     repeats: int = 5  # timed runs of each side, in turn; their medians are reported
     reference: bool = True  # also time the reference, where it can run
+    # Python of an environment with vLLM (docs/serving.md), which is timed, too
+    vllm_python: str | None = None
     output: str | None = None  # JSON file for the figures
     # batch: equal clips in one batch; mixed: clips of many lengths, through the engine, in plain
     # batches, and in plain batches by the reference
@@ -55,13 +67,23 @@ SETTINGS = Schema(
 def main(config: BenchConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when our tokens are not those of the reference."""
     check_minimum(config, repeats=1)
+    if config.checkpoint is not None and config.tokenizer is not None:
+        raise UserError("tokenizer is for random weights; leave it out, or leave checkpoint out")
     work, new_tokens = config.workload, config.workload.new_tokens
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         checkpoint = _checkpoint(config, Path(folder) / "random")
         captioner = Captioner.from_pretrained(checkpoint, **dataclasses.asdict(config.compute))
         params, engine = captioner.params, captioner.engine
         source = checkpoint, engine.compute.dtype, engine.config
         compared = config.reference and _reference_runs()
+
+        def peer(prompts, examples, new_tokens) -> Peer:
+            positions = max(len(one.tokens) for one in examples) + new_tokens
+            own = Path(folder) / "peer"
+            own.mkdir()
+            python = config.vllm_python
+            return stack.enter_context(Peer(python, *source, prompts, positions, own))
+
         if config.work == "mixed":
             clips = mixed.clips(config.mixed, work, engine.config)
             sides = {
@@ -70,17 +92,26 @@ def main(config: BenchConfig, args: list[str]) -> int:
             }
             if compared:
                 sides["transformers"] = mixed.by_reference(*source, clips)
+            if config.vllm_python is not None:
+                prompts, examples, limits = zip(*clips, strict=True)
+                sides["vllm"] = mixed.by_peer(peer(prompts, examples, max(limits)), clips)
             report = mixed.measure(sides, config.repeats)
             what, text = f"{len(clips)} mixed clips", mixed.summary(report)
         else:
-            prompts = benchmark.examples(work, engine.config)
-            sides = {"jax": benchmark.ours(params, engine, prompts, new_tokens)}
+            prompts = benchmark.noise(work, engine.config)
+            examples = [benchmark.preprocess(prompt, engine.config) for prompt in prompts]
+            sides = {"jax": benchmark.ours(params, engine, examples, new_tokens)}
             if compared:
-                sides["torch"] = benchmark.reference(*source, prompts, new_tokens)
+                sides["torch"] = benchmark.reference(*source, examples, new_tokens)
+            if config.vllm_python is not None:
+                vllm = peer(prompts, examples, new_tokens)
+                sides["vllm"] = by_peer(vllm, engine.config, len(prompts), new_tokens)
             report = benchmark.measure(sides, config.repeats)
             what, text = f"batch {work.batch_size}", benchmark.summary(report, work)
     print(f"{benchmark.device()}; {what}, {engine.compute.dtype}, medians")
     print(text)
+    if config.vllm_python is not None:
+        print(VLLM_NOTE)
     if config.output is not None:
         settings = dataclasses.asdict(config)
         content = {"settings": settings, "device": benchmark.device(), **report}
@@ -95,7 +126,8 @@ def _checkpoint(config: BenchConfig, folder: Path) -> Path:
     if config.checkpoint is not None:
         return resolve_checkpoint(config.checkpoint)
     dtype = "bfloat16" if config.compute.dtype == "bfloat16" else "float32"
-    write_random(folder, SIZES[config.size](), corpus.LINES, dtype=dtype)
+    size = SIZES[config.size]()
+    write_random(folder, size, corpus.LINES, dtype=dtype, tokenizer=config.tokenizer)
     return folder
 
 
