@@ -1,5 +1,7 @@
 """ugc_jax.generate.benchmark: the workload, the comparison of two sides, and its summary."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,27 @@ def test_examples_are_different_clips_of_one_size():
     assert len(first.mels[0]) == 150
 
 
-@pytest.mark.parametrize("name", ["batch_size", "frames", "height", "seconds", "new_tokens"])
+def test_text_alone(tiny_captioner):
+    work = Workload(batch_size=2, frames=0, seconds=0, text_tokens=20, new_tokens=4)
+    prompts = examples(work, tiny_captioner.config)
+    assert [len(one.tokens) for one in prompts] == [20, 20]
+    assert not prompts[0].vision
+    assert not prompts[0].mels
+    run = ours(tiny_captioner.params, tiny_captioner.engine, prompts, 4)()
+    assert run.tokens.shape == (2, 4)
+    assert (run.first_logprobs < 0).all()
+
+
+def test_text_tokens_are_around_the_clip():
+    (short,), (long,) = (
+        examples(dataclasses.replace(WORK, batch_size=1, text_tokens=n), tiny()) for n in (32, 45)
+    )
+    assert len(long.tokens) - len(short.tokens) == 13
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "frames", "height", "seconds", "text_tokens", "new_tokens"]
+)
 def test_sizes_must_be_positive(name):
     with pytest.raises(UserError, match=f"{name} is 0"):
         Workload(**{name: 0})

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 
+import fake_vllm
 import numpy as np
 import pytest
 from clips import write_clip
@@ -254,6 +256,32 @@ class TestBench:
             assert set(report["torch_over_jax"]) == set(report["jax"])
             assert "torch / jax: prefill" in printed
 
+    @pytest.mark.parametrize("work", ["batch", "mixed"])
+    def test_beside_vllm(self, monkeypatch, tmp_path, capsys, work):
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
+        (tmp_path / "vllm.py").write_text(fake_vllm.SOURCE)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        out = tmp_path / "bench.json"
+        mixed = ["--mixed.clips=2", "--mixed.longest=3", "--mixed.fewest=2", "--mixed.most=4"]
+        words = ["--reference=false", f"--vllm_python={sys.executable}", f"--work={work}"]
+        assert cli.run(["bench", *self.SMALL, *mixed, *words, f"--output={out}"]) == 0
+        report, printed = json.loads(out.read_text()), capsys.readouterr().out
+        assert "vLLM's tokens agree on text" in printed
+        assert "  vllm  " in printed
+        if work == "batch":
+            assert report["vllm_over_jax"]["total_seconds"] < 1  # it only adds
+            assert report["vllm_agreement"]["tokens"] < 1
+        else:
+            assert set(report) == {"settings", "device", "engine", "batches", "vllm"}
+
+    def test_a_tokenizer_decides_the_vocabulary(self, monkeypatch, tmp_path, tiny_checkpoint):
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
+        words = ["--reference=false", f"--tokenizer={tiny_checkpoint}"]
+        assert cli.run(["bench", *self.SMALL, *words]) == 0
+        words.append(f"--checkpoint={tiny_checkpoint}")
+        with pytest.raises(UserError, match="tokenizer is for random weights"):
+            cli.run(["bench", *self.SMALL, *words])
+
     def test_without_the_reference(self, monkeypatch, tmp_path):
         monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
         out = tmp_path / "bench.json"
@@ -267,6 +295,10 @@ class TestBench:
             ("height=30", "height is 30; use a multiple of 28"),
             ("frames=0", "frames is 0; use a positive number"),
             ("repeats=0", "repeats is 0; use 1 or more"),
+            (
+                "vllm_python=/nowhere/python",
+                "vllm_python: /nowhere/python: no such program; give the",
+            ),
         ],
     )
     def test_refusals(self, monkeypatch, word, message):

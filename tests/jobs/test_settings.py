@@ -40,7 +40,9 @@ SHORT = {
     "report": "",
     "convert": "",
     "world": "seed seconds fps size mute blank",
-    "bench": "batch_size frames height width seconds new_tokens dtype remat slab attention",
+    "bench": (
+        "batch_size frames height width seconds text_tokens new_tokens dtype remat slab attention"
+    ),
 }
 
 

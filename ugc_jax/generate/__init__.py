@@ -7,6 +7,8 @@ results.py     captions as JSON Lines that a later run continues
 defaults.py    the settings of a checkpoint where the user names none
 asking.py      the questions of a benchmark -> the model's answers
 benchmark.py   times of prefill and decoding, ours and the reference's
+mixed.py       the same for clips of many lengths
+peer.py        vLLM beside both, in an environment of its own (vllm_peer.py)
 settings.py    the settings of reading, sampling and asking; imports no jax
 
 Imports hf, data, media, models and lower layers.

@@ -5,6 +5,7 @@
 The protocol is described in vllm_peer.py, which imports nothing of ugc_jax.
 """
 
+import contextlib
 import itertools
 import json
 import logging
@@ -42,9 +43,9 @@ class Answer(NamedTuple):
 
 
 class Peer:
-    """The process; a context manager, which ends it.
+    """The process; a context manager, which waits for the model and ends the process.
 
-    Raises UserError, in all methods, if it cannot be started or does not answer.
+    Raises UserError, in all methods, if it cannot be started or does not answer as it should.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Peer:
         positions: int,
         folder: Path,
     ):
-        """Start the process, which loads the model meanwhile.
+        """Write the files and start the process.
 
         python: of vLLM's environment. positions: most of a prompt with its new tokens. folder: of
         the files for it, which may be large.
@@ -83,28 +84,26 @@ class Peer:
                 )  # fmt: skip
         except OSError as error:
             raise UserError(f"vllm_python: {python}: {error.strerror}; {REMEDY}") from None
-        self._version: str | None = None
 
     def __enter__(self) -> "Peer":
+        """Wait until the model is loaded."""
+        try:
+            logger.info("vLLM %s has loaded the model", self._read("version")["version"])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error):
-        self._process.stdin.close()
         self._process.terminate()
-        self._process.wait()
-        self._process.stdout.close()
+        self._process.communicate()
 
     def run(self, limits: Sequence[int], logprobs: bool = False) -> Answer:
         """Complete all prompts greedily, at most limits[i] new tokens of prompt i."""
-        if self._version is None:
-            self._version = self._read("version")["version"]
-            logger.info("vLLM %s is loaded", self._version)
         order = {"limits": list(map(int, limits)), "logprobs": logprobs}
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `_read` says why
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer that is missing says why
         answer = self._read("seconds", "tokens", "first_logprobs")
         if len(answer["tokens"]) != len(limits):
             raise UserError(
@@ -120,12 +119,10 @@ class Peer:
 
     def _read(self, *fields: str) -> dict:
         line = self._process.stdout.readline()
-        try:
+        with contextlib.suppress(ValueError):
             answer = json.loads(line)
-            if all(name in answer for name in fields):
+            if isinstance(answer, dict) and all(name in answer for name in fields):
                 return answer
-        except (ValueError, TypeError):
-            pass
         if line:
             reason = f"answered {line.strip()[:200]!r}, not {', '.join(fields)} in JSON"
         else:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,9 @@ import jax
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate import benchmark, mixed
+from ugc_jax.generate import peer as peers
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.mixed import MixedWorkload
-from ugc_jax.generate.peer import Peer, by_peer
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.random_weights import write_random
 from ugc_jax.models.compute import ComputeConfig
@@ -69,6 +70,8 @@ def main(config: BenchConfig, args: list[str]) -> int:
     check_minimum(config, repeats=1)
     if config.checkpoint is not None and config.tokenizer is not None:
         raise UserError("tokenizer is for random weights; leave it out, or leave checkpoint out")
+    if config.vllm_python is not None and shutil.which(config.vllm_python) is None:
+        raise UserError(f"vllm_python: {config.vllm_python}: no such program; {peers.REMEDY}")
     work, new_tokens = config.workload, config.workload.new_tokens
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         checkpoint = _checkpoint(config, Path(folder) / "random")
@@ -77,12 +80,12 @@ def main(config: BenchConfig, args: list[str]) -> int:
         source = checkpoint, engine.compute.dtype, engine.config
         compared = config.reference and _reference_runs()
 
-        def peer(prompts, examples, new_tokens) -> Peer:
+        def peer(prompts, examples, new_tokens) -> peers.Peer:
             positions = max(len(one.tokens) for one in examples) + new_tokens
             own = Path(folder) / "peer"
             own.mkdir()
             python = config.vllm_python
-            return stack.enter_context(Peer(python, *source, prompts, positions, own))
+            return stack.enter_context(peers.Peer(python, *source, prompts, positions, own))
 
         if config.work == "mixed":
             clips = mixed.clips(config.mixed, work, engine.config)
@@ -105,7 +108,7 @@ def main(config: BenchConfig, args: list[str]) -> int:
                 sides["torch"] = benchmark.reference(*source, examples, new_tokens)
             if config.vllm_python is not None:
                 vllm = peer(prompts, examples, new_tokens)
-                sides["vllm"] = by_peer(vllm, engine.config, len(prompts), new_tokens)
+                sides["vllm"] = peers.by_peer(vllm, engine.config, len(prompts), new_tokens)
             report = benchmark.measure(sides, config.repeats)
             what, text = f"batch {work.batch_size}", benchmark.summary(report, work)
     print(f"{benchmark.device()}; {what}, {engine.compute.dtype}, medians")
