@@ -163,13 +163,13 @@ def test_a_python_that_is_not_there(connect, tmp_path):
 
 
 @pytest.mark.skipif("VLLM_PYTHON" not in os.environ, reason="VLLM_PYTHON names no Python with vLLM")
-def test_vllm_itself(tmp_path, monkeypatch, shared_data):
+def test_vllm_itself(tmp_path, monkeypatch):
     """The mid size: vLLM's attention on a CPU has no heads of the tiny one's size."""
     from ugc_jax.jobs import bench
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = bench.BenchConfig(
-        vllm_python=os.environ["VLLM_PYTHON"], tokenizer=str(shared_data / "tokenizer"),
+        vllm_python=os.environ["VLLM_PYTHON"],
         output=str(tmp_path / "bench.json"), repeats=1, workload=TEXT, reference=False,
     )  # fmt: skip
     assert bench.main(config, []) == 0
