@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Measured with vLLM 0.32 in float32. Text, frames alone and sound alone agree within 1e-5.
 VLLM_NOTE = (
-    "  vLLM's tokens agree on text; with sound between frames its log-probs are off (by 0.07 to 0.16 "
-    "nats) from transformers', which are ours"
+    "  vLLM's tokens agree on text; with sound between frames its log-probs are off (0.07 to "
+    "0.16 nats) from transformers', which are ours"
 )
 MIN_AGREEMENT = 0.9  # share of equal tokens; with less the two sides do not run the same model
 
