@@ -132,7 +132,8 @@ def on_cpu(mesh: jax.sharding.Mesh | None) -> bool:
 
 def prefill_tokens(mesh: jax.sharding.Mesh | None) -> int:
     """Return how many tokens of prompts are prefilled together, to use the devices fully."""
-    return 2048 if on_cpu(mesh) else 8192 * round_up_rows(mesh, 1)
+    # A CPU is busy with one prompt, and would compute the rows that fill a group up, too.
+    return 512 if on_cpu(mesh) else 8192 * round_up_rows(mesh, 1)
 
 
 def place_bytes(config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype) -> int:
