@@ -7,6 +7,7 @@ much, and a program serves many clips.
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -139,7 +140,12 @@ def bucket_of(
 
     Raises UserError naming the size that exceeds its largest bucket, and the setting to lower.
     """
-    need = size_of(example, config)._asdict()
+    return bucket_of_size(size_of(example, config), buckets, what)
+
+
+def bucket_of_size(size: BucketKey, buckets: Buckets, what: str = "prompt") -> BucketKey:
+    """As `bucket_of`, of sizes."""
+    need = size._asdict()
     return BucketKey(
         *(_bucket_size(name, size, getattr(buckets, name), what) for name, size in need.items())
     )
@@ -259,6 +265,116 @@ def _place(
         batch.media["audio"].mel[b, chunk : chunk + len(chunks)] = chunks
         batch.media["audio"].frames[b, chunk : chunk + len(chunks)] = frames
         chunk += len(chunks)
+
+
+# ---- prompts that begin alike --------------------------------------------------------------------
+
+
+class SharedKey(NamedTuple):
+    """Sizes of rows of prompts that begin alike: see `collate_shared`.
+
+    row: of each row. prompts: Q, of a row. tokens: S, of each prompt.
+    """
+
+    row: BucketKey
+    prompts: int
+    tokens: int
+
+
+def begin_alike(a: Example, b: Example) -> bool:
+    """Return whether two prompts have the same media (the same arrays), with only text after it."""
+
+    def media(example: Example):
+        return [id(array) for array in (*example.vision, *example.mels)]
+
+    return media(a) == media(b)
+
+
+def shared_row(examples: Sequence[Example]) -> tuple[list[Example], list[np.ndarray]]:
+    """Put prompts that begin alike into one row, their common beginning once.
+
+    Returns the row's examples for `collate_rows`, which are the beginning and then the end of each
+    prompt, at least a token, with the positions that they have in the prompt; and for each prompt
+    the tokens of the row that make it up, i32[T].
+    """
+    first, shortest = examples[0], min(len(example.tokens) for example in examples)
+
+    def equal(other: Example) -> np.ndarray:
+        n = np.s_[:shortest]
+        same = (first.tokens[n] == other.tokens[n]) & (first.source[n] == other.source[n])
+        same &= (first.positions[:, n] == other.positions[:, n]).all(axis=0)
+        return same & (first.row[n] == other.row[n]).all(axis=1)
+
+    alike = np.logical_and.reduce([equal(other) for other in examples])
+    alike[-1] = False  # every prompt has an end
+    length = int(np.argmin(alike))
+    row, places, used = [_part(first, np.s_[:length])], [], length
+    for example in examples:
+        end = _part(example, np.s_[length:])._replace(vision=(), mels=())
+        own = np.arange(used, used + len(end.tokens))
+        places.append(np.concatenate([np.arange(length), own]).astype(np.int32))
+        row.append(end)
+        used += len(end.tokens)
+    return row, places
+
+
+def _part(example: Example, tokens: slice) -> Example:
+    names = ("tokens", "source", "row", "target")
+    parts = {name: getattr(example, name)[tokens] for name in names}
+    return example._replace(positions=example.positions[:, tokens], **parts)
+
+
+def shared_bucket(examples: Sequence[Example], prompts: int, buckets: Buckets, config: OmniConfig):
+    """Return the SharedKey of prompts that begin alike, or None if no bucket holds their row.
+
+    prompts: Q, at least as many as there are.
+    """
+    row, _ = shared_row(examples)
+    size = functools.reduce(BucketKey.joined, (size_of(part, config) for part in row))
+    try:
+        longest = max(bucket_of(example, buckets, config).tokens for example in examples)
+        return SharedKey(bucket_of_size(size, buckets), prompts, longest)
+    except UserError:
+        return None
+
+
+class Shared(NamedTuple):
+    """C rows of Q prompts each that begin alike.
+
+    batch: the rows; segment 1 is the beginning. places: i32[C, Q, S], the tokens of its row that
+    make up a prompt, -1 after its end.
+    """
+
+    batch: Batch
+    places: np.ndarray
+
+
+def collate_shared(
+    rows: Sequence[Sequence[Example]], key: SharedKey, count: int, config: OmniConfig
+) -> tuple[Batch, Shared]:
+    """Make a batch of `count` rows of prompts that begin alike.
+
+    Returns the prompts, one a row without their media (prompt c * Q + q is number q of row c), and
+    the rows themselves.
+    """
+    Q, S = key.prompts, key.tokens
+    made = [shared_row(examples) for examples in rows]
+    shared = Shared(
+        collate_rows([row for row, _ in made], key.row, count, config),
+        np.full((count, Q, S), -1, np.int32),
+    )
+    prompts = collate_rows([], BucketKey(S, 0, 0, 0), count * Q, config)
+    for c, (examples, (_, places)) in enumerate(zip(rows, made, strict=True)):
+        for q, (example, place) in enumerate(zip(examples, places, strict=True)):
+            b, n = c * Q + q, len(place)
+            shared.places[c, q, :n] = place
+            prompts.tokens[b, :n], prompts.segment_ids[b, :n] = example.tokens, 1
+            prompts.positions[b, :, :n] = example.positions
+            prompts.next_position[b] = example.next_position
+    return prompts._replace(media={}), shared
+
+
+# ---- checks and sizes ----------------------------------------------------------------------------
 
 
 def check_counts(example: Example, config: OmniConfig) -> None:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.data.features import VisionInput, log_mel, patchify
+from ugc_jax.data.features import VisionInput, log_mel, mel_length, patchify
 from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layout, pieces
 from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
-from ugc_jax.media.clip import DecodedClip, probe, read_clip
+from ugc_jax.media.clip import DecodedClip, decode_clip, hear, plan_clip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
@@ -127,6 +127,66 @@ def read_media(
     start fast. settings: resolved. text_tokens: of the text around the medium. The token counts of
     the facts are 0. Raises UserError as `load_example`.
     """
+    allowance = _allowance(settings, text_tokens, config)
+    if path is None:
+        return [], _info(None, [])
+    source = probe(path)
+    allow(source.length)
+    clip = read_clip(source, settings, allowance, config)
+    media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
+    return media, _info(clip, media)
+
+
+def read_media_once(
+    item: tuple[str, Sequence[int]], settings: ClipSettings, config: OmniConfig
+) -> list[tuple[list[MediumInput], ClipInfo] | UserError]:
+    """Do as `read_media` for several prompts about one clip; its sound and pictures are read once.
+
+    item: the path, and the tokens of text of each prompt. Where prompts leave room for different
+    pictures, these are decoded for each; else the results share their arrays. The UserError of one
+    prompt is its result. Raises UserError for a clip that cannot be read.
+    """
+    path, texts = item
+    source = probe(path)
+    allow(source.length)
+    sound, decoded, results = hear(source, settings), {}, []
+    for text_tokens in texts:
+        try:
+            allowance = _allowance(settings, text_tokens, config)
+            plan = plan_clip(source, settings, allowance, config, sound)
+        except UserError as error:
+            results.append(error)
+            continue
+        frames = plan.frames and (plan.frames.indices.tobytes(), *plan.frames[1:])
+        if frames not in decoded:
+            clip = decode_clip(source, settings, plan)
+            medium = medium_input(raw_medium(clip, settings, config.vision), config.vision)
+            decoded[frames] = clip, clip.notes[len(plan.notes) :], [medium]
+        clip, notes, media = decoded[frames]
+        results.append((media, _info(clip._replace(notes=[*plan.notes, *notes]), media)))
+    return results
+
+
+def measure_medium(item: tuple[str, int], settings: ClipSettings, config: OmniConfig) -> Medium:
+    """Return the size of a clip's medium as `read_media` reads it, without decoding pictures.
+
+    item: the path, and the tokens of text around the medium. Raises UserError as `read_media`.
+    """
+    path, text_tokens = item
+    source = probe(path)
+    allow(source.length)
+    plan = plan_clip(source, settings, _allowance(settings, text_tokens, config), config)
+    frames, size, seconds_per_grid = plan.frames, (0, 0, 0), 0.0
+    if frames is not None:
+        size = len(frames.indices), frames.height, frames.width
+        rate = frames.sample_fps
+        seconds_per_grid = _seconds_per_grid(source.kind, rate, settings, config.vision)
+    mel_frames = None if plan.waveform is None else mel_length(len(plan.waveform))
+    return medium_size(source.kind, size, seconds_per_grid, mel_frames, config.vision)
+
+
+def _allowance(settings: ClipSettings, text_tokens: int, config: OmniConfig) -> int:
+    """Return the most tokens of a medium beside so many of text. UserError if there are none."""
     limit = config.text.max_position_embeddings
     budget = min(settings.max_tokens or limit, limit)
     if text_tokens > budget:
@@ -134,14 +194,7 @@ def read_media(
             f"question: with the system prompt it has {text_tokens} tokens, the budget is "
             f"{budget}; shorten it or raise max_tokens"
         )
-    clip, media = None, []
-    if path is not None:
-        allowance = min(budget - text_tokens, settings.media_tokens or budget)
-        source = probe(path)
-        allow(source.length)
-        clip = read_clip(source, settings, allowance, config)
-        media = [medium_input(raw_medium(clip, settings, config.vision), config.vision)]
-    return media, _info(clip, media)
+    return min(budget - text_tokens, settings.media_tokens or budget)
 
 
 def complete_example(
@@ -152,7 +205,7 @@ def complete_example(
     config: OmniConfig,
 ) -> tuple[Example, ClipInfo]:
     """Return what `load_example` does, from what `read_media` returned."""
-    messages = _messages(settings, None if info.path is None else info.kind)
+    messages = clip_messages(settings, None if info.path is None else info.kind)
     example = build_example(messages, media, tokenizer, config)
     video, audio, text = (int((example.source == kind).sum()) for kind in (VISION, AUDIO, TEXT))
     counts = dict(video_tokens=video, audio_tokens=audio, text_tokens=text)
@@ -181,12 +234,18 @@ def build_example(
 
 def raw_medium(clip: DecodedClip, settings: ClipSettings, config: VisionConfig) -> RawMedium:
     """Return the frames and the log-mel of a clip."""
-    kind, seconds_per_grid = clip.source.kind, 0.0
-    if kind == "video":
-        fps = REFERENCE_FPS if settings.reference_fps else clip.sample_fps
-        seconds_per_grid = config.temporal_patch_size / fps
+    kind = clip.source.kind
+    seconds_per_grid = _seconds_per_grid(kind, clip.sample_fps, settings, config)
     mel = None if clip.waveform is None else log_mel(clip.waveform)
     return RawMedium(kind, clip.frames, seconds_per_grid, mel)
+
+
+def _seconds_per_grid(
+    kind: str, sample_fps: float, settings: ClipSettings, config: VisionConfig
+) -> float:
+    if kind != "video":
+        return 0.0
+    return config.temporal_patch_size / (REFERENCE_FPS if settings.reference_fps else sample_fps)
 
 
 def medium_input(raw: RawMedium, config: VisionConfig) -> MediumInput:
@@ -212,7 +271,8 @@ def medium_size(
     return Medium(kind, grid, seconds_per_grid, mel_frames)
 
 
-def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
+def clip_messages(settings: ClipSettings, kind: str | None) -> list[dict]:
+    """Return the messages of a question about a medium of a kind, or (None) alone."""
     medium = [] if kind is None else [{"type": kind}]
     return [
         {"role": "system", "content": settings.system},
@@ -222,7 +282,8 @@ def _messages(settings: ClipSettings, kind: str | None) -> list[dict]:
 
 def text_tokens(settings: ClipSettings, tokenizer: ChatTokenizer) -> int:
     """Return the number of tokens of the text around a medium, which is tokenized in two parts."""
-    (around,) = pieces(_messages(dataclasses.replace(settings, question=""), None), [], tokenizer)
+    messages = clip_messages(dataclasses.replace(settings, question=""), None)
+    (around,) = pieces(messages, [], tokenizer)
     return len(around.ids) + len(tokenizer.encode(settings.question))
 
 

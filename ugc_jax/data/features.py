@@ -93,13 +93,17 @@ def _coords(height: int, width: int, config: VisionConfig) -> np.ndarray:
 # ---- sound ---------------------------------------------------------------------------------------
 
 
+def mel_length(samples: int) -> int:
+    """Return the frames that `log_mel` makes of so many samples."""
+    return -(-samples // HOP)
+
+
 def log_mel(waveform: np.ndarray) -> np.ndarray:
     """Compute Whisper's features: f32[samples] at 16 kHz -> f32[ceil(samples / 160), 128].
 
     Spec 4.3. Equals the valid frames of the reference, without its padding to 300 s.
     """
-    samples = len(waveform)
-    frames = -(-samples // HOP)
+    samples, frames = len(waveform), mel_length(len(waveform))
     if frames == 0:
         return np.zeros((0, MEL_BINS), np.float32)
     half = FFT // 2

@@ -1,25 +1,52 @@
-"""Clips -> Examples, read ahead in worker processes: the reading of every job that asks a model."""
+"""Clips and records -> Examples, read ahead in worker processes: what every job that asks reads.
 
+A clip is read once for all questions about it. The sizes of prompts are also known without decoding
+a picture (`clip_buckets`, `record_buckets`), so that programs can be compiled beforehand.
+"""
+
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of
-from ugc_jax.data.example import ClipInfo, Example, complete_example, read_media, text_tokens
-from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.workers import Pool, ReadingConfig
+from ugc_jax.data.batching import (
+    BucketKey,
+    Buckets,
+    bucket_of,
+    bucket_of_size,
+    size_of_media,
+)
+from ugc_jax.data.example import (
+    ClipInfo,
+    Example,
+    build_example,
+    clip_messages,
+    complete_example,
+    measure_medium,
+    read_media_once,
+    text_tokens,
+)
+from ugc_jax.data.prompt import ChatTokenizer, Medium, text_counts
+from ugc_jax.data.records import RecordSource
+from ugc_jax.data.workers import Outcome, Pool, ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 
 
 class Prompt(NamedTuple):
-    """The prompt of a clip. seconds: of reading it."""
+    """A prompt. info: of a clip, None for a record. seconds: of reading its media.
+
+    notes: what the model sees or hears differently from the file.
+    """
 
     example: Example
-    info: ClipInfo
+    info: ClipInfo | None
     bucket: BucketKey
     seconds: float
+    notes: tuple[str, ...]
 
 
 def read_prompts(
@@ -32,30 +59,151 @@ def read_prompts(
     ahead: int = 0,
     waits: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[str, Prompt | UserError] | None]:
-    """Yield each clip with its prompt, as of `load_example`, or why it has none; in order.
+    """Yield each clip with the prompt of `settings.question`, or why it has none; in order.
 
-    ahead: most clips that are read ahead, beside those in the workers. waits: asked before each
-    clip; where it is false and the clip is not read yet, None is yielded in between. Raises
-    EnvironmentFailure, which is no clip's. The workers end with this generator.
+    Arguments and errors: as of `read_questions`.
+    """
+    clips = [(video, [resolve(settings).question]) for video in videos]
+    rest = settings, tokenizer, config, buckets, reading, ahead, waits
+    with contextlib.closing(read_questions(clips, *rest)) as read:
+        for one in read:
+            yield one and (one[0], one[1][0])
+
+
+def read_questions(
+    clips: Sequence[tuple[str, Sequence[str]]],
+    settings: ClipSettings,
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+    buckets: Buckets,
+    reading: ReadingConfig,
+    ahead: int = 0,
+    waits: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[str, list[Prompt | UserError]] | None]:
+    """Yield each clip with the prompts of its questions, or why there is none; in order.
+
+    A prompt is that of `load_example`; the prompts of a clip share the arrays of their media. Its
+    sound is decoded once, and its pictures, unless the questions' lengths leave room for others.
+
+    clips: (path, its questions). ahead: most clips that are read ahead, beside those in the workers.
+    waits: asked before each clip; where it is false and the clip is not read yet, None is yielded
+    in between. Raises EnvironmentFailure, which is no clip's. The workers end with this generator.
     """
     settings = resolve(settings)
-    read = functools.partial(
-        read_media,
-        settings=settings,
-        text_tokens=text_tokens(settings, tokenizer),
-        config=config,
-    )
-    with Pool(read, reading) as pool:
-        for outcome in pool.read(videos, ahead + pool.workers, waits):
+    distinct = dict.fromkeys(question for _, asked in clips for question in asked)
+    about = {one: dataclasses.replace(settings, question=one) for one in distinct}
+    texts = {question: text_tokens(own, tokenizer) for question, own in about.items()}
+    items = ((video, [texts[one] for one in asked]) for video, asked in clips)
+    in_order = iter(clips)
+    read = functools.partial(read_media_once, settings=settings, config=config)
+    with Pool(read, reading, operator.itemgetter(0)) as pool:
+        for outcome in pool.read(items, ahead + pool.workers, waits):
             if outcome is None:
                 yield None
                 continue
-            video, value, seconds = outcome
-            if not isinstance(value, UserError):
-                example, info = complete_example(*value, settings, tokenizer, config)
+            (video, asked), prompts = next(in_order), []
+            for number, question in enumerate(asked):
+                own = about[question]
                 try:
+                    media, info = _value(outcome, number)
+                    example, info = complete_example(media, info, own, tokenizer, config)
                     bucket = bucket_of(example, buckets, config, f"{video}: prompt")
-                    value = Prompt(example, info, bucket, seconds)
-                except UserError as error:  # larger than all buckets
-                    value = error
-            yield video, value
+                    prompts.append(Prompt(example, info, bucket, outcome.seconds, info.notes))
+                except UserError as error:  # also: larger than all buckets
+                    prompts.append(error)
+            yield video, prompts
+
+
+def read_records(
+    source: RecordSource,
+    prompts: Mapping[int, Sequence[dict]],
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+    buckets: Buckets,
+    reading: ReadingConfig,
+    ahead: int = 0,
+    waits: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[str, list[Prompt | UserError]] | None]:
+    """As `read_questions`, of records: yields each id with its one prompt.
+
+    prompts: the number of a record -> its messages, without an answer.
+    """
+    read = functools.partial(operator.getitem, source)
+    name = lambda number: source.entries[number].id  # noqa: E731
+    with Pool(read, reading, name) as pool:
+        for outcome in pool.read(prompts, ahead + pool.workers, waits):
+            if outcome is None:
+                yield None
+                continue
+            number, record = outcome.item, name(outcome.item)
+            try:
+                _, media = _value(outcome)
+                example = build_example(prompts[number], media, tokenizer, config)
+                bucket = bucket_of(example, buckets, config, f"{record}: prompt")
+                prompt = Prompt(example, None, bucket, outcome.seconds, source.notes(number))
+            except UserError as error:
+                prompt = error
+            yield record, [prompt]
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def clip_buckets(
+    videos: Sequence[str],
+    settings: ClipSettings,
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+    buckets: Buckets,
+    reading: ReadingConfig,
+) -> set[BucketKey]:
+    """Return the buckets of the clips' prompts as of `read_prompts`, without decoding pictures.
+
+    Clips that cannot be read are left out.
+    """
+    settings = resolve(settings)
+    text = text_tokens(settings, tokenizer)
+    measure = functools.partial(measure_medium, settings=settings, config=config)
+    items = ((video, text) for video in videos)
+    with Pool(measure, reading, operator.itemgetter(0)) as pool:
+        sizes = [outcome.value for outcome in pool.read(items, 2 * pool.workers)]
+    media = [medium for medium in sizes if not isinstance(medium, UserError)]
+    prompts = [(clip_messages(settings, medium.kind), [medium]) for medium in media]
+    return _buckets(prompts, tokenizer, config, buckets)
+
+
+def record_buckets(
+    source: RecordSource,
+    prompts: Mapping[int, Sequence[dict]],
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+    buckets: Buckets,
+) -> set[BucketKey]:
+    """Return the buckets of the prompts as of `read_records`, without opening a record."""
+    sized = [(messages, source.entries[number].media) for number, messages in prompts.items()]
+    return _buckets(sized, tokenizer, config, buckets)
+
+
+def _buckets(
+    prompts: Sequence[tuple[Sequence[dict], Sequence[Medium]]],
+    tokenizer: ChatTokenizer,
+    config: OmniConfig,
+    buckets: Buckets,
+) -> set[BucketKey]:
+    found = set()
+    counts = text_counts(prompts, tokenizer)
+    for (_, media), text in zip(prompts, counts, strict=True):
+        size = size_of_media(media, config)
+        with contextlib.suppress(UserError):  # larger than all buckets
+            found.add(bucket_of_size(size._replace(tokens=size.tokens + text), buckets))
+    return found
+
+
+def _value(outcome: Outcome, number: int | None = None):
+    """Return the value of an item, or that of one prompt of it. Raises its UserError."""
+    value = outcome.value
+    if number is not None and not isinstance(value, UserError):
+        value = value[number]
+    if isinstance(value, UserError):
+        raise value
+    return value

@@ -321,6 +321,10 @@ class RecordSource:
         media = decode_record(self._record(index), self._facts[index], self._storage.mel)
         return self.entries[index], [medium_input(raw, GEOMETRY.vision) for raw in media]
 
+    def notes(self, index: int) -> tuple[str, ...]:
+        """Return what was reduced or is missing in the media of a record."""
+        return tuple(note for fact in self._facts[index] for note in fact.notes)
+
     def _record(self, index: int) -> bytes:
         line = self._lines[index]
         shard, position = self._shards[line["shard"]], line["position"]

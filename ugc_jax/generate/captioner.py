@@ -1,33 +1,51 @@
 """Clips -> captions: reading ahead in processes, grouping by bucket, generating, decoding.
 
-clips -> read_prompts -> groups of one bucket -> collate -> Engine.run -> text
+clips or records -> data/reading.py -> groups of one bucket -> collate -> Engine.run -> text
 """
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from ugc_jax import sharding
 from ugc_jax.compilation import keep_compiled
-from ugc_jax.data.batching import BucketKey, Buckets, collate
-from ugc_jax.data.example import Example
+from ugc_jax.data.batching import (
+    BucketKey,
+    Buckets,
+    SharedKey,
+    begin_alike,
+    collate,
+    collate_rows,
+    collate_shared,
+    shared_bucket,
+)
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.data.reading import Prompt, read_prompts
+from ugc_jax.data.reading import (
+    Prompt,
+    clip_buckets,
+    read_questions,
+    read_records,
+    record_buckets,
+)
+from ugc_jax.data.records import RecordSource
 from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.engine import (
     Engine,
     Finished,
     Group,
+    Listed,
     Request,
     finish_reason,
+    plan_places,
     prefill_tokens,
 )
 from ugc_jax.generate.settings import EngineConfig, SamplingConfig, leave_room
@@ -156,11 +174,13 @@ class Captioner:
         *,
         batch_size: int | None = None,
         workers: int | None = None,
+        warm: bool = False,
         **options,
     ) -> Iterator[Caption]:
         """Caption clips; yields each result when it is finished, not in the order of `videos`.
 
         batch_size, workers: fields of EngineConfig.
+        warm: first read the sizes of all clips and compile the programs for them.
         options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
           SamplingConfig (max_new_tokens=64, temperature=0.2, ...), without which the settings are
           those that the model was trained with, or of a published captioner, or of the preset; and
@@ -173,13 +193,15 @@ class Captioner:
         UserError for a value out of range; an error of a clip is the `error` of its result.
         """
         videos = _paths(videos)
+        if not isinstance(warm, bool):
+            raise TypeError(f"warm: expected True or False, got {warm!r:.60}")
         options = dict(options, batch_size=batch_size, workers=workers)
         clip, sampling, engine = _from_options(options, ClipSettings, SamplingConfig, EngineConfig)
         resolved = self.defaults.apply(clip, sampling)
         if clip not in self._reported:
             self._reported.add(clip)
             self.defaults.report(clip, sampling)
-        return self.run(videos, *resolved, engine)
+        return self.run(videos, *resolved, engine, warm)
 
     def run(
         self,
@@ -187,6 +209,7 @@ class Captioner:
         clip: ClipSettings,
         sampling: SamplingConfig,
         engine: EngineConfig,
+        warm: bool = False,
     ) -> Iterator[Caption]:
         """As `stream`, with resolved settings (`Defaults.apply`).
 
@@ -199,33 +222,126 @@ class Captioner:
         batch_size if memory is short.
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
-        mesh, most = self.engine.mesh, len(videos)
-        places = None if engine.batch_size is None else min(engine.batch_size, most)
-        clips = _Clips(self, videos, clip, sampling, engine)
+        how = self.tokenizer, self.config, BUCKETS, engine
+        read = functools.partial(
+            read_questions, [(one, [clip.question]) for one in videos], clip, *how
+        )
+        sizes = functools.partial(clip_buckets, videos, clip, *how) if warm else None
+        answers = self._run(read, len(videos), sampling, engine, sizes=sizes)
+        return (caption for _, caption in answers)
 
-        def captions() -> Iterator[Caption]:
+    def answer(
+        self,
+        questions: Mapping[str, Sequence[str]],
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+    ) -> Iterator[tuple[str, Caption]]:
+        """Answer several questions about each clip; yields each (question, answer) when finished.
+
+        questions: path -> its questions, all different. Settings: as of `run`, but for the
+        question. A clip is read once and encoded once; what its prompts have in common is prefilled
+        once (`decode.prefill_shared`). An answer is that of `run` with its question, up to
+        rounding. A clip that cannot be read has an error for each question.
+        """
+        clip = leave_room(clip, sampling.max_new_tokens, self.config)
+        how = self.tokenizer, self.config, BUCKETS, engine
+        read = functools.partial(read_questions, list(questions.items()), clip, *how)
+        counts = [len(asked) for asked in questions.values()]
+        answers = self._run(read, sum(counts), sampling, engine, max(counts, default=1))
+        return ((questions[video][number], one) for (video, number), one in answers)
+
+    def run_records(
+        self,
+        source: RecordSource,
+        prompts: Mapping[int, Sequence[dict]],
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        warm: bool = False,
+    ) -> Iterator[Caption]:
+        """As `run`, of extracted records; their ids are the `video` of the results.
+
+        prompts: the number of a record -> its messages, without an answer.
+        """
+        leave_room(source.clip, sampling.max_new_tokens, self.config)
+        how = self.tokenizer, self.config, BUCKETS
+        read = functools.partial(read_records, source, prompts, *how, engine)
+        sizes = functools.partial(record_buckets, source, prompts, *how) if warm else None
+        answers = self._run(read, len(prompts), sampling, engine, sizes=sizes)
+        return (caption for _, caption in answers)
+
+    def _run(
+        self,
+        read: Callable[..., Iterator],
+        most: int,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        questions: int = 1,
+        sizes: Callable[[], set[BucketKey]] | None = None,
+    ) -> Iterator[tuple[tuple[str, int], Caption]]:
+        """Yield ((clip, number of its question), answer).
+
+        read: of data/reading.py, with `ahead` and `waits` to be given. most: prompts, and
+        `questions` of a clip. sizes: buckets to compile first.
+        """
+        mesh = self.engine.mesh
+        places = None if engine.batch_size is None else min(engine.batch_size, most)
+        places = None if places is None else sharding.round_up_rows(mesh, places)
+        clips = _Clips(self, read, most, sampling, engine, questions)
+        most = sharding.round_up_rows(mesh, most)
+
+        def answers() -> Iterator[tuple[tuple[str, int], Caption]]:
+            how = dict(places=places, new_tokens=sampling.max_new_tokens, most=most)
             with contextlib.closing(clips):
-                for one in self.engine.run(
-                    self.params,
-                    clips,
-                    None if places is None else sharding.round_up_rows(mesh, places),
-                    sampling.max_new_tokens,
-                    most=sharding.round_up_rows(mesh, most),
-                ):
+                if sizes is not None and (keys := sizes()):
+                    how |= self._warm(clips, sorted(keys), sampling, **how)
+                for one in self.engine.run(self.params, clips, **how):
                     while clips.failed:
                         yield clips.failed.popleft()
                     yield self._caption(one)
                 yield from clips.failed
 
-        return captions()
+        return answers()
 
-    def _caption(self, one: Finished) -> Caption:
-        clip, start, prompt_tokens = one.tag
+    def _warm(
+        self,
+        clips: "_Clips",
+        keys: Sequence[BucketKey],
+        sampling: SamplingConfig,
+        places: int | None,
+        new_tokens: int,
+        most: int,
+    ) -> dict[str, int]:
+        """Compile the programs for prompts of some buckets, on empty rows.
+
+        Returns the arguments of `Engine.run` that use them.
+        """
+        start, before = time.perf_counter(), sum(self.engine.programs().values())
+        tokens = max(key.tokens for key in keys)
+        places = places or plan_places(self.engine, tokens, new_tokens, 1, most)
+        ends = Request(None, dataclasses.replace(sampling, max_new_tokens=1), [0])
+        groups = (
+            Group(collate([], key, rows, self.config), [ends] + [None] * (rows - 1))
+            for key in keys
+            for rows in [clips.rows(key)]
+        )
+        how = dict(places=places, tokens=tokens)
+        for _ in self.engine.run(self.params, Listed(groups), new_tokens=new_tokens, **how):
+            pass
+        logger.info(
+            "compiled %d programs for %d sizes of prompts in %.1f s",
+            sum(self.engine.programs().values()) - before, len(keys), time.perf_counter() - start,
+        )  # fmt: skip
+        return how
+
+    def _caption(self, one: Finished) -> tuple[tuple[str, int], Caption]:
+        clip, number, start, prompt_tokens = one.tag
+        key = clip.video, number
         if one.error is not None:
             remedy = "lower max_pixels, fps or max_new_tokens"
-            return Caption(clip.video, error=f"{clip.video}: {one.error}; {remedy}")
+            return key, Caption(clip.video, error=f"{clip.video}: {one.error}; {remedy}")
         ids = tuple(one.tokens.tolist())
-        return dataclasses.replace(
+        return key, dataclasses.replace(
             clip,
             caption=self.tokenizer.decode(ids).strip(),
             token_ids=ids,
@@ -236,64 +352,102 @@ class Captioner:
         )
 
 
+# Prompts of a clip that begin alike: (the answer's facts so far, the question's number, prompt).
+_Unit = list[tuple[Caption, int, Prompt]]
+
+
 class _Clips:
-    """A `engine.Source` of clips that worker processes read; `close` ends these."""
+    """An `engine.Source` of clips that worker processes read; `close` ends these."""
 
     def __init__(
         self,
         captioner: Captioner,
-        videos: Sequence[str],
-        clip: ClipSettings,
+        read: Callable[..., Iterator],
+        most: int,
         sampling: SamplingConfig,
         engine: EngineConfig,
+        questions: int,
     ):
-        self.failed: deque[Caption] = deque()  # clips that cannot be read
+        """Arguments: as of `Captioner._run`."""
+        self.failed: deque[tuple[tuple[str, int], Caption]] = deque()  # prompts that cannot be read
         self._config, self._sampling = captioner.config, sampling
-        self._mesh, self._most = captioner.engine.mesh, len(videos)
-        self._waiting: dict[BucketKey, list[tuple[Caption, Example]]] = {}
+        self._mesh, self._most, self._questions = captioner.engine.mesh, most, questions
+        self._waiting: dict[BucketKey | SharedKey, list[_Unit]] = {}
         self._waits, self._budget = False, prefill_tokens(self._mesh)
         # As many as the largest batch takes, so that clips of one bucket come together.
         self._pending = 4 * (engine.batch_size or 8)
-        self._prompts = read_prompts(
-            videos, clip, captioner.tokenizer, captioner.config, BUCKETS, engine,
-            ahead=engine.batch_size or 8, waits=lambda: self._waits,
-        )  # fmt: skip
+        self._room = captioner.config.text.max_position_embeddings - sampling.max_new_tokens
+        self._read = read(ahead=engine.batch_size or 8, waits=lambda: self._waits)
 
     def close(self):
         """End the worker processes."""
-        self._prompts.close()
+        self._read.close()
 
     def take(self, wait: bool, free: int) -> Group | None:
         """Return a group of clips of one bucket; a small one where nothing else keeps busy."""
         while True:
-            full = (key for key, clips in self._waiting.items() if len(clips) >= self._rows(key))
+            full = (key for key, units in self._waiting.items() if len(units) >= self.rows(key))
             if (key := next(full, None)) is not None:
                 return self._group(key)
-            waiting = sum(map(len, self._waiting.values()))
+            waiting = sum(len(unit) for units in self._waiting.values() for unit in units)
             if waiting >= self._pending:
                 return self._longest()
             self._waits = wait and not waiting
             try:
-                read = next(self._prompts)
+                read = next(self._read)
             except StopIteration:
                 return self._longest()
             if read is None:  # the next clip is not read yet
                 return self._longest() if wait or free > waiting else None
             self._add(*read)
 
-    def _add(self, video: str, prompt: Prompt | UserError):
-        if isinstance(prompt, UserError):
-            self.failed.append(Caption(video, error=str(prompt)))
-            return
-        notes = prompt.info.notes
-        for note in notes:
+    def _add(self, video: str, prompts: Sequence[Prompt | UserError]):
+        alike: list[_Unit] = []
+        for note in dict.fromkeys(note for one in prompts for note in getattr(one, "notes", ())):
             logger.info("%s: %s", video, note)
-        clip = Caption(video, seconds=prompt.seconds, notes=notes)
-        self._waiting.setdefault(prompt.bucket, []).append((clip, prompt.example))
+        for number, prompt in enumerate(prompts):
+            if error := self._error(video, prompt):
+                self.failed.append(((video, number), Caption(video, error=error)))
+                continue
+            clip = Caption(video, seconds=prompt.seconds, notes=prompt.notes)
+            one = clip, number, prompt
+            for unit in alike:
+                if begin_alike(unit[0][2].example, prompt.example):
+                    unit.append(one)
+                    break
+            else:
+                alike.append([one])
+        for unit in alike:
+            self._queue(unit)
 
-    def _rows(self, key: BucketKey) -> int:
-        """Clips of a bucket that are prefilled together."""
-        rows = max(1, min(self._most, self._budget // key.tokens))
+    def _queue(self, unit: _Unit):
+        """Let prompts that begin alike wait: together, or in parts that a bucket holds."""
+        key = unit[0][2].bucket
+        if len(unit) > 1:
+            examples = [prompt.example for _, _, prompt in unit]
+            key = shared_bucket(examples, self._questions, BUCKETS, self._config)
+        if key is None:
+            for part in (unit[: len(unit) // 2], unit[len(unit) // 2 :]):
+                self._queue(part)
+        else:
+            self._waiting.setdefault(key, []).append(unit)
+
+    def _error(self, video: str, prompt: Prompt | UserError) -> str | None:
+        """Return why a prompt has no answer, or None."""
+        if isinstance(prompt, UserError):
+            return str(prompt)
+        tokens, limit = len(prompt.example.tokens), self._sampling.max_new_tokens
+        if tokens > self._room:  # of a record; clips are read within it
+            return (
+                f"{video}: its prompt of {tokens} tokens leaves no positions for {limit} new ones; "
+                "lower max_new_tokens, or extract again with media_tokens"
+            )
+        return None
+
+    def rows(self, key: BucketKey | SharedKey) -> int:
+        """Return how many clips of a bucket are prefilled together."""
+        row = key.row if isinstance(key, SharedKey) else key
+        rows = max(1, min(self._most, self._budget // row.tokens))
         return sharding.round_up_rows(self._mesh, rows)
 
     def _longest(self) -> Group | None:
@@ -302,17 +456,24 @@ class _Clips:
             return None
         return self._group(max(self._waiting, key=lambda key: len(self._waiting[key])))
 
-    def _group(self, key: BucketKey) -> Group:
-        rows, clips = self._rows(key), self._waiting.pop(key)
-        if clips[rows:]:
-            self._waiting[key] = clips[rows:]
-        clips, start = clips[:rows], time.perf_counter()
-        requests = [
-            Request((clip, start, len(example.tokens)), self._sampling, [_key_id(clip.video)])
-            for clip, example in clips
-        ]
-        batch = collate([example for _, example in clips], key, rows, self._config)
-        return Group(batch, requests + [None] * (rows - len(clips)))
+    def _group(self, key: BucketKey | SharedKey) -> Group:
+        rows, units = self.rows(key), self._waiting.pop(key)
+        if units[rows:]:
+            self._waiting[key] = units[rows:]
+        units, start = units[:rows], time.perf_counter()
+        prompts = [[prompt.example for _, _, prompt in unit] for unit in units]
+        size, shared = 1, None
+        if isinstance(key, SharedKey):
+            size = key.prompts
+            batch, shared = collate_shared(prompts, key, rows, self._config)
+        else:
+            batch = collate_rows(prompts, key, rows, self._config)
+        requests: list[Request | None] = [None] * (rows * size)
+        for c, unit in enumerate(units):
+            for q, (clip, number, prompt) in enumerate(unit):
+                tag = clip, number, start, len(prompt.example.tokens)
+                requests[c * size + q] = Request(tag, self._sampling, [_key_id(clip.video)])
+        return Group(batch, requests, shared=shared)
 
 
 def _paths(videos) -> list[str]:

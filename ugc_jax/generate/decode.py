@@ -15,6 +15,7 @@ Letters: B prompts of a prefill, P places, G rows of a place, R = P * G rows, S 
 T prompt tokens, N new tokens, V vocabulary.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -160,6 +161,48 @@ def prefill(
     T = x_BTD.shape[1]
     logits_BV, cache = in_chunks(rows, (x_BTD, positions_B3T, segments_BT), T, compute.slab)
     return Prefilled(logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, rows_axis), cache))
+
+
+def prefill_shared(
+    params, config: OmniConfig, compute: Compute, x_CTD, positions_C3T, segments_CT, places_CQS
+) -> Prefilled:
+    """Run the decoder on C rows of Q prompts each that begin alike; the beginning is computed once.
+
+    x_CTD: the spliced embeddings of rows as of `batching.Shared`, whose `places` say where in its
+    row each token of a prompt is. Returns the C * Q prompts, in their order, padded to S.
+    """
+    stacked = not isinstance(params["model"]["layers"], tuple)
+    rows_axis = 1 if stacked else 0
+
+    def taken(cache: decoder.Cache, places_CQS) -> decoder.Cache:
+        """The prompts' caches [C, Q, ...] of the rows'."""
+
+        def take(axis: int, leaf, places_QS):
+            return jnp.moveaxis(jnp.take(leaf, jnp.maximum(places_QS, 0), axis=axis), axis - 1, 0)
+
+        return decoder.Cache(
+            jax.vmap(functools.partial(take, -1), (rows_axis, 0))(cache.k, places_CQS),
+            jax.vmap(functools.partial(take, -2), (rows_axis, 0))(cache.v, places_CQS),
+        )
+
+    def rows(x_CTD, positions_C3T, segments_CT, places_CQS):
+        places = positions_C3T, segments_CT
+        hidden, cache = thinker.prefill(params, config, compute, x_CTD, *places, shared_prompt=True)
+        length_CQ1 = jnp.sum(places_CQS >= 0, axis=2, keepdims=True)
+        last_CQ = jnp.take_along_axis(places_CQS, jnp.maximum(length_CQ1 - 1, 0), axis=2)[..., 0]
+        last_CQD = jnp.take_along_axis(hidden, jnp.maximum(last_CQ, 0)[..., None], axis=1)
+        logits_CQV = thinker.logits(thinker.head(params), last_CQD)
+        is_cache = lambda node: isinstance(node, decoder.Cache)  # noqa: E731
+        return logits_CQV, jax.tree.map(lambda c: taken(c, places_CQS), cache, is_leaf=is_cache)
+
+    arrays = x_CTD, positions_C3T, segments_CT, places_CQS
+    logits_CQV, cache = in_chunks(rows, arrays, x_CTD.shape[1], compute.slab)
+
+    def together(leaf):
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    cache = jax.tree.map(lambda leaf: jnp.moveaxis(together(leaf), 0, rows_axis), cache)
+    return Prefilled(together(logits_CQV), cache)
 
 
 def row_keys(seed: int, ids_R) -> jax.Array:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ugc_jax.data.batching import Batch
+from ugc_jax.data.batching import Batch, Shared
 from ugc_jax.generate import decode, sampling
 from ugc_jax.generate.decode import DecodeState, Prefilled
 from ugc_jax.generate.settings import NEW_TOKENS, SamplingConfig
@@ -93,12 +93,14 @@ class Group(NamedTuple):
     """Prompts of one bucket that are prefilled together.
 
     batch: B rows, on the host or on the mesh. requests: of the rows; None for an empty row.
-    media: `Engine.encode` of the batch, if it is at hand.
+    media: `Engine.encode` of the batch, if it is at hand. shared: of prompts that begin alike,
+    whose batch has no media then (`batching.collate_shared`).
     """
 
     batch: Batch
     requests: Sequence[Request | None]
     media: dict[str, jax.Array] | None = None
+    shared: Shared | None = None
 
 
 class Finished(NamedTuple):
@@ -214,6 +216,7 @@ class Engine:
         }
         self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
+        self._prefill_shared = jax.jit(bind(_prefill_shared, config=config, compute=compute))
         everywhere = None if mesh is None else replicated(mesh)
         self._first = jax.jit(
             bind(decode.first_tokens), static_argnames="mode", out_shardings=everywhere
@@ -239,20 +242,23 @@ class Engine:
         new_tokens: int,
         samples: int = 1,
         most: int | None = None,
+        tokens: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[Finished]:
         """Complete the prompts of a source; yields each completion when it is finished.
 
         places: prompts that decode at a time; None: as many as the free memory holds, at most
         `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
-        time; further ones of a request follow as these end. check: called before each chunk of
+        time; further ones of a request follow as these end. tokens: of the longest prompt, if it is
+        known; the programs are then compiled for its size alone. check: called before each chunk of
         steps; may raise.
 
         Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
         alone, up to rounding. When the device's memory is exhausted, the places are halved and what
         is unfinished is done again.
         """
-        yield from _Run(self, params, source, places, new_tokens, samples, most, check)
+        run = _Run(self, params, source, places, new_tokens, samples, most, tokens, check)
+        yield from run
 
     # ---- one batch -------------------------------------------------------------------------------
 
@@ -272,16 +278,25 @@ class Engine:
         prefilled = self.prefill(params, batch)
         return self.decode(params, batch, prefilled, options, key_ids, samples)
 
-    def prefill(self, params, batch: Batch, media: dict[str, jax.Array] | None = None) -> Prefilled:
-        """Run the encoders and the decoder on the prompts. media: a result of `encode`, if any.
+    def prefill(
+        self,
+        params,
+        batch: Batch,
+        media: dict[str, jax.Array] | None = None,
+        shared: Shared | None = None,
+    ) -> Prefilled:
+        """Run the encoders and the decoder on the prompts. media, shared: as of Group.
 
         Returns device arrays (asynchronously).
         """
         with self.on_mesh():
-            batch = self._place(batch)
+            batch = self._place(batch if shared is None else shared.batch)
             media = media or self.encode(params, batch)
             x = self._embed(params, batch.tokens, batch.splice, media)
-            return self._prefill(params, x, batch.positions, batch.segment_ids)
+            arrays = x, batch.positions, batch.segment_ids
+            if shared is None:
+                return self._prefill(params, *arrays)
+            return self._prefill_shared(params, *arrays, self._place(shared.places))
 
     def encode(self, params, batch: Batch) -> dict[str, jax.Array]:
         """Return the rows of each encoder by modality, as `thinker.encode_media`."""
@@ -370,7 +385,9 @@ class Engine:
             "insert": self._insert,
             "decode": self._advance,
         }
-        return {name: stage._cache_size() for name, stage in stages.items()}
+        sizes = {name: stage._cache_size() for name, stage in stages.items()}
+        sizes["prefill"] += self._prefill_shared._cache_size()
+        return sizes
 
     def on_mesh(self):
         """Return the context in which the programs are called."""
@@ -455,12 +472,13 @@ class _Run:
         new_tokens: int,
         samples: int,
         most: int | None = None,
+        tokens: int = 0,
         check: Callable[[], None] = lambda: None,
     ):
         self._engine, self._params, self._source = engine, params, source
         self._most, self._check = most, check
         self._places, self._samples = places or 0, samples
-        self._new_tokens = new_tokens_bucket(new_tokens)
+        self._new_tokens, self._tokens = new_tokens_bucket(new_tokens), tokens
         self._stacked = _is_stacked(params)
         self._state: DecodeState | None = None
         self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
@@ -518,13 +536,15 @@ class _Run:
             engine = self._engine
             if self._places == 0:
                 self._plan(group.batch.tokens.shape[1])
-            self._accept(group, engine.prefill(self._params, group.batch, group.media))
+            prefilled = engine.prefill(self._params, group.batch, group.media, group.shared)
+            self._accept(group, prefilled)
             self._taken = None
 
     def _plan(self, tokens: int):
         """Choose how many prompts decode at a time by the memory that is free."""
         self._places = plan_places(
-            self._engine, _prompt_tokens(tokens), self._new_tokens, self._samples, self._most
+            self._engine, _prompt_tokens(max(tokens, self._tokens)), self._new_tokens,
+            self._samples, self._most,
         )
         self._reset()
 
@@ -576,7 +596,7 @@ class _Run:
 
     def _make_room(self, tokens: int, mode: sampling.Mode):
         """Have a state for prompts of so many tokens, and for their sampling."""
-        engine, tokens = self._engine, _prompt_tokens(tokens)
+        engine, tokens = self._engine, _prompt_tokens(max(tokens, self._tokens))
         self._mode = sampling.Mode(
             self._mode.greedy and mode.greedy,
             self._mode.truncates or mode.truncates,
@@ -695,14 +715,29 @@ _NOTHING = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 def _halves(group: Group, least: int) -> list[Group]:
     """Both halves of a group with requests, where they can be split."""
-    B = len(group.requests)
-    middle = -(-B // 2 // least) * least
+    shared = group.shared
+    Q = 1 if shared is None else shared.places.shape[1]
+    rows_CQ = np.arange(len(group.requests)).reshape(-1, Q)
+    C = len(rows_CQ)
+    middle = -(-C // 2 // least) * least
+    parts = [np.s_[:]]
+    if 0 < middle < C:
+        parts = [np.s_[:middle], np.s_[middle:]]
+    elif Q > 1:  # the prompts of a row
+        parts = [np.s_[:, : Q // 2], np.s_[:, Q // 2 :]]
     halves = []
-    for rows in (slice(0, middle), slice(middle, B)) if 0 < middle < B else (slice(0, B),):
-        requests = group.requests[rows]
-        if any(requests):
-            batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], group.batch)
-            halves.append(Group(batch, requests))
+    for part in parts:
+        rows = rows_CQ[part].ravel()
+        requests = [group.requests[row] for row in rows]
+        if not any(requests):
+            continue
+        batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], group.batch)
+        half = None
+        if shared is not None:
+            kept = part if isinstance(part, slice) else np.s_[:]
+            own = jax.tree.map(lambda leaf, kept=kept: leaf[kept], shared.batch)
+            half = Shared(own, shared.places[part])
+        halves.append(Group(batch, requests, shared=half))
     return halves
 
 
@@ -731,6 +766,10 @@ def _row_keys(seeds_B, ids_BS):
 
 def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:
     return decode.prefill(params, config, compute, x_BTD, positions_B3T, segments_BT)
+
+
+def _prefill_shared(params, x, positions, segments, places, *, config, compute) -> Prefilled:
+    return decode.prefill_shared(params, config, compute, x, positions, segments, places)
 
 
 def _is_stacked(params) -> bool:

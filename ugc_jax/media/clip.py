@@ -1,6 +1,6 @@
 """A media file -> frames and 16 kHz sound that fit a budget of tokens.
 
-    probe: the file's facts -> read_clip: sound -> plan_frames, fit_frames -> pictures
+    probe: the file's facts -> plan_clip: sound, fit_frames -> decode_clip: pictures
 
 The sound is read first, so that its tokens are counted, not estimated; the picture gets the rest of
 the budget. Which frames are taken and at what size (spec 4.1, 4.2) follows from the file's facts
@@ -64,6 +64,18 @@ class FramePlan(NamedTuple):
         return f"{f'{count} frames of ' if count > 1 else ''}{self.width}x{self.height}"
 
 
+class ClipPlan(NamedTuple):
+    """What is read of a file. frames: None for sound. waveform: as of DecodedClip.
+
+    notes, sound_notes: of DecodedClip, those on the frames' number and size, and on the sound.
+    """
+
+    frames: FramePlan | None
+    waveform: np.ndarray | None
+    notes: list[str]
+    sound_notes: list[str]
+
+
 # ---- probing and reading -------------------------------------------------------------------------
 
 
@@ -109,18 +121,28 @@ def read_clip(
     Raises UserError naming the file if it does not decode, is empty between start and end, or does
     not fit at its smallest.
     """
+    return decode_clip(source, settings, plan_clip(source, settings, allowance, config))
+
+
+def plan_clip(
+    source: Source,
+    settings: ClipSettings,
+    allowance: int,
+    config: OmniConfig,
+    sound: Sound | None = None,
+) -> ClipPlan:
+    """Do what `read_clip` does before the pictures are decoded; arguments and errors as there.
+
+    sound: of `hear`, if it is at hand.
+    """
+    sound = sound or hear(source, settings)
     allowance -= 4 if source.kind == "video" else 2  # markers
-    sound, sound_tokens = Sound(None, []), 0
-    if settings.audio:
-        sound = read_sound(source, settings.start or 0.0, settings.end, settings.max_audio_seconds)
-    waveform = sound.waveform
-    if waveform is not None:
-        sound_tokens = config.audio.tokens(-(-len(waveform) // HOP))
+    sound_tokens = 0
+    if sound.waveform is not None:
+        sound_tokens = config.audio.tokens(-(-len(sound.waveform) // HOP))
     sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
-    if sound.fault and (settings.require_sound or source.kind == "audio"):
-        raise UserError(f"{source.path}: {sound.fault}; encode it again")
     if source.kind == "audio":
-        if waveform is None:
+        if sound.waveform is None:
             limits = f"start={settings.start}, end={settings.end}, audio={settings.audio}"
             raise UserError(f"{source.path}: holds no sound within {limits}; change these settings")
         if sound_tokens > allowance:
@@ -128,12 +150,30 @@ def read_clip(
                 f"{source.path}: sound needs {sound_tokens - allowance} tokens more than the "
                 "budget has; raise max_tokens, or lower max_audio_seconds or end"
             )
-        return DecodedClip(source, None, np.zeros(0), 0.0, waveform, sound_notes)
-    plan, notes = fit_frames(source, settings, allowance - sound_tokens, config.vision)
-    frames, picture_notes = _read_frames(source, settings, plan)
-    notes = [*notes, *picture_notes, *sound_notes]
-    times = source.index.times[plan.indices] if source.kind == "video" else np.zeros(0)
-    return DecodedClip(source, frames, times, plan.sample_fps, waveform, notes)
+        return ClipPlan(None, sound.waveform, [], sound_notes)
+    frames, notes = fit_frames(source, settings, allowance - sound_tokens, config.vision)
+    return ClipPlan(frames, sound.waveform, notes, sound_notes)
+
+
+def hear(source: Source, settings: ClipSettings) -> Sound:
+    """Read the sound of a probed file, if it is asked for. settings, errors: as of `read_clip`."""
+    sound = Sound(None, [])
+    if settings.audio:
+        sound = read_sound(source, settings.start or 0.0, settings.end, settings.max_audio_seconds)
+    if sound.fault and (settings.require_sound or source.kind == "audio"):
+        raise UserError(f"{source.path}: {sound.fault}; encode it again")
+    return sound
+
+
+def decode_clip(source: Source, settings: ClipSettings, plan: ClipPlan) -> DecodedClip:
+    """Decode the pictures of a plan."""
+    if plan.frames is None:
+        return DecodedClip(source, None, np.zeros(0), 0.0, plan.waveform, plan.sound_notes)
+    frames, picture_notes = _read_frames(source, settings, plan.frames)
+    notes = [*plan.notes, *picture_notes, *plan.sound_notes]
+    is_video = source.kind == "video"
+    times = source.index.times[plan.frames.indices] if is_video else np.zeros(0)
+    return DecodedClip(source, frames, times, plan.frames.sample_fps, plan.waveform, notes)
 
 
 def _sound_notes(source: Source, settings: ClipSettings, sound: Sound, tokens: int) -> list[str]:

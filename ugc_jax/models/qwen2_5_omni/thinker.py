@@ -97,13 +97,22 @@ def hidden_states(
     )[0]
 
 
-def prefill(params, config: OmniConfig, compute: Compute, x_BTD, positions_B3T, segments_BT):
+def prefill(
+    params,
+    config: OmniConfig,
+    compute: Compute,
+    x_BTD,
+    positions_B3T,
+    segments_BT,
+    shared_prompt: bool = False,
+):
     """Return (final hidden states [B, T, D], caches) of prompts' spliced embeddings.
 
     The caches have the form of the layers: one decoder.Cache, or a tuple of one a layer.
+    shared_prompt: see `decoder.forward`.
     """
-    places = positions_B3T, segments_BT
-    return decoder.forward(params["model"], config.text, compute, x_BTD, *places, keep_cache=True)
+    places, keep = (positions_B3T, segments_BT), dict(keep_cache=True, shared_prompt=shared_prompt)
+    return decoder.forward(params["model"], config.text, compute, x_BTD, *places, **keep)
 
 
 def for_decoding(params, platform: str) -> dict:
