@@ -27,14 +27,14 @@ class Asked(NamedTuple):
 
 @pytest.fixture
 def captioner(tiny_captioner, monkeypatch):
-    """The compiled captioner; `.asked` lists the (question, clips) that it gets."""
-    asked, run = [], tiny_captioner.run
+    """The compiled captioner; returns a list of the {clip: questions} that it gets."""
+    asked, answer = [], tiny_captioner.answer
 
-    def listen(clips, clip, *args):
-        asked.append((clip.question, sorted(clips)))
-        return run(clips, clip, *args)
+    def listen(questions, *args):
+        asked.append(questions)
+        return answer(questions, *args)
 
-    monkeypatch.setattr(tiny_captioner, "run", listen)
+    monkeypatch.setattr(tiny_captioner, "answer", listen)
     monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
     return asked
 
@@ -57,7 +57,8 @@ def test_each_question_of_its_clips_and_again(config, captioner, clips, tmp_path
     how = ask(config, questions, folder, *SMALL)
     assert (how["checkpoint"], how["questions"]["tone"]) == (config.checkpoint, "Which tone?")
     a, b, broken = (str(clips / f"{name}.mp4") for name in ("a", "b", "broken"))
-    assert captioner == [("Which tone?", [a, b]), ("Which text?", [a, broken])]
+    both = ["Which tone?", "Which text?"]
+    assert captioner == [{a: both, b: both[:1], broken: both[1:]}]
     assert sorted(row["video"] for row in lines(folder / "tone.jsonl")) == [a, b]
     assert "1 of 3 clips are not in" in caplog.text
     by_video = {row["video"]: row for row in lines(folder / "ocr.jsonl")}
@@ -66,14 +67,14 @@ def test_each_question_of_its_clips_and_again(config, captioner, clips, tmp_path
     # again: answers stay, the error is tried again
     captioner.clear()
     ask(config, questions, folder, *SMALL)
-    assert captioner == [("Which text?", [broken])]
+    assert captioner == [{broken: ["Which text?"]}]
     assert len(lines(folder / "ocr.jsonl")) == 2
 
 
 def test_own_question(config, captioner, clips, tmp_path):
     clip = dataclasses.replace(CLIP, question="What?")
     ask(config, {"tone": Asked("Which tone?", ("a",))}, tmp_path, clip, *SMALL[1:])
-    assert [question for question, _ in captioner] == ["What?"]
+    assert captioner == [{str(clips / "a.mp4"): ["What?"]}]
 
 
 def test_a_question_without_clips_is_left_out(config, captioner, clips, tmp_path):

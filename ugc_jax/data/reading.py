@@ -85,7 +85,7 @@ def read_questions(
     A prompt is that of `load_example`; the prompts of a clip share the arrays of their media. Its
     sound is decoded once, and its pictures, unless the questions' lengths leave room for others.
 
-    clips: (path, its questions). ahead: most clips that are read ahead, beside those in the workers.
+    clips: (path, its questions) of each. ahead: most clips read ahead, beside those in the workers.
     waits: asked before each clip; where it is false and the clip is not read yet, None is yielded
     in between. Raises EnvironmentFailure, which is no clip's. The workers end with this generator.
     """

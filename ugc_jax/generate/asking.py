@@ -1,17 +1,22 @@
-"""One model answers several questions about the same clips: a JSON Lines file a question."""
+"""One model answers several questions about the same clips: a JSON Lines file a question.
 
+It goes from clip to clip (`Captioner.answer`): each is read and encoded once, for all its questions
+that have no answer yet.
+"""
+
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import jax
 
 from ugc_jax.errors import UserError
-from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.captioner import Caption, Captioner
 from ugc_jax.generate.defaults import Defaults
-from ugc_jax.generate.results import Results, Totals, record_all, record_settings, results_settings
+from ugc_jax.generate.results import Results, Totals, record_settings, results_settings
 from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
@@ -19,6 +24,7 @@ from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +71,49 @@ def ask(
     how = results_settings(*source, resolved, without_question, sampling) | {"questions": texts}
     exists = any(file.stat().st_size for file in folder.glob("*.jsonl"))
     how = record_settings(folder / NOTE, how, folder if exists else None)
-    totals, captioner = Totals(), None
-    for name, clips in asked.items():
-        own = dataclasses.replace(clip, question=texts[name])
-        with Results(folder / f"{name}.jsonl", clips) as results:
-            todo = results.missing(clips)
-            totals.skipped += len(clips) - len(todo)
-            if not todo:
-                continue
-            captioner = captioner or Captioner.from_pretrained(
-                directory, **dataclasses.asdict(compute)
-            )
-            stream = captioner.run(todo, own, sampling, engine)
-            record_all(stream, len(todo), results, totals, desc=name)
+    totals = Totals()
+    with contextlib.ExitStack() as opened:
+        files = {
+            name: opened.enter_context(Results(folder / f"{name}.jsonl", clips))
+            for name, clips in asked.items()
+        }
+        todo = {name: files[name].missing(clips) for name, clips in asked.items()}
+        totals.skipped = sum(len(clips) - len(todo[name]) for name, clips in asked.items())
+        if any(todo.values()):
+            captioner = Captioner.from_pretrained(directory, **dataclasses.asdict(compute))
+            # clip -> question -> the names of what asks it
+            questions: dict[str, dict[str, list[str]]] = {}
+            for name, clips in todo.items():
+                for video in clips:
+                    questions.setdefault(video, {}).setdefault(texts[name], []).append(name)
+            by_clip = {video: list(names) for video, names in questions.items()}
+            answers = captioner.answer(by_clip, clip, sampling, engine)
+            _record(answers, questions, files, totals)
             totals.programs = sum(captioner.engine.programs().values())
     logger.info("answers in %s: %s", folder, totals)
     return how
+
+
+def _record(
+    answers: Iterable[tuple[str, Caption]],
+    questions: Mapping[str, Mapping[str, list[str]]],
+    files: Mapping[str, Results],
+    totals: Totals,
+):
+    """Write each answer to the files of its question; log each error once."""
+
+    def rate() -> str:
+        return f"{totals.tokens_per_second:.1f} tokens/s"
+
+    total, told = sum(map(len, questions.values())), set()
+    for question, answer in progress(answers, total, "answer", "answering", rate):
+        record = answer.record()
+        for name in questions[answer.video][question]:
+            files[name].write(record)
+            totals.count(record)
+        if answer.error is not None and answer.error not in told:
+            told.add(answer.error)
+            logger.warning("%s", answer.error)
 
 
 def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, list[str]]:
