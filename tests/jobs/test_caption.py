@@ -1,14 +1,20 @@
-"""ugc_jax.jobs.caption: a folder whose every tenth file kills, hangs or bloats its decoder."""
+"""ugc_jax.jobs.caption: hostile files, records for clips, programs compiled first, kills."""
 
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
+import pytest
 from clips import write_clip
 from hooks import hooked_workers
 
 from ugc_jax import cli
+from ugc_jax.errors import UserError
+from ugc_jax.generate.captioner import Captioner
 
 BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
@@ -73,3 +79,157 @@ def test_all_others_get_their_caption(tiny_checkpoint, clips, tmp_path, monkeypa
     }
     totals = json.loads(report.read_text())
     assert (totals["captioned"], totals["failed"]) == (36, 4)
+
+
+# ---- records ------------------------------------------------------------------------------------
+
+SIZES = ["--frames", "4", "--min_pixels", "784", "--max_pixels", "12544"]
+
+
+def lines(path: Path) -> dict[str, dict]:
+    """The lines of a file of captions by the names of the clips."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({line["video"] for line in found}) == len(found)
+    return {Path(line["video"]).name: line for line in found}
+
+
+def no_time(line: dict) -> dict:
+    return {name: value for name, value in line.items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def records(clips, tmp_path_factory) -> Path:
+    """The exact frames and sound of the readable clips, with a question of their own."""
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "clips").mkdir()
+    for name in ("a", "b", "silent"):
+        shutil.copy(clips / f"{name}.mp4", folder / "clips")
+    words = ["extract", *SIZES, "--question", "Own?", "--format", "png", "--mel", "float32"]
+    assert cli.run([*words, "--output", str(folder / "records"), str(folder / "clips")]) == 0
+    return folder
+
+
+@pytest.fixture
+def caption(tiny_checkpoint, tiny_captioner, monkeypatch):
+    """Run the job with the captioner that is compiled already."""
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+    monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
+
+    def run(*words) -> int:
+        model = ["--checkpoint", str(tiny_checkpoint), "--max_new_tokens", "6"]
+        return cli.run(["caption", *model, "--token_ids", *map(str, words)])
+
+    return run
+
+
+@pytest.mark.parametrize("question", [[], ["--question", "Another?"]], ids=["own", "replaced"])
+def test_records_have_the_captions_of_their_clips(caption, records, tmp_path, question):
+    ours, theirs = tmp_path / "records.jsonl", tmp_path / "clips.jsonl"
+    assert caption("--output", ours, *question, records / "records") == 0
+    asked = question or ["--question", "Own?"]
+    assert caption("--output", theirs, *SIZES, *asked, records / "clips") == 0
+    ours, theirs = lines(ours), lines(theirs)
+    assert {name: no_time(line) for name, line in ours.items()} == {
+        name: no_time(line) for name, line in theirs.items()
+    }
+    assert ours["silent.mp4"]["notes"] == ["no sound in the file"]
+
+
+def test_records_are_continued(caption, records, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    assert caption("--output", out, records / "records") == 0
+    whole = out.read_text().splitlines(keepends=True)
+    out.write_text(whole[0] + whole[1][:20])
+    assert caption("--output", out, records / "records") == 0
+    assert "captioned 2, skipped 1, failed 0" in capsys.readouterr().err
+    again = {name: no_time(line) for name, line in lines(out).items()}
+    (tmp_path / "whole").write_text("".join(whole))
+    assert again == {name: no_time(line) for name, line in lines(tmp_path / "whole").items()}
+    with pytest.raises(UserError, match="was made with clip.question None, not 'Else.'"):
+        caption("--output", out, "--question", "Else.", records / "records")
+
+
+def test_a_damaged_record_is_its_own_error(caption, records, tmp_path):
+    copy, out = shutil.copytree(records / "records", tmp_path / "copy"), tmp_path / "out.jsonl"
+    (shard,) = copy.glob("*.array_record-*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    assert caption("--output", out, copy) == 0
+    errors = [line["error"] for line in lines(out).values() if "error" in line]
+    assert len(errors) in (1, 2)
+    assert all("is damaged; delete this file" in error for error in errors)
+
+
+def test_what_records_fix_is_refused(caption, records, clips, tmp_path):
+    for words, message in (
+        (["--fps", 1, records / "records"], r"clip\.fps cannot be set; leave them out"),
+        (["--preset", "qwen", "--end", 1, records / "records"], r"clip\.preset, clip\.end cannot"),
+        ([records / "records", clips], "holds records; give one folder of records, or clips"),
+    ):
+        with pytest.raises(UserError, match=message):
+            caption(*words)
+    (tmp_path / "extraction.json").write_text("{}")
+    with pytest.raises(UserError, match="not a complete extraction"):
+        caption(tmp_path)
+
+
+# ---- warm ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["clips", "records"])
+def test_warm_leaves_nothing_to_compile(
+    kind, tiny_checkpoint, records, tmp_path, monkeypatch, caplog
+):
+    """Clips of several buckets, one of which cannot be read."""
+    monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
+    caplog.set_level("INFO", logger="ugc_jax")
+    for number, seconds in enumerate((0.6, 2.7, 5.1)):
+        size = (64, 64 + 32 * number)
+        clip = tmp_path / "clips" / f"{number}.mp4"
+        clip.parent.mkdir(exist_ok=True)
+        write_clip(clip, seed=number, seconds=seconds, fps=10, size=size, audio=number != 1)
+    where, settings = tmp_path / "clips", ["--fps", "2", *SIZES[2:]]
+    if kind == "records":
+        where = tmp_path / "records"
+        assert cli.run(["extract", *settings, "--output", str(where), str(tmp_path / "clips")]) == 0
+        settings = []
+    else:
+        (where / "broken.mp4").write_bytes(b"broken")
+    # Compilations after the line that says how many there were.
+    compiled = []
+
+    def listen(name: str, *_, **__):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(any("programs for" in one.getMessage() for one in caplog.records))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    words = ["--warm", "--max_new_tokens", "20", "--output", str(tmp_path / "out.jsonl")]
+    model = ["--checkpoint", str(tiny_checkpoint)]
+    assert cli.run(["caption", *model, *words, *settings, str(where)]) == 0
+    (said,) = [one.getMessage() for one in caplog.records if "programs for" in one.getMessage()]
+    assert " for 3 sizes of prompts in " in said
+    assert compiled.count(False) > 10
+    assert compiled.count(True) == 0
+    assert (
+        len([line for line in lines(tmp_path / "out.jsonl").values() if "error" not in line]) == 3
+    )
+
+
+# ---- kill -9 ------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_goes_on(tiny_checkpoint, clips, tmp_path):
+    """launch/kill_caption.py, with few kills."""
+    (tmp_path / "clips").mkdir()
+    for number in range(12):
+        shutil.copy(clips / f"{'ab'[number % 2]}.mp4", tmp_path / "clips" / f"{number:02d}.mp4")
+    script = Path(__file__).resolve().parents[2] / "launch" / "kill_caption.py"
+    settings = [*SIZES, "--max_new_tokens", "16", "--batch_size", "2", "--workers", "1"]
+    words = [tiny_checkpoint, tmp_path / "clips", "--kills", "2", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, script, *words, "--", *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills" in done.stdout
+    assert len(lines(tmp_path / "out" / "killed.jsonl")) == 12

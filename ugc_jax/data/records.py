@@ -13,6 +13,7 @@ A folder without shards.json is incomplete.
 import dataclasses
 import functools
 import io
+import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -111,6 +112,24 @@ def text_of(message: dict) -> str:
     content = message["content"]
     parts = [{"text": content}] if isinstance(content, str) else content
     return "".join(part.get("text", "") for part in parts)
+
+
+def with_texts(messages: list[dict], system: str | None, question: str | None) -> list[dict]:
+    """Return messages with another system prompt, and another text of the user's last turn.
+
+    None keeps what they have. The media of the turn stay, before the question.
+    """
+    if system is not None:
+        rest = [turn for turn in messages if turn["role"] != "system"]
+        messages = [{"role": "system", "content": system}, *rest]
+    if question is not None:
+        number = max(n for n, turn in enumerate(messages) if turn["role"] == "user")
+        content = messages[number]["content"]
+        parts = [] if isinstance(content, str) else content
+        media = [part for part in parts if "text" not in (part.get("type"), *part)]
+        asked = {"role": "user", "content": [*media, {"type": "text", "text": question}]}
+        messages = [*messages[:number], asked, *messages[number + 1 :]]
+    return messages
 
 
 # ---- one record ----------------------------------------------------------------------------------
@@ -243,6 +262,13 @@ def write_index(directory: epath.Path, lines: Sequence[dict], shards: list[dict]
     files.write_text(directory / INDEX, text)
     summary = {"index_crc32": zlib.crc32(text.encode()), "shards": shards}
     files.write_json(directory / SHARDS, summary)
+
+
+def is_records(path: str | epath.Path) -> bool:
+    """Return whether a path is a folder that `extract` has made, complete or not."""
+    if "://" not in str(path):  # no exception for a name that is too long or of a closed folder
+        return any(os.path.exists(os.path.join(path, name)) for name in (EXTRACTION, SHARDS))
+    return any((epath.Path(path) / name).exists() for name in (EXTRACTION, SHARDS))
 
 
 def stored_clip(extraction: dict) -> ClipSettings:

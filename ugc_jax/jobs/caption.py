@@ -1,6 +1,10 @@
 """Caption videos: one JSON line a clip, or on a terminal a paragraph.
 
-VIDEO is a file, a folder (every video in it and below), or a pattern in quotes ("clips/*.mp4").
+VIDEO is a file, a folder (every video in it and below), or a pattern in quotes ("clips/*.mp4"). It
+may also be one folder that `ugc-jax extract` made, without the videos: each record is asked what
+its own conversation asks (its last answer is left out), or what --question says; "video" is then
+the record's id.
+
 A line has video, caption, prompt_tokens, new_tokens, finish_reason and seconds; for a clip that
 cannot be read it has video and error.
 
@@ -14,12 +18,16 @@ OUTPUT were made.
 """
 
 import dataclasses
+import logging
 import math
 import sys
+from collections.abc import Sequence
 
 import jax
 
 from ugc_jax import files
+from ugc_jax.data.records import RecordSource, is_records, with_texts
+from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.results import Results, Totals, record_all, results_settings
@@ -33,6 +41,8 @@ from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.settings import Schema, short_names
 from ugc_jax.sharding import MeshConfig, make_mesh
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionConfig:
@@ -42,6 +52,9 @@ class CaptionConfig:
     revision: str | None = None  # branch, tag or commit of a hub id
     output: str | None = None  # JSON Lines file to write or continue; stdout without one
     token_ids: bool = False  # put the generated token ids into the lines
+    # first look at the sizes of all clips and compile the programs for them, so that no caption
+    # waits for a compilation
+    warm: bool = False
     report: str | None = None  # also write the totals of this run to this file, as JSON
     clip: ClipSettings = ClipSettings()
     sampling: SamplingConfig = SamplingConfig()
@@ -50,6 +63,7 @@ class CaptionConfig:
     compute: ComputeConfig = ComputeConfig()
 
 
+_TEXTS = ("system", "question")  # the settings of a prompt that may replace those of records
 SHORT = short_names(
     clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
 )
@@ -61,16 +75,20 @@ SETTINGS = Schema(
 
 def main(config: CaptionConfig, videos: list[str]) -> int:
     """Exit status 0, or 1 when no clip has a caption."""
-    clips = find_clips(videos)
+    source = open_records(videos, config.clip)
+    clips = find_clips(videos) if source is None else [entry.id for entry in source.entries]
     mesh = used_mesh(config.mesh)
     directory = resolve_checkpoint(config.checkpoint, config.revision)
     defaults = Defaults.of(config.checkpoint, directory)
     clip, sampling = defaults.apply(config.clip, config.sampling)
-    defaults.report(config.clip, config.sampling)
+    if source is None:
+        defaults.report(config.clip, config.sampling)
+    else:
+        clip = _of_records(source, config.clip, defaults)
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     compute = config.compute.resolve(device, load_config(directory).text.head_dim)
-    source = config.checkpoint, config.revision, weights_digest(directory)
-    how = results_settings(*source, compute, clip, sampling)
+    weights = config.checkpoint, config.revision, weights_digest(directory)
+    how = results_settings(*weights, compute, clip, sampling)
     with Results(config.output, clips, how) as results:
         todo = results.missing(clips)
         totals = Totals(skipped=len(clips) - len(todo))
@@ -78,13 +96,65 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
             captioner = Captioner.from_pretrained(
                 directory, mesh=mesh, **dataclasses.asdict(config.compute)
             )
-            stream = captioner.run(todo, clip, sampling, config.engine)
+            if source is None:
+                stream = captioner.run(todo, clip, sampling, config.engine, config.warm)
+            else:
+                missing = set(todo)
+                prompts = {
+                    number: with_texts(entry.prompt, clip.system, clip.question)
+                    for number, entry in enumerate(source.entries)
+                    if entry.id in missing
+                }
+                rest = sampling, config.engine, config.warm
+                stream = captioner.run_records(source, prompts, *rest)
             record_all(stream, len(todo), results, totals, token_ids=config.token_ids)
             totals.programs = sum(captioner.engine.programs().values())
     print(totals, file=sys.stderr)
     if config.report is not None:
         files.write_json(config.report, totals.record(), "choose another file", indent=2)
     return 0 if totals.captioned + totals.skipped else 1
+
+
+def open_records(words: Sequence[str], clip: ClipSettings) -> RecordSource | None:
+    """Return the records that the words name, or None if they name clips.
+
+    Raises UserError for records beside something else, and for clip settings that records fix.
+    """
+    folders = [word for word in words if is_records(word)]
+    if not folders:
+        return None
+    if len(words) > 1:
+        raise UserError(f"{folders[0]}: holds records; give one folder of records, or clips")
+    fixed = [
+        f"clip.{name}"
+        for name, value in vars(clip).items()
+        if value is not None and name not in _TEXTS
+    ]
+    if fixed:
+        raise UserError(
+            f"{folders[0]}: its records were extracted with settings of their own, so "
+            f"{', '.join(fixed)} cannot be set; leave them out, or extract the clips again"
+        )
+    return RecordSource(folders[0])
+
+
+def _of_records(source: RecordSource, clip: ClipSettings, defaults: Defaults) -> ClipSettings:
+    """Return the clip settings of captions of records: system and question None for their own.
+
+    Warns where they differ from those of training.
+    """
+    used = dataclasses.replace(source.clip, system=clip.system, question=clip.question)
+    logger.info("%s: frames and sound as extracted; %s", source.directory, _asked(clip))
+    if defaults.trained is not None:
+        own = {name: getattr(clip, name) or getattr(defaults.trained.clip, name) for name in _TEXTS}
+        if difference := defaults.differences(dataclasses.replace(used, **own)):
+            logger.warning("%s", difference)
+    return used
+
+
+def _asked(clip: ClipSettings) -> str:
+    replaced = [f"clip.{name}" for name in _TEXTS if getattr(clip, name) is not None]
+    return f"{' and '.join(replaced)} replace the records' own" if replaced else "their own prompts"
 
 
 def used_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
