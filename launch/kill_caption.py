@@ -5,7 +5,7 @@
 
 The job captions the clips once to its end. Then it writes another file, is killed, continues,
 killed, ... After the last kill it runs to its end, and its file must have every clip once, with the
-tokens of the run without kills. Exit status 1 if it differs.
+tokens of the run without kills. Exit status 1 if it differs. Further words are settings of caption.
 """
 
 import argparse
@@ -49,11 +49,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=lambda word: Path(word).resolve())
     parser.add_argument("clips", type=lambda word: Path(word).resolve(), help="folder of clips")
-    parser.add_argument("words", nargs="*", help="settings of caption, after --")
     parser.add_argument("--output", type=Path, default=Path("runs/kill_caption"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, args.words = parser.parse_known_args()
     folder = args.output.resolve()
     if folder.exists():
         sys.exit(f"{folder}: exists already; delete it, or choose another --output")

@@ -196,24 +196,24 @@ def test_warm_leaves_nothing_to_compile(
         settings = []
     else:
         (where / "broken.mp4").write_bytes(b"broken")
-    # Compilations after the line that says how many there were.
-    compiled = []
-
-    def listen(name: str, *_, **__):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(any("programs for" in one.getMessage() for one in caplog.records))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
     words = ["--warm", "--max_new_tokens", "20", "--output", str(tmp_path / "out.jsonl")]
     model = ["--checkpoint", str(tiny_checkpoint)]
-    assert cli.run(["caption", *model, *words, *settings, str(where)]) == 0
-    (said,) = [one.getMessage() for one in caplog.records if "programs for" in one.getMessage()]
-    assert " for 3 sizes of prompts in " in said
+    compiled = []  # for each program, whether that was after the line on how many there were
+
+    def listen(event: str, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(" sizes of prompts in " in caplog.text)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        assert cli.run(["caption", *model, *words, *settings, str(where)]) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert " programs for 3 sizes of prompts in " in caplog.text
     assert compiled.count(False) > 10
     assert compiled.count(True) == 0
-    assert (
-        len([line for line in lines(tmp_path / "out.jsonl").values() if "error" not in line]) == 3
-    )
+    found = lines(tmp_path / "out.jsonl").values()
+    assert ["error" in line for line in found].count(False) == 3
 
 
 # ---- kill -9 ------------------------------------------------------------------------------------
@@ -227,9 +227,8 @@ def test_killed_at_any_moment_it_goes_on(tiny_checkpoint, clips, tmp_path):
     script = Path(__file__).resolve().parents[2] / "launch" / "kill_caption.py"
     settings = [*SIZES, "--max_new_tokens", "16", "--batch_size", "2", "--workers", "1"]
     words = [tiny_checkpoint, tmp_path / "clips", "--kills", "2", "--output", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, script, *words, "--", *settings], capture_output=True, text=True
-    )
+    command = list(map(str, [sys.executable, script, *words, *settings]))
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills" in done.stdout
     assert len(lines(tmp_path / "out" / "killed.jsonl")) == 12

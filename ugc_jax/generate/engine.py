@@ -158,7 +158,7 @@ def plan_places(
     limit = MOST_PLACES["cpu" if of_cpu else "accelerator"]
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     free = min(free_memory(device) for device in devices) // (len(devices) if of_cpu else 1)
-    share = round_up_rows(mesh, 1)
+    share, tokens = round_up_rows(mesh, 1), _prompt_tokens(tokens)
     each = place_bytes(engine.config, tokens, new_tokens, samples, engine.compute.dtype)
     places = min(limit, most or limit, max(1, int(free / 2 // each) * share))
     places = round_up_rows(mesh, places)
@@ -543,8 +543,7 @@ class _Run:
     def _plan(self, tokens: int):
         """Choose how many prompts decode at a time by the memory that is free."""
         self._places = plan_places(
-            self._engine, _prompt_tokens(max(tokens, self._tokens)), self._new_tokens,
-            self._samples, self._most,
+            self._engine, max(tokens, self._tokens), self._new_tokens, self._samples, self._most
         )
         self._reset()
 
