@@ -10,12 +10,15 @@ import pytest
 from ugc_jax.data.batching import (
     BucketKey,
     Buckets,
+    begin_alike,
     bucket_of,
     check_counts,
     collate,
     collate_rows,
+    collate_shared,
     group,
     named_arrays,
+    shared_bucket,
     size_of,
     size_of_media,
 )
@@ -329,3 +332,54 @@ def test_group_bounds_what_waits():
     groups = group(stream, 8, Buckets(), CONFIG, pending=3)
     assert [tag for tag, _ in next(groups)[1]] == [0, 1]
     assert next(stream)[0] == 3  # nothing beyond was read
+
+
+# ---- prompts that begin alike --------------------------------------------------------------------
+
+
+def asked(example: Example, *texts: int) -> Example:
+    """The example with a question of so many tokens after it; equal beginnings of questions."""
+    n = sum(texts)
+    running = example.next_position + np.arange(n, dtype=np.int32)
+    ids = np.concatenate([100 * i + np.arange(count) for i, count in enumerate(texts)])
+    return example._replace(
+        tokens=np.concatenate([example.tokens, ids.astype(np.int32)]),
+        positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
+        next_position=example.next_position + n,
+        source=np.concatenate([example.source, np.zeros(n, np.int8)]),
+        row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
+        target=np.concatenate([example.target, np.zeros(n, bool)]),
+    )
+
+
+def test_a_shared_row_has_each_prompt_once():
+    clip, other = make((picture(2, 2, 3), sound(150)))[0], make(picture(1, 2, 2))[0]
+    prompts = [asked(clip, 7), asked(clip, 4, 9), asked(clip, 7)]  # two are equal
+    assert all(begin_alike(prompts[0], one) for one in prompts)
+    assert not begin_alike(prompts[0], other)
+    key = shared_bucket(prompts, 4, Buckets(), CONFIG)
+    batch, shared = collate_shared([prompts], key, 2, CONFIG)
+    row, places = shared.batch, shared.places
+    assert (places.shape, batch.media) == ((2, 4, 128), {})
+    # the clip and the four tokens in which all questions begin are there once
+    length = len(clip.tokens) + 4
+    assert np.sum(row.segment_ids[0] == 1) == length
+    assert np.sum(row.segment_ids[0] > 0) == length + 3 + 9 + 3
+    assert (row.media["vision"].coords[0, ..., 0] >= 0).any()
+    for q, prompt in enumerate(prompts):
+        place = places[0, q][places[0, q] >= 0]
+        np.testing.assert_array_equal(row.tokens[0, place], prompt.tokens)
+        np.testing.assert_array_equal(row.positions[0][:, place], prompt.positions)
+        assert set(row.segment_ids[0, place]) == {1, q + 2}
+        np.testing.assert_array_equal(batch.tokens[q, : len(place)], prompt.tokens)
+        assert batch.next_position[q] == prompt.next_position
+        assert batch.segment_ids[q].sum() == len(prompt.tokens)
+    assert (places[0, 3] == -1).all()
+    assert not batch.segment_ids[3:].any()
+
+
+def test_a_row_that_no_bucket_holds_has_no_key():
+    clip = make(sound(200))[0]
+    few = Buckets(tokens=(128,))
+    assert shared_bucket([asked(clip, 20), asked(clip, 0, 20)], 2, few, CONFIG) is not None
+    assert shared_bucket([asked(clip, 45), asked(clip, 0, 45)], 2, few, CONFIG) is None

@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from typing import NamedTuple
 
+import jax
 import pytest
+from hooks import hooked_workers
 from safetensors.numpy import load_file, save_file
 
+from ugc_jax.data.example import load_example
 from ugc_jax.errors import UserError
 from ugc_jax.generate.asking import ask
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
 from ugc_jax.jobs.evaluate import SETTINGS
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.compute import ComputeConfig
 
 CLIP = ClipSettings(frames=4, min_pixels=784, max_pixels=12544)
@@ -113,6 +117,84 @@ def test_a_start_that_failed_binds_nobody(config, captioner, clips, tmp_path, mo
             ask(dataclasses.replace(config, checkpoint="typo"), tone, tmp_path)
     assert ask(config, tone, tmp_path, *SMALL)["checkpoint"] == config.checkpoint
     assert len(lines(tmp_path / "tone.jsonl")) == 1
+
+
+LONG = "Describe what is seen, what is heard and what is written, and say in which order it comes. "
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_a_clip_is_read_and_encoded_once(
+    tight, config, tiny_captioner, clips, tmp_path, monkeypatch
+):
+    """Its answers are those of each question alone.
+
+    tight: max_tokens leaves a long question fewer frames; these are encoded for it, not read anew.
+    """
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+    log, names = tmp_path / "read", ("a", "b", "silent", "broken")
+    actions = {f"{name}.mp4": f"open({str(log)!r}, 'a').write('{name} ')" for name in (*names, "c")}
+    monkeypatch.syspath_prepend(hooked_workers(tmp_path / "hook", actions))
+    encoded, encode = Counter(), tiny_captioner.engine.encode
+
+    def count(params, batch):
+        encoded["clips"] += int((batch.media["vision"].coords >= 0).any(axis=(1, 2, 3, 4)).sum())
+        return encode(params, batch)
+
+    monkeypatch.setattr(tiny_captioner.engine, "encode", count)
+    clip, rest = dataclasses.replace(CLIP, min_pixels=9408), SMALL[1:]
+    if tight:
+        short = resolve(dataclasses.replace(clip, question="Which tone?"))
+        rest_of = tiny_captioner.tokenizer, tiny_captioner.config
+        _, info = load_example(clips / "a.mp4", short, *rest_of)
+        clip = dataclasses.replace(clip, max_tokens=info.prompt_tokens + 2)
+    questions = {
+        "tone": Asked("Which tone?", names),
+        "ocr": Asked("Which text?", names[1:]),
+        "long": Asked(LONG, names),
+        "again": Asked("Which tone?", names[:1]),
+    }
+    ask(config, questions, tmp_path / "together", clip, *rest)
+    assert Counter(log.read_text().split()) == Counter(names)
+    assert encoded["clips"] == (6 if tight else 3)
+    for name, question in questions.items():
+        ask(config, {name: question}, tmp_path / name, clip, *rest)
+        together, alone = (
+            {row["video"]: {k: v for k, v in row.items() if k != "seconds"} for row in lines(path)}
+            for path in (tmp_path / "together" / f"{name}.jsonl", tmp_path / name / f"{name}.jsonl")
+        )
+        assert together == alone
+        assert len(together) == len(question.ids)
+
+
+def test_an_error_is_logged_once(config, captioner, tmp_path, caplog):
+    questions = {name: Asked(f"{name}?", ("a", "broken")) for name in ("tone", "ocr")}
+    ask(config, questions, tmp_path, *SMALL)
+    assert caplog.text.count("broken.mp4: ") == 1
+    assert all("error" in str(lines(tmp_path / f"{name}.jsonl")) for name in questions)
+
+
+def test_exhausted_memory_loses_no_question(config, tiny_captioner, tmp_path, monkeypatch):
+    """First the clips of a group are divided, then the questions of a clip."""
+    monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)
+    questions = {name: Asked(f"The {name}?", ("a", "b")) for name in ("tone", "ocr", "bgm")}
+    ask(config, questions, tmp_path / "whole", *SMALL)
+    sizes, prefill = [], tiny_captioner.engine.prefill
+
+    def short(params, batch, media=None, shared=None):
+        sizes.append(len(batch.tokens))
+        if len(batch.tokens) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return prefill(params, batch, media, shared)
+
+    monkeypatch.setattr(tiny_captioner.engine, "prefill", short)
+    ask(config, questions, tmp_path / "short", *SMALL)
+    assert max(sizes) > 2
+    for name in questions:
+        whole, halved = (
+            {row["video"]: row["caption"] for row in lines(tmp_path / run / f"{name}.jsonl")}
+            for run in ("whole", "short")
+        )
+        assert whole == halved
 
 
 def refuse(checkpoint, **_):
