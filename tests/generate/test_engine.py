@@ -7,12 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
+from ugc_jax.data.batching import (
+    BucketKey,
+    Buckets,
+    bucket_of,
+    collate,
+    collate_shared,
+    shared_bucket,
+)
 from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import config as config_lib
 from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.sharding import make_mesh
 
 NAMES = ("text", "audio", "video", "video_with_sound", "several_media", "video_sound_longer")
 SIXTEEN = SamplingConfig(max_new_tokens=16)
@@ -120,6 +128,59 @@ def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, params, ex
     np.testing.assert_array_equal(shared.lengths, alone.lengths)
     np.testing.assert_allclose(shared.logprobs, alone.logprobs, atol=1e-5)
     assert len({tuple(row) for row in shared.tokens.tolist()}) == 6
+
+
+@pytest.mark.parametrize("form", ["unrolled", "stacked", "chunks", "mesh"])
+def test_prompts_that_begin_alike_are_prefilled_as_each_alone(
+    form, engine, params, examples, config
+):
+    """Two clips with three and two questions: logits and the caches of all their tokens."""
+
+    def asked(example, *ids):
+        n = len(ids)
+        running = example.next_position + np.arange(n, dtype=np.int32)
+        return example._replace(
+            tokens=np.concatenate([example.tokens, np.array(ids, np.int32)]),
+            positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
+            next_position=example.next_position + n,
+            source=np.concatenate([example.source, np.zeros(n, np.int8)]),
+            row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
+            target=np.concatenate([example.target, np.zeros(n, bool)]),
+        )
+
+    questions = (1, 2, 3), (1, 2, 9, 9, 9, 9, 9), (5,)
+    rows = [
+        [asked(examples[3], *ids) for ids in questions],
+        [asked(examples[2], *ids) for ids in questions[:2]],
+    ]
+    keys = [shared_bucket(row, 3, Buckets(), config) for row in rows]
+    key = keys[0]._replace(row=BucketKey(*map(max, *(one.row for one in keys))))
+    batch, shared = collate_shared(rows, key, 2, config)
+    if form == "stacked":
+        params = cases.random_params(config, stacked=True)
+    if form == "chunks":
+        engine = Engine(config, Compute(slab=100))
+    if form == "mesh":
+        mesh = make_mesh(2, 1, 1, jax.devices()[:2])
+        engine = Engine(config, Compute(), mesh)
+        params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    host, plain = jax.device_get(params), Engine(config, Compute())
+    made = jax.device_get(engine.prefill(params, batch, None, shared))
+    for c, row in enumerate(rows):
+        for q, example in enumerate(row):
+            alone = bucket_of(example, Buckets(), config)
+            single = collate([example], alone, 1, config)
+            expected = jax.device_get(plain.prefill(host, single))
+            b, n = c * 3 + q, len(example.tokens)
+            np.testing.assert_allclose(made.logits[b], expected.logits[0], rtol=2e-4, atol=2e-4)
+            axis = 1 if form == "stacked" else 0
+            for ours, theirs in zip(
+                jax.tree.leaves(made.cache), jax.tree.leaves(expected.cache), strict=True
+            ):
+                ours, theirs = np.take(ours, b, axis), np.take(theirs, 0, axis)
+                where = -1 if ours.shape[-2] == config.text.head_dim else -2
+                ours, theirs = (np.take(x, np.arange(n), where) for x in (ours, theirs))
+                np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
 def test_stops_at_the_end_token_inside_the_program(engine, examples, config, params):
