@@ -105,7 +105,9 @@ def records(clips, tmp_path_factory) -> Path:
     for name in ("a", "b", "silent"):
         shutil.copy(clips / f"{name}.mp4", folder / "clips")
     words = ["extract", *SIZES, "--question", "Own?", "--format", "png", "--mel", "float32"]
-    assert cli.run([*words, "--output", str(folder / "records"), str(folder / "clips")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "set_up_logging", lambda *_: None)
+        assert cli.run([*words, "--output", str(folder / "records"), str(folder / "clips")]) == 0
     return folder
 
 
