@@ -31,12 +31,12 @@ def test_each_prompt_as_alone_and_programs_compiled_once(tiny_captioner, tokeniz
         if devices == 1
         else jax.device_put(tiny_captioner.params, jax.NamedSharding(setup.mesh, jax.P()))
     )
-    rows = sampler(params)
+    rows = sampler(params, lambda: None)
     keys = {bucket_of(one.example, Buckets(), config) for one in prompts}
     programs = sampler._engine.programs()
     assert programs["prefill"] == len({key.tokens for key in keys}) <= len(keys) > 1
     assert programs["decode"] == 1
-    assert sampler(params) == rows
+    assert sampler(params, lambda: None) == rows
     assert sampler._engine.programs() == programs
     assert [row["clip"] for row in rows] == [one.entry.id for one in prompts]
     for row, one in zip(rows, prompts, strict=True):
