@@ -263,7 +263,7 @@ def _prediction(row: object, field: str | None, takes_json: bool) -> tuple[str, 
         raise _Ambiguous(
             f"{first} and {second} have different texts; name the one to score: field={first}"
         )
-    # A field that is blank, null or NaN hides no other: tables have all columns in all rows.
+    # A field without a text (blank, null, NaN, false) hides no other: tables have all columns.
     failures = [one for one in read.values() if isinstance(one, Failure)]
     failures.sort(key=lambda failure: failure.kind == "null")
     return clip, next(iter([*full.values(), *texts.values(), *failures]))
