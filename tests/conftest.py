@@ -1,6 +1,7 @@
 """Shared fixtures. Eight CPU devices, to test sharding everywhere; rank promotion is an error."""
 
 import contextlib
+import logging
 import os
 import resource
 import tempfile
@@ -41,6 +42,16 @@ def pytest_collection_modifyitems(items):
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A test that starts a job by the command line sets up logging; not for the next ones."""
+    logger = logging.getLogger("ugc_jax")
+    before = logger.level, logger.handlers[:], logger.propagate
+    yield
+    logger.setLevel(before[0])
+    logger.handlers[:], logger.propagate = before[1:]
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class Rollout(rollout.Rollout):
         return super().sample(prompts, draw, *rest)
 
     def _complete(self, prompts, options, keys, check):
-        groups, samples = self.sizes(prompts)[1], keys.shape[1]
+        groups, samples = self.config.parts, keys.shape[1]
         for group in range(groups):
             check()
             rows = slice(group, len(prompts.tokens), groups)

@@ -200,7 +200,7 @@ def test_grpo_split_over_meshes(monkeypatch):
         rollout = Rollout(one, RolloutConfig(samples=2, sampling=sampling, mesh=on))
         rollout.load(state)
         prompts = sharding.place_batch(one.mesh, fake.prompts(), 8)
-        tokens = rollout.sample(prompts, draw=0).completions.tokens
+        tokens = rollout.join(list(rollout.sample(prompts, draw=0)))[0].tokens
         found.append((*jax.device_get((sums, grads)), tokens))
     (sums, grads, tokens), (split_sums, split, split_tokens) = found
     np.testing.assert_allclose(split_sums["loss"], sums["loss"], rtol=1e-5)

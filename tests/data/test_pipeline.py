@@ -11,6 +11,7 @@ import operator
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -279,7 +280,8 @@ def test_small_shared_memory_is_one_line(size, start, tmp_path):
     (tmp_path / "pipe").write_bytes(pickle.dumps(start(workers=2, read_ahead=3, epochs=20)))
     folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
-    command = f'{mount} && exec {sys.executable} -c "{code}" {tmp_path / "pipe"}'
+    words = shlex.join([sys.executable, "-c", code, str(tmp_path / "pipe")])
+    command = f"{mount} && exec {words}"
     done = subprocess.run(
         [*inside, command], env=environment, stderr=subprocess.PIPE, text=True, timeout=60
     )

@@ -35,7 +35,9 @@ def script(tmp_path):
 
     def write(code):
         path = tmp_path / "python"
-        path.write_text(f"#!{sys.executable}\nimport sys, json\n{code}\n")
+        (tmp_path / "code.py").write_text(f"import sys, json\n{code}\n")
+        # by a shell: the path of this Python may have a space
+        path.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{tmp_path / 'code.py'}' \"$@\"\n")
         path.chmod(0o755)
         return path
 

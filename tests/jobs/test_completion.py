@@ -167,7 +167,7 @@ def test_bash_configs_and_files_are_offered_together(scripts):
     assert set(CONFIGS) < set(names)
     found = bash(scripts, ["sft", "--config", ""])
     assert sorted(found) == sorted([*names, "bash", "zsh"])  # the latter are the files there
-    assert bash(scripts, ["sft", "--config", "=", "grpo"]) == ["grpo_3b", "grpo_tiny"]
+    assert bash(scripts, ["sft", "--config", "=", "grpo"]) == ["grpo_3b", "grpo_7b", "grpo_tiny"]
 
 
 def test_bash_flags_where_a_job_takes_no_files(scripts):
