@@ -116,6 +116,7 @@ def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
         "insert": programs["insert"],  # also by the size of the places when a prompt came
         "decode": len({size_of_places(key.tokens) for key in keys}),
     }
+    print("programs", programs)
     assert max(programs.values()) <= 12
     # Thirty more of the same shapes compile nothing.
     again = captioner.stream(paths, **options, max_new_tokens=3, seed=7, batch_size=2)
