@@ -27,6 +27,8 @@ SLOW_FILES = (
     "rl/test_update.py", "jobs/test_sft.py", "jobs/test_grpo.py", "test_sharding.py",
     "train/test_step.py", "generate/test_engine.py", "qwen2_5_omni/test_reference.py",
     "plan/test_grpo.py", "rl/test_rollout.py", "models/test_lora.py", "data/test_pipeline.py",
+    "test_7b.py", "generate/test_slots.py", "test_accelerator_check.py", "rewards/test_workers.py",
+    "jobs/test_caption.py", "test_paper.py",
 )  # fmt: skip
 
 
