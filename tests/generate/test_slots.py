@@ -9,6 +9,7 @@ import pytest
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
+from ugc_jax.errors import UserError
 from ugc_jax.generate.engine import Engine, Group, Listed, Request
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
@@ -173,6 +174,15 @@ def test_exhausted_memory_loses_nothing(config, params, alone, caplog):
     assert run(engine, params, "sampled", 4) == alone["sampled"]
     assert engine._prefill.refused > 0
     assert "1 prompts decode at a time from now on" in caplog.text
+
+
+def test_a_batch_without_memory_is_refused(config, params):
+    """No empty completions that nobody asked for."""
+    engine = Engine(config, Compute())
+    engine._advance = Full(engine._advance, lambda *_, **__: True)
+    batch = group([(0, requests("greedy")[0])], 1).batch
+    with pytest.raises(UserError, match="a prompt of 384 tokens exceeds the device's memory"):
+        engine.generate(params, batch, SamplingConfig(max_new_tokens=2), [0])
 
 
 def test_a_prompt_that_is_too_large_is_told_and_the_others_go_on(config, params):

@@ -22,19 +22,14 @@ import jax
 import numpy as np
 
 from ugc_jax.data.batching import Batch, Shared
+from ugc_jax.errors import UserError
 from ugc_jax.generate import decode, sampling
 from ugc_jax.generate.decode import DecodeState, Prefilled
 from ugc_jax.generate.settings import NEW_TOKENS, SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.sharding import (
-    abstract,
-    batch_shardings,
-    replicated,
-    round_up_rows,
-    shardings,
-)
+from ugc_jax.sharding import abstract, batch_shardings, replicated, round_up_rows, shardings
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +37,8 @@ logger = logging.getLogger(__name__)
 CPU_VISION = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # Sizes of the places' prompt caches. A step reads all of it, and a larger one is another program.
 PROMPT_TOKENS = (
-    128,
-    256,
-    512,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
-    12288,
-    16384,
-    24576,
-    32768,
-)
+    128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768,
+)  # fmt: skip
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 STEPS = 8  # of a chunk; a row that ends waits for half of them on average
@@ -75,6 +57,23 @@ class Generated(NamedTuple):
     lengths: np.ndarray
     stopped: np.ndarray
     logprobs: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: tuple[int, ...], max_new_tokens: int, pad: int) -> "Generated":
+        """Return arrays without tokens, to `put` into. rows: their leading axes."""
+        N = new_tokens_bucket(max_new_tokens)
+        return cls(
+            np.full((*rows, N), pad, np.int32),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, bool),
+            np.zeros((*rows, N), np.float32),
+        )
+
+    def put(self, row: tuple[int, ...], one: "Finished"):
+        """Write a completion, which has no error, into a row."""
+        n = len(one.tokens)
+        self.tokens[row][:n], self.logprobs[row][:n] = one.tokens, one.logprobs
+        self.lengths[row], self.stopped[row] = n, one.stopped
 
 
 class Request(NamedTuple):
@@ -273,7 +272,8 @@ class Engine:
         """Complete each row of `batch`, `samples` times, all at the same time.
 
         key_ids: u32[R]; a row's random numbers depend on its id and `options.seed` alone. Stops
-        when every row has stopped or `options.max_new_tokens` is reached.
+        when every row has stopped or `options.max_new_tokens` is reached. Raises UserError for a
+        prompt that exceeds the device's memory.
         """
         prefilled = self.prefill(params, batch)
         return self.decode(params, batch, prefilled, options, key_ids, samples)
@@ -315,22 +315,17 @@ class Engine:
     ) -> Generated:
         """Generate after `prefill` of the same batch; see `generate`."""
         options = options.resolve()
-        B, N = len(batch.tokens), new_tokens_bucket(options.max_new_tokens)
+        B = len(batch.tokens)
         keys = np.asarray(key_ids, np.uint32).reshape(B, samples)
         real = self.to_host(batch.next_position) > 0
         requests = [Request(b, options, keys[b].tolist()) if real[b] else None for b in range(B)]
-        out = Generated(
-            np.full((B, samples, N), self.config.tokens.pad_token_id, np.int32),
-            np.zeros((B, samples), np.int32),
-            np.zeros((B, samples), bool),
-            np.zeros((B, samples, N), np.float32),
-        )
-        group = Group(batch, requests)
+        pad = self.config.tokens.pad_token_id
+        out = Generated.empty((B, samples), options.max_new_tokens, pad)
         run = _Run(self, params, Listed([]), B, options.max_new_tokens, samples)
-        for one in run.complete(group, prefilled):
-            place, n = (one.tag, one.sample), len(one.tokens)
-            out.tokens[place][:n], out.logprobs[place][:n] = one.tokens, one.logprobs
-            out.lengths[place], out.stopped[place] = n, one.stopped
+        for one in run.complete(Group(batch, requests), prefilled):
+            if one.error is not None:
+                raise UserError(one.error)
+            out.put((one.tag, one.sample), one)
         return Generated(*(leaf.reshape(B * samples, *leaf.shape[2:]) for leaf in out))
 
     def trace(
@@ -405,9 +400,10 @@ class Engine:
         return jax.device_put(arrays, batch_shardings(self.mesh, arrays))
 
     def _first_tokens(self, batch: Batch, prefilled: Prefilled, requests) -> tuple:
-        """Start the first tokens of a group: (tokens i32[B, S], log-probabilities f32[B, S], keys).
+        """Begin to choose the first tokens of a group.
 
-        S: most samples of a request.
+        Returns (tokens i32[B, S], their log-probabilities f32[B, S], both on the device; Rows with
+        leading axes [B, S], numpy; the Mode). S: most samples of a request.
         """
         B, S = len(requests), max(len(one.key_ids) for one in requests if one is not None)
         configs = [one.sampling if one else SamplingConfig().resolve() for one in requests]
@@ -581,10 +577,7 @@ class _Run:
             while ready.waiting and free:
                 prompt = ready.waiting.popleft()
                 prompt.first = tokens[prompt.row], logprobs[prompt.row]
-                # Row b of a group that fills all places goes to place b, which moves nothing.
-                place = prompt.row if prompt.row in free else free[0]
-                free.remove(place)
-                places[prompt.row] = place
+                place = places[prompt.row] = free.pop(0)
                 self._at[place] = prompt
                 for g in range(self._samples):
                     self._start(place * self._samples + g)
@@ -596,11 +589,7 @@ class _Run:
     def _make_room(self, tokens: int, mode: sampling.Mode):
         """Have a state for prompts of so many tokens, and for their sampling."""
         engine, tokens = self._engine, _prompt_tokens(max(tokens, self._tokens))
-        self._mode = sampling.Mode(
-            self._mode.greedy and mode.greedy,
-            self._mode.truncates or mode.truncates,
-            self._mode.penalizes or mode.penalizes,
-        )
+        self._mode = self._mode.joined(mode)
         vocabulary = engine.config.text.vocab_size if self._mode.penalizes else 0
         with engine.on_mesh():
             if self._state is None:
@@ -610,8 +599,8 @@ class _Run:
                     stacked=self._stacked,
                 )  # fmt: skip
                 return
-            tokens = max(tokens, jax.tree.leaves(self._state.prompt)[0].shape[-1])
             now = jax.tree.leaves(self._state.prompt)[0].shape[-1], self._state.seen.shape[1]
+            tokens = max(tokens, now[0])
             if now != (tokens, vocabulary):
                 self._state = engine._grow(self._state, tokens=tokens, vocabulary=vocabulary)
 

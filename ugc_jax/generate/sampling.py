@@ -17,6 +17,14 @@ class Mode(NamedTuple):
     truncates: bool
     penalizes: bool
 
+    def joined(self, other: "Mode") -> "Mode":
+        """Return what the rows of both need together."""
+        return Mode(
+            self.greedy and other.greedy,
+            self.truncates or other.truncates,
+            self.penalizes or other.penalizes,
+        )
+
 
 class Knobs(NamedTuple):
     """The numbers of SamplingConfig of each row: f32[B], i32[B], f32[B], f32[B]."""

@@ -20,9 +20,9 @@ from ugc_jax.generate.decode import DecodeState
 from ugc_jax.generate.engine import (
     Engine,
     Finished,
+    Generated,
     Group,
     Request,
-    new_tokens_bucket,
     on_cpu,
     prefill_tokens,
 )
@@ -207,7 +207,7 @@ class Rollout:
         )
         for one in run:
             if one.error is not None:
-                raise UserError(f"rollout: {one.error}; lower rollout.parts or data.tokens")
+                raise UserError(f"rollout: {one.error}; lower data.tokens or max_new_tokens")
             if (part := source.add(one)) is not None:
                 yield part
         yield from source.rest()
@@ -280,7 +280,7 @@ class _Groups:
         self._groups, self._copies, self._next = groups, copies, 0
         self._real = rollout._engine.to_host(prompts.next_position) > 0
         self._media: dict[int, Media | None] = {}
-        self._completions: dict[int, Completions] = {}
+        self._generated: dict[int, Generated] = {}
         self._missing: dict[int, int] = {}
 
     def take(self, wait: bool, free: int) -> Group | None:
@@ -302,27 +302,16 @@ class _Groups:
         media = rollout._engine.encode(rollout._params, batch)
         self._media[group] = media if rollout.keeps_media else None
         self._missing[group] = int(self._real[numbers].sum()) * keys.shape[1]
-        self._completions[group] = self._empty(len(numbers))
-        return Group(batch, requests, media)
-
-    def _empty(self, prompts: int) -> Completions:
-        size = (prompts, self._keys.shape[1])
-        N = new_tokens_bucket(self._options.max_new_tokens)
-        pad = self._rollout.setup.model.tokens.pad_token_id
-        return Completions(
-            tokens=np.full((*size, N), pad, np.int32),
-            lengths=np.zeros(size, np.int32),
-            stopped=np.zeros(size, bool),
-            logprobs=np.zeros((*size, N), np.float32),
+        pad = rollout.setup.model.tokens.pad_token_id
+        self._generated[group] = Generated.empty(
+            (len(numbers), keys.shape[1]), self._options.max_new_tokens, pad
         )
+        return Group(batch, requests, media)
 
     def add(self, one: Finished) -> RolloutPart | None:
         """Keep a completion; return its group if it is the last one of it."""
         group, row, first = one.tag
-        place, n = (row, first + one.sample), len(one.tokens)
-        made = self._completions[group]
-        made.tokens[place][:n], made.logprobs[place][:n] = one.tokens, one.logprobs
-        made.lengths[place], made.stopped[place] = n, one.stopped
+        self._generated[group].put((row, first + one.sample), one)
         self._missing[group] -= 1
         return self._part(group) if self._missing[group] == 0 else None
 
@@ -333,4 +322,5 @@ class _Groups:
     def _part(self, group: int) -> RolloutPart:
         del self._missing[group]
         rows = slice(group, len(self._prompts.tokens), self._groups)
-        return RolloutPart(rows, self._completions.pop(group), self._media.pop(group))
+        completions = Completions(*self._generated.pop(group))
+        return RolloutPart(rows, completions, self._media.pop(group))
