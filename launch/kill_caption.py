@@ -1,7 +1,7 @@
 """Kill a run of `caption` repeatedly (`kill -9`) at random times, and check that nothing is lost.
 
     bash launch/quickstart.sh
-    python launch/kill_caption.py runs/quickstart/model runs/quickstart/world/test
+    python launch/kill_caption.py runs/quickstart/grpo/model runs/quickstart/world/test
 
 The job captions the clips once to its end. Then it writes another file, is killed, continues,
 killed, ... After the last kill it runs to its end, and its file must have every clip once, with the
@@ -10,13 +10,12 @@ tokens of the run without kills. Exit status 1 if it differs. Further words are 
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+from kills import kill_and_continue
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +56,6 @@ def main():
     if folder.exists():
         sys.exit(f"{folder}: exists already; delete it, or choose another --output")
     folder.mkdir(parents=True)
-    times = random.Random(args.seed)
 
     whole, output = folder / "whole.jsonl", folder / "killed.jsonl"
     finish(start(args, whole), whole)  # fills the compilation cache, so that the next is timed
@@ -67,30 +65,17 @@ def main():
     seconds = time.monotonic() - begun
     print(f"{len(expected)} clips without a kill: {seconds:.0f} s", flush=True)
 
-    ends, written, kept = 0, 0, 0
-    bar = tqdm(total=args.kills, desc="kills", unit="kill")
-    while True:
-        process = start(args, output)
-        if bar.n < args.kills:
-            try:
-                process.wait(times.uniform(0, seconds))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                bar.update()
-                before, kept = kept, captioned(output)
-                if kept < before:
-                    sys.exit(f"{output}: had {before} captions before a kill, and {kept} after it")
-                written += before < kept < len(expected)
-                continue
-        if finish(process, output) != expected:
-            sys.exit(f"{output}: differs from {whole}")
-        ends += 1
-        if bar.n == args.kills:
-            break
-        output.unlink()  # it ended before it was killed: start again
-        kept = 0
-    bar.close()
+    ends, seen = kill_and_continue(
+        start=lambda: start(args, output),
+        finish=lambda process: finish(process, output),
+        kept=lambda: captioned(output),
+        remove=output.unlink,
+        expected=expected,
+        seconds=seconds,
+        kills=args.kills,
+        seed=args.seed,
+    )
+    written = sum(before < after < len(expected) for before, after in seen)
     print(
         f"{args.kills} kills, {written} of them after new captions and before the last; {ends} "
         "runs to the end, each with the clips and the tokens of the run without kills"

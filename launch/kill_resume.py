@@ -11,14 +11,13 @@ metrics of every step and every byte of the exported model. Exit status 1 if the
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+from kills import kill_and_continue
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("step", "loss", "accuracy", "grad_norm", "learning_rate")
@@ -71,36 +70,23 @@ def main():
     if folder.exists():
         sys.exit(f"{folder}: exists already; delete it, or choose another --output")
     folder.mkdir(parents=True)
-    times = random.Random(args.seed)
 
     start_time = time.monotonic()
     whole = finish(start(quick, folder / "whole", args.steps), folder / "whole")
     seconds = time.monotonic() - start_time
     print(f"{args.steps} steps without a kill: {seconds:.0f} s", flush=True)
 
-    killed, ends, kept = folder / "killed", 0, 0  # kept: step of the latest checkpoint
-    bar = tqdm(total=args.kills, desc="kills", unit="kill")
-    while True:
-        process = start(quick, killed, args.steps)
-        if bar.n < args.kills:
-            try:
-                process.wait(times.uniform(0, seconds))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                bar.update()
-                before, kept = kept, latest(killed)
-                if kept < before:
-                    sys.exit(f"{killed}: checkpoint {before} is lost")
-                continue
-        if finish(process, killed) != whole:
-            sys.exit(f"{killed}: differs from {folder / 'whole'}")
-        ends += 1
-        if bar.n == args.kills:
-            break
-        shutil.rmtree(killed)  # it ended before it was killed: start again
-        kept = 0
-    bar.close()
+    killed = folder / "killed"
+    ends, _ = kill_and_continue(
+        start=lambda: start(quick, killed, args.steps),
+        finish=lambda process: finish(process, killed),
+        kept=lambda: latest(killed),
+        remove=lambda: shutil.rmtree(killed),
+        expected=whole,
+        seconds=seconds,
+        kills=args.kills,
+        seed=args.seed,
+    )
     print(f"{args.kills} kills, {ends} runs to the end, each equal to the one without kills")
 
 
