@@ -27,6 +27,7 @@ LAYERS = (
     ("rl",),
     ("plan",),
     ("report",),
+    ("annotate",),
     ("toy",),
     ("jobs",),
     ("cli",),
