@@ -28,6 +28,7 @@ from typing import NamedTuple
 # Section -> its share of the time. What one leaves over, the next ones may use.
 SHARES = {"generation": 0.5, "grpo": 0.2, "sft": 0.15, "transformers": 0.15}
 REPEATS = 3  # of a measurement; their median counts
+CALLS = 8  # of a copy or a product, under way together
 CHUNKS = 8  # of the engine's steps in one measurement of decoding
 
 
@@ -240,9 +241,15 @@ def measured_bandwidth(size: int) -> float:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.zeros(size // 4, jnp.float32)
+    x = jnp.ones(size // 4, jnp.float32)
     negate = jax.jit(lambda x: -x)
-    return 2 * x.nbytes / timed(lambda: negate(x), repeats=10)[1]
+
+    def calls(x=x):  # several under way, as a call takes about as long to begin
+        for _ in range(CALLS):
+            x = negate(x)
+        return x
+
+    return 2 * CALLS * x.nbytes / timed(calls)[1]
 
 
 def measured_flops(side: int) -> float:
@@ -250,9 +257,13 @@ def measured_flops(side: int) -> float:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.full((side, side), 0.5, jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16)
     product = jax.jit(lambda x: x @ x)
-    return 2 * side**3 / timed(lambda: product(x), repeats=10)[1]
+
+    def calls():
+        return [product(x) for _ in range(CALLS)]
+
+    return 2 * CALLS * side**3 / timed(calls)[1]
 
 
 class Limits(NamedTuple):
@@ -483,7 +494,11 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
     seconds = statistics.median(
         took / steps for took, steps in (chunks() for _ in range(REPEATS)) if steps
     )
-    read = step_bytes(params, state)
+    # Of the tokens in use: on average, those of the middle of the measurement.
+    N, T = state.tokens.shape[1], _prompt_tokens(prompt.tokens.shape[1])
+    used = min(1.0, (made[0] - STEPS * CHUNKS * REPEATS / 2) / N)
+    length = int((prompt.segment_ids > 0).sum())
+    read = step_bytes(params, state, length / T, used)
     share = read / bounds.bandwidth / seconds
     figures = dict(
         ms=1e3 * seconds, tokens_per_second=size / seconds, bytes=read, share=share,

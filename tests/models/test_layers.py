@@ -58,3 +58,19 @@ def test_slabs_change_nothing_but_the_size(slab, most_rows):
     assert set(seen) == {most_rows}
     np.testing.assert_allclose(out["sum"], a.sum(axis=1) + b[:, :1], rtol=1e-6)
     np.testing.assert_array_equal(out["b"], b)
+
+
+def test_a_gpu_gets_rows_of_whole_16_bytes(monkeypatch):
+    """A width such as 3420 is padded for its product, which stays the same."""
+    x, weight = normal(2, 3, 20), normal(6, 20)
+    expected = layers.product("...i,oi->...o", x, weight)
+
+    def widths(platform):
+        monkeypatch.setattr(layers, "platform", lambda: platform)
+        jaxpr = jax.make_jaxpr(lambda *a: layers.product("...i,oi->...o", *a))(x, weight)
+        (dot,) = (one for one in jaxpr.eqns if one.primitive.name == "dot_general")
+        return [one.aval.shape[-1] for one in dot.invars]
+
+    assert widths("cpu") == widths("tpu") == [20, 20]
+    assert widths("gpu") == [24, 24]
+    np.testing.assert_allclose(layers.product("...i,oi->...o", x, weight), expected, atol=1e-6)

@@ -137,7 +137,9 @@ def test_the_least_of_a_step(stacked):
     arrays = jax.tree.leaves((model["layers"], model["norm"], params["lm_head"]))
     caches = jax.tree.leaves((state.prompt, state.own))
     rows = 2 * 3 * config.text.hidden_size * 2
-    assert step_bytes(params, state) == sum(leaf.nbytes for leaf in arrays + caches) + rows
+    weights, kept = (sum(leaf.nbytes for leaf in some) for some in (arrays, caches))
+    assert step_bytes(params, state) == weights + kept + rows
+    assert step_bytes(params, state, 0.5, 0.5) == weights + kept // 2 + rows
     text = config.text
     token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
     assert sum(leaf.nbytes for leaf in caches) == token * (2 * 128 + 2 * 3 * 64)

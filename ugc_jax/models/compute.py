@@ -23,7 +23,8 @@ class Compute:
     # with weights and splash attention)
     remat: Literal["none", "full", "dots"] = "none"
     slab: int = 0  # tokens (patches, sound positions) that a tower works on at a time; 0: all
-    # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs
+    # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs (with kernels of our own for
+    # decoding)
     attention: Literal["xla", "splash", "cudnn"] = "xla"
 
     def __post_init__(self):

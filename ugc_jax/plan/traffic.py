@@ -52,17 +52,24 @@ class Traffic(NamedTuple):
     writes: tuple[Write, ...]
 
 
-def step_bytes(params: dict, state: DecodeState) -> int:
-    """Return the bytes of all that one decode step reads: weights and caches, once each.
+def step_bytes(
+    params: dict, state: DecodeState, prompt_share: float = 1.0, own_share: float = 1.0
+) -> int:
+    """Return the bytes of all that one decode step must read: weights and caches, once each.
 
     params: the thinker's tree, arrays or jax.ShapeDtypeStructs; the encoders are not read, and of
-    the token embeddings a row for each row of the state.
+    the token embeddings a row for each row of the state. prompt_share, own_share: of the caches of
+    prompts and of generated tokens, the part that holds tokens.
     """
     model = params["model"]
     table = model["embed_tokens"]["weight"]
-    read = model["layers"], model["norm"], params["lm_head"], state.prompt, state.own
-    arrays = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(read))
-    return arrays + len(state.done) * table.shape[1] * table.dtype.itemsize
+
+    def size(tree) -> int:
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    caches = size(state.prompt) * prompt_share + size(state.own) * own_share
+    weights = size((model["layers"], model["norm"], params["lm_head"]))
+    return weights + round(caches) + len(state.done) * table.shape[1] * table.dtype.itemsize
 
 
 def loop_traffic(hlo: str) -> Traffic:

@@ -1,13 +1,21 @@
 """The thinker's declared tree: the counts of spec section 0, its axes and its groups."""
 
+import functools
 import math
 from collections import Counter
 
-from ugc_jax.models.params import leaves, tensors
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ugc_jax.models.compute import Compute
+from ugc_jax.models.params import leaves, param_shardings, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import omni_3b, tiny
 from ugc_jax.models.qwen2_5_omni.names import GROUPS, LOOKED_UP, parameter_group
-from ugc_jax.sharding import RULES
+from ugc_jax.sharding import RULES, make_mesh
 
 
 def test_3b_has_the_published_counts():
@@ -45,3 +53,41 @@ def test_every_leaf_has_a_group():
 
 def test_what_is_looked_up_is_there():
     assert set(LOOKED_UP) <= {tensor.name for tensor in tensors(thinker.declare(tiny()))}
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_for_decoding_joins_products_of_the_same_vectors(stacked):
+    config = cases.fewer_layers(tiny())
+    params = jax.tree.map(jnp.asarray, cases.random_params(config, stacked))
+    joined = thinker.for_decoding(params, "cpu")
+    layer = joined["model"]["layers"][1]
+    assert set(layer["self_attn"]) == {"qkv_proj", "o_proj"}
+    assert set(layer["mlp"]) == {"gate_up_proj", "down_proj"}
+    assert thinker.for_decoding(params, "tpu") is params
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 8, config.text.hidden_size)), jnp.float32)
+    places = jnp.broadcast_to(jnp.arange(8), (2, 3, 8)), jnp.ones((2, 8), jnp.int32)
+    run = functools.partial(thinker.prefill, config=config, compute=Compute())
+    hidden, _ = run(params, x_BTD=x, positions_B3T=places[0], segments_BT=places[1])
+    ours, _ = run(joined, x_BTD=x, positions_B3T=places[0], segments_BT=places[1])
+    np.testing.assert_allclose(ours, hidden, atol=1e-5)
+
+
+def test_for_decoding_leaves_adapters_and_split_weights_apart():
+    config = cases.fewer_layers(tiny())
+    params = jax.tree.map(jnp.asarray, cases.random_params(config, stacked=False))
+    q_proj = params["model"]["layers"][0]["self_attn"]["q_proj"]
+    q_proj |= dict(lora_a=jnp.ones((2, 4)), lora_b=jnp.ones((4, 2)))
+    first, second = thinker.for_decoding(params, "gpu")["model"]["layers"]
+    assert {"q_proj", "k_proj", "v_proj"} < set(first["self_attn"])
+    assert "gate_up_proj" in first["mlp"]
+    assert "qkv_proj" in second["self_attn"]
+
+    declared = thinker.declare(config)
+    whole = cases.random_params(config, stacked=False)
+    for tensor, is_joined in ((2, False), (1, True)):
+        mesh = make_mesh(1, 8 // tensor, tensor)
+        split = jax.device_put(whole, param_shardings(declared, mesh, stacked=False))
+        layer = thinker.for_decoding(split, "cpu")["model"]["layers"][0]
+        assert ("qkv_proj" in layer["self_attn"]) == is_joined
+        assert ("gate_up_proj" in layer["mlp"]) == is_joined

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax.models.attention import cached_attention, causal_attention
+from ugc_jax.models import attention, decode_kernel
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.layers import (
+    JOINED,
     Linear,
     RMSNorm,
     SwiGLU,
@@ -56,9 +57,12 @@ class DecoderAttention(nn.Module):
                 Linear(heads * c.head_dim, ("heads", "embed"), name=name)(x_BTD), heads
             )
 
-        q = rotate(project("q_proj", c.num_attention_heads), rope)
-        k = rotate(project("k_proj", c.num_key_value_heads), rope)
-        v = project("v_proj", c.num_key_value_heads)
+        N, K = c.num_attention_heads, c.num_key_value_heads
+        if self.has_variable("params", JOINED["self_attn"].name):
+            q, k, v = jnp.split(project(JOINED["self_attn"].name, N + 2 * K), (N, N + K), axis=2)
+        else:
+            q, k, v = project("q_proj", N), project("k_proj", K), project("v_proj", K)
+        q, k = rotate(q, rope), rotate(k, rope)
         out = attend(q, k, v).reshape(*x_BTD.shape[:2], -1)
         return Linear(c.hidden_size, ("embed", "heads"), bias=False, name="o_proj")(out), (k, v)
 
@@ -98,7 +102,7 @@ def forward(
     x_BTD = constrain(x_BTD, ("batch", None, None))
 
     def attend(q, k, v):
-        return causal_attention(q, k, v, segments_BT, compute.attention, shared_prompt)
+        return attention.causal_attention(q, k, v, segments_BT, compute.attention, shared_prompt)
 
     def layer(layer_params, x, _):
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
@@ -110,7 +114,16 @@ def forward(
 
 
 def decode_layers(
-    params, config: TextConfig, x_RD, position_R, prompt, prompt_BT, own, own_RN, slot
+    params,
+    config: TextConfig,
+    compute: Compute,
+    x_RD,
+    position_R,
+    prompt,
+    prompt_BT,
+    own,
+    own_RN,
+    slot,
 ):
     """Run one new token a row, with the cache of the prompts and that of the rows' earlier tokens.
 
@@ -126,13 +139,14 @@ def decode_layers(
     rope = cos_sin(mrope_angles(position_R3T, config))
     earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
     samples = earlier_BGN.shape[1]
+    kernel = decode_kernel if compute.attention == "cudnn" else attention
 
     def layer(layer_params, x, caches):
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
             rows = [(*own_layer, earlier_BGN), (*_completion_cache(k, v, samples), None)]
-            return cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
+            return kernel.cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
 
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
         return x, _completion_cache(k, v, samples)

@@ -9,13 +9,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import Weight
+from ugc_jax.models.layers import JOINED, Weight
 from ugc_jax.models.params import declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.sharding import constrain
+from ugc_jax.sharding import constrain, shard_count
 
 
 def encode_vision(
@@ -120,21 +121,48 @@ def for_decoding(params, platform: str) -> dict:
 
     platform: "cpu", "gpu" or "tpu", of the parameters. A GPU's products cannot read a slice of
     stacked layers (five copies a layer and step, half of the time), a CPU's unrolled program is
-    faster, and a TPU's compiler reads slices in place. Prefill takes the same form; the encoders
-    stay as they are.
+    faster, and a TPU's compiler reads slices in place. Products of the same vectors become one
+    (`layers.JOINED`), unless a mesh splits their results or an adapter adds to them. Prefill takes
+    the same form; the encoders stay as they are.
     """
     layers = params["model"]["layers"]
-    if platform == "tpu" or isinstance(layers, tuple):
+    if platform == "tpu":
         return params
-    leaves, tree = jax.tree.flatten(layers)
-    rows = zip(*map(_rows, leaves), strict=True)
-    unrolled = tuple(jax.tree.unflatten(tree, row) for row in rows)
-    return {**params, "model": {**params["model"], "layers": unrolled}}
+    if not isinstance(layers, tuple):
+        leaves, tree = jax.tree.flatten(layers)
+        rows = zip(*map(_rows, leaves), strict=True)
+        layers = tuple(jax.tree.unflatten(tree, row) for row in rows)
+    layers = tuple(_joined(layer) for layer in layers)
+    return {**params, "model": {**params["model"], "layers": layers}}
 
 
 @jax.jit
 def _rows(leaf) -> tuple[jax.Array, ...]:
     return tuple(leaf[i] for i in range(len(leaf)))
+
+
+def _joined(layer: dict) -> dict:
+    """A decoder layer whose products of the same vectors are one."""
+    layer = dict(layer)
+    for block, (name, parts) in JOINED.items():
+        linears = [layer[block][part] for part in parts if part in layer[block]]
+        leaves = jax.tree.leaves(linears)
+        plain = len(linears) == len(parts) and not any("lora_a" in one for one in linears)
+        if plain and not any(_is_split(leaf) for leaf in leaves):
+            rest = {part: one for part, one in layer[block].items() if part not in parts}
+            layer[block] = rest | {name: _concatenated(linears)}
+    return layer
+
+
+def _is_split(leaf) -> bool:
+    """Whether a mesh splits heads or feed-forward width."""
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and shard_count("heads", sharding.mesh) > 1
+
+
+@jax.jit
+def _concatenated(linears: list[dict]) -> dict:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *linears)
 
 
 def decode_step(
@@ -155,7 +183,9 @@ def decode_step(
     """
     x_RD = embed(params, compute, token_R)
     caches = prompt, prompt_BT, own, own_RN, slot
-    hidden_RD, own = decoder.decode_layers(params["model"], config.text, x_RD, position_R, *caches)
+    hidden_RD, own = decoder.decode_layers(
+        params["model"], config.text, compute, x_RD, position_R, *caches
+    )
     return logits(head(params), hidden_RD), own
 
 
