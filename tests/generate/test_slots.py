@@ -1,6 +1,7 @@
 """Engine.run: places that refill give each prompt what it gets alone, whatever else decodes."""
 
 import dataclasses
+import itertools
 import random
 
 import cases
@@ -43,17 +44,21 @@ KINDS = {
 
 
 def requests(kind: str, samples: int = 1) -> list[Request]:
+    """Of all examples, though most tests ask the first nine."""
     return [
         Request(
             number,
             SamplingConfig(max_new_tokens=limit, **options).resolve(),
             [number * samples + s for s in range(samples)],
         )
-        for number, (limit, options) in enumerate(zip(LIMITS, KINDS[kind], strict=True))
+        for number, (limit, options) in enumerate(
+            itertools.islice(itertools.cycle(zip(LIMITS, KINDS[kind], strict=True)), len(EXAMPLES))
+        )
     ]
 
 
-EXAMPLES = [cases.make_example(CONFIG, parts, seed) for seed, parts in enumerate(PROMPTS)]
+# 64 clips: each kind of prompt several times, with other noise.
+EXAMPLES = [cases.make_example(CONFIG, PROMPTS[seed % len(PROMPTS)], seed) for seed in range(64)]
 KEYS = [bucket_of(example, Buckets(), CONFIG) for example in EXAMPLES]
 LARGEST = BucketKey(*map(max, zip(*KEYS, strict=True)))
 
@@ -77,7 +82,7 @@ def run(engine, params, kind, places, order=range(9), size=2, samples=1, at_a_ti
     for one in engine.run(params, Listed(groups), places, 16, at_a_time, most=9):
         assert one.error is None
         assert (one.tag, one.sample) not in made
-        assert len(one.logprobs) == len(one.tokens) <= LIMITS[one.tag]
+        assert len(one.logprobs) == len(one.tokens) <= LIMITS[one.tag % len(LIMITS)]
         assert one.stopped == (one.tokens[-1] == engine.config.tokens.eos_token_id)
         made[one.tag, one.sample] = one.tokens.tolist()
     return made
@@ -121,6 +126,16 @@ def alone(engine, params):
 @pytest.mark.usefixtures("highest_precision")
 def test_a_prompt_gets_what_it_gets_alone(kind, places, size, engine, params, alone):
     assert run(engine, params, kind, places, size=size) == alone[kind]
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_each_of_64_clips_gets_what_it_gets_alone(engine, params):
+    numbers = range(64)
+    alone = {}
+    for number in numbers:
+        alone |= run(engine, params, "of every kind", 1, order=[number], size=1)
+    order = random.Random(0).sample(numbers, 64)
+    assert run(engine, params, "of every kind", 4, order) == alone
 
 
 @pytest.mark.parametrize("seed", range(3))
