@@ -1,0 +1,12 @@
+"""A teacher captions clips: three passes, verification, and rows to train from.
+
+settings.py    teacher, requests, verification: the sections of the job
+material.py    what a clip is for a teacher: its sound, its picture, both
+prompts.py     the texts of the questions (prompts/*.txt, replaceable) and their hash
+gemini.py, openai_server.py, local.py    the teachers; teacher.py: what they have in common
+asking.py      limits, retries, cost; journal.py: every answer on disk before it is counted
+statements.py  what two texts say against each other, by rules; verify.py: all checks
+run.py         the passes of each clip and the files of results; estimate.py: before the first call
+
+May import judge/ and below, evals/texts and rl/rewards/local; never annotate/, serve/ or toy/.
+"""
