@@ -27,7 +27,7 @@ LAYERS = (
     ("rl",),
     ("plan",),
     ("report",),
-    ("annotate",),
+    ("annotate", "label"),
     ("toy",),
     ("jobs",),
     ("cli",),

@@ -41,6 +41,7 @@ JOBS = {
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out", "VIDEO..."
     ),
+    "label": Job("label clips by a teacher: verified captions with provenance", "VIDEO..."),
     "evaluate": Job(
         "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed"
     ),
@@ -74,6 +75,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import plan as job
         case "caption":
             from ugc_jax.jobs import caption as job
+        case "label":
+            from ugc_jax.jobs import label as job
         case "evaluate":
             from ugc_jax.jobs import evaluate as job
         case "compare":

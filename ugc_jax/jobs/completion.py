@@ -20,6 +20,7 @@ from ugc_jax.jobs import (
     grpo,
     init,
     inspect,
+    label,
     plan,
     report,
     sft,
@@ -46,6 +47,7 @@ _JOBS = {
     "grpo": grpo,
     "plan": plan,
     "caption": caption,
+    "label": label,
     "evaluate": evaluate,
     "compare": compare,
     "report": report,
@@ -53,7 +55,7 @@ _JOBS = {
     "world": world,
     "bench": bench,
 }
-_TAKE_FILES = ("inspect", "extract", "caption", "compare", "report")
+_TAKE_FILES = ("inspect", "extract", "caption", "label", "compare", "report")
 _ABOUT_HELP = "show the settings of the job"
 _ABOUT_CONFIG = "take the settings of a config"
 

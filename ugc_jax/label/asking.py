@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from ugc_jax.errors import UserError
-from ugc_jax.judge.messages import final_object, one_line
+from ugc_jax.judge.messages import AGAIN, final_object, one_line
 from ugc_jax.label.journal import Journal
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import Kind, Question, Reply, Teacher, Trouble
@@ -35,7 +35,6 @@ T = TypeVar("T")
 
 MOST_PAUSE = 60.0  # seconds between two attempts, unless the server asks for more
 MINUTE = 60.0
-AGAIN = "That answer cannot be used ({reason}). Answer with the JSON object asked for, nothing else."
 NO_OBJECT = "no complete JSON object"
 
 

@@ -160,9 +160,8 @@ def _reply(response) -> Reply:
     sound = sum(
         one.token_count or 0 for one in details if getattr(one.modality, "name", "") == "AUDIO"
     )
-    made = sum(
-        getattr(usage, name, None) or 0 for name in ("candidates_token_count", "thoughts_token_count")
-    )
+    kinds = "candidates_token_count", "thoughts_token_count"  # thinking is charged, too
+    made = sum(getattr(usage, name, None) or 0 for name in kinds)
     tokens = Tokens(getattr(usage, "prompt_token_count", None) or 0, made, sound)
     version = response.model_version or "unnamed"
     text, fault = "", None

@@ -59,6 +59,7 @@ class Journal:
         """
         self.path, self.totals = Path(path), Totals()
         self.versions: dict[str, str] = {}  # teacher -> the version that its replies name
+        self.stages: set[tuple[str, str]] = set()  # (clip, stage) that have an answer
         self._lines: dict[str, list[Line]] = {}
         self._open: dict[tuple[str, int], bool] = {}
         self._number = 0
@@ -127,7 +128,7 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._refused(error) from None
-        self._keep(key, number, teacher, line)
+        self._keep(key, number, teacher, (clip, stage), line)
 
     # ---- the state that follows from the lines, the same while it is written and when it is read
 
@@ -140,10 +141,12 @@ class Journal:
         self.totals.failed += 1
         self.totals.unknown += lost
 
-    def _keep(self, key: str, number: int, teacher: str, line: Line):
+    def _keep(self, key: str, number: int, teacher: str, where: tuple[str, str], line: Line):
         self._open.pop((key, number), None)
         self._lines.setdefault(key, []).append(line)
         self.versions.setdefault(teacher, line.version)
+        if line.fault is None:
+            self.stages.add(where)
         totals = self.totals
         totals.answers += line.fault is None
         totals.useless += line.fault is not None
@@ -159,10 +162,10 @@ class Journal:
 
     def _read(self):
         text = files.read_text(self.path, "choose another output", errors="surrogateescape")
-        whole, _, rest = text.rpartition("\n")
+        whole, end, rest = text.rpartition("\n")
         if rest:  # the run was killed while it wrote
-            self._file.truncate(len((whole + "\n").encode("utf-8", "surrogateescape")) if whole else 0)
-        for line in files.parse_lines(whole + "\n" if whole else ""):
+            self._file.truncate(len((whole + end).encode("utf-8", "surrogateescape")))
+        for line in files.parse_lines(whole + end):
             row = line.value
             try:
                 self._number = max(self._number, row["number"])
@@ -171,14 +174,14 @@ class Journal:
                 elif "failed" in row:
                     self._fail(row["failed"], row["number"], row["lost"])
                 else:
-                    kept = Line(
-                        row["text"], row["version"], Tokens(*row["tokens"]), row["cost"], row["fault"]
-                    )
-                    self._keep(row["answered"], row["number"], row["teacher"], kept)
+                    tokens = Tokens(*row["tokens"])
+                    kept = Line(row["text"], row["version"], tokens, row["cost"], row["fault"])
+                    where = row["clip"], row["stage"]
+                    self._keep(row["answered"], row["number"], row["teacher"], where, kept)
             except (KeyError, TypeError, AttributeError):
                 raise UserError(
-                    f"{self.path}:{line.number}: is no line of a journal; choose another output, or "
-                    "remove the line (its answer is then asked again)"
+                    f"{self.path}:{line.number}: is no line of a journal; choose another output, "
+                    "or remove the line (its answer is then asked again)"
                 ) from None
 
     def _lock(self):

@@ -93,9 +93,7 @@ class LocalTeacher:
         """Answer questions of one stage and sample, in a thread."""
         if self._engine is None:
             self._engine = self._load()
-        sampling = dataclasses.replace(
-            self._sampling, seed=self._sampling.seed + batch[0].sample
-        )
+        sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + batch[0].sample)
         with tempfile.TemporaryDirectory(prefix="ugc-jax-label-") as folder:
             keys: list[tuple[str, str]] = []
             questions: dict[str, list[str]] = {}

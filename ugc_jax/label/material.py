@@ -1,4 +1,4 @@
-"""What a teacher gets of a clip: sound alone, picture alone, both, stills. Read by worker processes."""
+"""What a teacher gets of a clip: sound, picture, both, stills. Worker processes read it."""
 
 import dataclasses
 import hashlib

@@ -1,7 +1,7 @@
 """What two texts about one clip say against each other, found by rules and without a model.
 
-A statement is a word of a group whose members exclude each other (colours, directions, pitches, ...)
-with the word that it belongs to: "a red circle moves left" states red of circle and left of moves.
+A statement is a word of a group whose members exclude each other (colours, directions, pitches) with
+the word that it belongs to: "a red circle moves left" states red of circle and left of moves.
 Two texts contradict each other where they state different members of the same word, where each has
 members of an excluding group of nouns that the other lacks (a circle, a square), or where they
 order two things differently. What only one of them says is no contradiction.
@@ -32,11 +32,13 @@ _NOUNS = {
     "person": "man=men=male=boy=boys woman=women=female=girl=girls",
 }
 _STOP = frozenset(
-    "a an the and or but of in on at to over with while as it its is are was were be been being "
-    "that which then for from by into after before during there this these those some very "
-    "against across through near both can one"
-    .split()
-)  # fmt: skip
+    re.findall(
+        r"\w+",
+        "a an the and or but of in on at to over with while as it its is are was were be been being "
+        "that which then for from by into after before during there this these those some very "
+        "against across through near both can one",
+    )
+)
 # Only these take a direction: "up" and "right" mean much else.
 _MOVES = re.compile(
     r"(?:mov|walk|run|driv|slid|turn|travel|drift|fl(?:y|ies|ying)|roll|head|point|go(?:es|ing)?$"
@@ -44,20 +46,22 @@ _MOVES = re.compile(
 )
 _TOKEN = re.compile(r"[A-Za-z0-9]+(?:[-'’][A-Za-z0-9]+)*|[.,;:!?()\"“”]")
 _END = re.compile(r"(?<=[.!?])\s+")
-_SHOWN = r"\b(?:word|words|text|texts|reads?|caption|captions|subtitles?|title|sign|overlay|label|written)\b"
-_CUE = re.compile(_SHOWN, re.IGNORECASE)
+_CUE = re.compile(
+    r"\b(?:words?|texts?|reads?|captions?|subtitles?|title|sign|overlay|label|written)\b",
+    re.IGNORECASE,
+)
 _CAPITALS = re.compile(r"\b[A-Z][A-Z0-9'’&-]{1,}\b")
 _QUOTED = re.compile(r"[\"“]([^\"“”]{2,200})[\"”]|(?<!\w)['‘]([^'‘’]{2,200})['’](?!\w)")
 _NO_TEXT = re.compile(
     r"\b(?:no|without(?: any)?|free of) (?:on-screen |onscreen |visible |written |overlaid )*"
     r"(?:words?|texts?|captions?|writing)\b|\b(?:read|reads|shows?) nothing\b"
-    r"|\btext(?:s)? (?:is|are) (?:not )?(?:absent|missing)\b|\bnot show(?:n|s)? any (?:text|words?)\b",
+    r"|\bnot show(?:n|s)? any (?:text|words?)\b",
     re.IGNORECASE,
 )
-_FILLER = r"(?:(?:that|which|and|is|are|it|also|then|slowly|suddenly|later|gradually|{colours})\s+)*"
 _COLOURS = "|".join(re.split(r"[ =]", _MODIFIERS["colour"]))
+_FILLER = rf"(?:(?:that|which|and|is|it|also|then|slowly|suddenly|later|gradually|{_COLOURS})\s+)*"
 _BACKGROUND = re.compile(
-    rf"\b(?:background|backdrop|setting)\s+{_FILLER.format(colours=_COLOURS)}"
+    rf"\b(?:background|backdrop|setting)\s+{_FILLER}"
     r"(?:(?P<stays>stays|remains|does not change|is static|is unchanged|unchanged)"
     r"|(?P<turns>turns|changes|becomes|shifts|switches))\b",
     re.IGNORECASE,
@@ -162,7 +166,7 @@ def background(text: str) -> str | None:
 
 
 def shown_texts(text: str) -> list[str]:
-    """Return the texts that a caption says are shown: quoted, or in capitals, beside such a word."""
+    """Return the texts that a caption says are shown: quoted or in capitals, beside a cue."""
     found = []
     for sentence in _END.split(text):
         if _CUE.search(sentence) is None or _NO_TEXT.search(sentence):

@@ -8,7 +8,6 @@ The last two are checked by rules (statements.py), or by an LLM through the judg
 gets the texts, not the clip. An error that all passes share is not found by either.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -134,9 +133,10 @@ def _things(answers: Answers) -> list[str]:
 
 
 def _contradiction(witness: str, found: Sequence[str]) -> Fault:
-    names = {"sound": "the sound alone", "picture": "the picture alone", "second": "a second caption"}
+    names = {"sound": "the sound alone", "picture": "the picture alone"}
     detail = "; ".join(found[:_LISTED])
-    return Fault("both", "contradiction", f"{names[witness]} / the caption: {detail}", witness)
+    name = names.get(witness, "a second caption")
+    return Fault("both", "contradiction", f"{name} / the caption: {detail}", witness)
 
 
 def _heard(sound: Sound | None) -> str:
@@ -161,18 +161,13 @@ def _refusal(text: str) -> str | None:
     return f"the caption is a refusal: {text[:60]!r}" if is_refused_task(text) else None
 
 
-@functools.cache
-def _languages():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE)
-
-
 def language_of(text: str) -> str | None:
     """Return the language of a text as ISO 639-1; None for one too short to tell."""
     if count_words(text) < _FEWEST:
         return None
-    return str(_languages().classify(text)[0])
+    import py3langid
+
+    return str(py3langid.classify(text)[0])
 
 
 # ---- by an LLM -----------------------------------------------------------------------------------
@@ -189,7 +184,7 @@ order. What only one of them mentions is no contradiction, and neither is anothe
 
 {whole}
 
-Answer with {{"sound": [...], "picture": [...]}}: of each a list of short statements, [] for none."""
+Answer with {{"sound": [...], "picture": [...]}}: lists of short statements, [] for none."""
 
 _AGREED = """\
 Two captions of the same short video. Split the first into short statements that can be checked one
@@ -252,5 +247,3 @@ def _read_agreement(answer: dict) -> tuple[float, list[str]]:
     verdicts = [one["verdict"] for one in said]
     share = round(verdicts.count("same") / len(said), 3)
     return share, [one["text"] for one in said if one["verdict"] == "contradicted"]
-
-
