@@ -2,13 +2,13 @@
 
 Each clip has three passes: its sound alone, its picture alone, then both with the two drafts. A
 caption counts if it is whole, in the language, of the length, without repetition, no refusal, and
-says nothing against the single passes (and a second caption, --second sample). What fails is asked
-once more with the reason, then goes to rejected.jsonl with it.
+says nothing against the single passes (and a second caption, --compare_with sample). What fails is
+asked once more with the reason, then goes to rejected.jsonl with it.
 
-The output is the train format (videos, messages, solution) with a column label: teacher, version of
-the model, hash of the prompts, temperature, cost, checks, and the answers of all passes. Answers are
-on disk before they are counted: run the same command again to go on. --dry_run estimates tokens and
-cost and asks nothing; --max_cost stops before it is exceeded.
+The output is the train format (videos, messages, solution) with a column label: teacher, version
+of the model, hash of the prompts, temperature, cost, checks, and the answers of all passes. Answers
+are on disk before they are counted: run the same command again to go on. --dry_run estimates tokens
+and cost and asks nothing; --max_cost stops before it is exceeded.
 """
 
 import dataclasses
@@ -54,13 +54,12 @@ class LabelConfig:
 
     def __post_init__(self):
         check_minimum(self, max_cost=0)
-        if self.verify.second == "teacher" and self.second.kind is None:
-            raise UserError("verify.second teacher needs second.kind and second.model")
-        if self.verify.second != "teacher" and self.second.kind is not None:
-            raise UserError("second.kind needs --verify.second teacher, or is not used")
-        if self.verify.second == "sample" and self.teacher.temperature == 0:
-            raise UserError("verify.second sample needs teacher.temperature above 0: it would be "
-                            "the same caption")  # fmt: skip
+        if self.verify.compare_with == "teacher" and self.second.kind is None:
+            raise UserError("verify.compare_with teacher needs second.kind and second.model")
+        if self.verify.compare_with != "teacher" and self.second.kind is not None:
+            raise UserError("second.kind needs --compare_with teacher")
+        if self.verify.compare_with == "sample" and self.teacher.temperature == 0:
+            raise UserError("verify.compare_with sample needs teacher.temperature above 0")
 
 
 SETTINGS = Schema(
@@ -70,7 +69,6 @@ SETTINGS = Schema(
         **short_names(asking=AskingConfig, verify=VerifyConfig),
     },
 )
-del SETTINGS.short["second"]  # a section
 
 
 def main(config: LabelConfig, words: list[str]) -> int:

@@ -81,7 +81,7 @@ def _add(found: Estimate, plan: Plan, length: material.Length, stages: set[tuple
     passes = [("both", plan.teacher)]
     passes += [("sound", plan.teacher)] if length.sound else []
     passes += [("picture", plan.teacher)] if length.picture else []
-    if plan.verify.second != "none":
+    if plan.verify.compare_with != "none":
         passes.append(("both", plan.second or plan.teacher))
     for stage, teacher in passes:
         if (length.digest, stage) in stages:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from ugc_jax import files
 from ugc_jax.data import annotation
+from ugc_jax.data.annotation import Stage
 from ugc_jax.data.workers import Outcome as Read
 from ugc_jax.data.workers import Pool, ReadingConfig
 from ugc_jax.errors import UserError
@@ -319,7 +320,7 @@ class _Passes:
                 if part is not None
             )
             await self._ask(state, "both")
-            if self._plan.verify.second != "none":
+            if self._plan.verify.compare_with != "none":
                 await self._ask(state, "second")
             while (verdict := await self._verify(state)).faults:
                 again = state.next_to_ask(verdict.faults)
@@ -339,7 +340,7 @@ class _Passes:
         text = self._plan.prompts.question(asked, *drafts, reason=reason)
         asker, sample = self._first, 0
         if stage == "second":
-            asker, sample = self._second, int(self._plan.verify.second == "sample")
+            asker, sample = self._second, int(self._plan.verify.compare_with == "sample")
         question = Question(state.clip.digest, state.clip, asked, text, sample)
         try:
             answer = await asker.ask(question, functools.partial(annotation.read, asked))
@@ -392,15 +393,21 @@ class _Passes:
 
 
 class _State:
-    """What is known of a clip so far. again: the stages that were asked once more, and why."""
+    """What is known of a clip so far.
+
+    earlier: the first answers of what was asked again. again: what that was, and why.
+    """
 
     def __init__(self, clip: Material):
         self.clip, self.cost = clip, 0.0
         self.given: dict[str, Answer] = {}
+        self.earlier: dict[str, Stage] = {}
         self.again: list[dict[str, str]] = []
 
     def keep(self, stage: str, answer: Answer, reason: str | None):
         """Keep an answer. reason: of one that was asked again."""
+        if stage in self.given:
+            self.earlier[stage] = self.given[stage].value
         self.given[stage] = answer
         self.cost += answer.cost
         if reason is not None:
@@ -412,7 +419,8 @@ class _State:
 
     def answers(self) -> Answers:
         """Return the answers, of which that of both is there."""
-        return Answers(*map(self.value, ("sound", "picture", "both", "second")))
+        values = map(self.value, ("sound", "picture", "both", "second"))
+        return Answers(*values, earlier=self.earlier)
 
     def next_to_ask(self, faults: Sequence[Fault]) -> tuple[str, str] | None:
         """Return (stage, reason) to ask once more; None if one of the faults cannot be mended.

@@ -37,16 +37,14 @@ class TeacherConfig:
     picture: Literal["stills", "video_url"] = "stills"
     stills: int = 16  # openai: stills of a clip, evenly spaced
     side: int = 768  # openai: pixels of a still's longer side, at most
-    # the price table: per million tokens of text and picture, of sound (none: as price_in), and of
-    # answers
+    # the price table: price per million tokens of a question's text and picture
     price_in: float = 0.0
-    price_sound: float | None = None
-    price_out: float = 0.0
-    # for the estimate and the limits before an answer tells: tokens of a second of picture and of
-    # sound, and of an answer
+    price_sound: float | None = None  # the same of its sound; none: as price_in
+    price_out: float = 0.0  # per million tokens of answers, thinking included
+    # tokens of a second of picture, for what is estimated before an answer tells
     picture_tokens: float = 258.0
-    sound_tokens: float = 32.0
-    answer_tokens: int = 600
+    sound_tokens: float = 32.0  # the same of a second of sound
+    answer_tokens: int = 600  # the same of an answer
 
     def __post_init__(self):
         check_minimum(self, temperature=0, max_tokens=1, stills=1, side=28, inline_mb=0)
@@ -57,7 +55,7 @@ class TeacherConfig:
             raise UserError(f"base_url is {url!r}; give an address such as http://localhost:8000")
         if self.kind is not None and not self.model:
             raise UserError(f"model is missing: the name of the {self.kind} model to ask")
-        if self.kind is None and self != type(self)():
+        if self.kind is None and self.model is not None:
             raise UserError("kind is missing: gemini, openai or local")
 
     @property
@@ -116,7 +114,7 @@ class VerifyConfig:
     contradictions: bool = True
     # a second caption, with which the first must agree: of the same teacher, or of the section
     # second
-    second: Literal["none", "sample", "teacher"] = "none"
+    compare_with: Literal["none", "sample", "teacher"] = "none"
     # least share of the statements of the caption that the second one has, where a judge counts
     # them (judge.model); by rules no statement may be contradicted
     agreement: float = 0.6

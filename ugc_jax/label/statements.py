@@ -1,7 +1,7 @@
 """What two texts about one clip say against each other, found by rules and without a model.
 
-A statement is a word of a group whose members exclude each other (colours, directions, pitches) with
-the word that it belongs to: "a red circle moves left" states red of circle and left of moves.
+A statement is a word of a group whose members exclude each other (colours, directions, pitches)
+with the word that it belongs to: "a red circle moves left" states red of circle, left of moves.
 Two texts contradict each other where they state different members of the same word, where each has
 members of an excluding group of nouns that the other lacks (a circle, a square), or where they
 order two things differently. What only one of them says is no contradiction.
@@ -34,9 +34,9 @@ _NOUNS = {
 _STOP = frozenset(
     re.findall(
         r"\w+",
-        "a an the and or but of in on at to over with while as it its is are was were be been being "
-        "that which then for from by into after before during there this these those some very "
-        "against across through near both can one",
+        "a an the and or but of in on at to over with while as it its is are was were be been "
+        "being that which then for from by into after before during there this these those some "
+        "very against across through near both can one",
     )
 )
 # Only these take a direction: "up" and "right" mean much else.
@@ -67,6 +67,8 @@ _BACKGROUND = re.compile(
     re.IGNORECASE,
 )
 _MUSIC = re.compile(r"\b(?:music|song|melody|soundtrack)\b", re.IGNORECASE)
+BACKGROUND = "background"
+_SIMILAR = 75.0  # percent of the letters, for texts that are read almost alike
 _NO_MUSIC = re.compile(
     r"\b(?:no|without(?: any)?) (?:\w+ )?(?:music|song|melody|soundtrack)\b", re.IGNORECASE
 )
@@ -81,6 +83,13 @@ class Statement(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.of}: {self.value}"
+
+
+class Contradiction(NamedTuple):
+    """What two texts say against each other: about what, and both sides in a phrase."""
+
+    topic: str
+    said: str
 
 
 def _table(groups: dict[str, str]) -> dict[str, tuple[str, str]]:
@@ -128,23 +137,25 @@ def _of(tokens: Sequence[str], place: int) -> str | None:
     return None
 
 
-def contradictions(one: str, other: str) -> list[str]:
-    """Return what two texts say against each other, a phrase each; equal whichever is first."""
+def contradictions(one: str, other: str) -> list[Contradiction]:
+    """Return what two texts say against each other."""
     found = []
     ours, theirs = statements(one), statements(other)
     for group, of in dict.fromkeys((each.group, each.of) for each in ours):
         mine = {each.value for each in ours if (each.group, each.of) == (group, of)}
         yours = {each.value for each in theirs if (each.group, each.of) == (group, of)}
         if mine and yours and mine.isdisjoint(yours):
-            found.append(f"{of}: {_listed(mine)} / {_listed(yours)}")
+            said = f"{of}: {_listed(mine)} / {_listed(yours)}"
+            found.append(Contradiction(f"{group} of {of}", said))
     mine, yours = _nouns(one), _nouns(other)
     for group in _NOUNS:
         only_mine, only_yours = mine[group] - yours[group], yours[group] - mine[group]
         if only_mine and only_yours:
-            found.append(f"{group}: {_listed(only_mine)} / {_listed(only_yours)}")
+            said = f"{group}: {_listed(only_mine)} / {_listed(only_yours)}"
+            found.append(Contradiction(group, said))
     states = background(one), background(other)
     if None not in states and states[0] != states[1]:
-        found.append(f"the background {states[0]} / {states[1]}")
+        found.append(Contradiction(BACKGROUND, f"the background {states[0]} / {states[1]}"))
     return found
 
 
@@ -181,52 +192,54 @@ def denies_text(text: str) -> bool:
     return _NO_TEXT.search(text) is not None and not shown_texts(text)
 
 
-def text_contradictions(texts: Iterable[str], caption: str, drafts: str) -> list[str]:
+def text_contradictions(texts: Iterable[str], caption: str, drafts: str) -> list[Contradiction]:
     """Return what a caption says against the texts that were seen.
 
     drafts: all that was heard and seen; what the caption quotes of it is no contradiction.
     """
-    from rapidfuzz.fuzz import partial_ratio
-
-    texts, found = list(texts), []
-    for one in shown_texts(caption):
-        if partial_ratio(one.lower(), drafts.lower()) < _SIMILAR:
-            seen = _listed(texts) if texts else "none"
-            found.append(f"text on the screen: {seen} / {one}")
+    texts = list(texts)
+    seen = _listed(texts) or "none"
+    found = [_of_text(seen, one) for one in shown_texts(caption) if not _is_in(one, drafts)]
     if texts and denies_text(caption):
-        found.append(f"text on the screen: {_listed(texts)} / none")
+        found.append(_of_text(seen, "none"))
     return found
 
 
-_SIMILAR = 75.0  # percent of the letters, for texts that are read almost alike
-
-
-def text_differences(one: str, other: str) -> list[str]:
+def text_differences(one: str, other: str) -> list[Contradiction]:
     """Return where two captions say that different texts, or text and none, are shown."""
-    from rapidfuzz.fuzz import partial_ratio
-
     mine, yours = shown_texts(one), shown_texts(other)
     if mine and yours:
-        best = max(partial_ratio(a.lower(), b.lower()) for a in mine for b in yours)
-        return [] if best >= _SIMILAR else [f"text on the screen: {mine[0]} / {yours[0]}"]
+        alike = any(_is_in(a, b) or _is_in(b, a) for a in mine for b in yours)
+        return [] if alike else [_of_text(mine[0], yours[0])]
     if mine and denies_text(other):
-        return [f"text on the screen: {mine[0]} / none"]
+        return [_of_text(mine[0], "none")]
     if yours and denies_text(one):
-        return [f"text on the screen: none / {yours[0]}"]
+        return [_of_text("none", yours[0])]
     return []
+
+
+def _of_text(one: str, other: str) -> Contradiction:
+    return Contradiction("text", f"text on the screen: {one} / {other}")
+
+
+def _is_in(text: str, longer: str) -> bool:
+    """Return whether a text stands in a longer one, or nearly."""
+    from rapidfuzz.fuzz import partial_ratio
+
+    return partial_ratio(text.lower(), longer.lower()) >= _SIMILAR
 
 
 # ---- music, and the order of things --------------------------------------------------------------
 
 
-def music_contradictions(music: bool, heard: str, caption: str) -> list[str]:
+def music_contradictions(music: bool, heard: str, caption: str) -> list[Contradiction]:
     """Return what a caption says against the presence of music. heard: what the sound pass says."""
     denies = _NO_MUSIC.search(caption) is not None
     claims = _MUSIC.search(_NO_MUSIC.sub("", caption)) is not None
     if music and denies and not claims:
-        return ["music: heard / none"]
+        return [Contradiction("music", "music: heard / none")]
     if not music and claims and not _MUSIC.search(_NO_MUSIC.sub("", heard)):
-        return ["music: none heard / some"]
+        return [Contradiction("music", "music: none heard / some")]
     return []
 
 
@@ -246,12 +259,12 @@ def order(text: str, things: Iterable[str]) -> set[tuple[str, str]]:
     return pairs
 
 
-def order_differences(one: str, other: str, things: Iterable[str]) -> list[str]:
+def order_differences(one: str, other: str, things: Iterable[str]) -> list[Contradiction]:
     """Return where two texts order the same two things differently."""
     things = list(things)
     mine, yours = order(one, things), order(other, things)
     return [
-        f"order: {first} before {second} / {second} before {first}"
+        Contradiction("order", f"order: {first} before {second} / {second} before {first}")
         for first, second in sorted(mine)
         if (second, first) in yours and (first, second) not in yours
     ]

@@ -8,15 +8,16 @@ The last two are checked by rules (statements.py), or by an LLM through the judg
 gets the texts, not the clip. An error that all passes share is not found by either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ugc_jax.data.annotation import Both, Picture, Sound
+from ugc_jax.data.annotation import Both, Picture, Sound, Stage
 from ugc_jax.evals.texts import is_error, is_refused_task, missing
 from ugc_jax.judge.client import Judge
 from ugc_jax.judge.messages import fenced
 from ugc_jax.label import statements
 from ugc_jax.label.settings import VerifyConfig
+from ugc_jax.label.statements import Contradiction
 from ugc_jax.rl.rewards.local import distinct_runs, is_complete
 from ugc_jax.words import count_words, words
 
@@ -43,12 +44,22 @@ class Fault(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers about one clip, and the second caption; None for what was not asked."""
+    """The answers about one clip, and the second caption; None for what was not asked.
+
+    earlier: the first answers of the stages that were asked again.
+    """
 
     sound: Sound | None
     picture: Picture | None
     both: Both
     second: Both | None = None
+    earlier: Mapping[str, Stage] = {}
+
+    def before(self, stage: str) -> "Answers | None":
+        """Return these with the first answer of a stage; None if it was not asked again."""
+        if stage not in self.earlier:
+            return None
+        return self._replace(**{stage: self.earlier[stage]})
 
 
 class Verdict(NamedTuple):
@@ -89,42 +100,43 @@ def check_alone(answers: Answers, config: VerifyConfig) -> Verdict:
 
 def check_by_rules(answers: Answers, config: VerifyConfig) -> Verdict:
     """Check the answers against each other by rules."""
-    faults: list[Fault] = []
-    caption = answers.both.caption
-    if config.contradictions:
-        for stage in ("sound", "picture"):
-            if getattr(answers, stage) is not None and (found := against(stage, answers, caption)):
-                faults.append(_contradiction(stage, found))
+    witnesses = [one for one in ("sound", "picture") if config.contradictions]
+    witnesses = [one for one in (*witnesses, "second") if getattr(answers, one) is not None]
+    faults = []
+    for witness in witnesses:
+        found = against(witness, answers)
+        if (first := answers.before(witness)) is not None:
+            # Two answers against one: what only one of the witness's says is its own mistake.
+            topics = {one.topic for one in against(witness, first)}
+            found = [one for one in found if one.topic in topics]
+        if found:
+            faults.append(_contradiction(witness, [one.said for one in found]))
     checks: dict = {"contradictions": "rules" if config.contradictions else "not checked"}
     if answers.second is not None:
-        found = differences(answers, caption, answers.second.caption)
-        if found:
-            faults.append(_contradiction("second", found))
         checks["second"] = "rules"
     return Verdict(faults, checks)
 
 
-def against(stage: str, answers: Answers, caption: str) -> list[str]:
-    """Return what a caption says against the pass "sound" or "picture"."""
-    sound, picture = answers.sound, answers.picture
+def against(witness: str, answers: Answers) -> list[Contradiction]:
+    """Return what the caption says against the pass "sound" or "picture", or the second caption."""
+    sound, picture, caption = answers.sound, answers.picture, answers.both.caption
     drafts = " ".join(filter(None, [_heard(sound), _seen(picture)]))
-    if stage == "sound":
+    if witness == "sound":
         found = statements.contradictions(_heard(sound), caption)
         return found + statements.music_contradictions(sound.music, _heard(sound), caption)
-    found = statements.contradictions(_seen(picture), caption)
-    states = bool(picture.background_change), statements.background(caption)
-    if states == (True, "stays") and not any(one.startswith("the background") for one in found):
-        found.append("the background changes / stays")
-    return found + statements.text_contradictions(picture.text, caption, drafts)
-
-
-def differences(answers: Answers, one: str, other: str) -> list[str]:
-    """Return where two captions of the same clip contradict each other."""
+    if witness == "picture":
+        found = statements.contradictions(_seen(picture), caption)
+        states = bool(picture.background_change), statements.background(caption)
+        if states == (True, "stays") and statements.BACKGROUND not in [one.topic for one in found]:
+            said = "the background turns / stays"
+            found.append(Contradiction(statements.BACKGROUND, said))
+        return found + statements.text_contradictions(picture.text, caption, drafts)
+    other = answers.second.caption
     things = set(statements.NOUNS)
     things |= {word for draft in _things(answers) for word in words(draft)[-1:]}
-    found = statements.contradictions(one, other)
-    found += statements.text_differences(one, other)
-    return found + statements.order_differences(one, other, things)
+    found = statements.contradictions(other, caption)
+    found += statements.text_differences(other, caption)
+    return found + statements.order_differences(other, caption, things)
 
 
 def _things(answers: Answers) -> list[str]:
@@ -203,25 +215,41 @@ _MOST_STATEMENTS = 20
 async def check_by_judge(answers: Answers, config: VerifyConfig, judge: Judge) -> Verdict:
     """Check the answers against each other by an LLM. Raises JudgeError without its answer."""
     faults, checks = [], {}
-    caption = answers.both.caption
     if config.contradictions:
-        texts = {
-            "sound": fenced("sound", _heard(answers.sound) or "The video has no sound."),
-            "picture": fenced("picture", _seen(answers.picture) or "The video has no picture."),
-            "whole": fenced("whole", caption),
-        }
-        found = await judge.ask(_CONTRADICTED.format(**texts), _read_contradictions)
-        faults += [_contradiction(stage, said) for stage, said in found.items() if said]
         checks["contradictions"] = judge.config.model
+        found = await _contradicted(answers, judge)
+        for stage, said in found.items():
+            first = answers.before(stage)
+            # Two answers against one, as by rules.
+            if said and (first is None or (await _contradicted(first, judge))[stage]):
+                faults.append(_contradiction(stage, said))
     if answers.second is not None:
-        texts = {"first": fenced("first", caption), "most": _MOST_STATEMENTS}
-        texts["second"] = fenced("second", answers.second.caption)
-        share, said = await judge.ask(_AGREED.format(**texts), _read_agreement)
+        share, said = await _agreed(answers, judge)
         checks |= {"second": judge.config.model, "agreement": share}
-        if said or share < config.agreement:
-            few = f"only {share:g} of its statements are in the second caption"
-            faults.append(_contradiction("second", said or [few]))
+        if not said and share < config.agreement:
+            said = [f"only {share:g} of its statements are in the second caption"]
+        first = answers.before("second")
+        if said and first is not None:
+            earlier, contradicted = await _agreed(first, judge)
+            said = said if contradicted or earlier < config.agreement else []
+        if said:
+            faults.append(_contradiction("second", said))
     return Verdict(faults, checks)
+
+
+async def _contradicted(answers: Answers, judge: Judge) -> dict[str, list[str]]:
+    texts = {
+        "sound": fenced("sound", _heard(answers.sound) or "The video has no sound."),
+        "picture": fenced("picture", _seen(answers.picture) or "The video has no picture."),
+        "whole": fenced("whole", answers.both.caption),
+    }
+    return await judge.ask(_CONTRADICTED.format(**texts), _read_contradictions)
+
+
+async def _agreed(answers: Answers, judge: Judge) -> tuple[float, list[str]]:
+    texts = {"first": fenced("first", answers.both.caption), "most": _MOST_STATEMENTS}
+    texts["second"] = fenced("second", answers.second.caption)
+    return await judge.ask(_AGREED.format(**texts), _read_agreement)
 
 
 def _read_contradictions(answer: dict) -> dict[str, list[str]]:

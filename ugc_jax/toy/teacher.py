@@ -20,6 +20,7 @@ Faults of the transport and of the server are drawn apart, from `faults`; see `F
 
 import argparse
 import base64
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -268,6 +269,116 @@ def _phrasing(row: dict) -> int:
     return next(one for one in numbers if world.write_caption(attributes, one) == caption)
 
 
+# ---- what a verification caught ------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Measure:
+    """What the verification of a labelling run did about the teacher's errors.
+
+    own, own_caught: wrong statements that one first answer alone has; those whose answer was asked
+    again, or whose clip was rejected. shared, shared_rejected: wrong statements that all answers
+    share; those of clips that were rejected for other reasons. sound, alarms: clips without an own
+    error; those of them that were asked again or rejected. right, right_rejected: clips whose last
+    caption is right; those that were rejected. flagged: clips that were asked again or rejected.
+    accepted, wrong: statements of accepted captions; those that are wrong, by the kind "shared" or
+    "own". first, first_wrong: statements of all first captions, and those that are wrong.
+    """
+
+    clips: int = 0
+    own: int = 0
+    own_caught: int = 0
+    shared: int = 0
+    shared_rejected: int = 0
+    sound: int = 0
+    alarms: int = 0
+    flagged: int = 0
+    right: int = 0
+    right_rejected: int = 0
+    accepted: int = 0
+    wrong_shared: int = 0
+    wrong_own: int = 0
+    first: int = 0
+    first_wrong: int = 0
+
+    @property
+    def recall(self) -> float:
+        """Share of the own errors that were caught; 1 without any."""
+        return self.own_caught / self.own if self.own else 1.0
+
+    @property
+    def precision(self) -> float:
+        """Share of the flagged clips that have an own error; 1 without any."""
+        return 1 - self.alarms / self.flagged if self.flagged else 1.0
+
+    @property
+    def lost(self) -> float:
+        """Share of the right captions that were rejected."""
+        return self.right_rejected / self.right if self.right else 0.0
+
+    def __str__(self) -> str:
+        wrong = self.wrong_shared + self.wrong_own
+        rows = (
+            ("errors in one pass only, caught", self.own_caught, self.own),
+            ("errors that all passes share, rejected by chance", self.shared_rejected, self.shared),
+            ("clips asked again or rejected that have an own error (precision)",
+             self.flagged - self.alarms, self.flagged),
+            ("right captions that were rejected", self.right_rejected, self.right),
+            ("wrong statements of the first captions", self.first_wrong, self.first),
+            ("wrong statements of the accepted captions", wrong, self.accepted),
+            ("  of them shared by all passes", self.wrong_shared, wrong),
+        )  # fmt: skip
+        return "\n".join(
+            f"{name:<66}{part:>5} of {whole:<5} {100 * part / max(whole, 1):5.1f} %"
+            for name, part, whole in rows
+        )
+
+
+def measure(output: str | Path, rejected: str | Path, clips: Clips, model: ErrorModel) -> Measure:
+    """Compare the rows of a labelling run with what the teacher erred in.
+
+    Raises UserError for files that cannot be read.
+    """
+    by_path = {path.resolve(): number for number, path in enumerate(clips.paths)}
+    found = Measure()
+    for path, is_accepted in ((Path(output), True), (Path(rejected), False)):
+        for line in files.read_lines(path, "name the files of a labelling run"):
+            row = line.value
+            number = by_path.get((path.parent / row["videos"][0]).resolve())
+            if number is not None and row["label"].get("both") is not None:
+                _add(found, row, number, is_accepted, clips.attributes[number], model)
+    return found
+
+
+def _add(found: Measure, row: dict, number: int, is_accepted: bool, truth: dict, model: ErrorModel):
+    drawn, label = model.drawn(number, truth), row["label"]
+    again = {one["pass"] for one in label["checks"]["asked_again"]}
+    passes = {("sound", 0): "sound", ("picture", 0): "picture", ("both", 0): "both"}
+    if "second" in label:
+        passes["both", 1] = "second"
+    own = [passes[place] for place, _ in drawn.own.values() if place in passes]
+    is_flagged = bool(again) or not is_accepted
+    found.clips += 1
+    found.own += len(own)
+    found.own_caught += sum(one in again or not is_accepted for one in own)
+    found.shared += len(drawn.shared)
+    found.shared_rejected += 0 if is_accepted else len(drawn.shared)
+    found.sound += not own
+    found.alarms += is_flagged and not own
+    found.flagged += is_flagged
+    stated = world.parse_caption(label["both"]["caption"])
+    wrong = [name for name, value in truth.items() if stated[name] != value]
+    found.right += not wrong
+    found.right_rejected += not wrong and not is_accepted
+    first = [name for name, (place, _) in drawn.own.items() if place == ("both", 0)]
+    found.first += len(truth)
+    found.first_wrong += len(first) + len(drawn.shared)
+    if is_accepted:
+        found.accepted += len(truth)
+        found.wrong_shared += sum(name in drawn.shared for name in wrong)
+        found.wrong_own += sum(name not in drawn.shared for name in wrong)
+
+
 # ---- the server ----------------------------------------------------------------------------------
 
 
@@ -486,17 +597,26 @@ def _count_out(outcome: str, content: str) -> int:
 
 def _of_gemini(body: dict, uploads: Mapping[str, tuple[str, bytes]]):
     """Return (media, text, sample) of a request of generateContent."""
+    body = _camel(body)
     parts, texts = [], []
     for part in body["contents"][0]["parts"]:
         if "text" in part:
             texts.append(part["text"])
         elif "inlineData" in part:
             given = part["inlineData"]
-            parts.append((given["mimeType"], base64.b64decode(given["data"], altchars=b"-_")))
+            data = given["data"].replace("-", "+").replace("_", "/")  # both alphabets are taken
+            parts.append((given["mimeType"], base64.b64decode(data)))
         else:
             name = re.sub(r".*/v1beta/", "", part["fileData"]["fileUri"])
             parts.append(uploads[name])
     return parts, texts[0], _sample(body.get("generationConfig", {}).get("seed"))
+
+
+def _camel(value):
+    """Return JSON with keys like mimeType: the service takes mime_type, too."""
+    if isinstance(value, dict):
+        return {re.sub(r"_(\w)", lambda m: m[1].upper(), k): _camel(v) for k, v in value.items()}
+    return [_camel(one) for one in value] if isinstance(value, list) else value
 
 
 def _of_openai(body: dict):
