@@ -27,6 +27,9 @@ import itertools
 import json
 import random
 import re
+import select
+import socket
+import sys
 import threading
 import time
 import wave
@@ -36,6 +39,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+from PIL import Image
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
@@ -78,11 +82,15 @@ class Drawn(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request as it came. outcome: "answered" or a fault. cost in tokens as the server counts."""
+    """A request as it came. outcome: "answered", a fault, or "gone" if nobody took the answer.
+
+    tokens: as the server counts them. tokens_sound: of tokens_in.
+    """
 
     asked: Asked
     outcome: str
     tokens_in: int
+    tokens_sound: int
     tokens_out: int
 
 
@@ -209,6 +217,7 @@ class Clips:
         self._by_picture: dict[str, int] = {}
         self._by_sound: dict[str, int] = {}
         self._by_stills: dict[tuple[int, int], dict[str, int]] = {}
+        self._lock = threading.Lock()
         for number, path in enumerate(self.paths):
             source = probe(path)
             self.seconds.append(source.length)
@@ -244,15 +253,18 @@ class Clips:
         return found.pop(), stage
 
     def _of_stills(self, pictures: Sequence[bytes]) -> int | None:
-        from PIL import Image
-
         side = max(Image.open(io.BytesIO(pictures[0])).size)
-        known = self._by_stills.setdefault((len(pictures), side), {})
-        if not known:
-            for number, path in enumerate(self.paths):
-                made = stills(probe(path), len(pictures), side)
-                known[_digest(part.data for part in made)] = number
-        return known.get(_digest(pictures))
+        return self.know_stills(len(pictures), side).get(_digest(pictures))
+
+    def know_stills(self, count: int, side: int) -> dict[str, int]:
+        """Return the digest of the stills of each clip; they are made once."""
+        with self._lock:
+            known = self._by_stills.setdefault((count, side), {})
+            if not known:
+                for number, path in enumerate(self.paths):
+                    made = stills(probe(path), count, side)
+                    known[_digest(part.data for part in made)] = number
+            return known
 
 
 def _digest(datas) -> str:
@@ -444,10 +456,10 @@ class Teacher:
         self._server.server_close()
 
     @property
-    def tokens(self) -> tuple[int, int]:
-        """Tokens (in, out) of all answers that count."""
-        counted = [one for one in self.requests if one.outcome in ("answered", *COUNTS)]
-        return sum(one.tokens_in for one in counted), sum(one.tokens_out for one in counted)
+    def tokens(self) -> tuple[int, int, int]:
+        """Tokens (in, of sound among them, out) of all answers that count."""
+        counted = [one[2:] for one in self.requests if one.outcome in ("answered", *COUNTS)]
+        return tuple(map(sum, zip(*counted, strict=True))) if counted else (0, 0, 0)
 
     def answers(self) -> dict[Asked, int]:
         """Return how often each question was answered whole."""
@@ -458,7 +470,11 @@ class Teacher:
         return found
 
     def _post(self, handler: BaseHTTPRequestHandler):
-        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        length = int(handler.headers["Content-Length"])
+        body = handler.rfile.read(length)
+        if len(body) < length:  # who asks has gone
+            handler.close_connection = True
+            return
         path = handler.path.partition("?")[0]
         if path.startswith("/upload/"):
             self._upload(handler, body)
@@ -495,6 +511,8 @@ class Teacher:
             time.sleep(self.delay)
             while self.hold.is_set():
                 time.sleep(0.01)
+            if _has_left(handler.connection):
+                raise ConnectionError
             outcome = self._reply(handler, form, fault, content, counts)
         except OSError:  # who asked has gone
             outcome, handler.close_connection = "gone", True
@@ -504,7 +522,8 @@ class Teacher:
         tokens_out = _count_out(outcome, content)
         with self._lock:
             self.open -= 1
-            self.requests.append(Request(asked, outcome, sum(counts.values()), tokens_out))
+            tokens = sum(counts.values()), counts.get("AUDIO", 0), tokens_out
+            self.requests.append(Request(asked, outcome, *tokens))
 
     def _fault(self, asked: Asked) -> str | None:
         """Draw the fault that the next request of a question meets, None for none."""
@@ -589,6 +608,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def handle_error(self, request, client_address):
+        """Show what is wrong, but for a client that has gone."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
 
 def _count_out(outcome: str, content: str) -> int:
     part = {"truncated": 2, "limit": 3}.get(outcome, 1)
@@ -672,6 +696,12 @@ def _begin(handler, status: int, length: int, headers: Mapping[str, str] | None 
         handler.send_header(name, value)
     handler.send_header("Content-Length", str(length))
     handler.end_headers()
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Return whether the other side has closed a connection."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
 
 
 def _send(handler, status: int, body: dict, headers: Mapping[str, str] | None = None):
