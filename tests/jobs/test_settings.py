@@ -34,6 +34,11 @@ SHORT = {
     ),
     "plan": "train eval batch_size tokens steps epochs clip.frames clip.height clip.width",
     "caption": MODEL,
+    "label": (
+        "model base_url price_in price_out concurrency requests_per_minute tokens_per_minute "
+        "timeout retries unusable backoff wait language min_words max_words distinct "
+        "contradictions compare_with agreement"
+    ),
     "evaluate": f"{MODEL} judge.prompt judge.repeats ask.preset ask.temperature ask.max_tokens",
     "compare": "",
     "completion": "",

@@ -163,7 +163,15 @@ def _kind(path: str) -> str:
 
 
 def _check_names(columns: dict):
-    """Raise ValueError for columns that are refused, or nearly have a known name."""
+    """Raise ValueError for columns that are refused, or nearly have a known name.
+
+    `label` is the provenance of a row of the job label, and stays as it is.
+    """
+    if isinstance(columns.get("label"), dict) and "reason" in columns:
+        raise ValueError(
+            f"was rejected by label ({columns['reason']!s:.60}); train from label's output, or "
+            "remove the column reason of a row that you take all the same"
+        )
     for name, value in columns.items():
         if _absent(value) or value in ("", [], {}, "[]", "{}", "null"):
             continue

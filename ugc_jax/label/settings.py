@@ -54,7 +54,7 @@ class TeacherConfig:
         if url is not None and not url.startswith(("http://", "https://")):
             raise UserError(f"base_url is {url!r}; give an address such as http://localhost:8000")
         if self.kind is not None and not self.model:
-            raise UserError(f"model is missing: the name of the {self.kind} model to ask")
+            raise UserError(f"model is missing: give the name of the {self.kind} model to ask")
         if self.kind is None and self.model is not None:
             raise UserError("kind is missing: gemini, openai or local")
 
