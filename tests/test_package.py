@@ -37,6 +37,8 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     expected |= {f"ugc_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     templates = "cells.html", "differences.html", "report.css", "report.html", "report.js"
     expected |= {f"ugc_jax/report/templates/{name}" for name in (*templates, "table.html")}
+    prompts = "sound", "picture", "both", "again"
+    expected |= {f"ugc_jax/label/prompts/{name}.txt" for name in prompts}
     expected |= {"ugc_jax/py.typed"}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -37,7 +37,7 @@ SHORT = {
     "label": (
         "model base_url price_in price_out concurrency requests_per_minute tokens_per_minute "
         "timeout retries unusable backoff wait language min_words max_words distinct "
-        "contradictions compare_with agreement"
+        "contradictions compare_with agreement question"
     ),
     "evaluate": f"{MODEL} judge.prompt judge.repeats ask.preset ask.temperature ask.max_tokens",
     "compare": "",

@@ -37,8 +37,6 @@ class LabelConfig:
     rejected: str | None = None  # file of the rejected clips; none: rejected.jsonl beside output
     # folder with sound.txt, picture.txt, both.txt or again.txt in place of our prompts
     prompts: str | None = None
-    # what the rows ask for, as a model is trained; none: the benchmark's question
-    question: str | None = None
     dry_run: bool = False  # print clips, requests, tokens and cost, and ask nothing
     max_cost: float | None = None  # stop before the answers cost more, in the unit of the prices
     teacher: TeacherConfig = TeacherConfig()
@@ -47,7 +45,7 @@ class LabelConfig:
     verify: VerifyConfig = VerifyConfig()
     # an LLM that finds contradictions and compares captions; without judge.model rules do
     judge: JudgeConfig = JudgeConfig()
-    # of the teacher local
+    # of the teacher local; clip.question is what the rows of every teacher ask
     clip: ClipSettings = ClipSettings()
     engine: EngineConfig = EngineConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -66,6 +64,7 @@ SETTINGS = Schema(
     LabelConfig,
     short={
         **{name: f"teacher.{name}" for name in ("model", "base_url", "price_in", "price_out")},
+        "question": "clip.question",
         **short_names(asking=AskingConfig, verify=VerifyConfig),
     },
 )
@@ -89,7 +88,7 @@ def main(config: LabelConfig, words: list[str]) -> int:
         judge = dataclasses.replace(judge, cache=str(places.beside("judge.jsonl")))
     plan = Plan(
         prompts=prompts.load(config.prompts),
-        question=config.question or QUESTION,
+        question=config.clip.question or QUESTION,
         teacher=config.teacher,
         second=config.second if config.second.kind is not None else None,
         asking=config.asking,

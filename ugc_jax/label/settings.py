@@ -106,8 +106,8 @@ class VerifyConfig:
     """What a caption must hold; what fails is asked once more, then rejected with the reason."""
 
     language: str | None = "en"  # of the captions, as ISO 639-1; none: any
-    min_words: int = 40  # of the caption of both; a character of Chinese or Thai is a word
-    max_words: int = 600
+    min_words: int = 40  # of a caption, at least; a character of Chinese or Thai is a word
+    max_words: int = 600  # of a caption, at most
     # least share of different runs of four words: 1 has no repetition
     distinct: float = 0.8
     # false: single passes and the caption may say different things
