@@ -117,8 +117,8 @@ def test_values(word, field, value):
         (
             ["--config=no.py"],
             "--config no.py: no such file or name; names are caption_upstream, evaluate_upstream, "
-            "grpo_3b, grpo_7b, grpo_tiny, label_gemini, sft_3b, sft_3b_20k, sft_7b, tiny, world; or give the "
-            "path of a Python file with get_config(arg=None)",
+            "grpo_3b, grpo_7b, grpo_tiny, label_gemini, sft_3b, sft_3b_20k, sft_7b, tiny, world; "
+            "or give the path of a Python file with get_config(arg=None)",
         ),
         (
             ["--config", "configs_/sft3b.py:lora"],

@@ -1,8 +1,12 @@
 """ugc_jax.label.verify and statements: what is right passes, what is wrong is named."""
 
+import asyncio
+import contextlib
+
 import pytest
 from fake_judge import FakeJudge
 
+from ugc_jax.data import annotation
 from ugc_jax.data.annotation import Both, Picture, Sound, SoundEvent, Thing
 from ugc_jax.judge.client import Judge, JudgeConfig
 from ugc_jax.label import statements, verify
@@ -12,11 +16,15 @@ from ugc_jax.toy import world
 from ugc_jax.toy.teacher import STATED, Asked, ErrorModel, answer
 
 CAPTION = (
-    "In a bright kitchen, a woman in a white shirt slices two red tomatoes while upbeat music plays "
-    'softly. The text "EASY DINNER" is shown at the top. She speaks to the viewer in a calm voice.'
+    "In a bright kitchen, a woman in a white shirt slices two red tomatoes while upbeat music "
+    'plays softly. The text "EASY DINNER" is shown at the top. She speaks to the viewer in a calm voice.'
 )
 SOUND = Sound(
-    "In-Video Voice", "Positive", True, (SoundEvent("soft music"),), "Soft music plays; a woman talks."
+    "In-Video Voice",
+    "Positive",
+    True,
+    (SoundEvent("soft music"),),
+    "Soft music plays; a woman talks.",
 )
 PICTURE = Picture(
     ("EASY DINNER",), (Thing("shirt", 1, "white"), Thing("tomatoes", 2, "red")), "",
@@ -41,20 +49,20 @@ def test_a_right_caption_passes():
     assert alone(CAPTION) == []
     assert across(CAPTION) == []
     checks = verify.check_alone(Answers(SOUND, PICTURE, Both(CAPTION)), CONFIG).checks
-    assert checks == {"words": 34, "distinct": 1.0, "language": "en"}
+    assert checks == {"words": 37, "distinct": 1.0, "language": "en"}
 
 
 @pytest.mark.parametrize(
     ("caption", "config", "check"),
     [
         (CAPTION[:-10], {}, "complete"),
-        (CAPTION, {"min_words": 35}, "length"),
-        (CAPTION, {"max_words": 33}, "length"),
+        (CAPTION, {"min_words": 38}, "length"),
+        (CAPTION, {"max_words": 36}, "length"),
         ("The man walks on and on. " * 10, {}, "repetition"),
         (CAPTION, {"language": "de"}, "language"),
         (
-            "Eine Frau schneidet in einer hellen Küche zwei rote Tomaten und spricht dabei ruhig in "
-            "die Kamera.",
+            "Eine Frau schneidet in einer hellen Küche zwei rote Tomaten und spricht dabei ruhig "
+            "in die Kamera.",
             {},
             "language",
         ),
@@ -89,8 +97,6 @@ def test_contradictions_with_the_passes(old, new, said):
 
 def test_what_only_one_says_is_no_contradiction():
     assert across("A woman cooks, and talks about her dinner while music plays.") == []
-    silent = SOUND._replace if hasattr(SOUND, "_replace") else None
-    assert silent is None
     assert across(CAPTION, picture=Picture(("easy dinner!",), (), "", "A woman cooks.")) == []
 
 
@@ -105,7 +111,7 @@ def test_the_background():
     assert across("The background is grey and turns blue.", picture=stays)
     assert across("The background is grey and stays.", picture=turns)
     assert not across("The background is grey and turns blue.", picture=turns)
-    assert not across("In the background, a man turns around.", picture=stays)
+    assert not across("In the background, a man turns around.", sound=None, picture=stays)
 
 
 def test_the_order_of_two_things():
@@ -154,24 +160,22 @@ def test_every_single_error_of_the_world_but_the_order_is_named():
 def toy_faults(truth, told, second, phrasing):
     def stage(name):
         picked = {key: truth[key] for key in STATED[name]}
-        return verify_read(name, answer(Asked(0, name, 0, 0), picked, 0))
+        return annotation.read(name, answer(Asked(0, name, 0, 0), picked, 0))
 
-    both = verify_read("both", answer(Asked(0, "both", 0, 0), told, phrasing))
+    both = annotation.read("both", answer(Asked(0, "both", 0, 0), told, phrasing))
     other = (phrasing + 1) % len(world.PHRASINGS)
-    second = verify_read("both", answer(Asked(0, "both", 1, 0), second, other))
+    second = annotation.read("both", answer(Asked(0, "both", 1, 0), second, other))
     answers = Answers(stage("sound"), stage("picture"), both, second)
     return verify.check_by_rules(answers, CONFIG).faults
 
 
-def verify_read(stage, value):
-    from ugc_jax.data import annotation
-
-    return annotation.read(stage, value)
-
-
 async def judged(judge_answers, answers, **config):
-    with FakeJudge() as server:
-        server.answer = lambda question: judge_answers["both" if "statements" in question else "x"]
+    def reply(question):
+        return judge_answers["both" if "Two captions" in question else "x"]
+
+    with contextlib.ExitStack() as stack:
+        server = FakeJudge(reply)
+        stack.callback(server.stop)
         judge = Judge(JudgeConfig(model="m", base_url=server.url, retries=0, malformed=0))
         try:
             return await verify.check_by_judge(answers, VerifyConfig(**config), judge)
@@ -189,8 +193,6 @@ async def judged(judge_answers, answers, **config):
     ],
 )
 def test_an_llm_compares(verdicts, share, faults):
-    import asyncio
-
     said = [{"text": f"statement {n}", "verdict": one} for n, one in enumerate(verdicts)]
     answers = Answers(SOUND, PICTURE, Both(CAPTION), Both(CAPTION))
     replies = {"both": {"statements": said}, "x": {"sound": [], "picture": []}}

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ugc_jax.words import spaced_words
+
 # Group -> words that exclude each other of one thing; synonyms by "=".
 _MODIFIERS = {
     "colour": "red green blue yellow pink white black purple=violet grey=gray brown teal orange "
@@ -68,7 +70,8 @@ _BACKGROUND = re.compile(
 )
 _MUSIC = re.compile(r"\b(?:music|song|melody|soundtrack)\b", re.IGNORECASE)
 BACKGROUND = "background"
-_SIMILAR = 75.0  # percent of the letters, for texts that are read almost alike
+_SIMILAR = 80.0  # percent of the letters, for texts that are read almost alike
+_SHORT = 8  # letters of a text of which almost alike is another word
 _NO_MUSIC = re.compile(
     r"\b(?:no|without(?: any)?) (?:\w+ )?(?:music|song|melody|soundtrack)\b", re.IGNORECASE
 )
@@ -223,10 +226,13 @@ def _of_text(one: str, other: str) -> Contradiction:
 
 
 def _is_in(text: str, longer: str) -> bool:
-    """Return whether a text stands in a longer one, or nearly."""
+    """Return whether a text stands in a longer one; one of some length, nearly."""
     from rapidfuzz.fuzz import partial_ratio
 
-    return partial_ratio(text.lower(), longer.lower()) >= _SIMILAR
+    text, longer = spaced_words(text), spaced_words(longer)
+    if f" {text} " in f" {longer} ":
+        return True
+    return len(text) >= _SHORT and partial_ratio(text, longer) >= _SIMILAR
 
 
 # ---- music, and the order of things --------------------------------------------------------------
