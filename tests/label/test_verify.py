@@ -17,7 +17,8 @@ from ugc_jax.toy.teacher import STATED, Asked, ErrorModel, answer
 
 CAPTION = (
     "In a bright kitchen, a woman in a white shirt slices two red tomatoes while upbeat music "
-    'plays softly. The text "EASY DINNER" is shown at the top. She speaks to the viewer in a calm voice.'
+    'plays softly. The text "EASY DINNER" is shown at the top. She speaks to the viewer in a '
+    "calm voice."
 )
 SOUND = Sound(
     "In-Video Voice",

@@ -91,11 +91,10 @@ def test_without_sound_or_picture(path, tmp_path):
     assert kinds(streams.whole_part(probe(muted))) == ["video"]
 
 
-def test_a_codec_that_mp4_does_not_take(path, tmp_path):
-    """Is copied into Matroska."""
-    other = tmp_path / "clip.avi"
-    with av.open(str(other), "w") as out:
-        stream = out.add_stream("wmv2", rate=10)
+def coded(path, codec: str):
+    """Write ten pictures by a codec."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=10)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         for number in range(10):
@@ -103,9 +102,18 @@ def test_a_codec_that_mp4_does_not_take(path, tmp_path):
             frame.pts = number
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    part = streams.picture_part(probe(other))
+    return probe(path)
+
+
+def test_a_codec_that_mp4_does_not_take_is_copied_into_matroska(tmp_path):
+    part = streams.picture_part(coded(tmp_path / "clip.webm", "libvpx"))
     assert part.kind == "video/x-matroska"
     assert len(packets(io.BytesIO(part.data), "video")) == 10
+
+
+def test_a_codec_that_neither_takes_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"clip\.avi: cannot be copied .*; encode it as mp4"):
+        streams.picture_part(coded(tmp_path / "clip.avi", "wmv2"))
 
 
 def test_a_turned_clip_stays_turned(path, tmp_path):
