@@ -314,7 +314,7 @@ class _Passes:
         """Ask and verify. Raises OutOfBudget, and UserError for what ends the job."""
         state = _State(clip)
         try:
-            await _both(
+            await _all(
                 self._ask(state, stage)
                 for stage, part in (("sound", clip.sound), ("picture", clip.picture))
                 if part is not None
@@ -440,14 +440,11 @@ class _State:
         return stage, "; ".join(str(fault) for one, fault in found if one == stage)
 
 
-async def _both(works):
-    """Await all; the first exception cancels the others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(work)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+async def _all(works):
+    """Await all, then raise the first exception: what is under way is paid, and is waited for."""
+    for one in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(one, BaseException):
+            raise one
 
 
 def run(plan: Plan, places: Places, clips: Sequence[str], make: MakeTeacher) -> Summary:

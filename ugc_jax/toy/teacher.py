@@ -417,6 +417,7 @@ class Teacher:
         self.faults, self.delay, self.late, self.retry_after = faults, delay, late, retry_after
         self.version = VERSION
         self.always: dict[int, str] = {}  # clip -> the fault that each request about it meets
+        self.refuses: int | None = None  # status with which every question is refused
         self.times: list[float] = []  # when requests came (time.monotonic)
         self.requests: list[Request] = []
         self.open = 0  # requests that are being answered
@@ -488,6 +489,9 @@ class Teacher:
             _send(handler, 404, {"error": {"code": 404, "message": f"no such path: {path}"}})
 
     def _answer(self, handler, parts, text, sample, form):
+        if self.refuses is not None:
+            _send(handler, self.refuses, _error(self.refuses, "REFUSED"))
+            return
         try:
             clip, stage = self.clips.find(parts)
         except ValueError as error:
@@ -588,13 +592,13 @@ class Teacher:
         _send(handler, 200, {"file": self._facts(name)}, {"X-Goog-Upload-Status": status})
 
     def _file(self, handler):
-        name = handler.path.partition("?")[0].removeprefix("/v1beta/")
+        name = _file_name(handler.path)
         known = name in self._uploads
         body = self._facts(name) if known else _error(404, "NOT_FOUND")
         _send(handler, 200 if known else 404, body)
 
     def _delete(self, handler):
-        self._uploads.pop(handler.path.partition("?")[0].removeprefix("/v1beta/"), None)
+        self._uploads.pop(_file_name(handler.path), None)
         _send(handler, 200, {})
 
     @property
@@ -617,6 +621,11 @@ class _Server(ThreadingHTTPServer):
         """Show what is wrong, but for a client that has gone."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+def _file_name(path: str) -> str:
+    """Return files/ID of the path of a file, of any version of the API."""
+    return re.sub(r"^/v1\w*/", "", path.partition("?")[0])
 
 
 def _count_out(outcome: str, content: str) -> int:
