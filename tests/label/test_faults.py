@@ -8,9 +8,9 @@ import pytest
 from label_job import Job
 
 from ugc_jax import files
-from ugc_jax.toy.teacher import FAULTS, Teacher
+from ugc_jax.toy.teacher import COUNTS, FAULTS, Teacher
 
-PATIENT = ("--retries", "8", "--unusable", "3", "--timeout", "1")
+PATIENT = ("--retries", "8", "--unusable", "3", "--timeout", "5")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def assert_counted(teacher, totals: dict):
 
 @pytest.mark.parametrize("kind", ["gemini", "openai"])
 def test_faults_of_every_kind(job, clips, undisturbed, kind):
-    with Teacher(clips, seed=1, faults=0.25, late=2) as teacher:
+    with Teacher(clips, seed=1, faults=0.25, late=6) as teacher:
         done = job(teacher, kind)
         teacher.clips.know_stills(4, 112)
         assert done.run(*PATIENT, "--teacher.stills", "4") == 0
@@ -58,14 +58,15 @@ def test_faults_of_every_kind(job, clips, undisturbed, kind):
 
 def test_killed_while_requests_are_open(job, clips, undisturbed):
     """Five kills, when all answers so far have arrived and others are open: nothing is lost."""
-    with Teacher(clips, seed=1, faults=0.2, late=2, delay=0.05) as teacher:
+    with Teacher(clips, seed=1, faults=0.2, late=6, delay=0.05) as teacher:
         done, total = job(teacher), undisturbed.totals()["requests"]
         for kill in range(5):
             process = done.start(*PATIENT)
             wait_for(lambda n=kill: len(teacher.answers()) > total * (n + 1) / 7, process)
             teacher.hold.set()
             wait_for(lambda: teacher.open > 0, process)
-            time.sleep(0.5)  # what was answered is on disk
+            time.sleep(0.2)  # who has not met the hold has answered
+            wait_for(lambda: kept(done) == counted(teacher), process, 20)
             process.kill()
             process.wait()
             teacher.hold.clear()
@@ -76,6 +77,17 @@ def test_killed_while_requests_are_open(job, clips, undisturbed):
         assert set(teacher.answers().values()) == {1}
         assert_counted(teacher, done.totals())
         assert_same_files(done, undisturbed)
+
+
+def kept(done) -> int:
+    """Replies in the journal of a run."""
+    journal = done.output.with_name("train.jsonl.answers.jsonl")
+    return journal.read_bytes().count(b'{"answered": ')
+
+
+def counted(teacher) -> int:
+    """Replies that the server counts."""
+    return sum(one.outcome in ("answered", *COUNTS) for one in teacher.requests)
 
 
 def test_killed_at_random_moments(job, clips, undisturbed):

@@ -91,7 +91,14 @@ def test_a_checkpoint_that_writes_no_json_rejects_its_clips(clips, tmp_path):
     assert cli.run(["init", "--output", str(tmp_path / "tiny")]) == 0
     for name, text in (("sound", "Hear."), ("picture", "See."), ("both", "Tell. {drafts}")):
         (tmp_path / f"{name}.txt").write_text(text)
-    words = ["label", "--prompts", str(tmp_path), str(clips.parent / "train/000000.mp4"), "--teacher.kind", "local"]
+    words = [
+        "label",
+        "--prompts",
+        str(tmp_path),
+        str(clips.parent / "train/000000.mp4"),
+        "--teacher.kind",
+        "local",
+    ]
     words += ["--model", str(tmp_path / "tiny"), "--output", str(tmp_path / "train.jsonl")]
     words += ["--teacher.max_tokens", "4", "--unusable", "0", "--engine.workers", "1"]
     assert cli.run([*words, "--clip.fps", "1"]) == 0
