@@ -27,6 +27,7 @@ LAYERS = (
     ("rl",),
     ("plan",),
     ("report",),
+    ("web",),
     ("annotate", "label"),
     ("toy",),
     ("jobs",),
