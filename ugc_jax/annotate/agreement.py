@@ -70,9 +70,7 @@ class Report(NamedTuple):
     annotators: tuple[AnnotatorAgreement, ...]
     clips: Mapping[tuple[str, str], Mapping[str, float]]
 
-    def disputes(
-        self, threshold: float | Mapping[str, float] = DISPUTED
-    ) -> tuple[Dispute, ...]:
+    def disputes(self, threshold: float | Mapping[str, float] = DISPUTED) -> tuple[Dispute, ...]:
         """Return the stages of clips in which a field's agreement is below the threshold.
 
         threshold: of all fields, or by the name of the field; a field without one is not in
@@ -80,7 +78,9 @@ class Report(NamedTuple):
         """
         found = []
         for (clip, stage), scores in self.clips.items():
-            limits = threshold if isinstance(threshold, Mapping) else dict.fromkeys(scores, threshold)
+            limits = (
+                threshold if isinstance(threshold, Mapping) else dict.fromkeys(scores, threshold)
+            )
             fields = {name: score for name, score in scores.items() if score < limits.get(name, 0)}
             if fields:
                 found.append(Dispute(clip, stage, fields))

@@ -39,9 +39,9 @@ _COUNTS = {
 }  # fmt: skip
 # The position may have brackets of its own; the next thing begins after "); ".
 _THING = re.compile(
-    r"\s*(?P<name>[^;]*?)\s*\(\s*count:\s*(?P<count>[^,;]*?)\s*,\s*color:\s*(?P<color>.*?)\s*,"
-    r"\s*position:\s*(?P<position>.*?)\s*\)\s*(?:;|\Z)",
-    re.DOTALL | re.IGNORECASE,
+    r"\s*(?P<name>[^;]*?)\s*\(\s*count:\s*(?P<count>[^,;]*?)\s*,\s*color:\s*(?P<color>[^;]*?)\s*,"
+    r"\s*position:\s*(?P<position>[^;]*?)\s*\)\s*(?:;|\Z)",
+    re.IGNORECASE,
 )
 
 
@@ -81,7 +81,9 @@ def read_objects(answer: str) -> tuple[Thing, ...]:
     while answer[end:].strip():
         match = _THING.match(answer, end)
         if match is None:
-            raise ValueError(f"is not of the form name (count: 1, color: ...): {answer[end:]!r:.60}")
+            raise ValueError(
+                f"is not of the form name (count: 1, color: ...): {answer[end:]!r:.60}"
+            )
         things.append(
             Thing(match["name"], _count(match["count"]), match["color"], match["position"])
         )
