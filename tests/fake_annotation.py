@@ -1,6 +1,6 @@
 """Answers of annotators, and a store whose clock a test sets."""
 
-from ugc_jax.annotate.store import Settings, Store
+from ugc_jax.annotate.store import Store
 
 SOUND = {
     "voice_source": "Narration",
@@ -31,7 +31,7 @@ class Clock:
 
 def project(url: str, clock=None, clips: int = 3, **settings) -> Store:
     """A store with clips that are ready: clip-1.mp4, clip-2.mp4, ..."""
-    store = Store(url, Settings(**settings), clock or Clock())
+    store = Store(url, settings, clock or Clock())
     store.add_clips([f"clip-{number}.mp4" for number in range(1, clips + 1)])
     for clip, _ in store.waiting():
         store.prepared(clip)

@@ -47,6 +47,7 @@ JOBS = {
     ),
     "compare": Job("tell better from noise: results of evaluate, clip by clip", "RESULT..."),
     "report": Job("make one HTML page of results: tables, plots, clips", "RESULT..."),
+    "annotate": Job("serve a page on which people annotate clips: sound, picture, both", "CLIPS"),
     "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax"),
     "world": Job("write the offline world: short clips with captions that can be checked exactly"),
     "bench": Job("time prefill and decoding, and compare with torch if it is installed"),
@@ -83,6 +84,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import compare as job
         case "report":
             from ugc_jax.jobs import report as job
+        case "annotate":
+            from ugc_jax.jobs import annotate as job
         case "convert":
             from ugc_jax.jobs import convert as job
         case "world":

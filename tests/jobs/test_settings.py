@@ -43,6 +43,7 @@ SHORT = {
     "compare": "",
     "completion": "",
     "report": "",
+    "annotate": "",
     "convert": "",
     "world": "seed seconds fps size mute blank",
     "bench": (

@@ -1,7 +1,9 @@
 """People annotate clips in three stages, in a web page; a benchmark and training data come out.
 
-answers: what annotators said, as values. agreement, questions, exports, imports: pure functions of
-them. store: the project's database. app, pages: the web application.
+    answers.py     what annotators said, as values        tables.py, store.py  the database
+    fields.py      the fields as forms show them          media.py, preparing.py  sound, picture
+    agreement.py, questions.py, exports.py, imports.py, tasks.py   functions of answers
+    app.py, templates/, static/   the web application
 
-Imports: web, report, evals, judge, data, media and what is below them.
+Imports web, evals, judge, data, media and what is below them.
 """

@@ -11,15 +11,15 @@ says why.
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
 from ugc_jax.annotate import tables as t
 from ugc_jax.annotate.answers import Agreed, Answer, Question
-from ugc_jax.annotate.consensus import merge
 from ugc_jax.data import annotation
 from ugc_jax.data.annotation import STAGES, Stage
 from ugc_jax.errors import UserError
@@ -28,7 +28,10 @@ from ugc_jax.files import escaped
 from ugc_jax.web import accounts
 from ugc_jax.web.database import Database
 
-FINAL = ("submit", "revise", "correct")  # kinds of saves that are answers
+if TYPE_CHECKING:
+    from ugc_jax.annotate.imports import Imported
+
+FINAL = ("submit", "revise", "correct", "import")  # kinds of saves that are answers
 _AHEAD = {"sound": "picture", "picture": "both", "both": "done"}
 _LONGEST_REASON = 500
 
@@ -55,7 +58,7 @@ class Settings(NamedTuple):
     annotators: int = 1
     drafts: Drafts = "after"
     lock: float = 1800.0
-    threshold: float = 0.5
+    threshold: float | None = None
     questions: int = 4
 
 
@@ -86,23 +89,31 @@ class Work(NamedTuple):
 class Store:
     """The database of a project."""
 
-    def __init__(self, url: str, settings: Settings, clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        url: str,
+        changes: Mapping[str, Any] = types.MappingProxyType({}),
+        clock: Callable[[], float] = time.time,
+    ):
         """url: as of Database. clock: seconds since 1970. Raises UserError if it cannot be opened.
 
-        Settings that differ from those of the last time are recorded in the log.
+        changes: of the project's settings, which are otherwise those of the last time; recorded in
+        the log.
         """
         self.database = Database(url, accounts.METADATA, t.METADATA)
         self.accounts = accounts.Accounts(self.database, ROLES, clock)
-        self.settings, self._now = settings, clock
-        value = json.dumps(settings._asdict())
+        self._now = clock
         with self.database.write() as c:
             row = c.execute(sa.select(t.settings).where(t.settings.c.name == "project")).first()
+            before = {} if row is None else json.loads(row.value)
+            self.settings = Settings(**before | changes)
+            value = json.dumps(self.settings._asdict())
             if row is None:
                 c.execute(sa.insert(t.settings).values(name="project", value=value))
             elif row.value != value:
                 c.execute(sa.update(t.settings).values(value=value))
             if row is None or row.value != value:
-                self._log(c, "", "settings", "", settings._asdict())
+                self._log(c, "", "settings", "", self.settings._asdict())
 
     def close(self):
         """Close the database."""
@@ -299,9 +310,8 @@ class Store:
                 label = "revise"
             if kind == "submit":
                 value = _complete(stage, value)
-            saved = self._add(
-                c, work, stage, last.version + 1, label, value, self._times(row, seconds)
-            )
+            times = self._times(row, seconds)
+            saved = self._add(c, work, stage, last.version + 1, label, value, times)
             if kind == "submit":
                 self._log(
                     c, annotator, label, f"work {work}", {"stage": stage, "version": saved.version}
@@ -377,6 +387,11 @@ class Store:
         with self.database.read() as c:
             return self._agreed(c, clip)
 
+    def count_agreed(self, clip: int) -> int:
+        """Return the number of a clip's agreed rows, earlier versions included, for `decide`."""
+        with self.database.read() as c:
+            return self._count_agreed(c, clip)
+
     def disputes(self, clip: int) -> dict[str, tuple[str, ...]]:
         """Return {stage: its fields in dispute} of a clip."""
         return self._disputes(self.answers(clip))
@@ -404,32 +419,50 @@ class Store:
             self._set_clip(c, clip, state="agreed")
             self._log(c, who, "adjudicate", f"clip {clip}", {"fields": self._disputed(c, clip)})
 
-    def take_in(
-        self, items: Iterable[tuple[Agreed, dict[str, Stage]]], origin: str
-    ) -> dict[str, int]:
-        """Import clips with what is agreed, questions and drafts; return the counts.
+    def take_in(self, imported: "Imported", origin: str) -> dict[str, int]:
+        """Import clips with what is agreed, questions, drafts and answers; return the counts.
 
         A clip is known by its path, else by its id; an unknown one is added without a file.
-        An agreed stage that is here already and a question with the same words are kept.
+        An agreed stage, a question and an annotator's work that are here already are kept.
         """
-        counts = dict.fromkeys(("clips", "stages", "questions", "drafts"), 0)
+        counts = dict.fromkeys(("clips", "stages", "questions", "drafts", "answers"), 0)
         with self.database.write() as c:
+            self._lock_seats(c)
             rows = c.execute(sa.select(t.clips).order_by(t.clips.c.id)).all()
             by_path = {row.path: row.id for row in rows}
             by_name: dict[str, list[int]] = {}
             for row in rows:
                 by_name.setdefault(row.name, []).append(row.id)
-            for item, drafts in items:
-                path, name = escaped(item.path), escaped(item.clip)
-                named = by_name.get(name, [])
+
+            def find(name: str, path: str = "") -> int:
+                named = by_name.setdefault(name, [])
                 clip = by_path.get(path, named[0] if len(named) == 1 else None)
                 if clip is None:
                     new = dict(path=path or name, name=name, state="absent", added=self._now())
                     clip = c.execute(sa.insert(t.clips).values(new)).inserted_primary_key[0]
-                    by_path[path] = clip
-                    by_name.setdefault(name, []).append(clip)
-                counts["clips"] += 1
-                self._take_in(c, clip, item, drafts, origin, counts)
+                    by_path[path or name] = clip
+                    named.append(clip)
+                return clip
+
+            clips = {
+                one.clip: find(escaped(one.clip), escaped(one.path)) for one in imported.agreed
+            }
+            counts["clips"] = len(clips)
+            for item in imported.agreed:
+                self._take_agreed(c, clips[item.clip], item, counts)
+            for stage, said in imported.drafts.items():
+                for name, value in said.items():
+                    clip = clips.get(name) or find(escaped(name))
+                    self._take_draft(c, clip, stage, value, origin)
+                    counts["drafts"] += 1
+            works: dict[tuple[str, str], list[Answer]] = {}
+            for answer in imported.answers:
+                works.setdefault((answer.clip, answer.annotator), []).append(answer)
+            for (name, annotator), answers in works.items():
+                clip = clips.get(name) or find(escaped(name))
+                counts["answers"] += self._take_work(c, clip, annotator, answers)
+                if self._clip(c, clip).state == "ready":
+                    self._settle_if_complete(c, clip)
             self._log(c, "", "import", origin, counts)
         return counts
 
@@ -447,8 +480,8 @@ class Store:
         """Add proposals that the clip does not have yet, rejected ones included; count them."""
         with self.database.write() as c:
             self._lock_seats(c)
-            known = {row.question for row in self._questions(c, clip)}
-            new = [one for one in questions if one.question not in known]
+            known = {(row.task, row.question) for row in self._questions(c, clip)}
+            new = [one for one in questions if (one.task, one.question) not in known]
             for one in new:
                 self._ask(c, clip, one, "proposed", who)
             self._log(c, who, "propose", f"clip {clip}", {"count": len(new)})
@@ -477,8 +510,8 @@ class Store:
             new = {"state": "accepted" if verdict == "accept" else "rejected"}
             if verdict == "accept":
                 words = {
-                    "question": (row.question if text is None else text).strip(),
-                    "answer": (row.answer if answer is None else answer).strip(),
+                    "question": _edited(row.question, text),
+                    "answer": _edited(row.answer, answer),
                 }
                 if not all(words.values()):
                     raise Refused(422, "question and answer must not be empty")
@@ -664,14 +697,19 @@ class Store:
             c.execute(sa.update(t.works).where(t.works.c.id == found.id).values(stage=ahead))
             return
         self._end(c, found.id, "done")
+        self._settle_if_complete(c, found.clip)
+
+    def _settle_if_complete(self, c: sa.Connection, clip: int):
         done = sa.select(sa.func.count()).select_from(t.works)
-        done = done.where(t.works.c.clip == found.clip, t.works.c.stage == "done")
+        done = done.where(t.works.c.clip == clip, t.works.c.stage == "done")
         if c.execute(done).scalar() >= self.settings.annotators:
-            self._settle(c, found.clip)
+            self._settle(c, clip)
 
     def _settle(self, c: sa.Connection, clip: int):
         """Decide whether the answers of a clip agree; if so, they are what is agreed."""
-        answers = [one for one in self._answers(c, clip, finished=True)]
+        from ugc_jax.annotate.agreement import merge
+
+        answers = self._answers(c, clip, finished=True)
         if disputes := self._disputes(answers):
             self._set_clip(c, clip, state="dispute")
             self._log(c, "", "dispute", f"clip {clip}", {"fields": disputes})
@@ -687,8 +725,11 @@ class Store:
             return {}
         from ugc_jax.annotate import agreement
 
-        found = agreement.measure(answers).disputes(self.settings.threshold)
-        return {stage: tuple(fields) for _, stage, fields in found}
+        threshold = self.settings.threshold
+        found = agreement.measure(answers).disputes(
+            agreement.DISPUTED if threshold is None else threshold
+        )
+        return {one.stage: tuple(one.fields) for one in found}
 
     def _disputed(self, c: sa.Connection, clip: int) -> dict[str, tuple[str, ...]]:
         return self._disputes(self._answers(c, clip, finished=True))
@@ -757,31 +798,53 @@ class Store:
     def _ask(self, c: sa.Connection, clip: int, one: Question, state: str, who: str):
         row = dict(clip=clip, kind=one.kind, question=one.question, answer=one.answer)
         row |= dict(options=list(one.options), task=one.task, source=one.source, state=state)
+        row |= dict(row=one.row)
         c.execute(sa.insert(t.questions).values(version=1, by=who, time=self._now(), **row))
 
-    def _take_in(
-        self, c: sa.Connection, clip: int, item: Agreed, drafts: dict[str, Stage], origin: str,
-        counts: dict[str, int],
-    ):  # fmt: skip
+    def _take_agreed(self, c: sa.Connection, clip: int, item: Agreed, counts: dict[str, int]):
         agreed = self._agreed(c, clip)
         for stage in STAGES:
             value = getattr(item, stage)
             if value is not None and stage not in agreed:
                 self._agree(c, clip, stage, annotation.to_json(value), "import", "")
                 counts["stages"] += 1
-        asked = {row.question for row in self._questions(c, clip)}
+        asked = {(row.task, row.question) for row in self._questions(c, clip)}
         for one in item.questions:
-            if one.question not in asked:
+            if (one.task, one.question) not in asked:
                 self._ask(c, clip, one, "accepted", "")
                 counts["questions"] += 1
-        for stage, value in drafts.items():
-            chosen = t.drafts.c.clip == clip, t.drafts.c.stage == stage
-            c.execute(sa.delete(t.drafts).where(*chosen))
-            row = dict(clip=clip, stage=stage, value=annotation.to_json(value), origin=origin)
-            c.execute(sa.insert(t.drafts).values(row))
-            counts["drafts"] += 1
         if set(self._agreed(c, clip)) == set(STAGES) and self._clip(c, clip).state == "ready":
             self._set_clip(c, clip, state="agreed")
+
+    def _take_draft(self, c: sa.Connection, clip: int, stage: str, value: Stage, origin: str):
+        chosen = t.drafts.c.clip == clip, t.drafts.c.stage == stage
+        c.execute(sa.delete(t.drafts).where(*chosen))
+        row = dict(clip=clip, stage=stage, value=annotation.to_json(value), origin=origin)
+        c.execute(sa.insert(t.drafts).values(row))
+
+    def _take_work(
+        self, c: sa.Connection, clip: int, annotator: str, answers: Sequence[Answer]
+    ) -> int:
+        """Add an annotator's answers of a clip, in the order of the stages; count them."""
+        chosen = t.works.c.clip == clip, t.works.c.annotator == annotator
+        if c.execute(sa.select(t.works.c.id).where(*chosen)).first() is not None:
+            return 0
+        by_stage, now, stage = {one.stage: one for one in answers}, self._now(), "sound"
+        values = dict(clip=clip, annotator=annotator, stage=stage, taken=now, locked_until=now)
+        work = c.execute(sa.insert(t.works).values(values)).inserted_primary_key[0]
+        count = 0
+        while stage in by_stage:
+            one = by_stage[stage]
+            row = dict(work=work, stage=stage, drafts="never", opened=now, answered=now, done=now)
+            c.execute(sa.insert(t.stages).values(row))
+            seconds = {"caption": one.seconds}
+            value = annotation.to_json(one.value)
+            self._add(c, work, stage, 1, "import", value, seconds)
+            stage, count = _AHEAD[stage], count + 1
+        ended = now if stage == "done" else None
+        chosen = t.works.c.id == work
+        c.execute(sa.update(t.works).where(chosen).values(stage=stage, ended=ended))
+        return count
 
 
 def _active(now: float):
@@ -818,5 +881,12 @@ def _complete(stage: str, value: Any) -> dict:
 
 
 def _question(row: sa.Row) -> Question:
-    words = row.question, row.answer, tuple(row.options), row.task, row.source
+    words = row.question, row.answer, tuple(row.options), row.task, row.source, row.row
     return Question(row.name, row.kind, *words)
+
+
+def _edited(before: str, given: str | None) -> str:
+    """The text of a form; the one before to the letter, unless more than its ends differ."""
+    if given is None or given.split() == before.split():
+        return before
+    return given.strip()

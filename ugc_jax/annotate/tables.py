@@ -71,8 +71,9 @@ stages = _table(
     _time("done", nullable=True),
 )
 
-# kind: "autosave", "submit", "revise" (after the draft), "correct" (in stage both), "undo", "redo".
-# source: the version that holds the same value and was not itself an undo. seconds: by field.
+# kind: "autosave", "submit", "revise" (after the draft), "correct" (in stage both), "undo", "redo",
+# "import".
+# source: of an undo or redo, the version whose value it has; else its own. seconds: by field.
 saves = _table(
     "saves",
     _id(),
@@ -112,7 +113,7 @@ agreed = _table(
     sa.UniqueConstraint("clip", "stage", "version"),
 )
 
-# state: "proposed", "accepted" (as it is or edited), "rejected".
+# state: "proposed", "accepted" (as it is or edited), "rejected". row: as of answers.Question.
 questions = _table(
     "questions",
     _id(),
@@ -123,6 +124,7 @@ questions = _table(
     sa.Column("options", JSON, nullable=False),
     sa.Column("task", sa.String(32), nullable=False),
     sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("row", sa.Integer, nullable=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("by", sa.String(64), nullable=False),

@@ -11,6 +11,7 @@ import shlex
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import (
+    annotate,
     bench,
     caption,
     compare,
@@ -51,11 +52,12 @@ _JOBS = {
     "evaluate": evaluate,
     "compare": compare,
     "report": report,
+    "annotate": annotate,
     "convert": convert,
     "world": world,
     "bench": bench,
 }
-_TAKE_FILES = ("inspect", "extract", "caption", "label", "compare", "report")
+_TAKE_FILES = ("inspect", "extract", "caption", "label", "compare", "report", "annotate")
 _ABOUT_HELP = "show the settings of the job"
 _ABOUT_CONFIG = "take the settings of a config"
 

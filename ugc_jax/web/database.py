@@ -44,7 +44,7 @@ class Database:
                     one.create_all(connection)
         except ImportError:
             raise UserError(
-                f"database {self.name}: its driver is not installed; pip install 'ugc_jax[postgres]'"
+                f"database {self.name}: no driver is installed; pip install 'ugc_jax[postgres]'"
             ) from None
         except sa.exc.DatabaseError as error:
             reason = str(error.orig).strip().splitlines()[0]
