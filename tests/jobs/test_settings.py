@@ -43,7 +43,7 @@ SHORT = {
     "compare": "",
     "completion": "",
     "report": "",
-    "annotate": "",
+    "annotate": "workers clip_timeout clip_memory",
     "convert": "",
     "world": "seed seconds fps size mute blank",
     "bench": (

@@ -1,9 +1,9 @@
 """The web application of a project: pages for people, and the calls of their script.
 
-    /works/...      the three stages of a clip (any role)        /api/...  JSON
-    /clips/...      clips in dispute, and those that are agreed (adjudicator, owner)
-    /questions/...  questions and answers (adjudicator, owner)
-    /agreement      /people /log /project (owner)
+/works/...      the three stages of a clip (any role)        /api/...  JSON
+/clips/...      clips in dispute, and those that are agreed (adjudicator, owner)
+/questions/...  questions and answers (adjudicator, owner)
+/agreement      /people /log /project (owner)
 """
 
 import io
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jinja2
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as PathNumber
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -25,7 +26,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from ugc_jax import __version__
 from ugc_jax.annotate import agreement, exports, fields, media, questions
 from ugc_jax.annotate.answers import Agreed, Question
-from ugc_jax.annotate.store import ROLES, Refused, Store
+from ugc_jax.annotate.store import ROLES, Refused, Store, text_fault
 from ugc_jax.data import annotation
 from ugc_jax.data.annotation import STAGES
 from ugc_jax.errors import UserError
@@ -78,10 +79,14 @@ class DecideBody(BaseModel):
 async def _form(request: Request) -> dict[str, str]:
     """The texts of a form."""
     sent = await request.form(max_files=0, max_fields=100)
-    return {name: value for name, value in sent.items() if isinstance(value, str)}
+    texts = {name: value for name, value in sent.items() if isinstance(value, str)}
+    if fault := text_fault(texts):
+        raise Refused(422, fault)
+    return texts
 
 
 Form = Annotated[dict[str, str], Depends(_form)]
+Number = Annotated[int, PathNumber(ge=1, le=2**31 - 1)]  # what a database takes as an id
 
 
 def media_folder(root: Path, clip: int) -> Path:
@@ -252,12 +257,12 @@ def _add_works(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         return pages.show(request, "done.html", waiting=waiting)
 
     @app.get("/works/{work}")
-    def work_page(work: int, who: anyone) -> Response:
+    def work_page(work: Number, who: anyone) -> Response:
         stage = store.work(work, who.name).stage
         return _see(f"/works/{work}/{stage if stage in STAGES else 'both'}")
 
     @app.get("/works/{work}/{stage}")
-    def stage_page(request: Request, work: int, stage: str, who: anyone) -> Response:
+    def stage_page(request: Request, work: Number, stage: str, who: anyone) -> Response:
         found = store.work(work, who.name)
         row = store.open_stage(work, who.name, stage)
         is_open = found.stage == stage
@@ -278,10 +283,8 @@ def _add_works(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         )  # fmt: skip
 
     @app.post("/api/works/{work}/{stage}")
-    def save(work: int, stage: str, body: SaveBody, who: anyone) -> dict:
-        saved = store.save(
-            work, who.name, stage, body.base, body.value, body.seconds, body.kind
-        )
+    def save(work: Number, stage: str, body: SaveBody, who: anyone) -> dict:
+        saved = store.save(work, who.name, stage, body.base, body.value, body.seconds, body.kind)
         answer = _saved(saved, fields.filled(stage, saved.value))
         if body.kind == "submit":
             ahead = store.work(work, who.name).stage
@@ -290,18 +293,18 @@ def _add_works(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         return answer
 
     @app.post("/api/works/{work}/{stage}/step")
-    def step(work: int, stage: str, body: StepBody, who: anyone) -> dict:
+    def step(work: Number, stage: str, body: StepBody, who: anyone) -> dict:
         saved = store.step(work, who.name, stage, body.base, body.back)
         return _saved(saved, fields.filled(stage, saved.value))
 
     @app.post("/works/{work}/skip")
-    def skip(work: int, form: Form, who: anyone) -> Response:
+    def skip(work: Number, form: Form, who: anyone) -> Response:
         parts = (form.get("why", ""), form.get("words", ""))
         store.skip(work, who.name, ": ".join(filter(None, map(str.strip, parts))))
         return _see("/")
 
     @app.get("/media/works/{work}/{name}")
-    def work_media(work: int, name: str, who: anyone) -> Response:
+    def work_media(work: Number, name: str, who: anyone) -> Response:
         stage = next((one for one, names in media.OF_STAGE.items() if name in names), None)
         if stage is None:
             raise HTTPException(404, "there is no such file")
@@ -347,7 +350,7 @@ def _add_clips(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         return pages.show(request, "clips.html", clips=chosen, counts=counts, state=state)
 
     @app.get("/clips/{clip}")
-    def clip_page(request: Request, clip: int, who: decider) -> Response:
+    def clip_page(request: Request, clip: Number, who: decider) -> Response:
         row = _decidable(store, clip)
         answers, agreed = store.answers(clip), store.agreed_of(clip)
         columns = [(f"{name} (annotator)", _of(answers, name)) for name in _names(answers)]
@@ -372,14 +375,14 @@ def _add_clips(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         )  # fmt: skip
 
     @app.post("/api/clips/{clip}/decide")
-    def decide(clip: int, body: DecideBody, who: decider) -> dict:
+    def decide(clip: Number, body: DecideBody, who: decider) -> dict:
         if who.role != "owner" and who.name in _names(store.answers(clip)):
             raise Refused(403, "you annotated this clip; another adjudicator decides it")
         store.decide(clip, who.name, body.values, body.base)
         return {"next": "/clips?state=dispute"}
 
     @app.get("/media/clips/{clip}/{name}")
-    def clip_media(clip: int, name: str, who: decider) -> Response:
+    def clip_media(clip: Number, name: str, who: decider) -> Response:
         if not any(name in names for names in media.OF_STAGE.values()):
             raise HTTPException(404, "there is no such file")
         _decidable(store, clip)  # not before its annotators are done: a decider may be one of them
@@ -398,9 +401,7 @@ def _names(answers) -> list[str]:
 
 
 def _of(answers, name: str) -> dict[str, dict]:
-    return {
-        one.stage: annotation.to_json(one.value) for one in answers if one.annotator == name
-    }
+    return {one.stage: annotation.to_json(one.value) for one in answers if one.annotator == name}
 
 
 # ---- questions -----------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ def _add_questions(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         raise Refused(403, "nothing is agreed of this clip yet")
 
     @app.get("/questions/{clip}")
-    def questions_of(request: Request, clip: int, who: decider) -> Response:
+    def questions_of(request: Request, clip: Number, who: decider) -> Response:
         row, agreed = found_clip(clip)
         stages = {
             one: annotation.to_json(getattr(agreed, one))
@@ -467,12 +468,12 @@ def _add_questions(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         )  # fmt: skip
 
     @app.post("/questions/{clip}/propose")
-    def propose_one(clip: int, who: decider) -> Response:
+    def propose_one(clip: Number, who: decider) -> Response:
         propose(found_clip(clip)[1], clip, who.name)
         return _see(f"/questions/{clip}")
 
     @app.post("/questions/{clip}/ask")
-    def ask(clip: int, form: Form, who: decider) -> Response:
+    def ask(clip: Number, form: Form, who: decider) -> Response:
         row, _ = found_clip(clip)
         kind = form.get("kind", "")
         if kind not in questions.KINDS:
@@ -488,7 +489,7 @@ def _add_questions(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         return _see(f"/questions/{clip}")
 
     @app.post("/questions/{clip}/{question}")
-    def judge(clip: int, question: int, form: Form, who: decider) -> Response:
+    def judge(clip: Number, question: Number, form: Form, who: decider) -> Response:
         verdict, base = form.get("verdict", ""), form.get("base", "")
         if verdict not in ("accept", "reject") or not base.isdecimal():
             raise Refused(422, "accept or reject the question")
@@ -541,7 +542,9 @@ def _add_owner(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         return _see("/people")
 
     @app.get("/log")
-    def log_page(request: Request, who: owner, before: int | None = None) -> Response:
+    def log_page(
+        request: Request, who: owner, before: Annotated[int, Query(ge=1, le=2**31 - 1)] = 2**31 - 1
+    ) -> Response:
         rows = store.audit(200, before)
         return pages.show(request, "log.html", rows=rows, older=rows[-1].id if rows else None)
 
@@ -581,5 +584,3 @@ def _span(seconds: float) -> str:
     """A length as 5 s or 3:20 min."""
     whole = round(seconds)
     return f"{whole} s" if whole < 100 else f"{whole // 60}:{whole % 60:02} min"
-
-

@@ -867,6 +867,19 @@ def _check_form(stage: str, value: Any):
         raise Refused(404, f"there is no such stage; stages are {', '.join(STAGES)}")
     if not isinstance(value, dict) or not set(value) <= set(annotation.fields_of(stage)):
         raise Refused(422, f"stage {stage} has the fields {', '.join(annotation.fields_of(stage))}")
+    if fault := text_fault(value):
+        raise Refused(422, fault)
+
+
+def text_fault(value: Any) -> str | None:
+    """Return why a JSON value cannot be stored in every database; None if it can."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        return "holds what is no text and no number of standard JSON"
+    has_null = "\\u0000" in text.replace("\\\\", "")  # not a backslash that is followed by u0000
+    return "holds the character U+0000; remove it" if has_null else None
 
 
 def _complete(stage: str, value: Any) -> dict:

@@ -19,7 +19,7 @@ from typing import Literal
 from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.judge.client import JudgeConfig
-from ugc_jax.settings import Schema
+from ugc_jax.settings import Schema, short_names
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class AnnotateConfig:
             raise UserError("certificate and certificate_key belong together; give both, or none")
 
 
-SETTINGS = Schema(AnnotateConfig)
+SETTINGS = Schema(AnnotateConfig, short=short_names(reading=ReadingConfig))
 
 
 def main(config: AnnotateConfig, folders: list[str]) -> int:
