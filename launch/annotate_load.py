@@ -1,4 +1,4 @@
-"""Load on `ugc-jax annotate`: people who save as fast as asked; is every save there, how slow is it?
+"""Load on `ugc-jax annotate`: many people save at a time; is every save there, how slow is it?
 
     python launch/annotate_load.py [--people 25] [--saves 5000] [--seconds 60] [--database URL]
                                    [--kills 0]

@@ -1,5 +1,6 @@
-"""jobs/annotate.py as a process: accounts, load, kills, large bodies, backup; launch/annotate_load."""
+"""jobs/annotate.py as a process: accounts, kills, large bodies, backup; launch/annotate_load.py."""
 
+import contextlib
 import re
 import socket
 import ssl
@@ -80,12 +81,12 @@ def test_a_body_of_a_gigabyte(served):
 
 def raw(address: str, request: bytes) -> bytes:
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    found = b""
+    with socket.create_connection((host, int(port)), timeout=2) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
-        found = b""
-        while part := connection.recv(65536):
-            found += part
+        with contextlib.suppress(TimeoutError, ConnectionError):  # the server keeps it open
+            while part := connection.recv(65536):
+                found += part
     return found
 
 
@@ -122,7 +123,9 @@ def test_raw_paths(served, path):
 )  # fmt: skip
 def test_raw_requests(served, request_):
     found = raw(served[0], request_)
-    assert all(line.split()[1] >= b"400" for line in re.findall(rb"HTTP/1.1 \d+", found)), found
+    statuses = [int(one) for one in re.findall(rb"HTTP/1.1 (\d+)", found)]
+    assert statuses
+    assert min(statuses) >= 400
     assert Person(served[0]).get("/login").status_code == 200
 
 
