@@ -1,4 +1,4 @@
-"""The pages of `ugc-jax annotate` in a headless Chromium: keys, two browsers, reloads, how it looks.
+"""The pages of `ugc-jax annotate` in a headless Chromium: keys, two browsers, reloads, looks.
 
 With UGC_JAX_SCREENSHOTS=DIR the screenshots go there, else into the test's folder.
 """

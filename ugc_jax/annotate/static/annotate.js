@@ -218,6 +218,7 @@
     const seconds = JSON.parse(form.dataset.seconds);
     let version = Number(form.dataset.version), saved = readAll(form);
     let timer = 0, running = null, stopped = false;
+    const ours = new Set(); // what this form, also on an earlier visit, has sent
 
     const say = (text, bad = false) => {
       status.textContent = text;
@@ -242,6 +243,7 @@
 
     async function send(kind, keepalive = false) {
       const value = readAll(form);
+      ours.add(JSON.stringify(value));
       let result;
       try {
         result = await post(address, { base: version, value, seconds, kind }, keepalive);
@@ -249,6 +251,12 @@
         say("Not saved: the server is not reached; your text is kept, and sent again.", true);
         timer = setTimeout(save, 5000);
         return null;
+      }
+      if (result.status === 409 && ours.has(JSON.stringify(result.answer.value)) && result.answer.version > version) {
+        version = result.answer.version; // our own save, whose answer did not reach us
+        saved = result.answer.value;
+        keep();
+        return send(kind, keepalive);
       }
       if (!result.ok) {
         failed(result);
@@ -313,6 +321,7 @@
     function restore() {
       const left = JSON.parse(localStorage.getItem(key) ?? "null");
       if (!left || same(left.value, saved)) { localStorage.removeItem(key); return; }
+      ours.add(JSON.stringify(left.value)); // it may have been sent when the page was left
       if (left.version === version) {
         writeAll(form, left.value);
         changed();
@@ -388,7 +397,7 @@
       const details = document.getElementById(id);
       if (!details) return;
       details.open = !details.open;
-      details.querySelector(details.open ? "select, summary" : "summary").focus();
+      ((details.open && details.querySelector("select")) || details.querySelector("summary")).focus();
     };
     const field = () => document.activeElement.closest("[data-field]");
     const list = () => {
