@@ -56,7 +56,7 @@ class Site:
             self.store.accounts,
             local=None if accounts else application.LOCAL,
             rate=Rate(1000, 10_000),
-            login_rate=Rate(0.001, 8),
+            name_rate=Rate(0.001, 8),
         )
         guidelines = application.read_guidelines(None)
         one = application.Project(self.store, self.media, guidelines)
@@ -505,6 +505,9 @@ def test_guessing_passwords(site):
     assert visitor.form("/login", name="anna", password=PASSWORD).status_code == 429
     refused = [row for row in site.store.audit() if row.action == "login refused"]
     assert len(refused) == 8
+    names = [visitor.form("/login", name=f"x{i}", password=PASSWORD) for i in range(60)]
+    assert names[0].status_code == 401
+    assert names[-1].status_code == 429  # of one address
 
 
 @pytest.mark.parametrize(

@@ -280,9 +280,8 @@ def test_a_reload_loses_nothing(browser, site):
         hands.alt("5")
         hands.type(Keys.END)
         hands.script("document.activeElement.setSelectionRange(1e6, 1e6)")
-    hands.saved()
     store = Store(str(output / "annotate.sqlite"))
-    assert store.last(1, "sound").value["caption"] == "".join(f"part {one} " for one in range(6))
+    hands.wait(lambda: store.last(1, "sound").value.get("caption") == expected)
     store.close()
     # nor does a server that is away
     browser.execute_cdp_cmd("Network.enable", {})

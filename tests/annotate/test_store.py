@@ -416,6 +416,28 @@ def test_settings_are_recorded_when_they_change(url, clock):
     store.close()
 
 
+def test_fewer_annotators_are_enough_from_now_on(url, clock):
+    store = project(url, clock, clips=1, annotators=2)
+    annotate(store, "anna")
+    assert store.agreed() == []
+    store.close()
+    store = project(url, clock, clips=1, annotators=1)
+    assert [row.state for row in store.clips()] == ["agreed"]
+    store.close()
+
+
+def test_a_clip_that_was_imported_in_part_is_annotated(url, clock):
+    store = Store(url, {}, clock)
+    item = Agreed("a", "a.mp4", both=annotation.read("both", BOTH))
+    whole = Agreed("b", "b.mp4", *(annotation.read(one, VALUES[one]) for one in VALUES))
+    store.take_in(Imported((item, whole)), "export")
+    store.add_clips(["a.mp4", "b.mp4"])
+    for clip, _ in store.waiting():
+        store.prepared(clip)
+    assert [row.state for row in store.clips()] == ["ready", "agreed"]
+    store.close()
+
+
 def test_a_database_that_cannot_be_opened(tmp_path):
     (tmp_path / "x").write_text("not a database, " * 100)
     for url, words in (

@@ -15,6 +15,7 @@ from annotating import PASSWORD, Person, add_account, command, running, write_cl
 from fake_annotation import BOTH, SOUND, VALUES
 from postgres import server
 
+from ugc_jax import cli, files
 from ugc_jax.annotate.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
@@ -53,6 +54,12 @@ def test_a_server_of_this_machine(served, clips, tmp_path):
     assert exported.returncode == 0, exported.stderr
     assert "1 train.jsonl" in exported.stdout
     assert (tmp_path / "export/qa/tone.json").exists()
+    (tmp_path / "said.jsonl").write_text('{"video_id": "clip-1", "predict": "neutral"}')
+    result = str(tmp_path / "result.json")
+    given = ["--qa", str(tmp_path / "export/qa"), "--predictions", str(tmp_path / "said.jsonl")]
+    assert cli.run(["evaluate", "--task", "tone", *given, "--output", result]) == 0
+    tone = files.read_json(Path(result), "")["tasks"]["tone"]
+    assert (tone["n"], tone["score"]) == (1, 100.0)
     other = tmp_path / "other"
     loaded = command(clips, other, "--load", str(tmp_path / "export"))
     assert "1 clips, 3 stages" in loaded.stdout
@@ -142,6 +149,8 @@ def test_mistakes_of_users(clips, tmp_path):
         (["--certificate", "x.pem"], "certificate and certificate_key belong together"),
         (["--annotators", "0"], "annotators is 0; give 1 or more"),
         (["--threshold", "2"], "threshold is 2.0; give a number from 0 to 1"),
+        (["--proxy", "annotate"], "proxy is annotate; give an address such as https://"),
+        (["--proxy", "https://annotate.example.org"], "is reached by others; first add an account"),
         (["--lock", "0"], "give minutes above 0"),
     ):
         ended = command(clips, output, *flags, input=f"{PASSWORD}\n")
@@ -185,6 +194,20 @@ def test_https(clips, tmp_path):
         olga = Person(address, "olga", verify=trusted)
         assert olga.get("/people").status_code == 200
         assert list(olga.client.cookies) == ["__Host-ugc_jax"]
+
+
+def test_behind_a_proxy(clips, tmp_path):
+    output = tmp_path / "project"
+    add_account(clips, output, "olga", "owner")
+    name = "annotate.example.org"
+    with running(clips, output, "--proxy", f"https://{name}") as (address, _):
+        olga = Person(address, headers={"Host": name, "Origin": f"https://{name}"})
+        assert "Secure" in olga.get("/login").headers["set-cookie"]
+        token = olga.client.cookies["__Host-ugc_jax"]
+        olga.client.headers["Cookie"] = f"__Host-ugc_jax={token}"  # https is the proxy's
+        assert olga.form("/login", name="olga", password=PASSWORD).status_code == 303
+        other = Person(address, headers={"Host": "evil.example"})
+        assert other.get("/login").status_code == 400
 
 
 @pytest.mark.parametrize("kills", [0, 3])

@@ -114,6 +114,9 @@ class Store:
                 c.execute(sa.update(t.settings).values(value=value))
             if row is None or row.value != value:
                 self._log(c, "", "settings", "", self.settings._asdict())
+                ready = sa.select(t.clips.c.id).where(t.clips.c.state == "ready")
+                for clip in c.execute(ready).scalars().all():  # fewer annotators may be enough now
+                    self._settle_if_complete(c, clip)
 
     def close(self):
         """Close the database."""
@@ -145,7 +148,7 @@ class Store:
         """Record that a clip's media are there, or why they cannot be made."""
         with self.database.write() as c:
             state = "ready"
-            if not fault and self._agreed(c, clip):
+            if set(self._agreed(c, clip)) == set(STAGES):
                 state = "agreed"  # imported before its file was there
             self._set_clip(c, clip, state="broken" if fault else state, note=fault)
 

@@ -15,6 +15,7 @@ import logging
 import sys
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
@@ -45,6 +46,9 @@ class AnnotateConfig:
     port: int = 8017  # 0: a free one
     certificate: str | None = None  # PEM file, to serve https; certificate_key is its key
     certificate_key: str | None = None
+    # address of a proxy before the server, such as https://annotate.example.org, which keeps the
+    # name that it is called by (Host)
+    proxy: str | None = None
     # NAME:ROLE of an account to add; roles are annotator, adjudicator, owner. The password is asked
     # for, or is the first line of the input
     account: str | None = None
@@ -69,6 +73,10 @@ class AnnotateConfig:
         require(0 <= self.port < 65536, "port", "give 0 to 65535")
         if (self.certificate is None) != (self.certificate_key is None):
             raise UserError("certificate and certificate_key belong together; give both, or none")
+        if self.proxy is not None and not urlsplit(self.proxy).hostname:
+            raise UserError(
+                f"proxy is {self.proxy}; give an address such as https://annotate.example.org"
+            )
 
 
 SETTINGS = Schema(AnnotateConfig, short=short_names(reading=ReadingConfig))
@@ -156,16 +164,17 @@ def _serve(config: AnnotateConfig, store, clips: dict[str, str], folder: str, me
     from ugc_jax.web.gate import Gate
 
     has_accounts = bool(store.accounts.all())
-    if not has_accounts and not server.is_loopback(config.host):
+    proxy = urlsplit(config.proxy or "")
+    if not has_accounts and (config.proxy or not server.is_loopback(config.host)):
         raise UserError(
-            f"host {config.host} is reached by others; first add an account with "
-            "--account NAME:owner, then everyone logs in"
+            f"{config.proxy or f'host {config.host}'} is reached by others; first add an account "
+            "with --account NAME:owner, then everyone logs in"
         )
-    secure = config.certificate is not None
+    secure = config.certificate is not None or proxy.scheme == "https"
     if not secure and not server.is_loopback(config.host):
         logger.warning(
             "passwords cross the network unencrypted; give certificate and certificate_key, or "
-            "serve on 127.0.0.1 behind a proxy with https"
+            "serve on 127.0.0.1 behind a proxy with https (see proxy)"
         )
     gate = Gate(store.accounts, local=None if has_accounts else app.LOCAL, secure=secure)
     guidelines = app.read_guidelines(config.guidelines and Path(config.guidelines))
@@ -180,7 +189,8 @@ def _serve(config: AnnotateConfig, store, clips: dict[str, str], folder: str, me
         stack.callback(preparing.stop)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"http{'s' * secure}://{shown}:{port}/ (Ctrl-C ends)", flush=True)
-        files = (config.certificate, config.certificate_key) if secure else None
-        guarded = server.protected(app.create(project, gate), config.host, app.BODY_LIMIT)
+        files = (config.certificate, config.certificate_key) if config.certificate else None
+        print(f"http{'s' if files else ''}://{shown}:{port}/ (Ctrl-C ends)", flush=True)
+        created = app.create(project, gate)
+        guarded = server.protected(created, config.host, app.BODY_LIMIT, proxy.hostname)
         server.serve(guarded, listening, files)

@@ -40,15 +40,18 @@ class Gate:
         secure: bool = False,
         rate: Rate | None = None,
         login_rate: Rate | None = None,
+        name_rate: Rate | None = None,
     ):
         """local: who every visitor is, of a server that only this machine reaches; None: a login is
         needed. secure: whether the server is reached by https. rate: of requests of an account, or
-        of an address without one. login_rate: of logins of an address, and of those for a name.
+        of an address without one. login_rate: of logins of an address, where a team may sit.
+        name_rate: of logins for a name.
         """
         self.accounts, self.local, self.secure = accounts, local, secure
         self.cookie = "__Host-ugc_jax" if secure else "ugc_jax"
         self._rate = rate or Rate(50, 200)
-        self._login_rate = login_rate or Rate(1 / 6, 10)
+        self._login_rate = login_rate or Rate(1, 60)
+        self._name_rate = name_rate or Rate(1 / 6, 10)
 
     def visit(self, request: Request) -> Visit:
         """Return who sends a request. HTTPException 429 if they send too many."""
@@ -109,7 +112,7 @@ class Gate:
         HTTPException 429 after too many tries.
         """
         self._limit(self._login_rate, _address(request))
-        self._limit(self._login_rate, f"name {name[:64]}")
+        self._limit(self._name_rate, f"name {name[:64]}")
         account = self.accounts.check(name, password)
         return None if account is None else (self.accounts.log_in(account), account)
 

@@ -29,17 +29,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def protected(app: FastAPI, host: str, body_limit: int) -> ASGIApp:
+def protected(app: FastAPI, host: str, body_limit: int, name: str | None = None) -> ASGIApp:
     """Return the application within its limits and headers.
 
-    body_limit: bytes of a request. A server of this machine answers to its names only: else a page
-    elsewhere whose name leads to 127.0.0.1 could read it (DNS rebinding).
+    body_limit: bytes of a request. name: of a proxy before the server. A server of this machine
+    answers to its names only: else a page elsewhere whose name leads to 127.0.0.1 could read it
+    (DNS rebinding).
     """
     guarded: ASGIApp = BodyLimit(app, body_limit)
     if is_loopback(host):
-        guarded = TrustedHostMiddleware(
-            guarded, allowed_hosts=[*LOOPBACK_NAMES, host], www_redirect=False
-        )
+        names = [*LOOPBACK_NAMES, host, *filter(None, [name])]
+        guarded = TrustedHostMiddleware(guarded, allowed_hosts=names, www_redirect=False)
     return SecurityHeaders(guarded)
 
 

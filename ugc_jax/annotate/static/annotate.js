@@ -224,7 +224,10 @@
       status.textContent = text;
       status.classList.toggle("bad", bad);
     };
-    const keep = () => localStorage.setItem(key, JSON.stringify({ version, value: readAll(form) }));
+    const keep = () => {
+      const state = { version, value: readAll(form), sent: [...ours].slice(-20) };
+      localStorage.setItem(key, JSON.stringify(state));
+    };
     const buttons = (answer) => {
       undo.disabled = !answer.can_undo;
       redo.disabled = !answer.can_redo;
@@ -244,6 +247,7 @@
     async function send(kind, keepalive = false) {
       const value = readAll(form);
       ours.add(JSON.stringify(value));
+      keep();
       let result;
       try {
         result = await post(address, { base: version, value, seconds, kind }, keepalive);
@@ -255,7 +259,6 @@
       if (result.status === 409 && ours.has(JSON.stringify(result.answer.value)) && result.answer.version > version) {
         version = result.answer.version; // our own save, whose answer did not reach us
         saved = result.answer.value;
-        keep();
         return send(kind, keepalive);
       }
       if (!result.ok) {
@@ -321,8 +324,8 @@
     function restore() {
       const left = JSON.parse(localStorage.getItem(key) ?? "null");
       if (!left || same(left.value, saved)) { localStorage.removeItem(key); return; }
-      ours.add(JSON.stringify(left.value)); // it may have been sent when the page was left
-      if (left.version === version) {
+      for (const one of left.sent) ours.add(one); // they may arrive even after this page was made
+      if (left.version === version || ours.has(JSON.stringify(saved))) {
         writeAll(form, left.value);
         changed();
         return;
