@@ -1,6 +1,7 @@
 """ugc_jax.annotate.media, preparing: each stage's files have only what the stage may have."""
 
 import wave
+from pathlib import Path
 
 import av
 import numpy as np
@@ -128,6 +129,7 @@ def test_a_folder_of_clips_is_prepared(tmp_path):
     clips = find(str(folder))
     store = Store(str(tmp_path / "a.sqlite"), {}, Clock())
     store.add_clips([*clips, "gone.mp4"])
+    (tmp_path / "media/000001.99999999.new").mkdir(parents=True)  # of a process that was killed
     for _ in range(2):  # a further run finds nothing to do
         one = Preparing(store, clips, str(folder), tmp_path / "media", ReadingConfig(workers=1))
         one.start()
@@ -139,6 +141,9 @@ def test_a_folder_of_clips_is_prepared(tmp_path):
     }  # fmt: skip
     assert "leads out of the folder" in rows["c.mp4"].note
     assert "no such file in the folder" in rows["gone.mp4"].note
+    assert {one.name for one in (tmp_path / "media").iterdir()} == {
+        media_folder(Path(), row.id).name for row in rows.values() if row.state == "ready"
+    }
     assert read_facts(media_folder(tmp_path / "media", rows["inner/a.mp4"].id))["sound"]
     store.close()
     with pytest.raises(UserError, match="not a folder"):

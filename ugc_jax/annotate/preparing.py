@@ -1,6 +1,7 @@
 """Media of the clips, made in the background while people annotate those that are ready."""
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ class Preparing(threading.Thread):
 
     def run(self):
         """Prepare; log what is unreadable, and one line if the machine cannot go on."""
+        _remove_leftovers(self._media)
         waiting = self._store.waiting()
         if not waiting:
             return
@@ -96,3 +98,11 @@ class Preparing(threading.Thread):
             logger.warning("%s", fault)
         self._store.prepared(clip, fault)
         bar.update()
+
+
+def _remove_leftovers(media: Path):
+    """Remove what processes that were killed have left half made."""
+    for folder in media.glob("*.new"):
+        process = folder.name.split(".")[-2]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -30,22 +30,23 @@ class AnnotateConfig:
     """Settings of annotate."""
 
     output: str  # folder of the project
-    # of the project; none: as it has them, at first 1, after, 30, that of each field, 4
-    annotators: int | None = None  # people who annotate each clip
+    # people who annotate each clip; none, here and below: as the project has it, at first 1
+    annotators: int | None = None
     # whether a teacher's draft of a stage (see load) is shown before the own answer, after it, or
-    # never; recorded with each answer
+    # never; recorded with each answer; at first after
     drafts: Literal["first", "after", "never"] | None = None
-    lock: float | None = None  # minutes for which a clip is kept for who has it, from the last save
-    # agreement of a field, 0 to 1, below which the adjudicator decides
+    # minutes for which a clip is kept for who has it, from the last save on; at first 30
+    lock: float | None = None
+    # agreement of a field, 0 to 1, below which the adjudicator decides; at first each field's own
     threshold: float | None = None
-    questions: int | None = None  # questions that are proposed for a clip
+    questions: int | None = None  # questions that are proposed for a clip; at first 4
     # the database; none: SQLite in output; for a team postgresql://USER:PASSWORD@HOST/NAME
     database: str | None = None
     guidelines: str | None = None  # text file shown beside the forms, with [sound] [picture] [both]
     host: str = "127.0.0.1"  # address to serve on; one that others reach needs accounts
     port: int = 8017  # 0: a free one
-    certificate: str | None = None  # PEM file, to serve https; certificate_key is its key
-    certificate_key: str | None = None
+    certificate: str | None = None  # PEM file, to serve https
+    certificate_key: str | None = None  # PEM file with the certificate's key
     # address of a proxy before the server, such as https://annotate.example.org, which keeps the
     # name that it is called by (Host)
     proxy: str | None = None

@@ -442,6 +442,13 @@
     document.querySelector("[data-help]")?.addEventListener("click", help);
   }
 
+  const guide = document.getElementById("guide");
+  if (guide) { // beside the form where there is room, until somebody closes it
+    guide.open = innerWidth > 900 && localStorage.getItem("guide") !== "closed";
+    guide.addEventListener("toggle", () => {
+      localStorage.setItem("guide", guide.open ? "open" : "closed");
+    });
+  }
   const players = all(document, "[data-player]").map(startPlayer);
   const forms = all(document, "form.stage").map(startForm);
   for (const form of all(document, "form.decide")) startDecision(form);
