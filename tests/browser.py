@@ -1,5 +1,6 @@
 """A headless Chromium for tests of pages; without it, its driver or selenium they are skipped."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -51,10 +52,11 @@ def is_wider_than_its_window(driver) -> bool:
     )
 
 
-def photograph(driver, path: Path):
-    """Write a PNG of the window."""
+def photograph(driver, path: Path, whole: bool = False):
+    """Write a PNG of the window, or of the whole page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(driver.get_screenshot_as_png())
+    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole})
+    path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def axe_core(folder: Path) -> str:

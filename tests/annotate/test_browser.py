@@ -395,7 +395,8 @@ def test_pages_are_accessible_and_fit(browser, full, tmp_path, size, theme):
     for name in visit_all(hands, output):
         hands.wait(lambda: hands.script("document.readyState") == "complete")
         hands.wait(lambda: hands.script("[...document.images].every(i => i.complete)"))
-        photograph(browser, shots(tmp_path) / f"{size[0]}-{theme}" / f"{name}.png")
+        path = shots(tmp_path) / f"{size[0]}-{theme}" / f"{name}.png"
+        photograph(browser, path, whole=size == PHONE)
         assert hands.script("document.documentElement.dataset.theme") == theme
         assert not is_wider_than_its_window(browser), name
         if listed := faults(browser, axe):
