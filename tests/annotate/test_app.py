@@ -18,6 +18,7 @@ from ugc_jax.annotate import media
 from ugc_jax.annotate.answers import Agreed, Question
 from ugc_jax.annotate.imports import Imported
 from ugc_jax.data import annotation
+from ugc_jax.judge.client import JudgeError
 from ugc_jax.web import accounts, server
 from ugc_jax.web.gate import Gate
 from ugc_jax.web.limits import Rate
@@ -42,7 +43,9 @@ def write_media(root: Path, clip: int):
 class Site:
     """An application with a store, and people who visit it without a network."""
 
-    def __init__(self, tmp_path: Path, accounts: bool = True, clips: int = 3, **settings):
+    def __init__(
+        self, tmp_path: Path, accounts: bool = True, clips: int = 3, asker=None, **settings
+    ):
         self.store = project(str(tmp_path / "annotate.sqlite"), clips=clips, **settings)
         self.media = tmp_path / "media"
         for clip in range(1, clips + 1):
@@ -59,7 +62,7 @@ class Site:
             name_rate=Rate(0.001, 8),
         )
         guidelines = application.read_guidelines(None)
-        one = application.Project(self.store, self.media, guidelines)
+        one = application.Project(self.store, self.media, guidelines, asker)
         created = application.create(one, self.gate)
         self.app = server.protected(created, "127.0.0.1", application.BODY_LIMIT)
 
@@ -124,6 +127,30 @@ def test_three_stages_adjudication_questions_export(tmp_path):
     assert row["videos"] == ["clip-1.mp4"]
     assert row["solution"] == BOTH["caption"]
     assert "adjudicate" in olga.get("/log").text
+    site.store.close()
+
+
+def test_questions_of_an_llm(tmp_path):
+    answers = [[Question("clip-1", "cross", "What rings?", "a bell", source="llm")]]
+
+    def ask(agreed: Agreed, count: int) -> list[Question]:
+        assert (agreed.clip[:5], count) == ("clip-", 3)
+        if not answers:
+            raise JudgeError("no answer within 60 s")
+        return answers.pop()
+
+    site = Site(tmp_path, clips=2, asker=ask, questions=3)
+    for name in ("anna", "bert"):
+        annotate(site.store, name)
+    adam = site.person("adam")
+    adam.get("/questions")
+    assert adam.form("/questions/1/propose").is_redirect
+    sources = [row.source for row in site.store.questions(1)]
+    assert sources == ["template"] * 3 + ["llm"]
+    failed = adam.form("/questions/2/propose")
+    assert failed.status_code == 502
+    assert "the LLM gave none (no answer within 60 s)" in failed.text
+    assert [row.source for row in site.store.questions(2)] == ["template"] * 3
     site.store.close()
 
 
@@ -224,6 +251,25 @@ def test_media_by_stage_and_range(site):
     anna.get(f"/works/{work}/picture")
     anna.save(work, "picture", 0, PICTURE, "submit")
     assert statuses() == [200, 200, 200]
+
+
+def test_no_stage_is_skipped(site):
+    anna = site.person("anna")
+    work = anna.next()
+    for stage in ("picture", "both", "done", "..", "sound%2f..%2fboth"):
+        assert anna.get(f"/works/{work}/{stage}").status_code in (403, 404), stage
+    for stage in ("picture", "both"):
+        for kind in ("autosave", "submit"):
+            assert anna.save(work, stage, 0, VALUES[stage], kind).status_code == 403
+        step = anna.api(f"/works/{work}/{stage}/step", {"base": 0, "back": True})
+        assert step.status_code == 403
+    assert anna.save(work, "sound", 0, SOUND, "submit").status_code == 403  # not opened yet
+    anna.get(f"/works/{work}/sound")
+    assert anna.save(work, "sound", 0, SOUND, "submit").status_code == 200
+    again = anna.save(work, "sound", 1, {**SOUND, "music": False}, "submit")
+    assert again.status_code == 403  # corrections belong to the last stage
+    assert anna.save(work, "both", 0, BOTH, "submit").status_code == 403
+    assert site.store.work(work, "anna").stage == "picture"
 
 
 def test_skipping_and_the_owner_reads_why(site):

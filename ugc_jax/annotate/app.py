@@ -30,6 +30,7 @@ from ugc_jax.annotate.store import ROLES, Refused, Store, text_fault
 from ugc_jax.data import annotation
 from ugc_jax.data.annotation import STAGES
 from ugc_jax.errors import UserError
+from ugc_jax.judge.client import JudgeError
 from ugc_jax.web.accounts import Account
 from ugc_jax.web.gate import Gate, Visit
 from ugc_jax.web.streams import Folder, Outside, stream
@@ -412,7 +413,15 @@ def _add_questions(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
     decider = Annotated[Account, Depends(gate.require(*_DECIDERS))]
 
     def propose(agreed: Agreed, clip: int, who: str):
-        found = questions.propose(agreed, store.settings.questions, project.asker)
+        """Add proposals; without an answer of the LLM those of the templates, and Refused 502."""
+        count = store.settings.questions
+        try:
+            found = questions.propose(agreed, count, project.asker)
+        except JudgeError as error:
+            store.propose(clip, questions.propose(agreed, count), who)
+            raise Refused(
+                502, f"questions of the templates were added, but the LLM gave none ({error})"
+            ) from None
         store.propose(clip, found, who)
 
     @app.get("/questions")
