@@ -385,6 +385,31 @@ def test_an_export_imported_into_another_project(url, clock, tmp_path):
     other.close()
 
 
+def test_released_files_through_a_project_are_equal(shared_data, tmp_path):
+    from ugc_jax.annotate import exports, imports
+
+    released = shared_data / "ugc_videocap" / "qa"
+    store = Store(str(tmp_path / "a.sqlite"))
+    counts = store.take_in(imports.read(released), "released")
+    assert counts["clips"] >= 999
+    store.close()
+    store = Store(str(tmp_path / "a.sqlite"))
+    exports.write(tmp_path / "export", store.agreed(), store.answers())
+    store.close()
+    names = sorted(file.name for file in released.iterdir() if file.suffix in (".json", ".jsonl"))
+    assert len(names) == 9
+    for name in names:
+        before, after = (folder / name for folder in (released, tmp_path / "export" / "qa"))
+        if name.endswith(".json"):
+            assert json.loads(after.read_text()) == json.loads(before.read_text()), name
+        else:
+            rows = [
+                [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+                for file in (before, after)
+            ]
+            assert rows[1] == rows[0], name
+
+
 def test_backup_is_a_project(url, clock, tmp_path):
     store = project(url, clock)
     store.accounts.add("anna", "a long password", "owner")
