@@ -39,7 +39,12 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     expected |= {f"ugc_jax/report/templates/{name}" for name in (*templates, "table.html")}
     prompts = "sound", "picture", "both", "again"
     expected |= {f"ugc_jax/label/prompts/{name}.txt" for name in prompts}
-    expected |= {"ugc_jax/py.typed"}
+    pages = "base clip clip_questions clips done fault form home log login people player project"
+    pages = [*pages.split(), "agreement", "questions", "work"]
+    expected |= {f"ugc_jax/annotate/templates/{name}.html" for name in pages}
+    static = "annotate.css", "annotate.js", "icon.svg", "theme.js"
+    expected |= {f"ugc_jax/annotate/static/{name}" for name in static}
+    expected |= {"ugc_jax/annotate/guidelines.txt", "ugc_jax/py.typed"}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {"ugc_jax/cli.py", "ugc_jax/rl/rewards/runner.py", "ugc_jax/configs/tiny.py"} < expected
