@@ -7,6 +7,8 @@ gemini.py, openai_server.py, local.py    the teachers; teacher.py: what they hav
 asking.py      limits, retries, cost; journal.py: every answer on disk before it is counted
 statements.py  what two texts say against each other, by rules; verify.py: all checks
 run.py         the passes of each clip and the files of results; estimate.py: before the first call
+select.py      which rows to train on; embeddings.py: what it compares clips by; page.py: and why
 
-May import judge/ and below, evals/texts and rl/rewards/local; never annotate/, serve/ or toy/.
+May import report/, generate/, judge/ and below, evals/texts, evals/tasks and rl/rewards/local; never
+annotate/, serve/ or toy/.
 """
