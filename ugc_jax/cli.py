@@ -35,6 +35,7 @@ JOBS = {
         "show what the model would see of each video: frames, sound, tokens, memory", "VIDEO..."
     ),
     "extract": Job("extract frames and sound of clips into records to train from", "MANIFEST"),
+    "select": Job("choose which labelled clips to train on: few that stand for all", "LABELS"),
     "sft": Job("fine-tune a checkpoint on extracted clips and their captions"),
     "grpo": Job("train a captioner by rewards of the captions that it samples"),
     "plan": Job("compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)"),
@@ -68,6 +69,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import inspect as job
         case "extract":
             from ugc_jax.jobs import extract as job
+        case "select":
+            from ugc_jax.jobs import select as job
         case "sft":
             from ugc_jax.jobs import sft as job
         case "grpo":

@@ -26,6 +26,7 @@ SHORT = {
     "init": "",
     "inspect": f"{CLIP} {SAMPLING}",
     "extract": f"{CLIP} max_tokens format quality mel",
+    "select": f"{CLIP} dtype remat slab attention",
     "sft": f"{TRAINING} loop.sample_tokens data.packing",
     "grpo": (
         f"{TRAINING} samples temperature beta functions loop.eval_prompts rollout.max_new_tokens "

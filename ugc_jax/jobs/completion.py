@@ -24,6 +24,7 @@ from ugc_jax.jobs import (
     label,
     plan,
     report,
+    select,
     sft,
     world,
 )
@@ -44,6 +45,7 @@ _JOBS = {
     "init": init,
     "inspect": inspect,
     "extract": extract,
+    "select": select,
     "sft": sft,
     "grpo": grpo,
     "plan": plan,
@@ -57,7 +59,9 @@ _JOBS = {
     "world": world,
     "bench": bench,
 }
-_TAKE_FILES = ("inspect", "extract", "caption", "label", "compare", "report", "annotate")
+_TAKE_FILES = (
+    "inspect", "label", "extract", "select", "caption", "compare", "report", "annotate",
+)  # fmt: skip
 _ABOUT_HELP = "show the settings of the job"
 _ABOUT_CONFIG = "take the settings of a config"
 
