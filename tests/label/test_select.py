@@ -178,7 +178,7 @@ def test_what_cannot_be_filled_is_said_in_one_line():
     assert counted(found) == {"Positive": 4, "Negative": 2, "Neutral": 5}
     assert found.short == (
         "11 rows are chosen instead of 20: the quotas allow no other",
-        "quota tone=Neutral: 5 rows instead of 8; the labels have 5",
+        "quota tone=Neutral: 5 rows instead of 8; 5 clips have it",
     )
 
 
@@ -187,7 +187,7 @@ def test_quotas_that_contradict_each_other_are_said():
     quotas = read_quotas(["tone=Positive:6-", "music=yes:-4"], 10)
     found = select({"vision": rows(20)}, values, 10, quotas)
     assert found.short == (
-        "quota tone=Positive: 4 rows instead of 6; the labels have 10, but other quotas leave no "
+        "quota tone=Positive: 4 rows instead of 6; 10 clips have it, but other quotas leave no "
         "place for them",
     )
     assert len(found.chosen) == 10

@@ -105,7 +105,7 @@ def _shares(clips: Sequence[Clip], chosen: set[int], quotas: Sequence[Quota]) ->
             rows.append(
                 {
                     "name": f"{field}={value}",
-                    "labels": count,
+                    "clips": count,
                     "chosen": own[value],
                     "quota": "" if quota is None else _limits(quota),
                 }

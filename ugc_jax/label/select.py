@@ -327,7 +327,7 @@ class _Greedy:
         for quota, have, has in zip(self._quotas, self.have, self._has, strict=True):
             if have < quota.low:
                 there = int(has.sum())
-                why = f"the labels have {there}"
+                why = f"{there} clips have it"
                 if there >= quota.low:
                     why += ", but other quotas leave no place for them"
                 lines.append(f"quota {quota.name}: {have} rows instead of {quota.low}; {why}")
