@@ -56,7 +56,7 @@ def label(manifest: Path, labels: Path, errors: float):
         words = ["label", str(manifest.with_suffix("")), "--output", str(labels)]
         words += ["--teacher.kind", "gemini", "--model", "toy", "--base_url", teacher.url]
         # Captions of the world are short.
-        words += ["--min_words", "8", "--question", world.QUESTION]
+        words += ["--min_words", "8", "--compare_with", "sample", "--question", world.QUESTION]
         done = subprocess.run([*JOB, *words])
     if done.returncode:
         sys.exit(done.returncode)

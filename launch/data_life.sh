@@ -49,7 +49,7 @@ ugc_jax select --config world --clip.question=None "$run/labels.jsonl" --count 1
 
 step 5 "training on them"
 ugc_jax extract --config world --output "$run/records" "$run/train.jsonl"
-ugc_jax sft --config "tiny:$run" --data.train "$run/records" --data.eval none --loop.steps 300
+ugc_jax sft --config "tiny:$run" --data.train "$run/records" --data.eval none --loop.steps 600
 ugc_jax caption --config world:caption --checkpoint "$run/sft/model" \
     --output "$run/captions.jsonl" -- "$run/world/test"
 
