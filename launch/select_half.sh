@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Compare half of the clips chosen by `ugc-jax select` with a random half: bash launch/select_half.sh
-# [SEED ...]. For each seed (default: 0, 1 and 2) a random tiny model is made, whose encoders choose
-# CLIPS / 2 (default 400) of CLIPS clips of the synthetic world; it is trained for STEPS steps
-# (default 800) on these, and on as many random ones, and both captions of 200 unseen clips are
-# compared. Takes about five minutes a seed on two cores. Results go to runs/select_half; a stopped
-# run continues when started again.
+# [SEED ...]. The pool is CLIPS (default 400) clips of the synthetic world and, as in a folder that was
+# collected, reposts: a share of them (REPOSTS, default 0.5) once more at a lower quality. For each
+# seed (default: 0, 1 and 2) the encoders of a random tiny model choose half of the pool; the model is
+# trained for STEPS steps (default 600) on these, and on as many random ones, and both caption 200
+# unseen clips. Takes about four minutes a seed on two cores. Results go to runs/select_half; a
+# stopped run continues when started again.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 run="$root/runs/select_half"
-clips="${CLIPS:-800}" steps="${STEPS:-800}"
-half=$((clips / 2))
+clips="${CLIPS:-400}" steps="${STEPS:-600}"
 mkdir -p "$run"
 
 ugc_jax() {
@@ -19,6 +19,9 @@ ugc_jax() {
 
 install package --editable "$root"
 ugc_jax world --output "$run/world" --train "$clips" --test 200
+"$python" "$root/launch/select_half.py" pool "$run/world/train.jsonl" "$run/world/pool.jsonl" \
+    "${REPOSTS:-0.5}"
+half=$(($(wc -l <"$run/world/pool.jsonl") / 2))
 [ $# -gt 0 ] || set -- 0 1 2
 for seed in "$@"; do
     own="$run/seed$seed"
@@ -26,9 +29,9 @@ for seed in "$@"; do
     if [ ! -f "$own/start/config.json" ]; then
         ugc_jax init --size tiny --seed "$seed" --output "$own/start"
     fi
-    ugc_jax select --config world --clip.question=None "$run/world/train.jsonl" --count "$half" \
+    ugc_jax select --config world --clip.question=None "$run/world/pool.jsonl" --count "$half" \
         --checkpoint "$own/start" --media "$run/world" --output "$own/selected.jsonl" --pictures 0
-    "$python" "$root/launch/select_half.py" random "$run/world/train.jsonl" "$own/selected.jsonl" \
+    "$python" "$root/launch/select_half.py" random "$run/world/pool.jsonl" "$own/selected.jsonl" \
         "$own/random.jsonl" "$seed"
     for name in selected random; do
         ugc_jax extract --config world --media "$run/world" --output "$own/records/$name" \
