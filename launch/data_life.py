@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
-from ugc_jax.toy.teacher import Asked, Clips, ErrorModel, Teacher, answer, measure
 
 from ugc_jax import files
 from ugc_jax.annotate import agreement, imports
 from ugc_jax.data.annotation import STAGES
 from ugc_jax.toy import world
+from ugc_jax.toy.teacher import Asked, Clips, ErrorModel, Teacher, answer, measure
 
 # Whether the scripts of a page have run; its media may still load.
 LOADED = "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd > 0"

@@ -9,6 +9,6 @@ statements.py  what two texts say against each other, by rules; verify.py: all c
 run.py         the passes of each clip and the files of results; estimate.py: before the first call
 select.py      which rows to train on; embeddings.py: what it compares clips by; page.py: and why
 
-May import report/, generate/, judge/ and below, evals/texts, evals/tasks and rl/rewards/local; never
-annotate/, serve/ or toy/.
+May import report/, generate/, judge/ and below, evals/ and rl/rewards/local; never annotate/,
+serve/ or toy/.
 """
