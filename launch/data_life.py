@@ -114,11 +114,13 @@ class Person:
     def values(self, clip: str, errors: float) -> dict[str, dict]:
         """What this person says about a clip in each stage."""
         chance = random.Random(f"{self.name} {clip}")
-        facts, wrong = self.truth[clip], ErrorModel(errors)
-        told = {
-            name: wrong._wrong(chance, name, value, facts) if chance.random() < errors else value
-            for name, value in facts.items()
-        }
+        facts = self.truth[clip]
+        told = dict(facts)
+        for name, value in facts.items():
+            if chance.random() < errors:
+                # A background does not turn into itself.
+                taken = {value, told["background"], told["change"]}
+                told[name] = chance.choice([one for one in world.VALUES[name] if one not in taken])
         phrasing = chance.randrange(len(world.PHRASINGS))
         return {stage: answer(Asked(0, stage, 0, 0), told, phrasing) for stage in STAGES}
 

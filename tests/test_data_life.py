@@ -8,7 +8,6 @@ import pytest
 
 from ugc_jax.toy import world
 
-pytest.importorskip("sqlalchemy")
 PARTS = runpy.run_path(str(Path(__file__).resolve().parents[1] / "launch" / "data_life.py"))
 
 
