@@ -42,6 +42,7 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     pages = "base clip clip_questions clips done fault form home log login people player project"
     pages = [*pages.split(), "agreement", "questions", "work"]
     expected |= {f"ugc_jax/annotate/templates/{name}.html" for name in pages}
+    expected.add("ugc_jax/label/templates/select.html")
     static = "annotate.css", "annotate.js", "icon.svg", "theme.js"
     expected |= {f"ugc_jax/annotate/static/{name}" for name in static}
     expected |= {"ugc_jax/annotate/guidelines.txt", "ugc_jax/py.typed"}
