@@ -345,14 +345,13 @@ def random_params(config, dtype: str, stacked: bool, seed: int = 0) -> dict:
 
 def model_of(check: Check, device, **changes):
     """Return (config, compute) of the size, in bfloat16 and with the platform's attention."""
-    from ugc_jax.generate.captioner import ACCELERATOR_CHUNK
+    from ugc_jax.generate.captioner import CHUNK
     from ugc_jax.models.compute import ComputeConfig
     from ugc_jax.models.qwen2_5_omni.config import SIZES
 
     config = SIZES[check.size]()
-    chunk = 0 if device.platform == "cpu" else ACCELERATOR_CHUNK
     compute = ComputeConfig(dtype="bfloat16", **changes)
-    return config, compute.resolve(device, config.text.head_dim, chunk)
+    return config, compute.resolve(device, config.text.head_dim, CHUNK[device.platform])
 
 
 def prompts_of(check: Check, config, rows: int) -> tuple:

@@ -74,3 +74,20 @@ def test_a_gpu_gets_rows_of_whole_16_bytes(monkeypatch):
     assert widths("cpu") == widths("tpu") == [20, 20]
     assert widths("gpu") == [24, 24]
     np.testing.assert_allclose(layers.product("...i,oi->...o", x, weight), expected, atol=1e-6)
+
+
+def test_a_cpu_multiplies_a_single_vector_beside_another(monkeypatch):
+    """bfloat16: the product of one row takes seven times as long as that of two."""
+    weight = jnp.asarray(normal(6, 20), jnp.bfloat16)
+    rows = jnp.asarray(normal(3, 20), jnp.bfloat16)
+    together = layers.product("...i,oi->...o", rows, weight)
+    for shape in ((1, 20), (1, 1, 20), (20,)):
+        x = rows[1].reshape(shape)
+        y = layers.product("...i,oi->...o", x, weight)
+        assert y.shape == (*shape[:-1], 6)
+        assert y.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(y.reshape(6), together[1])
+    jaxpr = jax.make_jaxpr(lambda x: layers.product("...i,oi->...o", x, weight))(rows[:1])
+    (dot,) = (one for one in jaxpr.eqns if one.primitive.name == "dot_general")
+    assert dot.invars[0].aval.shape == (2, 20)
+    assert layers.product("...i,oi->...o", rows, weight, jnp.float32).dtype == jnp.float32

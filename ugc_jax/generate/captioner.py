@@ -62,9 +62,10 @@ from ugc_jax.settings import closest, from_options
 logger = logging.getLogger(__name__)
 
 BUCKETS, NO_DEFAULTS = Buckets(), Defaults("the model")
-# Tokens of a chunk that an encoder processes at a time on one accelerator: enough to use it fully,
-# few enough for activations that are small beside the weights. (A CPU gains nothing by chunks.)
-ACCELERATOR_CHUNK = 16384
+# Tokens of a chunk that a tower processes at a time on one device. An accelerator: enough to use it
+# fully, few enough for activations that are small beside the weights. A CPU: few enough for its
+# caches.
+CHUNK = {"cpu": 2048, "gpu": 16384, "tpu": 16384}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Captioner:
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         keep_compiled(settings.compilation_cache, device)
         on_cpu = device.platform == "cpu"
-        chunk = 0 if on_cpu or mesh is not None else ACCELERATOR_CHUNK
+        chunk = CHUNK[device.platform] if mesh is None else 0
         compute = settings.resolve(device, config.text.head_dim, chunk)
         tokenizer = load_chat_tokenizer(directory, config.tokens)
         # Unrolled encoders are faster on a CPU; stacked ones compile faster elsewhere.

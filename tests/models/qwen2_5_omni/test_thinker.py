@@ -91,3 +91,19 @@ def test_for_decoding_leaves_adapters_and_split_weights_apart():
         layer = thinker.for_decoding(split, "cpu")["model"]["layers"][0]
         assert ("qkv_proj" in layer["self_attn"]) == is_joined
         assert ("gate_up_proj" in layer["mlp"]) == is_joined
+
+
+def test_token_embeddings_of_a_cpu_are_looked_up_as_bits():
+    """XLA for CPUs converts a table of bfloat16 to float32 as a whole, each time."""
+    config = cases.fewer_layers(tiny())
+    params = jax.tree.map(jnp.asarray, cases.random_params(config, stacked=False))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    compute, tokens = Compute("bfloat16"), jnp.array([[3, 1, 4], [1, 5, 9]])
+    table = thinker.for_decoding(half, "cpu")["model"]["embed_tokens"]["weight"]
+    assert table.dtype == jnp.uint16
+    ours = thinker.embed(thinker.for_decoding(half, "cpu"), compute, tokens)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, thinker.embed(half, compute, tokens))
+    for kept, platform in ((params, "cpu"), (half, "gpu")):
+        leaf = thinker.for_decoding(kept, platform)["model"]["embed_tokens"]["weight"]
+        assert leaf.dtype == kept["model"]["embed_tokens"]["weight"].dtype

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import JOINED, Weight
+from ugc_jax.models.layers import JOINED, Weight, product
 from ugc_jax.models.params import declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -56,7 +56,10 @@ def embed(params, compute: Compute, tokens_BT) -> jax.Array:
     The table is first gathered along D: XLA replicates a table that is split both ways.
     """
     table = constrain(params["model"]["embed_tokens"]["weight"], ("vocab", None))
-    return table[tokens_BT].astype(compute.dtype)
+    rows = table[tokens_BT]
+    if rows.dtype == jnp.uint16:  # of `for_decoding`
+        rows = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+    return rows.astype(compute.dtype)
 
 
 def splice(embedded_BTD, splice_BT, rows: dict[str, jax.Array]) -> jax.Array:
@@ -78,8 +81,7 @@ def head(params) -> jax.Array:
 
 def logits(head_VD, hidden_BTD) -> jax.Array:
     """Return logits f32[..., V] of hidden states [..., D]: of few, since V is 151936."""
-    weight = head_VD.astype(hidden_BTD.dtype)
-    return jnp.einsum("...d,vd->...v", hidden_BTD, weight, preferred_element_type=jnp.float32)
+    return product("...d,vd->...v", hidden_BTD, head_VD, jnp.float32)
 
 
 def hidden_states(
@@ -122,8 +124,9 @@ def for_decoding(params, platform: str) -> dict:
     platform: "cpu", "gpu" or "tpu", of the parameters. A GPU's products cannot read a slice of
     stacked layers (five copies a layer and step, half of the time), a CPU's unrolled program is
     faster, and a TPU's compiler reads slices in place. Products of the same vectors become one
-    (`layers.JOINED`), unless a mesh splits their results or an adapter adds to them. Prefill takes
-    the same form; the encoders stay as they are.
+    (`layers.JOINED`), unless a mesh splits their results or an adapter adds to them. On a CPU, the
+    token embeddings of bfloat16 are their bits, as u16. Prefill takes the same form; the encoders
+    stay as they are.
     """
     layers = params["model"]["layers"]
     if platform == "tpu":
@@ -132,8 +135,17 @@ def for_decoding(params, platform: str) -> dict:
         leaves, tree = jax.tree.flatten(layers)
         rows = zip(*map(_rows, leaves), strict=True)
         layers = tuple(jax.tree.unflatten(tree, row) for row in rows)
-    layers = tuple(_joined(layer) for layer in layers)
-    return {**params, "model": {**params["model"], "layers": layers}}
+    model = params["model"] | {"layers": tuple(_joined(layer) for layer in layers)}
+    table = model["embed_tokens"]["weight"]
+    if platform == "cpu" and table.dtype == jnp.bfloat16:
+        # XLA for CPUs has no lookup of bfloat16, and would convert the table to float32 each time.
+        model["embed_tokens"] = {"weight": _bits(table)}
+    return {**params, "model": model}
+
+
+@jax.jit
+def _bits(x) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
 
 
 @jax.jit

@@ -21,6 +21,7 @@ from ugc_jax.models.layers import (
     gelu,
     in_chunks,
     per_channel,
+    product,
     rotate,
     run_layers,
     split_heads,
@@ -55,11 +56,7 @@ class PatchEmbed(nn.Module):
         x = patches_FSP.astype(jnp.float32)
         scale, shift = (per_channel(jnp.asarray(v), x) for v in (1 / (255 * std), mean / std))
         x = x * scale - shift
-        return jnp.einsum(
-            "fsp,dp->fsd",
-            x.astype(self.dtype),
-            weight.reshape(c.hidden_size, -1).astype(self.dtype),
-        )
+        return product("fsp,dp->fsd", x.astype(self.dtype), weight.reshape(c.hidden_size, -1))
 
 
 class VisionAttention(nn.Module):
