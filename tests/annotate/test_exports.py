@@ -210,6 +210,29 @@ def test_files_of_an_earlier_export_do_not_stay(tmp_path):
     assert not (tmp_path / "answers.jsonl").exists()
 
 
+def test_an_export_of_nothing_leaves_the_earlier_one(tmp_path):
+    exports.write(tmp_path, [FULL])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.json*")}
+    with pytest.raises(UserError, match="nothing is agreed yet"):
+        exports.write(tmp_path, [])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.json*")} == before
+
+
+def test_files_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "train.jsonl").write_text("labels\n")
+    for clips in ([FULL], [FULL._replace(both=None)]):  # with training rows, and without
+        with pytest.raises(UserError, match=r"train\.jsonl is not of an earlier export"):
+            exports.write(tmp_path, clips)
+    assert [file.name for file in tmp_path.iterdir()] == ["train.jsonl"]
+    assert (tmp_path / "train.jsonl").read_text() == "labels\n"
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/export"):
+        exports.write(tmp_path / "file" / "export", [FULL])
+
+
 def test_two_clips_of_one_id_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"clips/a\.mp4 and more/a\.mov: two clips with the id a"):
         exports.write(tmp_path, [FULL, Agreed("a", "more/a.mov")])

@@ -420,6 +420,8 @@ def test_backup_is_a_project(url, clock, tmp_path):
     with pytest.raises(UserError, match=r"copy\.sqlite exists"):
         store.back_up(path)
     assert [file.name for file in path.parent.iterdir()] == ["copy.sqlite"]
+    with pytest.raises(UserError, match=r"copy\.sqlite/second cannot be written"):
+        store.back_up(path / "second")
     copy = Store(str(path), {}, clock)
     assert copy.agreed() == store.agreed()
     assert copy.audit() == store.audit()

@@ -55,7 +55,8 @@ def write(
       with questions is asked about what they ask; a clip without, about all of its fields.
     benchmark: ids of the clips of qa/; all others are for training. None: each clip is in both.
     Files of an earlier export in the folder are replaced, or removed where they would be empty.
-    Raises UserError for two clips of one id and if a file cannot be written.
+    Raises UserError, before anything is written, if there is nothing to export, for two clips of
+    one id and for files of these names that no export wrote; also if a file cannot be written.
     """
     folder = Path(folder)
     _check_ids(agreed)
@@ -76,12 +77,26 @@ def write(
     }
     texts |= {name: files.to_lines(rows) for name, rows in lines.items()}
     counts |= {name: len(rows) for name, rows in lines.items()}
-    for name, text in texts.items():
-        if counts[name]:
-            files.write_text(folder / name, text)
-        else:
-            (folder / name).unlink(missing_ok=True)
-    return {name: count for name, count in counts.items() if count}
+    if not any(counts.values()):
+        raise UserError("export: nothing is agreed yet; annotate clips first, or load labels")
+    _check_own(folder, texts)
+    written = {name: count for name, count in counts.items() if count}
+    for name in written:
+        files.write_text(folder / name, texts[name])
+    for name in texts.keys() - written.keys():
+        (folder / name).unlink(missing_ok=True)
+    return written
+
+
+def _check_own(folder: Path, names: Iterable[str]):
+    """Raise UserError for a folder whose files of these names are not of an earlier export."""
+    if any((folder / name).exists() for name in (ANNOTATIONS, ANSWERS)):
+        return
+    if found := [name for name in names if (folder / name).exists()]:
+        raise UserError(
+            f"export: {folder / found[0]} is not of an earlier export and would be replaced; "
+            "choose another folder"
+        )
 
 
 def _check_ids(agreed: Sequence[Agreed]):

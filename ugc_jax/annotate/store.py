@@ -10,6 +10,7 @@ says why.
 
 import json
 import math
+import os
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -557,13 +558,18 @@ class Store:
         """Write all tables but the sessions, of one moment, into a new SQLite file; count rows.
 
         The file is a project's database: use it in place of annotate.sqlite. UserError if it
-        exists.
+        exists or cannot be written.
         """
-        if path.exists():
-            raise UserError(f"backup: {path} exists; choose another file")
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
-        new.unlink(missing_ok=True)
+        try:
+            if os.path.lexists(path):
+                raise UserError(f"backup: {path} exists; choose another file")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"backup: {path} cannot be written ({error.strerror}); choose another file"
+            ) from None
         copy, count = Database(str(new), accounts.METADATA, t.METADATA), 0
         names = {table.name for table in accounts.METADATA.sorted_tables} - {"sessions"}
         ours = [one for one in accounts.METADATA.sorted_tables if one.name in names]

@@ -135,8 +135,6 @@ def _did_other_things(config: AnnotateConfig, store) -> bool:
     if config.export is not None:
         counts = exports.write(config.export, store.agreed(), store.answers())
         store.log("", "export", config.export, rows=counts)
-        if not counts:
-            raise UserError("export: nothing is agreed yet; annotate clips first, or load labels")
         print(f"{config.export}: {_listed(counts)}")
     if config.backup is not None:
         rows = store.back_up(Path(config.backup))
