@@ -1,5 +1,6 @@
 """ugc_jax.annotate.media, preparing: each stage's files have only what the stage may have."""
 
+import shutil
 import wave
 from pathlib import Path
 
@@ -130,10 +131,14 @@ def test_a_folder_of_clips_is_prepared(tmp_path):
     store = Store(str(tmp_path / "a.sqlite"), {}, Clock())
     store.add_clips([*clips, "gone.mp4"])
     (tmp_path / "media/000001.99999999.new").mkdir(parents=True)  # of a process that was killed
-    for _ in range(2):  # a further run finds nothing to do
+
+    def run():
         one = Preparing(store, clips, str(folder), tmp_path / "media", ReadingConfig(workers=1))
         one.start()
         one.join()
+
+    run()
+    run()  # finds nothing new
     rows = {row.path: row for row in store.clips()}
     assert {path: row.state for path, row in rows.items()} == {
         "b.mp4": "broken", "c.mp4": "broken", "d \\udce9<b>.mp4": "ready",
@@ -144,7 +149,16 @@ def test_a_folder_of_clips_is_prepared(tmp_path):
     assert {one.name for one in (tmp_path / "media").iterdir()} == {
         media_folder(Path(), row.id).name for row in rows.values() if row.state == "ready"
     }
-    assert read_facts(media_folder(tmp_path / "media", rows["inner/a.mp4"].id))["sound"]
+    made = media_folder(tmp_path / "media", rows["inner/a.mp4"].id)
+    assert read_facts(made)["sound"]
+    # What the messages tell people to do: copy a clip again, delete a folder of media.
+    (folder / "b.mp4").write_bytes((folder / "inner/a.mp4").read_bytes())
+    shutil.rmtree(made)
+    run()
+    rows = {row.path: row for row in store.clips()}
+    assert (rows["b.mp4"].state, rows["b.mp4"].note) == ("ready", "")
+    assert rows["inner/a.mp4"].state == "ready"
+    assert read_facts(made)["sound"]
     store.close()
     with pytest.raises(UserError, match="not a folder"):
         find(str(tmp_path / "nothing"))

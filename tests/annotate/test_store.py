@@ -9,7 +9,7 @@ from fake_annotation import BOTH, PICTURE, SOUND, VALUES, Clock, annotate, proje
 from postgres import server
 
 from ugc_jax.annotate import tables
-from ugc_jax.annotate.answers import Agreed, Question
+from ugc_jax.annotate.answers import Agreed, Answer, Question
 from ugc_jax.annotate.imports import Imported
 from ugc_jax.annotate.store import Refused, Store
 from ugc_jax.data import annotation
@@ -165,6 +165,50 @@ def test_no_two_take_one_seat(url):
     assert sorted(filter(None, taken)) == sorted(set(filter(None, taken)))
     assert len([one for one in taken if one]) == 8
     assert {row.open for row in store.clips()} == {2}
+    store.close()
+
+
+def test_two_clips_of_one_id_are_told_before_the_work(tmp_path):
+    store = Store(str(tmp_path / "a.sqlite"))
+    with pytest.raises(UserError, match=r"a/x\.mp4 and b/x\.mp4: two clips with the id x; rename"):
+        store.add_clips(["a/x.mp4", "b/x.mp4"])
+    assert store.clips() == []
+    store.add_clips(["a/x.mp4"])
+    with pytest.raises(UserError, match=r"a/x\.mp4 and x\.mov: two clips with the id x; rename"):
+        store.add_clips(["a/x.mp4", "x.mov"])
+    store.close()
+
+
+def test_a_clip_that_was_moved_keeps_its_work(url, clock):
+    store = project(url, clock, clips=2)
+    annotate(store, "anna")
+    store.add_clips(["in/clip-1.mp4", "clip-2.mp4"])
+    assert [(row.id, row.path, row.state) for row in store.clips()] == [
+        (1, "in/clip-1.mp4", "agreed"), (2, "clip-2.mp4", "ready"),
+    ]  # fmt: skip
+    assert [one.path for one in store.agreed()] == ["in/clip-1.mp4"]
+    entry = next(row for row in store.audit() if row.action == "move")
+    assert entry.detail == {"from": "clip-1.mp4", "to": "in/clip-1.mp4"}
+    store.close()
+
+
+def test_answers_that_came_before_the_media_are_settled(url, clock):
+    store = Store(url, {"annotators": 2}, clock)
+    store.add_clips(["clip-1.mp4", "clip-2.mp4"])
+    said = {stage: annotation.read(stage, value) for stage, value in VALUES.items()}
+    other = {**said, "sound": annotation.read("sound", SOUND | {"tone": "Positive"})}
+    answers = [
+        Answer(clip, stage, name, value, 1.0)
+        for clip, second in (("clip-1", said), ("clip-2", other))
+        for name, values in (("anna", said), ("bert", second))
+        for stage, value in values.items()
+    ]
+    store.take_in(Imported((), {}, tuple(answers)), "export")
+    for clip, _ in store.waiting():
+        store.prepared(clip)
+    assert [row.state for row in store.clips()] == ["agreed", "dispute"]
+    store.prepared(2)  # its media were made again
+    assert [row.state for row in store.clips()] == ["agreed", "dispute"]
     store.close()
 
 

@@ -35,7 +35,7 @@ def find(folder: str) -> dict[str, str]:
 class Preparing(threading.Thread):
     """Prepares the clips that wait, in the order of their addition; ends when none waits.
 
-    A clip that cannot be read is recorded with the reason. A further run goes on with the others.
+    A clip that cannot be read is recorded with the reason, and tried again by the next run.
     """
 
     def __init__(
@@ -48,11 +48,14 @@ class Preparing(threading.Thread):
         self._folder, self._root = folder, Folder(folder)
         self._pool = Pool(prepare, reading, name=lambda job: job.clip)
         self._stopped = threading.Event()
+        self._broken = 0
 
     def run(self):
         """Prepare; log what is unreadable, and one line if the machine cannot go on."""
         _remove_leftovers(self._media)
-        waiting = self._store.waiting()
+        waiting = self._store.to_prepare(
+            lambda clip: (media_folder(self._media, clip) / "facts.json").is_file()
+        )
         if not waiting:
             return
         try:
@@ -62,7 +65,8 @@ class Preparing(threading.Thread):
                 for number, outcome in enumerate(outcomes):
                     fault = str(outcome.value) if isinstance(outcome.value, UserError) else ""
                     self._record(ids[number], fault, bar)
-            logger.info("all %d clips are prepared", len(waiting))
+            broken = f"; {self._broken} cannot be read, see Project" if self._broken else ""
+            logger.info("all %d clips are prepared%s", len(waiting) - self._broken, broken)
         except Exception as error:
             if self._stopped.is_set():
                 return
@@ -95,6 +99,7 @@ class Preparing(threading.Thread):
 
     def _record(self, clip: int, fault: str, bar: Progress):
         if fault:
+            self._broken += 1
             logger.warning("%s", fault)
         self._store.prepared(clip, fault)
         bar.update()

@@ -126,18 +126,34 @@ class Store:
     # ---- clips ----------------------------------------------------------------------------------
 
     def add_clips(self, paths: Iterable[str]):
-        """Add the clips that are not known yet. paths: within the folder of clips."""
+        """Add the clips that are not known yet. paths: all those within the folder of clips.
+
+        A new path with the id of a clip whose path is gone is that clip, which was moved.
+        UserError for two clips of one id: annotated, they could not be exported.
+        """
+        given = dict.fromkeys(map(escaped, paths))
         with self.database.write() as c:
             known = {row.path: row for row in c.execute(sa.select(t.clips))}
-            for path in map(escaped, paths):
-                if path not in known:
-                    c.execute(
-                        sa.insert(t.clips).values(
-                            path=path, name=clip_id(path), state="waiting", added=self._now()
-                        )
+            names = {row.name: row for row in known.values()}
+            added: dict[str, str] = {}  # name -> path
+            for path in given:
+                name = clip_id(path)
+                row = known.get(path) or names.get(name)
+                other = added.get(name) or (row.path if row is not None else path)
+                if other != path and other in given:
+                    raise UserError(
+                        f"{other} and {path}: two clips with the id {name}; rename one of the files"
                     )
-                elif known[path].state == "absent":
-                    self._set_clip(c, known[path].id, state="waiting")
+                added[name] = path
+                if row is None:
+                    new = dict(path=path, name=name, state="waiting", added=self._now())
+                    c.execute(sa.insert(t.clips).values(new))
+                    continue
+                if row.state == "absent":
+                    self._set_clip(c, row.id, state="waiting")
+                if row.path != path:
+                    self._set_clip(c, row.id, path=path)
+                    self._log(c, "", "move", f"clip {row.id}", {"from": row.path, "to": path})
 
     def waiting(self) -> list[tuple[int, str]]:
         """Return (id, path) of clips whose media are not prepared."""
@@ -145,13 +161,31 @@ class Store:
         with self.database.read() as c:
             return [tuple(row) for row in c.execute(query.order_by(t.clips.c.id))]
 
+    def to_prepare(self, has_media: Callable[[int], bool]) -> list[tuple[int, str]]:
+        """Return (id, path) of clips that wait, were unreadable before, or have lost their media.
+
+        has_media: whether the media of a clip, by its id, are there.
+        """
+        query = sa.select(t.clips.c.id, t.clips.c.path, t.clips.c.state)
+        with self.database.read() as c:
+            rows = c.execute(query.where(t.clips.c.state != "absent").order_by(t.clips.c.id)).all()
+        return [
+            (row.id, row.path)
+            for row in rows
+            if row.state in ("waiting", "broken") or not has_media(row.id)
+        ]
+
     def prepared(self, clip: int, fault: str = ""):
         """Record that a clip's media are there, or why they cannot be made."""
         with self.database.write() as c:
-            state = "ready"
-            if set(self._agreed(c, clip)) == set(STAGES):
-                state = "agreed"  # imported before its file was there
-            self._set_clip(c, clip, state="broken" if fault else state, note=fault)
+            self._lock_seats(c)
+            state = self._clip(c, clip).state
+            if state not in ("dispute", "agreed"):  # which stay, also without their media
+                is_agreed = set(self._agreed(c, clip)) == set(STAGES)  # imported before its file
+                state = "broken" if fault else "agreed" if is_agreed else "ready"
+            self._set_clip(c, clip, state=state, note=fault)
+            if state == "ready":
+                self._settle_if_complete(c, clip)  # answers may have been imported, too
 
     def clips(self) -> list[sa.Row]:
         """Return the rows of all clips with the numbers of works that are done, open, skipped."""
