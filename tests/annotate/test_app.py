@@ -17,6 +17,7 @@ from ugc_jax.annotate import app as application
 from ugc_jax.annotate import media
 from ugc_jax.annotate.answers import Agreed, Question
 from ugc_jax.annotate.imports import Imported
+from ugc_jax.annotate.store import Store
 from ugc_jax.data import annotation
 from ugc_jax.judge.client import JudgeError
 from ugc_jax.web import accounts, server
@@ -294,6 +295,20 @@ def test_without_accounts_the_visitor_is_the_owner_until_there_is_one(tmp_path):
     site.store.close()
 
 
+def test_the_first_account_of_a_command_ends_the_free_access(tmp_path):
+    site = Site(tmp_path, accounts=False)
+    visitor = site.person()
+    assert visitor.get("/people").status_code == 200
+    other = Store(str(tmp_path / "annotate.sqlite"))  # ugc-jax annotate --account, while it serves
+    other.accounts.add("olga", PASSWORD, "owner")
+    other.close()
+    assert visitor.get("/people").headers["location"] == "/login"
+    refused = visitor.form("/people", name="eve", role="owner", password=PASSWORD)
+    assert refused.status_code == 401
+    assert [one.name for one in site.store.accounts.all()] == ["olga"]
+    site.store.close()
+
+
 # ---- attacks -------------------------------------------------------------------------------------
 
 PAGES = ("/", "/done", "/works/1", "/works/1/sound", "/clips", "/clips/1", "/questions",
@@ -356,6 +371,7 @@ def test_a_role_is_that_of_now(site):
     assert adam.get("/").headers["location"] == "/login"
     assert adam.log_in("adam").status_code == 401
     assert olga.form("/people/olga", role="annotator").status_code == 422  # not the own one
+    assert olga.form("/people/anna").status_code == 422  # no change
 
 
 @pytest.mark.parametrize(
@@ -366,6 +382,7 @@ def test_a_role_is_that_of_now(site):
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://[127.0.0.1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -454,6 +471,14 @@ def test_numbers_that_are_none(site, number):
                  f"/clips/{number}", f"/media/clips/{number}/both.mp4",
                  f"/questions/{number}"):  # fmt: skip
         assert olga.get(path).status_code in (403, 404, 422), path
+
+
+@pytest.mark.parametrize("number", ["", "-1", "²", "9" * 30, "9" * 5000])
+def test_versions_that_are_none(site, number):
+    olga = site.person("olga")
+    answer = olga.form("/questions/1/1", verdict="accept", base=number)
+    assert answer.status_code == 422
+    assert "Accept or reject the question" in answer.text
 
 
 def test_links_out_of_the_media_are_refused(site):
@@ -595,6 +620,16 @@ def test_guidelines_of_ones_own(tmp_path):
     path.write_text("[sound]\r\nListen.\r\n[picture]\r\nLook.\r\n\r\n[both]\r\nBoth.")
     own = application.read_guidelines(path)
     assert own == {"sound": "Listen.", "picture": "Look.", "both": "Both."}
+    path.write_text("[sound]\nx\n[music] y\n[note]\n\n[picture] \ny\n[both]\n[end]")
+    own = application.read_guidelines(path)
+    assert own == {"sound": "x\n[music] y\n[note]", "picture": "y", "both": "[end]"}
+    for text, fault in (
+        ("[sound]\nx\n[picture]\n[sound]\n[both]\n", r"has 2 lines \[sound\]"),
+        ("All:\n[sound]\nx\n[picture]\n[both]\n", "has text above its first heading"),
+    ):
+        path.write_text(text)
+        with pytest.raises(application.UserError, match=fault):
+            application.read_guidelines(path)
     path.write_text("[sound]\nx\n[both]\ny")
     with pytest.raises(application.UserError, match=r"own\.txt has no line \[picture\]"):
         application.read_guidelines(path)

@@ -7,6 +7,7 @@
 """
 
 import io
+import re
 import tempfile
 import time
 import zipfile
@@ -98,19 +99,23 @@ def media_folder(root: Path, clip: int) -> Path:
 def read_guidelines(path: Path | None) -> dict[str, str]:
     """Return {stage: text} of a file with the headings [sound], [picture], [both]; None: ours.
 
-    Raises UserError for a file without one of them.
+    Raises UserError for a file without one of them, or with text that belongs to none.
     """
     from ugc_jax import files
 
     path = path or _HERE / "guidelines.txt"
-    text = "\n" + files.read_text(path, "give a text file").replace("\r\n", "\n")
-    found = {}
+    text = files.read_text(path, "give a text file").replace("\r\n", "\n")
+    before, *parts = re.split(rf"^\[({'|'.join(STAGES)})\][ \t]*$", text, flags=re.MULTILINE)
+    headings, texts = parts[::2], map(str.strip, parts[1::2])
     for stage in STAGES:
-        _, heading, rest = text.partition(f"\n[{stage}]\n")
-        if not heading:
-            raise UserError(f"guidelines: {path} has no line [{stage}]; add it and what it tells")
-        found[stage] = rest.partition("\n[")[0].strip()
-    return found
+        if (count := headings.count(stage)) != 1:
+            raise UserError(
+                f"guidelines: {path} has {count or 'no'} line{'s' * (count > 1)} [{stage}]; write "
+                "it once, and what it tells below"
+            )
+    if before.strip():
+        raise UserError(f"guidelines: {path} has text above its first heading; move it below")
+    return dict(zip(headings, texts, strict=True))
 
 
 def create(project: Project, gate: Gate) -> FastAPI:
@@ -500,7 +505,7 @@ def _add_questions(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
     @app.post("/questions/{clip}/{question}")
     def judge(clip: Number, question: Number, form: Form, who: decider) -> Response:
         verdict, base = form.get("verdict", ""), form.get("base", "")
-        if verdict not in ("accept", "reject") or not base.isdecimal():
+        if verdict not in ("accept", "reject") or re.fullmatch("[0-9]{1,9}", base) is None:
             raise Refused(422, "accept or reject the question")
         words = form.get("question"), form.get("answer")
         store.judge(question, who.name, int(base), verdict, *words)
@@ -533,7 +538,6 @@ def _add_owner(app: FastAPI, project: Project, gate: Gate, pages: _Pages):
         if not store.accounts.all() and role != "owner":
             raise Refused(422, "the first account is that of an owner: with it, logins begin")
         store.accounts.add(name, form.get("password", ""), role)
-        gate.local = None  # from now on, everyone logs in
         store.log(who.name, "account added", name, role=role)
         return _see("/people")
 

@@ -82,13 +82,18 @@ class Accounts:
         password: str | None = None,
         active: bool | None = None,
     ):
-        """Change an account and end its sessions. UserError if there is none of this name."""
+        """Change an account and end its sessions.
+
+        UserError if there is none of this name, and if nothing is to be changed.
+        """
         changes: dict = {"active": active, "role": role}
         if role is not None:
             self._check_role(role)
         if password is not None:
             changes["password"] = self._new(password)
         changes = {key: value for key, value in changes.items() if value is not None}
+        if not changes:
+            raise UserError(f"account {name!r:.80}: give a role, a password or whether it is open")
         with self._database.write() as connection:
             chosen = _accounts.c.name == name
             if not connection.execute(sa.update(_accounts).where(chosen).values(changes)).rowcount:

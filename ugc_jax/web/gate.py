@@ -42,10 +42,10 @@ class Gate:
         login_rate: Rate | None = None,
         name_rate: Rate | None = None,
     ):
-        """local: who every visitor is, of a server that only this machine reaches; None: a login is
-        needed. secure: whether the server is reached by https. rate: of requests of an account, or
-        of an address without one. login_rate: of logins of an address, where a team may sit.
-        name_rate: of logins for a name.
+        """local: who every visitor is, of a server that only this machine reaches, as long as there
+        is no account; None: a login is needed. secure: whether the server is reached by https.
+        rate: of requests of an account, or of an address without one. login_rate: of logins of an
+        address, where a team may sit. name_rate: of logins for a name.
         """
         self.accounts, self.local, self.secure = accounts, local, secure
         self.cookie = "__Host-ugc_jax" if secure else "ugc_jax"
@@ -57,6 +57,8 @@ class Gate:
         """Return who sends a request. HTTPException 429 if they send too many."""
         if (found := getattr(request.state, "visit", None)) is not None:
             return found
+        if self.local is not None and self.accounts.all():
+            self.local = None  # another process may have added the first account
         token, account = request.cookies.get(self.cookie, ""), self.local
         if len(token) not in _TOKEN_LENGTHS:
             token = new_token()
@@ -78,7 +80,7 @@ class Gate:
         if request.method in SAFE:
             return
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and _place(origin) != request.headers.get("host"):
             raise HTTPException(403, "the request comes from a page of another site")
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             raise HTTPException(403, "the request comes from a page of another site")
@@ -142,6 +144,14 @@ class Gate:
 def csrf_token(token: str) -> str:
     """Return the token of forms that belongs to a cookie's token."""
     return hashlib.sha256(b"csrf " + token.encode("utf-8", "replace")).hexdigest()
+
+
+def _place(origin: str) -> str | None:
+    """Return host and port of an origin; None if it has none or is malformed."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def _address(request: Request) -> str:
