@@ -297,6 +297,40 @@ def test_a_reload_loses_nothing(browser, site):
     assert hands.script("document.querySelector('textarea').value").endswith("offline")
 
 
+def test_a_login_in_another_tab_goes_on_here(browser, site):
+    address, output = site()
+    hands = Hands(browser, address, "anna")
+    hands.type(Keys.ENTER)
+    hands.wait(lambda: hands.path() == "/works/1/sound")
+    form = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    hands.open("/")
+    hands.find("form[action='/logout'] button").send_keys(Keys.ENTER)
+    hands.wait(lambda: hands.path() == "/login")
+    other = browser.current_window_handle
+    browser.switch_to.window(form)
+    hands.alt("5")
+    hands.type("without a session")
+    hands.wait(lambda: "session has ended" in hands.text("[data-main] .saved"))
+    for name, words in (("bert", "Not saved: the page is too old"), ("anna", "Saved")):
+        browser.switch_to.window(other)
+        hands.open("/")
+        if hands.path() == "/":  # bert's, who logs out
+            hands.find("form[action='/logout'] button").send_keys(Keys.ENTER)
+        hands.wait(lambda: hands.path() == "/login")
+        hands.find("[name=name]").send_keys(name, Keys.TAB, PASSWORD, Keys.ENTER)
+        hands.wait(lambda: hands.path() == "/")
+        browser.switch_to.window(form)
+        hands.type("!")
+        hands.wait(lambda w=words: hands.text("[data-main] .saved").startswith(w))
+    browser.switch_to.window(other)
+    browser.close()
+    browser.switch_to.window(form)
+    store = Store(str(output / "annotate.sqlite"))
+    assert store.last(1, "sound").value["caption"] == "without a session!!"
+    store.close()
+
+
 def test_two_browsers_on_one_clip(browser, site, tmp_path_factory):
     address, output = site()
     with chromium(tmp_path_factory.mktemp("second")) as second:
@@ -315,12 +349,13 @@ def test_two_browsers_on_one_clip(browser, site, tmp_path_factory):
         store = Store(str(output / "annotate.sqlite"))
         assert store.last(1, "sound").value["caption"] == "from the first"
         store.close()
+        two.type(", and more")  # typed after the conflict was told
         second.refresh()  # its own text is offered, not lost
         area = "document.querySelector('textarea').value"
         assert two.script(area) == "from the first"
         use = two.find("form .note button")
         use.send_keys(Keys.ENTER)
-        assert two.script(area) == "from the second"
+        assert two.script(area) == "from the second, and more"
         two.saved()
         # another person gets another clip
         other = Hands(second, address, "bert")

@@ -4,15 +4,30 @@
 (() => {
   const SAVE_AFTER = 600; // ms after the last key
   const IDLE_AFTER = 60000; // ms without a key or a click, from which on no work is counted
-  const csrf = document.querySelector('meta[name="csrf"]').content;
+  const meta = (page, name) => page.querySelector(`meta[name="${name}"]`)?.content;
+  const account = meta(document, "account");
+  let csrf = meta(document, "csrf");
   const all = (root, css) => [...root.querySelectorAll(css)];
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
   async function post(address, body, keepalive = false) {
-    const response = await fetch(address, {
+    const send = () => fetch(address, {
       method: "POST", keepalive, body: JSON.stringify(body),
       headers: { "Content-Type": "application/json", "X-CSRF-Token": csrf },
     });
+    let response = await send();
+    if (response.status === 403 && !keepalive) {
+      // Who logs in again in another tab has a new token; nobody else's is taken.
+      const html = await (await fetch("/")).text();
+      const page = new DOMParser().parseFromString(html, "text/html");
+      if (meta(page, "account") === "") {
+        return { ok: false, status: 401, answer: { error: "log in in another tab, then repeat" } };
+      }
+      if (meta(page, "account") === account && meta(page, "csrf") !== csrf) {
+        csrf = meta(page, "csrf");
+        response = await send();
+      }
+    }
     const answer = await response.json().catch(() => ({ error: response.statusText }));
     return { ok: response.ok, status: response.status, answer };
   }
@@ -281,8 +296,8 @@
       return one(async () => (stopped || same(readAll(form), saved) ? null : send("autosave")));
     };
     const changed = () => {
+      keep(); // also after a conflict: it is offered when the page is opened again
       if (stopped) return;
-      keep();
       say("…");
       clearTimeout(timer);
       timer = setTimeout(save, SAVE_AFTER);
@@ -364,7 +379,7 @@
 
   function startDecision(form) {
     const status = form.querySelector(".saved");
-    startRows(form, () => {});
+    startRows(form, () => { touched = true; });
     document.addEventListener("click", (event) => {
       const use = event.target.closest("[data-use]");
       if (!use) return;
@@ -372,9 +387,10 @@
       const field = form.querySelector(`[data-stage="${stage}"] [data-field="${name}"]`);
       write(field, JSON.parse(use.dataset.value));
       field.classList.add("used");
+      touched = true;
       status.textContent = `${field.querySelector("legend").firstChild.textContent.trim()} taken over`;
     });
-    let sent = false;
+    let sent = false, touched = false;
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const values = {};
@@ -385,7 +401,6 @@
       status.textContent = result ? `Not saved: ${result.answer.error}` : "The server is not reached.";
       status.classList.add("bad");
     });
-    let touched = false;
     form.addEventListener("input", () => { touched = true; });
     addEventListener("beforeunload", (event) => { if (touched && !sent) event.preventDefault(); });
   }
