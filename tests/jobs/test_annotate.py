@@ -136,6 +136,21 @@ def test_raw_requests(served, request_):
     assert Person(served[0]).get("/login").status_code == 200
 
 
+def test_a_body_that_breaks_off(served):
+    address, output = served
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            f"POST /login HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
+            "Content-Type: application/x-www-form-urlencoded\r\n\r\ncsrf=".encode()
+        )
+    time.sleep(0.5)
+    assert Person(address).get("/login").status_code == 200
+    log = output.with_name(f"{output.name}.log").read_text()
+    assert "Traceback" not in log
+    assert "ASGI" not in log
+
+
 def test_mistakes_of_users(clips, tmp_path):
     output = tmp_path / "project"
     for flags, words in (

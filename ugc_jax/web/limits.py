@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,6 +49,8 @@ class BodyLimit:
 
         try:
             await self._app(scope, counted, unless_refused)
+        except ClientDisconnect:
+            pass  # within the body: nobody waits for an answer, and nothing is wrong here
         except Exception:
             if not refused:  # else of a body that was cut off
                 raise
