@@ -164,9 +164,9 @@ def test_blocked_and_cut_off_clips_have_a_reason_of_their_own(job, teacher):
     done = job(teacher)
     assert done.run() == 0
     reasons = {row["videos"][0][-6:-4]: row["reason"] for row in done.rows("rejected.jsonl")}
-    assert reasons["03"].startswith("blocked by the safety filter: SAFETY (pass: ")
+    assert reasons["03"].startswith("blocked by the safety filter: SAFETY (pass ")
     assert reasons["05"].startswith("cut off at the limit of tokens; raise teacher.max_tokens")
-    assert reasons["07"].startswith("no complete JSON object (pass: ")
+    assert reasons["07"].startswith("no complete JSON object (pass ")
     assert done.totals()["reasons"]["blocked by the safety filter"] == 1
     before = len(teacher.requests)
     assert done.run() == 0
@@ -316,7 +316,7 @@ def test_a_refused_question_is_asked_again_by_a_further_run(job, teacher):
     assert done.run() == 1
     reasons = {row["reason"] for row in done.rows("rejected.jsonl")}
     assert reasons <= {
-        f"refused by the server: HTTP 400: injected (pass: {one})" for one in ("sound", "picture")
+        f"refused by the server: HTTP 400: injected (pass {one})" for one in ("sound", "picture")
     }
     teacher.refuses = None
     assert done.run() == 0

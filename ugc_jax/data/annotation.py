@@ -13,7 +13,7 @@ for a model that is asked for it.
 """
 
 import dataclasses
-import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 STAGES = ("sound", "picture", "both")
 VOICE_SOURCES = ("Narration", "In-Video Voice", "Out-Video Voice")
+_LONGEST = 1e9  # seconds; no time in a clip is later
 NO_VOICE = "None"
 TONES = ("Positive", "Negative", "Neutral")
 
@@ -146,7 +147,8 @@ def _read(hint: Any, value: Any, place: str):
     if hint is str:
         if not isinstance(value, str):
             raise ValueError(f"{place}: {_kind(value)} instead of a text")
-        return value.strip()
+        # JSON can have halves of surrogate pairs, which no text in UTF-8 can.
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value).strip()
     if hint is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{place}: {_kind(value)} instead of true or false")
@@ -158,7 +160,7 @@ def _read(hint: Any, value: Any, place: str):
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{place}: {_kind(value)} instead of seconds")
-        if not math.isfinite(value) or value < 0:
+        if not 0 <= value < _LONGEST:  # NaN, too
             raise ValueError(f"{place}: {value!r} is not a time in seconds")
         return float(value)
     return _read_object(hint, value, place)

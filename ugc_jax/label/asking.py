@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from ugc_jax.errors import UserError
 from ugc_jax.judge.messages import AGAIN, final_object, one_line
-from ugc_jax.label.journal import Journal
+from ugc_jax.label.journal import Journal, Line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
-from ugc_jax.label.teacher import Kind, Question, Reply, Teacher, Trouble
+from ugc_jax.label.teacher import Kind, Question, Reply, Teacher, Tokens, Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -173,11 +173,16 @@ class Asker:
         key = self.key(question)
         async with self._slots:
             while (line := self._journal.usable(key)) is None:
-                useless = self._journal.useless(key)
+                useless = self._useless(key)
                 if len(useless) > self._asking.unusable:
                     raise Unanswered(str(useless[-1].fault), final=True)
                 await self._reply(key, _reminded(question, useless), parse)
         return Answer(parse(final_object(line.text)), line.version, line.cost)
+
+    def _useless(self, key: str) -> list[Line]:
+        """Return the replies that cannot be used, but for those of another version of the model."""
+        version = self._journal.versions.get(self.name)
+        return [line for line in self._journal.useless(key) if line.version == version]
 
     async def _reply(self, key: str, question: Question, parse: Callable):
         """Put one reply into the journal, after as many attempts as needed."""
@@ -199,6 +204,9 @@ class Asker:
                 except Trouble as error:
                     trouble = error
                 else:
+                    if reply.tokens is None:
+                        estimated = Tokens(round(given), round(made), round(sound))
+                        reply = reply._replace(tokens=estimated)
                     self._pace.correct(sent, reply.tokens.given + reply.tokens.made)
                     self._down_since = None
                     self._keep(key, number, question, reply, parse)
@@ -220,8 +228,9 @@ class Asker:
         self._journal.answered(key, number, *where, reply, cost, fault)
         if before != reply.version:
             raise UserError(
-                f"{self.name}: answers are of {reply.version} now, those so far of {before}; one "
-                f"data set has one teacher: name {before} as the model, or choose another output"
+                f"{self.name}: answers are of {reply.version} now, those so far of {before}, and "
+                f"one data set has one teacher; run again when {before} answers, or choose another "
+                "output"
             )
 
     def _pause(self, trouble: Trouble, trials: int, began: float) -> float:
@@ -229,7 +238,7 @@ class Asker:
         config, now = self._asking, time.monotonic()
         pause = min(config.backoff * 2 ** min(trials, 20), MOST_PAUSE) * random.uniform(0.5, 1)
         if trouble.after is not None:
-            pause = trouble.after
+            pause = min(trouble.after, MINUTE * config.wait)
         if trouble.kind is Kind.CONFIG:
             raise UserError(
                 f"{self.name}: {trouble.reason}; correct model, base_url or the key in "

@@ -16,13 +16,17 @@ from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import (
     BLOCKED,
     CUT_OFF,
+    NO_ANSWER,
+    NO_REPLY,
+    UNNAMED,
     Kind,
     Question,
     Reply,
-    Tokens,
     Trouble,
     kind_of_status,
+    number_of,
     retry_after,
+    tokens_told,
 )
 from ugc_jax.media.streams import Part
 
@@ -129,9 +133,10 @@ class GeminiTeacher:
 
 
 def _of_transport(error: Exception) -> Trouble:
-    """Return the trouble of a failed connection. Raises what is none.
+    """Return the trouble of a failed connection, or of a reply that the client cannot read.
 
-    By the names of classes: the client may use httpx, httpx2 or aiohttp.
+    By the names of classes: the client may use httpx, httpx2 or aiohttp. Of a body that is cut off,
+    or of another form than the protocol's, it raises errors of many kinds.
     """
     names = {cls.__name__ for cls in type(error).__mro__}
     reason = one_line(f"{type(error).__name__}: {error}")
@@ -139,12 +144,7 @@ def _of_transport(error: Exception) -> Trouble:
         return Trouble(Kind.AWAY, reason)
     if names & {"TimeoutException", "TimeoutError"}:
         return Trouble(Kind.FAULT, "no answer within the time limit", lost=True)
-    # A body that is cut off in the middle is no JSON, and no response of the client's types.
-    if names & {"HTTPError", "ClientError", "JSONDecodeError", "ValidationError", "KeyError"} or (
-        names & {"UnknownApiResponseError", "OSError"}
-    ):
-        return Trouble(Kind.FAULT, reason, lost=True)
-    raise error
+    return Trouble(Kind.FAULT, reason, lost=True)
 
 
 def _media(question: Question) -> list[Part]:
@@ -158,18 +158,22 @@ def _reply(response) -> Reply:
     usage = response.usage_metadata
     details = getattr(usage, "prompt_tokens_details", None) or []
     sound = sum(
-        one.token_count or 0 for one in details if getattr(one.modality, "name", "") == "AUDIO"
+        number_of(one.token_count)
+        for one in details
+        if getattr(one.modality, "name", "") == "AUDIO"
     )
     kinds = "candidates_token_count", "thoughts_token_count"  # thinking is charged, too
-    made = sum(getattr(usage, name, None) or 0 for name in kinds)
-    tokens = Tokens(getattr(usage, "prompt_token_count", None) or 0, made, sound)
-    version = response.model_version or "unnamed"
+    made = sum(number_of(getattr(usage, name, None)) for name in kinds)
+    tokens = tokens_told(getattr(usage, "prompt_token_count", None), made, sound)
+    version = response.model_version or UNNAMED
     text, fault = "", None
     feedback = response.prompt_feedback
     if feedback is not None and feedback.block_reason is not None:
         fault = f"{BLOCKED}: {feedback.block_reason.name}"
     elif not response.candidates:
-        fault = "the reply has no answer"
+        if version == UNNAMED:
+            raise Trouble(Kind.FAULT, NO_REPLY, lost=True)
+        fault = NO_ANSWER
     else:
         candidate = response.candidates[0]
         parts = (candidate.content.parts if candidate.content else None) or []
@@ -189,9 +193,11 @@ def _retry_after(error) -> float | None:
     headers = getattr(error.response, "headers", None) or {}
     if (seconds := retry_after(headers)) is not None:
         return seconds
-    details = error.details if isinstance(error.details, dict) else {}
-    for one in (details.get("error") or details).get("details") or []:
-        found = re.fullmatch(r"([\d.]+)s", str(one.get("retryDelay", "")))
-        if found:
+    body = error.details
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    details = inner.get("details") if isinstance(inner, dict) else None
+    for one in details if isinstance(details, list) else ():
+        delay = one.get("retryDelay") if isinstance(one, dict) else None
+        if found := re.fullmatch(r"(\d+(\.\d+)?)s", str(delay)):
             return float(found[1])
     return None

@@ -14,13 +14,16 @@ from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import (
     BLOCKED,
     CUT_OFF,
+    NO_ANSWER,
+    NO_REPLY,
+    UNNAMED,
     Kind,
     Question,
     Reply,
-    Tokens,
     Trouble,
     kind_of_status,
     retry_after,
+    tokens_told,
 )
 from ugc_jax.media.streams import Part
 
@@ -123,16 +126,19 @@ def _text(text: str) -> dict:
 def _reply(response) -> Reply:
     usage = getattr(response, "usage", None)
     details = getattr(usage, "prompt_tokens_details", None)
-    tokens = Tokens(
-        getattr(usage, "prompt_tokens", None) or 0,
-        getattr(usage, "completion_tokens", None) or 0,
-        getattr(details, "audio_tokens", None) or 0,
+    tokens = tokens_told(
+        getattr(usage, "prompt_tokens", None),
+        getattr(usage, "completion_tokens", None),
+        getattr(details, "audio_tokens", None),
     )
-    text, fault = "", "the reply has no answer"
+    version = str(getattr(response, "model", None) or UNNAMED)
+    text, fault = "", NO_ANSWER
     with contextlib.suppress(AttributeError, LookupError, TypeError):
         choice = response.choices[0]
         text = encodable(str(choice.message.content or ""))
         fault = _FAULTS.get(str(choice.finish_reason).lower())
         if refusal := getattr(choice.message, "refusal", None):
             fault = f"the teacher refuses: {one_line(str(refusal))}"
-    return Reply(text, str(getattr(response, "model", None) or "unnamed"), tokens, fault)
+    if version == UNNAMED and fault == NO_ANSWER:
+        raise Trouble(Kind.FAULT, NO_REPLY, lost=True)
+    return Reply(text, version, tokens, fault)

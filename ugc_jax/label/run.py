@@ -345,7 +345,7 @@ class _Passes:
         try:
             answer = await asker.ask(question, functools.partial(annotation.read, asked))
         except Unanswered as error:
-            raise Unanswered(f"{error.reason} (pass: {stage})", error.final) from None
+            raise Unanswered(f"{error.reason} (pass {stage})", error.final) from None
         state.keep(stage, answer, reason)
 
     async def _verify(self, state: "_State") -> Verdict:

@@ -33,16 +33,22 @@ class Tokens(NamedTuple):
     sound: int = 0
 
 
+def tokens_told(given: object, made: object, sound: object) -> Tokens | None:
+    """Return the tokens that a server tells; None if it tells nothing, or no numbers."""
+    found = Tokens(number_of(given), number_of(made), number_of(sound))
+    return found._replace(sound=min(found.sound, found.given)) if any(found) else None
+
+
 class Reply(NamedTuple):
     """What a server answered.
 
-    version: of the model, as the reply names it. fault: why the text is of no use, whatever it is;
-    None if it may be.
+    version: of the model, as the reply names it. tokens: None if the reply does not tell, the
+    estimate counts then. fault: why the text is of no use, whatever it is; None if it may be.
     """
 
     text: str
     version: str
-    tokens: Tokens
+    tokens: Tokens | None
     fault: str | None = None
 
 
@@ -78,8 +84,12 @@ class Teacher(Protocol):
         """End connections."""
 
 
+UNNAMED = "unnamed"  # version of a model that replies do not name
 BLOCKED = "blocked by the safety filter"
+NO_ANSWER = "the reply has no answer"
+NO_REPLY = "the reply names no model and has no answer; base_url may be of something else"
 CUT_OFF = "cut off at the limit of tokens; raise teacher.max_tokens"
+_MOST_TOKENS = 10**9  # that a reply may tell of itself
 STATUS = {
     **dict.fromkeys((401, 403, 404), Kind.CONFIG),
     429: Kind.BUSY,
@@ -91,6 +101,12 @@ STATUS = {
 def kind_of_status(status: int) -> Kind:
     """Return what an HTTP status means for a request."""
     return STATUS.get(status, Kind.FAULT if status >= 500 else Kind.REFUSED)
+
+
+def number_of(tokens: object) -> int:
+    """Return a number of tokens as a server tells it; 0 for what is none."""
+    is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
+    return tokens if is_number and 0 <= tokens <= _MOST_TOKENS else 0
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
