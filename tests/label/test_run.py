@@ -185,9 +185,13 @@ def test_another_version_of_the_model_ends_the_job(job, teacher):
     assert len(done.rows()) == count
     given, sound, made = teacher.tokens
     assert done.totals()["tokens_in"] <= given
+    for _ in range(4):  # such an answer never rejects a clip
+        with pytest.raises(UserError, match="answers are of toy-teacher-002 now"):
+            done.run("--concurrency", "1")
     teacher.version = VERSION
     assert done.run() == 0
     assert {row["label"]["model_version"] for row in done.rows()} == {VERSION}
+    assert len(done.rows()) == 40
 
 
 def test_max_cost_stops_cleanly(job, teacher, caplog):
@@ -220,6 +224,34 @@ def test_dry_run_asks_nothing(job, teacher, capsys):
     out = capsys.readouterr().out
     assert f"({len(teacher.requests)} more have their answer)" in out
     assert 0 < float(out.split("cost")[1].split()[0]) < cost
+
+
+def test_a_dry_run_counts_second_captions_apart(job, teacher, capsys):
+    done = job(teacher)
+    assert done.run() == 0
+    assert done.run("--dry_run", "--compare_with", "sample") == 0
+    assert "requests  40 (120 more have their answer)" in capsys.readouterr().out
+    assert done.run("--compare_with", "sample") == 0
+    assert len(teacher.requests) == 160
+    assert done.run("--dry_run", "--compare_with", "sample") == 0
+    assert "requests  0 (160 more have their answer)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="asked with another teacher"):
+        done.run("--dry_run", "--teacher.temperature", "0.9")
+
+
+def test_a_second_teacher_may_come_and_go(job, teacher):
+    done = job(teacher)
+    second = ["--compare_with", "teacher", "--second.kind", "gemini", "--second.model", "other"]
+    second += ["--second.base_url", teacher.url]
+    assert done.run() == 0
+    rows = done.rows()
+    assert done.run(*second) == 0
+    assert len(teacher.requests) == 160
+    assert done.rows()[0]["label"]["second"]["model"] == "other"
+    assert done.run() == 0
+    assert (done.rows(), len(teacher.requests)) == (rows, 160)
+    with pytest.raises(UserError, match="asked with another second"):
+        done.run(*second, "--second.temperature", "0.9")
 
 
 def test_a_price_table_counts_the_cost(job, teacher):
@@ -340,6 +372,24 @@ def test_a_server_that_is_away_is_waited_for(job, teacher):
         (["--teacher.kind", "gemini", "--model", "m"], "GEMINI_API_KEY with Gemini's key is not"),
         (["--teacher.kind", "openai", "--model", "m"], "OPENAI_API_KEY with the teacher's key"),
         (["--compare_with", "teacher"], "needs second.kind and second.model"),
+        (["--max_cost", "5"], "max_cost needs teacher.price_in and teacher.price_out"),
+        (
+            [
+                "--teacher.kind",
+                "openai",
+                "--model",
+                "m",
+                "--compare_with",
+                "teacher",
+                "--second.kind",
+                "openai",
+                "--second.model",
+                "n",
+                "--second.stills",
+                "4",
+            ],
+            "second.stills is 4, teacher.stills is 16: both teachers get the same stills",
+        ),
     ],
 )
 def test_mistakes_are_told(clips, tmp_path, flags, message):

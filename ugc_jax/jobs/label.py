@@ -56,6 +56,21 @@ class LabelConfig:
             raise UserError("verify.compare_with teacher needs second.kind and second.model")
         if self.verify.compare_with != "teacher" and self.second.kind is not None:
             raise UserError("second.kind needs --compare_with teacher")
+        both = self.teacher, self.second
+        priced = (*both, self.judge)
+        if self.max_cost is not None and not any(one.price_in or one.price_out for one in priced):
+            raise UserError(
+                "max_cost needs teacher.price_in and teacher.price_out: without prices all answers "
+                "cost 0, and nothing stops"
+            )
+        for name in ("stills", "side"):
+            if all(one.kind == "openai" and one.picture == "stills" for one in both):
+                first, second = (getattr(one, name) for one in both)
+                if first != second:
+                    raise UserError(
+                        f"second.{name} is {second}, teacher.{name} is {first}: both teachers get "
+                        "the same stills; give one number"
+                    )
         if self.verify.compare_with == "sample" and self.teacher.temperature == 0:
             raise UserError("verify.compare_with sample needs teacher.temperature above 0")
 

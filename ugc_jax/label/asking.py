@@ -144,7 +144,7 @@ class Asker:
     ):
         self._teacher, self.config, self._asking = teacher, config, asking
         self._journal, self._pace, self._budget, self._slots = journal, pace, budget, slots
-        self.name = f"{config.kind} {config.model}"
+        self.name = config.name
         self._down_since: float | None = None  # beginning of an outage
 
     def key(self, question: Question) -> str:
@@ -197,7 +197,9 @@ class Asker:
                     raise OutOfBudget
                 number = self._journal.asked(key)
                 try:
-                    async with asyncio.timeout(self._asking.timeout):
+                    # Our own engine answers when its batch is done; no connection can break.
+                    is_local = self.config.kind == "local"
+                    async with asyncio.timeout(None if is_local else self._asking.timeout):
                         reply = await self._teacher.ask(question)
                 except TimeoutError:
                     trouble = Trouble(Kind.FAULT, "no answer within the time limit", lost=True)
@@ -224,8 +226,8 @@ class Asker:
         before = self._journal.versions.get(self.name, reply.version)
         if before != reply.version:
             fault = f"answered by {reply.version}, not by {before}"
-        where = question.clip, question.stage, self.name
-        self._journal.answered(key, number, *where, reply, cost, fault)
+        where = question.clip, question.stage, question.sample, self.name
+        self._journal.answered(key, number, where, reply, cost, fault)
         if before != reply.version:
             raise UserError(
                 f"{self.name}: answers are of {reply.version} now, those so far of {before}, and "

@@ -8,7 +8,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.label import material
 from ugc_jax.label.asking import tokens_of
 from ugc_jax.label.journal import Journal
-from ugc_jax.label.run import Places, Plan
+from ugc_jax.label.run import Places, Plan, check_places
 from ugc_jax.progress import duration, progress
 
 # Letters of the drafts in a question about both, as a guess.
@@ -52,9 +52,10 @@ class Estimate:
 
 
 def estimate(plan: Plan, places: Places, clips: Sequence[str]) -> Estimate:
-    """Read the lengths of all clips; sends nothing. Raises UserError for a broken journal."""
+    """Read the lengths of all clips; sends nothing. Raises UserError for files of another run."""
     found, seen = Estimate(len(clips)), set()
-    stages: set[tuple[str, str]] = set()
+    stages: set[tuple[str, str, int, str]] = set()
+    check_places(places, plan)
     if places.journal.exists():
         with Journal(places.journal) as journal:
             stages, found.spent = journal.stages, journal.spent
@@ -74,17 +75,18 @@ def estimate(plan: Plan, places: Places, clips: Sequence[str]) -> Estimate:
     return found
 
 
-def _add(found: Estimate, plan: Plan, length: material.Length, stages: set[tuple[str, str]]):
-    """Add the passes of one clip."""
+def _add(found: Estimate, plan: Plan, length: material.Length, stages: set[tuple]):
+    """Add the passes of one clip. stages: those that have an answer, as in the journal."""
     texts = {stage: len(plan.prompts.question(stage)) for stage in ("sound", "picture", "both")}
     texts["both"] += _DRAFTS
-    passes = [("both", plan.teacher)]
-    passes += [("sound", plan.teacher)] if length.sound else []
-    passes += [("picture", plan.teacher)] if length.picture else []
+    passes = [("both", 0, plan.teacher)]
+    passes += [("sound", 0, plan.teacher)] if length.sound else []
+    passes += [("picture", 0, plan.teacher)] if length.picture else []
     if plan.verify.compare_with != "none":
-        passes.append(("both", plan.second or plan.teacher))
-    for stage, teacher in passes:
-        if (length.digest, stage) in stages:
+        sample = int(plan.verify.compare_with == "sample")
+        passes.append(("both", sample, plan.second or plan.teacher))
+    for stage, sample, teacher in passes:
+        if (length.digest, stage, sample, teacher.name) in stages:
             found.answered += 1
             continue
         tokens = tokens_of(teacher, stage, length.sound, length.picture, texts[stage])

@@ -4,13 +4,15 @@ JSON Lines, to which whole lines are appended:
 
     {"asked": KEY, "number": N}                   before a request is sent
     {"failed": KEY, "number": N, "reason": ..., "lost": ...}   it has no reply
-    {"answered": KEY, "number": N, "clip", "stage", "text", "version", "tokens", "cost", "fault"}
+    {"answered": KEY, "number": N, "clip", "stage", "sample", "teacher", "text", "version",
+     "tokens", "cost", "fault"}                   its reply (one line)
 
 A reply is on the disk (fsync) when `answered` returns, and only then it is counted. A request
 without an end is one that was under way when the run was killed: whether it was answered, and
 charged, is not known. It is asked again, and `unknown` counts it.
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -59,7 +61,8 @@ class Journal:
         """
         self.path, self.totals = Path(path), Totals()
         self.versions: dict[str, str] = {}  # teacher -> the version that its replies name
-        self.stages: set[tuple[str, str]] = set()  # (clip, stage) that have an answer
+        # What has an answer: (clip, stage, sample, teacher)
+        self.stages: set[tuple[str, str, int, str]] = set()
         self._lines: dict[str, list[Line]] = {}
         self._open: dict[tuple[str, int], bool] = {}
         self._number = 0
@@ -111,24 +114,26 @@ class Journal:
         self,
         key: str,
         number: int,
-        clip: str,
-        stage: str,
-        teacher: str,
+        where: tuple[str, str, int, str],
         reply: Reply,
         cost: float,
         fault: str | None,
     ):
-        """Keep a reply; it is on the disk when this returns. fault: why it cannot be used."""
+        """Keep a reply; it is on the disk when this returns.
+
+        where: clip, stage, sample and teacher. fault: why it cannot be used.
+        """
+        clip, stage, sample, teacher = where
         line = Line(reply.text, reply.version, reply.tokens, cost, fault)
         row = {"answered": key, "number": number, "clip": clip, "stage": stage}
-        row |= {"teacher": teacher, "text": reply.text, "version": reply.version}
+        row |= {"sample": sample, "teacher": teacher, "text": reply.text, "version": reply.version}
         row |= {"tokens": list(reply.tokens), "cost": cost, "fault": fault}
         self._write(row)
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._refused(error) from None
-        self._keep(key, number, teacher, (clip, stage), line)
+        self._keep(key, number, where, line)
 
     # ---- the state that follows from the lines, the same while it is written and when it is read
 
@@ -141,10 +146,10 @@ class Journal:
         self.totals.failed += 1
         self.totals.unknown += lost
 
-    def _keep(self, key: str, number: int, teacher: str, where: tuple[str, str], line: Line):
+    def _keep(self, key: str, number: int, where: tuple[str, str, int, str], line: Line):
         self._open.pop((key, number), None)
         self._lines.setdefault(key, []).append(line)
-        self.versions.setdefault(teacher, line.version)
+        self.versions.setdefault(where[3], line.version)
         if line.fault is None:
             self.stages.add(where)
         totals = self.totals
@@ -155,9 +160,16 @@ class Journal:
         totals.cost += line.cost
 
     def _write(self, row: dict):
+        """Append a whole line, or nothing."""
+        line = memoryview((files.to_json(row) + "\n").encode())
+        before = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write((files.to_json(row) + "\n").encode())
+            # On a disk that gets full, a write takes a part of the line, and the next one fails.
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
             raise self._refused(error) from None
 
     def _read(self):
@@ -176,8 +188,8 @@ class Journal:
                 else:
                     tokens = Tokens(*row["tokens"])
                     kept = Line(row["text"], row["version"], tokens, row["cost"], row["fault"])
-                    where = row["clip"], row["stage"]
-                    self._keep(row["answered"], row["number"], row["teacher"], where, kept)
+                    where = row["clip"], row["stage"], row.get("sample", 0), row["teacher"]
+                    self._keep(row["answered"], row["number"], where, kept)
             except (KeyError, TypeError, AttributeError):
                 raise UserError(
                     f"{self.path}:{line.number}: is no line of a journal; choose another output, "

@@ -11,7 +11,6 @@ clips: whatever was killed and however often, the output is that of an undisturb
 import asyncio
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections import Counter
@@ -106,19 +105,21 @@ class Summary:
     is_out_of_budget: bool = False
 
 
-def check_places(places: Places, plan: Plan, clips: Sequence[str]):
-    """Note the settings beside the output. Raises UserError for files of another run.
+def check_places(places: Places, plan: Plan) -> dict:
+    """Return the settings to note beside the output. Raises UserError for files of another run.
 
     Verification and limits may differ from those of earlier runs: rows are made anew from the
     answers. What decides the answers may not: every clip would be asked, and paid, again.
     """
     note = places.beside("settings.json")
     how: dict = {"teacher": plan.teacher.identity, "prompts": plan.prompts.hash}
-    how |= {"second": None if plan.second is None else plan.second.identity}
-    how = json.loads(json.dumps(how))
+    if plan.second is not None:
+        how["second"] = plan.second.identity
+    before = {}
     if note.exists():
         before = files.read_json(note, "choose another output")
         for name, value in how.items():
+            # A second teacher may come, and go, as verification may change.
             if before.get(name) != value and not (name == "second" and not before.get(name)):
                 raise UserError(
                     f"{places.output}: its answers were asked with another {name} "
@@ -134,7 +135,7 @@ def check_places(places: Places, plan: Plan, clips: Sequence[str]):
                 )
     if places.output.resolve() == places.rejected.resolve():
         raise UserError(f"rejected: {places.rejected} is the output, too; choose another file")
-    files.write_json(note, how, "choose another output", indent=2)
+    return before | how
 
 
 class Run:
@@ -452,8 +453,9 @@ def run(plan: Plan, places: Places, clips: Sequence[str], make: MakeTeacher) -> 
 
     Raises UserError for settings, files or a server that cannot be used.
     """
-    check_places(places, plan, clips)
+    how = check_places(places, plan)
     with Journal(places.journal) as journal:
+        files.write_json(places.beside("settings.json"), how, "choose another output", indent=2)
         work = Run(plan, places, clips, make, journal)
         try:
             asyncio.run(work.label())

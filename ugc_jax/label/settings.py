@@ -59,6 +59,11 @@ class TeacherConfig:
             raise UserError("kind is missing: gemini, openai or local")
 
     @property
+    def name(self) -> str:
+        """Kind and model, as messages name the teacher."""
+        return f"{self.kind} {self.model}"
+
+    @property
     def key_name(self) -> str:
         """The environment variable with the key."""
         return self.key or KEYS[self.kind]
@@ -85,7 +90,7 @@ class AskingConfig:
     concurrency: int = 8  # clips, and questions, that are under way at a time
     requests_per_minute: float | None = None  # at most; none: no limit
     tokens_per_minute: float | None = None  # at most, of questions and answers; none: no limit
-    timeout: float = 180.0  # seconds that an answer may take
+    timeout: float = 180.0  # seconds that the answer of a server may take; local has no limit
     retries: int = 6  # times that a question is asked again after an error of server or connection
     # times that it is asked again after an answer of no use: cut off, blocked, not the form asked
     unusable: int = 2
