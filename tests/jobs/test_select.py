@@ -153,6 +153,11 @@ def test_rows_without_a_label(select, folder, tmp_path):
     run = ["select", str(path), "--count", "2", "--output", str(tmp_path / "x.jsonl")]
     with pytest.raises(UserError, match="row 1: has no label, which quotas are about"):
         cli.run([*run, "--quota", "tone=Neutral:1"])
+    rows[1]["label"] = {"sound": {"tone": None}}
+    rows[0]["label"] = label("Neutral")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="row 2: label: sound.tone is None, of which no quota"):
+        cli.run([*run, "--quota", "tone=Neutral:1"])
     path.write_text(json.dumps({"path": "a.mp4", "caption": "A."}) + "\n")
     with pytest.raises(UserError, match="row 1: videos is not a list of one path"):
         cli.run(run)

@@ -210,6 +210,8 @@ def test_scarce_places_go_to_rows_that_fill_two_minimums():
         ("tone=Negative:", "is not of the form"),
         ("tone=Negative:-", "is not of the form"),
         ("mood=Negative:3", "mood is no field of a label; use voice_source, tone"),
+        ("tone=Negativ:3", "tone is never Negativ; use one of Positive, Negative, Neutral"),
+        ("music=true:-5", "music is never true; use one of yes, no"),
         ("tone=Negative:5-3", "at least 5 and at most 3"),
         ("tone=Negative:1.5-", "1.5 is not a number of rows"),
         ("tone=Negative:1.2.3-", "'1.2.3' is not a number"),
@@ -220,6 +222,36 @@ def test_scarce_places_go_to_rows_that_fill_two_minimums():
 def test_wrong_quotas(text, match):
     with pytest.raises(UserError, match=match):
         read_quotas(text.split(","), 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "low", "high"),
+    [
+        ("tone=Neutral:10%-", 5, 1, None),  # none would be less than a tenth
+        ("tone=Neutral:20%-", 7, 2, None),
+        ("tone=Neutral:-20%", 7, 0, 1),  # two would be more than a fifth
+        ("tone=Neutral:7%-29%", 100, 7, 29),
+        ("tone=Neutral:50%", 7, 4, 4),
+    ],
+)
+def test_shares_hold_in_whole_rows(text, count, low, high):
+    (quota,) = read_quotas([text], count)
+    assert (quota.low, quota.high) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("label", "fault"),
+    [
+        ({"sound": "barks"}, "sound is 'barks', not the answers of a pass"),
+        ({"sound": {"tone": None}}, "sound.tone is None"),
+        ({"sound": {"tone": ["Neutral"]}}, r"sound.tone is \['Neutral'\]"),
+        ({"sound": {"music": "yes"}}, "sound.music is 'yes'"),
+        ({"picture": {"text": 1}}, "picture.text is 1"),
+    ],
+)
+def test_a_label_of_another_form(label, fault):
+    with pytest.raises(ValueError, match=fault):
+        attributes(label)
 
 
 def test_attributes_of_a_label():

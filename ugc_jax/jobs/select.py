@@ -132,7 +132,16 @@ def _read(labels: Path, media: str | None, quotas: Sequence[Quota]) -> tuple[lis
         caption = read.solution or ""
         if read.messages[-1]["role"] == "assistant":
             caption = read.messages[-1]["content"]
-        values = attributes(label) if isinstance(label, dict) else {}
+        values = {}
+        try:
+            values = attributes(label) if isinstance(label, dict) else {}
+        except ValueError as error:
+            # A column of that name may be of something else; only quotas need it.
+            if quotas:
+                raise UserError(
+                    f"{labels}: row {number}: label: {error}, of which no quota can be counted; "
+                    "correct it, or leave quota out"
+                ) from None
         clips.append(Clip(clip_id(read.media[0]), read.media[0], caption, values))
     return rows, clips
 

@@ -12,13 +12,15 @@ The similarity of two rows is the cosine between them, as seen from the mean of 
 is negative.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from ugc_jax.data.annotation import STAGES, fields_of
+from ugc_jax.data.annotation import NO_VOICE, STAGES, TONES, VOICE_SOURCES, fields_of
 from ugc_jax.errors import UserError
 
 IDENTICAL = 1e-3  # distance, as a share of the length, up to which two rows are of one clip
@@ -27,7 +29,13 @@ _TRIED = 64  # candidates whose gains are computed at a time
 _QUOTA = re.compile(r"(?P<field>\w+)=(?P<value>.+):(?P<low>[\d.]*%?)(?P<dash>-?)(?P<high>[\d.]*%?)")
 # Fields of texts and lists, of which a quota knows only whether there is something.
 _FILLED = ("text", "objects", "sounds", "background_change")
-FIELDS = ("voice_source", "tone", "music", *_FILLED)
+# Field -> the values that it can have in a quota.
+OPTIONS = {
+    "voice_source": (*VOICE_SOURCES, NO_VOICE),
+    "tone": TONES,
+    **dict.fromkeys(("music", *_FILLED), ("yes", "no")),
+}
+FIELDS = tuple(OPTIONS)
 
 
 class Quota(NamedTuple):
@@ -80,7 +88,9 @@ def read_quotas(texts: Sequence[str], count: int) -> tuple[Quota, ...]:
     """Return quotas as "tone=Negative:20%-", "music=yes:100-300", "text=no:-50", "tone=Neutral:40".
 
     A number is of rows, or with % a share of `count`; LOW- is at least, -HIGH at most, one number
-    both. Raises UserError for another form, an unknown field and minimums that exceed `count`.
+    both. Of a share that is no whole number of rows, LOW is rounded up, HIGH down, and one number
+    to the nearest. Raises UserError for another form, an unknown field or value, and minimums that
+    exceed `count`.
     """
     quotas: list[Quota] = []
     for text in texts:
@@ -94,8 +104,15 @@ def read_quotas(texts: Sequence[str], count: int) -> tuple[Quota, ...]:
             raise UserError(
                 f"quota {text!r}: {match['field']} is no field of a label; use {', '.join(FIELDS)}"
             )
-        low = _rows(match["low"], count, text) if match["low"] else 0
-        high = _rows(match["high"], count, text) if match["high"] else None
+        options = OPTIONS[match["field"]]
+        if match["value"].casefold() not in (one.casefold() for one in options):
+            raise UserError(
+                f"quota {text!r}: {match['field']} is never {match['value']}; use one of "
+                f"{', '.join(options)}"
+            )
+        whole = math.ceil if match["dash"] else round
+        low = _rows(match["low"], count, text, whole) if match["low"] else 0
+        high = _rows(match["high"], count, text, math.floor) if match["high"] else None
         quota = Quota(match["field"], match["value"], low, high if match["dash"] else low)
         if quota.high is not None and quota.high < quota.low:
             raise UserError(f"quota {text!r}: at least {low} and at most {high}; correct one")
@@ -112,14 +129,14 @@ def read_quotas(texts: Sequence[str], count: int) -> tuple[Quota, ...]:
     return tuple(quotas)
 
 
-def _rows(text: str, count: int, quota: str) -> int:
+def _rows(text: str, count: int, quota: str, whole: Callable[[Fraction], int]) -> int:
     try:
-        number = float(text.rstrip("%"))
+        number = Fraction(text.rstrip("%"))
     except ValueError:
         raise UserError(f"quota {quota!r}: {text!r} is not a number; write 100 or 20%") from None
     if text.endswith("%"):
-        return round(number * count / 100)
-    if not number.is_integer():
+        return whole(number * count / 100)
+    if number.denominator != 1:
         raise UserError(f"quota {quota!r}: {text} is not a number of rows; write 100 or 20%")
     return int(number)
 
@@ -127,15 +144,25 @@ def _rows(text: str, count: int, quota: str) -> int:
 def attributes(label: Mapping) -> dict[str, str]:
     """Return {field: value} of a row's label, as quotas name them; absent fields are left out.
 
-    true and false are yes and no; of texts and lists, whether there is something.
+    true and false are yes and no; of texts and lists, whether there is something. Raises
+    ValueError, which names the field, for a label of another form.
     """
     found = {}
     for stage in STAGES:
-        said = label.get(stage) or {}
+        said = {} if label.get(stage) is None else label[stage]
+        if not isinstance(said, Mapping):
+            raise ValueError(f"{stage} is {said!r:.40}, not the answers of a pass")
         for name in fields_of(stage):
-            if name in said and name in FIELDS:
-                value = bool(said[name]) if name in _FILLED else said[name]
-                found[name] = {True: "yes", False: "no"}.get(value, value)
+            if name not in said or name not in FIELDS:
+                continue
+            value = said[name]
+            if name in _FILLED:
+                kinds, filled = (str, list), bool(value)
+            else:
+                kinds, filled = (bool,) if name == "music" else (str,), value
+            if not isinstance(value, kinds):
+                raise ValueError(f"{stage}.{name} is {value!r:.40}")
+            found[name] = filled if isinstance(filled, str) else ("yes" if filled else "no")
     return found
 
 
