@@ -18,7 +18,7 @@ from ugc_jax.label import asking, prompts
 from ugc_jax.label.settings import AskingConfig
 from ugc_jax.media.clip import probe
 from ugc_jax.media.presets import QUESTION, ClipSettings
-from ugc_jax.media.streams import picture_part, sound_part
+from ugc_jax.media.streams import picture_part, sound_part, stills
 from ugc_jax.toy import world
 from ugc_jax.toy.teacher import VERSION, ErrorModel, Teacher, measure
 from ugc_jax.toy.world import WorldSettings
@@ -263,7 +263,7 @@ def test_a_price_table_counts_the_cost(job, teacher):
     assert done.totals()["cost"] == pytest.approx(expected)
 
 
-def test_no_clip_is_without_a_line(clips, teacher, tmp_path):
+def test_no_clip_is_without_a_line(clips, teacher, tmp_path, capsys):
     """Broken, silent and copied clips, and a picture."""
     folder = tmp_path / "some"
     folder.mkdir()
@@ -274,13 +274,19 @@ def test_no_clip_is_without_a_line(clips, teacher, tmp_path):
     silent = picture_part(probe(teacher.clips.paths[4])).data
     (folder / "silent.mp4").write_bytes(silent)
     done = Job(teacher, clips, tmp_path / "train.jsonl")
-    done.words[1] = str(folder)
+    (folder / "still.jpg").write_bytes(stills(probe(teacher.clips.paths[4]), 1, 64)[0].data)
+    done.words[1:2] = [str(folder), str(folder / "still.jpg")]
+    assert done.run("--dry_run") == 0
+    assert "clips     7 (2 cannot be read, 1 copies of others)" in capsys.readouterr().out
     assert done.run() == 1  # the broken one is tried again
+    assert f"(2 are tried again by a further run); why: {tmp_path}/rejected.jsonl\n" in (
+        capsys.readouterr().err
+    )
     rows = {row["videos"][0]: row for row in done.rows()}
     rejected = {row["videos"][0]: row for row in done.rows("rejected.jsonl")}
     assert set(rows) | set(rejected) == {
         "some/0.mp4", "some/1.mp4", "some/2.mp4", "some/copy.mp4", "some/broken.mp4",
-        "some/silent.mp4",
+        "some/silent.mp4", "some/still.jpg",
     }  # fmt: skip
     assert rejected["some/broken.mp4"]["reason"].startswith("unreadable: ")
     assert "messages" not in rejected["some/broken.mp4"]

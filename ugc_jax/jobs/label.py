@@ -131,7 +131,8 @@ def main(config: LabelConfig, words: list[str]) -> int:
     print(
         f"{summary.labelled} of {summary.clips} clips labelled, {summary.rejected} rejected"
         f"{f' ({summary.retried} are tried again by a further run)' if summary.retried else ''}"
-        f"{f', {summary.open} open' if summary.open else ''}{reasons}",
+        f"{f', {summary.open} open' if summary.open else ''}"
+        f"{f'; why: {places.rejected}' if summary.rejected else ''}{reasons}",
         file=sys.stderr,
     )
     if summary.is_out_of_budget:

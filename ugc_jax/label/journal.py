@@ -209,5 +209,8 @@ class Journal:
             ) from None
 
     def _refused(self, error: OSError) -> Exception:
-        fault = f"{self.path}: answers cannot be kept there ({error}); {files.FULL_DISK}"
+        fault = (
+            f"{self.path}: answers cannot be kept there ({error}); free disk space and run "
+            "again, or choose another output"
+        )
         return environment_failure(error, self.path) or UserError(fault)

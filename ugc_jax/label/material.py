@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
-from ugc_jax.media.clip import probe
+from ugc_jax.media.clip import Source, probe
 from ugc_jax.media.streams import Part, picture_part, sound_part, stills, whole_part
 
 
@@ -42,17 +42,15 @@ class Length(NamedTuple):
 
 
 def measure(path: str) -> Length:
-    """Return the lengths of a clip. Raises UserError for one that cannot be read."""
-    source = probe(path)
+    """Return the lengths of a clip. Raises UserError as `read`."""
+    source = _probe(path)
     return Length(digest_of(path), source.audio_seconds if source.has_audio else 0, source.seconds)
 
 
 def read(path: str, wanted: Wanted) -> Material:
     """Return the parts of a clip. Raises UserError for one that cannot be read, or is an image."""
-    source = probe(path)
+    source = _probe(path)
     allow(source.length)
-    if source.kind == "image":
-        raise UserError(f"{path}: is an image, without time or sound; name a video")
     sound = sound_part(source)
     picture = picture_part(source)
     if picture is None:
@@ -60,6 +58,13 @@ def read(path: str, wanted: Wanted) -> Material:
     pictures = tuple(stills(source, wanted.stills, wanted.side)) if wanted.stills else ()
     both = picture if sound is None else whole_part(source)
     return Material(digest_of(path), source.length, sound, picture, both, pictures)
+
+
+def _probe(path: str) -> Source:
+    source = probe(path)
+    if source.kind == "image":
+        raise UserError(f"{path}: is an image, without time or sound; name a video")
+    return source
 
 
 def digest_of(path: str) -> str:
