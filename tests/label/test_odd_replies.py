@@ -158,3 +158,9 @@ def test_no_pause_is_longer_than_the_wait(one, teacher, monkeypatch, status):
             done.run("--wait", "0.01")
     else:
         assert done.run("--wait", "0.01") == 1
+
+
+def test_a_busy_server_that_asks_for_no_pause_is_not_flooded(one, teacher, monkeypatch):
+    send(teacher, monkeypatch, b"{}", 429, {"Retry-After": "0"}.items())
+    assert one("openai").run("--wait", "0.03", "--backoff", "0.3") == 1
+    assert 4 <= len(teacher.times) <= 12

@@ -239,7 +239,7 @@ class Asker:
         """Return the seconds to wait before the next attempt. Raises if there is none."""
         config, now = self._asking, time.monotonic()
         pause = min(config.backoff * 2 ** min(trials, 20), MOST_PAUSE) * random.uniform(0.5, 1)
-        if trouble.after is not None:
+        if trouble.after:  # "at once", of a server without room, is no pause
             pause = min(trouble.after, MINUTE * config.wait)
         if trouble.kind is Kind.CONFIG:
             raise UserError(
