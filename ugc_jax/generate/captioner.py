@@ -62,10 +62,10 @@ from ugc_jax.settings import closest, from_options
 logger = logging.getLogger(__name__)
 
 BUCKETS, NO_DEFAULTS = Buckets(), Defaults("the model")
-# Tokens of a chunk that a tower processes at a time on one device. An accelerator: enough to use it
-# fully, few enough for activations that are small beside the weights. A CPU: few enough for its
-# caches.
-CHUNK = {"cpu": 2048, "gpu": 16384, "tpu": 16384}
+# Tokens of a chunk that a tower processes at a time on one device; 0: all. An accelerator: enough
+# to use it, few enough for activations that are small beside the weights. A CPU gets few prompts
+# at a time as it is (`engine.prefill_tokens`).
+CHUNK = {"cpu": 0, "gpu": 16384, "tpu": 16384}
 
 
 @dataclasses.dataclass(frozen=True)
