@@ -336,11 +336,7 @@ class Store:
             if row is None or (earlier and found.stage != "both"):
                 raise Refused(403, f"stage {stage} is not open")
             last = self._last(c, work, stage)
-            if base != last.version:
-                raise Refused(
-                    409, "the clip was changed in another window; load the page again",
-                    version=last.version, value=last.value,
-                )  # fmt: skip
+            _check_follows(last, base)
             label = kind
             if earlier:
                 label = "correct" if kind == "submit" else "autosave"
@@ -365,11 +361,7 @@ class Store:
             if found.stage != stage and not (found.stage == "both" and stage in STAGES):
                 raise Refused(403, f"stage {stage} is not open")
             last = self._last(c, work, stage)
-            if base != last.version:
-                raise Refused(
-                    409, "the clip was changed in another window; load the page again",
-                    version=last.version, value=last.value,
-                )  # fmt: skip
+            _check_follows(last, base)
             if not (last.can_undo if back else last.can_redo):
                 raise Refused(409, f"there is nothing to {'undo' if back else 'redo'}")
             rows = self._versions(c, work, stage)
@@ -894,6 +886,15 @@ def _active(now: float):
     """Whether a work has a seat: it is done, or open and locked."""
     open_ = t.works.c.stage.in_(STAGES) & (t.works.c.locked_until >= now)
     return (t.works.c.stage == "done") | open_
+
+
+def _check_follows(last: Saved, base: int):
+    """Refuse (409) a change that does not follow the last version."""
+    if base != last.version:
+        raise Refused(
+            409, "the clip was changed in another window; load the page again",
+            version=last.version, value=last.value,
+        )  # fmt: skip
 
 
 def _check_reached(work: Work, stage: str):
