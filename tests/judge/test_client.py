@@ -341,11 +341,11 @@ def test_retry_after_holds_all_questions(server, config):
 
 
 def test_retry_after_as_a_date(server, config):
-    assert module._retry_after({"retry-after": "7"}) == 7
+    assert module.retry_after({"retry-after": "7"}) == 7
     date = formatdate(time.time() + 5, usegmt=True)
-    assert module._retry_after({"retry-after": date}) == pytest.approx(4.5, abs=1)
-    assert module._retry_after({"retry-after": "soon"}) is None
-    assert module._retry_after({}) is None
+    assert module.retry_after({"retry-after": date}) == pytest.approx(4.5, abs=1)
+    assert module.retry_after({"retry-after": "soon"}) is None
+    assert module.retry_after({}) is None
 
 
 def test_no_room_for_longer_than_the_wait(server, config):

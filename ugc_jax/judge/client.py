@@ -27,7 +27,7 @@ import random
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ugc_jax.errors import UserError
@@ -308,7 +308,7 @@ class Judge:
         pause = min(config.backoff * 2 ** min(trials.attempts, 20), MAX_PAUSE)
         pause *= random.uniform(0.5, 1)
         if isinstance(error, self._openai.APIStatusError):
-            pause = _retry_after(error.response.headers) or pause
+            pause = retry_after(error.response.headers) or pause
             if trouble is not _Trouble.AWAY:
                 self._note_up()
         trials.attempts += 1
@@ -467,11 +467,11 @@ def _diagnose(error: Exception, openai) -> tuple[_Trouble, str]:
     return _Trouble.AWAY if is_away else _Trouble.FAULT, reason
 
 
-def _retry_after(headers) -> float | None:
-    """Seconds of the header Retry-After (RFC 9110, 10.2.3); None without it."""
-    value = headers.get("retry-after", "")
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of the header Retry-After (RFC 9110, 10.2.3); None without it."""
+    value = headers.get("retry-after") or headers.get("Retry-After") or ""
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None

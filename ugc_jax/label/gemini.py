@@ -11,6 +11,7 @@ import os
 import re
 
 from ugc_jax.errors import UserError
+from ugc_jax.judge.client import retry_after
 from ugc_jax.judge.messages import encodable, one_line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import (
@@ -25,7 +26,6 @@ from ugc_jax.label.teacher import (
     Trouble,
     kind_of_status,
     number_of,
-    retry_after,
     tokens_told,
 )
 from ugc_jax.media.streams import Part

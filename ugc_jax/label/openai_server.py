@@ -9,6 +9,7 @@ import contextlib
 import os
 
 from ugc_jax.errors import UserError
+from ugc_jax.judge.client import retry_after
 from ugc_jax.judge.messages import encodable, one_line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import (
@@ -22,7 +23,6 @@ from ugc_jax.label.teacher import (
     Reply,
     Trouble,
     kind_of_status,
-    retry_after,
     tokens_told,
 )
 from ugc_jax.media.streams import Part

@@ -1,10 +1,6 @@
 """What all teachers have in common: a question, a reply, and the troubles between them."""
 
-import contextlib
-import email.utils
 import enum
-import time
-from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from ugc_jax.label.material import Material
@@ -107,13 +103,3 @@ def number_of(tokens: object) -> int:
     """Return a number of tokens as a server tells it; 0 for what is none."""
     is_number = isinstance(tokens, int) and not isinstance(tokens, bool)
     return tokens if is_number and 0 <= tokens <= _MOST_TOKENS else 0
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of the header Retry-After (RFC 9110, 10.2.3); None without it."""
-    value = headers.get("retry-after") or headers.get("Retry-After") or ""
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
