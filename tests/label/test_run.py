@@ -14,7 +14,7 @@ from ugc_jax import cli, files
 from ugc_jax.data import annotation
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.errors import UserError
-from ugc_jax.label import asking, prompts
+from ugc_jax.label import asking, prompts, run
 from ugc_jax.label.settings import AskingConfig
 from ugc_jax.media.clip import probe
 from ugc_jax.media.presets import QUESTION, ClipSettings
@@ -192,6 +192,24 @@ def test_another_version_of_the_model_ends_the_job(job, teacher):
     assert done.run() == 0
     assert {row["label"]["model_version"] for row in done.rows()} == {VERSION}
     assert len(done.rows()) == 40
+
+
+def test_a_run_that_ends_at_once_keeps_the_rows_of_earlier_ones(job, clips, monkeypatch):
+    with Teacher(clips, errors=0.3, seed=2) as server:
+        done = job(server)
+        rejected = done.output.with_name("rejected.jsonl")
+        assert done.run() in (0, 1)
+        before = [files.read_text(path, "") for path in (done.output, rejected)]
+        assert before[1]
+
+        async def fail(self):
+            raise UserError("no network")
+
+        monkeypatch.setattr(run.Run, "label", fail)
+        with pytest.raises(UserError, match="no network"):
+            done.run()
+        assert [files.read_text(path, "") for path in (done.output, rejected)] == before
+        assert done.totals()["open"] == 0
 
 
 def test_max_cost_stops_cleanly(job, teacher, caplog):

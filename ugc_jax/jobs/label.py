@@ -140,7 +140,7 @@ def main(config: LabelConfig, words: list[str]) -> int:
             "stopped before max_cost %g would be exceeded; raise it, and run again to go on",
             config.max_cost,
         )
-    return 1 if summary.open or summary.retried else 0
+    return 1 if summary.open or summary.retried or summary.is_out_of_budget else 0
 
 
 def make_teacher(teacher: TeacherConfig, asking: AskingConfig, schemas: dict, config: LabelConfig):

@@ -94,7 +94,7 @@ class Labelled(NamedTuple):
 
 @dataclasses.dataclass
 class Summary:
-    """Counts of a run. open: clips without an outcome yet."""
+    """Counts of a run. open: clips without an outcome in this run or an earlier one."""
 
     clips: int = 0
     labelled: int = 0
@@ -152,6 +152,8 @@ class Run:
         self.budget = Budget(journal, plan.max_cost, self._other_cost)
         # By the clip's number. Copies of a clip share a digest, and the answers.
         self.outcomes: dict[int, Labelled] = {}
+        # The rows of earlier runs by path, for clips that this run does not reach.
+        self._earlier = {kind: _rows(file) for kind, file in places._asdict().items()}
         self._digests: dict[int, str] = {}
 
     def _other_cost(self) -> float:
@@ -241,16 +243,26 @@ class Run:
     # ---- results
 
     def write(self) -> Summary:
-        """Write the rows of all finished clips, the rejected ones and the totals, atomically."""
+        """Write the rows of all finished clips, the rejected ones and the totals, atomically.
+
+        Clips that this run did not reach keep the row of an earlier run.
+        """
         rows, rejected = [], []
         summary = Summary(len(self.clips), is_out_of_budget=self.budget.is_used_up)
         seen: dict[str, str] = {}
         for number, clip in enumerate(self.clips):
             outcome = self.outcomes.get(number)
-            if outcome is None:
-                summary.open += 1
-                continue
             path = written_path(clip, self.places.output)
+            if outcome is None:
+                if path in self._earlier["output"]:
+                    rows.append(self._earlier["output"][path])
+                elif path in self._earlier["rejected"]:
+                    row = self._earlier["rejected"][path]
+                    rejected.append(row)
+                    summary.reasons[str(row.get("reason")).partition(":")[0]] += 1
+                else:
+                    summary.open += 1
+                continue
             label = dict(outcome.label)
             digest = self._digests.get(number)
             if digest in seen:  # asked and paid once
@@ -296,6 +308,21 @@ class Run:
         totals = dataclasses.asdict(journal.totals) | {"unknown": journal.unknown}
         cost = {"cost": self.budget.spent, "judge_cost": self._other_cost()}
         return counts | totals | cost | {"versions": journal.versions}
+
+
+def _rows(file: Path) -> dict[str, dict]:
+    """Return the rows of an earlier run by the path of their clip; what is no row is left out.
+
+    The journal has the answers of such a row, which is made again from them.
+    """
+    if not file.exists():
+        return {}
+    rows = (line.value for line in files.read_lines(file, "move it away", errors="replace"))
+    return {
+        str(row["videos"][0]): row
+        for row in rows
+        if isinstance(row, dict) and isinstance(row.get("videos"), list) and row["videos"]
+    }
 
 
 def written_path(clip: str, output: Path) -> str:
