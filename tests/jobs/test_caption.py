@@ -183,11 +183,11 @@ def test_what_records_fix_is_refused(caption, records, clips, tmp_path):
 def test_warm_leaves_nothing_to_compile(
     kind, tiny_checkpoint, records, tmp_path, monkeypatch, caplog
 ):
-    """Clips of several buckets, one of which cannot be read."""
+    """Clips of several buckets, the largest first, one of which cannot be read."""
     monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
     caplog.set_level("INFO", logger="ugc_jax")
-    for number, seconds in enumerate((0.6, 2.7, 5.1)):
-        size = (64, 64 + 32 * number)
+    for number, seconds in enumerate((5.1, 2.7, 0.6)):
+        size = (64, 128 - 32 * number)
         clip = tmp_path / "clips" / f"{number}.mp4"
         clip.parent.mkdir(exist_ok=True)
         write_clip(clip, seed=number, seconds=seconds, fps=10, size=size, audio=number != 1)

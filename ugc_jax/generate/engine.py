@@ -598,6 +598,11 @@ class _Run:
                     new_tokens=self._new_tokens, penalizes=self._mode.penalizes,
                     stacked=self._stacked,
                 )  # fmt: skip
+                leaf = jax.tree.leaves(self._params)[0]
+                if engine.mesh is None and isinstance(leaf, jax.Array):
+                    # Committed to its device, as what the other programs make of it is: jit would
+                    # compile `insert` again for the bucket that comes first.
+                    self._state = jax.device_put(self._state, leaf.sharding)
                 return
             now = jax.tree.leaves(self._state.prompt)[0].shape[-1], self._state.seen.shape[1]
             tokens = max(tokens, now[0])
