@@ -45,19 +45,21 @@ def attention(
     *,
     causal: bool = False,
     shared_prompt: bool = False,
-    block: int = 256,
+    block: int | None = None,
 ) -> jax.Array:
     """Return self-attention (T = S) inside segments, [B, T, N, H] in q's dtype; grouped if K < N.
 
     segments_BT: i32, a query attends to keys of its own segment. Padding is a segment, too (0), so
       every query has keys.
     causal: a query attends to no later key. Computed in blocks of `block` queries and the keys up
-      to the block's end: half the work, and scores of B * N * block * S floats at most.
+      to the block's end: half the work, and scores of B * N * block * S floats at most. None: an
+      eighth of T, but 64 to 256. Smaller ones waste less, and larger ones compile faster.
     shared_prompt: see `visible_keys`.
     Scores and softmax are float32.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
+    block = block or min(max(64, T // 8), 256)
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
 
