@@ -13,14 +13,17 @@ from ugc_jax.errors import UserError
 
 # Prints the counts of hits and misses, and the result.
 PROGRAM = """
-import sys, jax, jax.numpy as jnp
+import logging, sys, jax, jax.numpy as jnp
 from jax import monitoring
-from ugc_jax.compilation import keep_compiled
+from ugc_jax.compilation import keep_compiled, report_use
+logging.basicConfig(level="INFO", stream=sys.stdout, format="log: %(message)s")
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
 keep_compiled(sys.argv[1], jax.devices()[0])
 result = jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))
-print(events.count("cache_hits"), events.count("cache_misses"), float(result.sum()))
+total = float(result.sum())
+print(events.count("cache_hits"), events.count("cache_misses"), total)
+report_use()
 """
 
 
@@ -34,7 +37,11 @@ def start(folder: str, **environment: str) -> subprocess.Popen:
 def counts(process: subprocess.Popen) -> tuple[int, int, float]:
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    hits, misses, result = out.split()
+    line, *log = out.splitlines()
+    hits, misses, result = line.split()
+    text = f"log: compilation cache: {hits} programs loaded, {misses} compiled and kept"
+    log = [one for one in log if "compilation cache:" in one]
+    assert log == ([] if hits == misses == "0" else [text])
     return int(hits), int(misses), float(result)
 
 

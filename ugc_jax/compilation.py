@@ -1,10 +1,12 @@
 """The persistent compilation cache: what one run has compiled, the next one loads."""
 
+import functools
 import hashlib
 import logging
 import os
 import platform
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -17,6 +19,9 @@ logger = logging.getLogger(__name__)
 AUTO, OFF = "auto", "off"
 MOST_BYTES = 8 << 30  # of a folder; what was not used for longest is deleted
 
+_EVENTS = {name: f"/jax/compilation_cache/cache_{name}" for name in ("hits", "misses")}
+_counts: Counter[str] = Counter()
+
 
 def keep_compiled(folder: str, device: jax.Device):
     """Have compiled programs, small ones included, kept in a folder for further runs.
@@ -26,6 +31,7 @@ def keep_compiled(folder: str, device: jax.Device):
     JAX_COMPILATION_CACHE_DIR or jax.config says goes before "auto". Several processes may share the
     folder. Raises UserError for a folder that cannot be written.
     """
+    _listen()
     if folder == OFF:
         jax.config.update("jax_compilation_cache_dir", None)
         return
@@ -50,6 +56,21 @@ def keep_compiled(folder: str, device: jax.Device):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     # With a limit, jax locks the folder while it reads and writes an entry.
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+
+
+def report_use():
+    """Log how many programs this process has loaded from the cache and how many it compiled."""
+    hits, misses = (_counts[event] for event in _EVENTS.values())
+    if hits or misses:
+        logger.info("compilation cache: %d programs loaded, %d compiled and kept", hits, misses)
+
+
+@functools.cache  # once a process
+def _listen():
+    def count(event: str, **_):
+        _counts[event] += 1
+
+    jax.monitoring.register_event_listener(count)
 
 
 def default_folder(device: jax.Device) -> Path:

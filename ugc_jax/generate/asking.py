@@ -13,6 +13,7 @@ from typing import Protocol
 
 import jax
 
+from ugc_jax.compilation import report_use
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Caption, Captioner
 from ugc_jax.generate.defaults import Defaults
@@ -90,6 +91,7 @@ def ask(
             answers = captioner.answer(by_clip, clip, sampling, engine)
             _record(answers, questions, files, totals)
             totals.programs = sum(captioner.engine.programs().values())
+            report_use()
     logger.info("answers in %s: %s", folder, totals)
     return how
 

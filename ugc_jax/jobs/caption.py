@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import jax
 
 from ugc_jax import files
+from ugc_jax.compilation import report_use
 from ugc_jax.data.records import RecordSource, is_records, with_texts
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
@@ -109,6 +110,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
                 stream = captioner.run_records(source, prompts, *rest)
             record_all(stream, len(todo), results, totals, token_ids=config.token_ids)
             totals.programs = sum(captioner.engine.programs().values())
+            report_use()
     print(totals, file=sys.stderr)
     if config.report is not None:
         files.write_json(config.report, totals.record(), "choose another file", indent=2)
