@@ -466,10 +466,10 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
     for place in range(size):
         where = np.array([place], np.int32)
         state = engine._insert(state, prefilled.cache, where, *arrays)
-    which, token, logprob, rows = decode.no_rows(size)
-    rows.limit[:] = work.new_tokens
-    token[:] = np.arange(size) % engine.config.tokens.pad_token_id
-    starts = [(~which, token, logprob, rows), decode.no_rows(size)]
+    begun = decode.no_rows(size)
+    begun.which[:], begun.rows.limit[:] = True, work.new_tokens
+    begun.first.token[:] = np.arange(size) % engine.config.tokens.pad_token_id
+    starts = [begun, decode.no_rows(size)]
     made = [0]
 
     def chunk() -> int:

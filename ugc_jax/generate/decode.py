@@ -64,6 +64,8 @@ class DecodeState(NamedTuple):
     done: bool[R], ended, or never started. A row that is done computes, but nothing of it changes.
     tokens: i32[R, N], generated, the end-of-text token included; beyond `count` of earlier use.
     logprobs: f32[R, N], of each token (see `sampling.next_token`).
+    top: i32[R, N, K], top_logprobs: f32[R, N, K], the most likely tokens in the place of each token
+      (see `sampling.Sampled`); K = 0 where no row asks for them.
     seen_prompt: bool[P, V], seen: bool[R, V]: tokens that the repetition penalty applies to; [_, 0]
       where no row has one.
     """
@@ -79,8 +81,13 @@ class DecodeState(NamedTuple):
     done: jax.Array
     tokens: jax.Array
     logprobs: jax.Array
+    top: jax.Array
+    top_logprobs: jax.Array
     seen_prompt: jax.Array
     seen: jax.Array
+
+
+READ = ("count", "done", "tokens", "logprobs", "top", "top_logprobs")  # by the host
 
 
 def empty_state(
@@ -92,12 +99,14 @@ def empty_state(
     new_tokens: int,
     penalizes: bool,
     stacked: bool,
+    ranks: bool = False,
 ) -> DecodeState:
     """Return a state of P places with G = `samples` rows each, all done.
 
-    tokens: T. new_tokens: N. stacked: the form of the layers, which the caches have, too.
+    tokens: T. new_tokens: N. stacked: the form of the layers, which the caches have, too. ranks: of
+    the rows' Mode.
     """
-    P, R, N = places, places * samples, new_tokens
+    P, R, N, K = places, places * samples, new_tokens, sampling.TOP if ranks else 0
     vocabulary = config.text.vocab_size if penalizes else 0
     cache = dict(dtype=compute.dtype, stacked=stacked)
     zeros = jnp.zeros
@@ -120,6 +129,8 @@ def empty_state(
         done=jnp.ones(R, bool),
         tokens=zeros((R, N), jnp.int32),
         logprobs=zeros((R, N), jnp.float32),
+        top=zeros((R, N, K), jnp.int32),
+        top_logprobs=zeros((R, N, K), jnp.float32),
         seen_prompt=zeros((P, vocabulary), bool),
         seen=zeros((R, vocabulary), bool),
     )  # fmt: skip
@@ -138,7 +149,7 @@ def state_axes(state: DecodeState) -> DecodeState:
     return axes._replace(
         prompt=decoder.cache_axes(state.prompt),
         own=decoder.cache_axes(state.own),
-        **{name: whole(getattr(state, name)) for name in ("count", "done", "tokens", "logprobs")},
+        **{name: whole(getattr(state, name)) for name in READ},
     )
 
 
@@ -212,19 +223,21 @@ def row_keys(seed: int, ids_R) -> jax.Array:
 
 
 def first_tokens(
-    logits_BV, tokens_BT, segments_BT, rows_BS: Rows, mode: sampling.Mode
-) -> tuple[jax.Array, jax.Array]:
-    """Return the first new token i32[B, S] of S samples of each prompt, and its log-probability.
+    logits_BV, tokens_BT, segments_BT, rows_BS: Rows, allowed_BW=None, *, mode: sampling.Mode
+) -> sampling.Sampled:
+    """Return the first new tokens of S samples of each prompt, with leading axes [B, S].
 
-    logits_BV: of `prefill`. rows_BS: Rows with leading axes [B, S].
+    logits_BV: of `prefill`. rows_BS: Rows with leading axes [B, S]. allowed_BW: see
+    `sampling.next_token`.
     """
     B, S = rows_BS.limit.shape
     rows = jax.tree.map(lambda leaf: leaf.reshape(B * S, *leaf.shape[2:]), rows_BS)
     seen_BV = seen_tokens(tokens_BT, segments_BT, logits_BV.shape[1] if mode.penalizes else 0)
     keys = _step_keys(rows.key, jnp.zeros(B * S, jnp.int32))
     logits, seen = (jnp.repeat(x, S, axis=0) for x in (logits_BV, seen_BV))
-    sampled = sampling.next_token(logits, seen, keys, mode, rows.knobs)
-    return tuple(x.reshape(B, S) for x in sampled)
+    allowed = None if allowed_BW is None else jnp.repeat(allowed_BW, S, axis=0)
+    sampled = sampling.next_token(logits, seen, keys, mode, rows.knobs, allowed)
+    return jax.tree.map(lambda leaf: leaf.reshape(B, S, *leaf.shape[1:]), sampled)
 
 
 def seen_tokens(tokens_BT, segments_BT, vocabulary: int) -> jax.Array:
@@ -266,8 +279,15 @@ def insert(state: DecodeState, cache, places_B, tokens_BT, segments_BT, position
     )
 
 
-def start(state: DecodeState, which_R, token_R, logprob_R, rows: Rows, eos: int) -> DecodeState:
-    """Start the rows `which_R` (bool) at their first token, of `first_tokens`."""
+def start(
+    state: DecodeState, which_R, first_R: sampling.Sampled, rows: Rows, eos: int
+) -> DecodeState:
+    """Start the rows `which_R` (bool) at their first token, of `first_tokens`.
+
+    A row of limit 0 ends with it: so is one ended that nobody waits for any more. The most likely
+    tokens are left out where the state has no room for them.
+    """
+    token_R = first_R.token
 
     def take(new, old):
         return jnp.where(which_R.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
@@ -285,15 +305,34 @@ def start(state: DecodeState, which_R, token_R, logprob_R, rows: Rows, eos: int)
         count=take(jnp.ones_like(state.count), state.count),
         done=take((token_R == eos) | (rows.limit <= 1), state.done),
         tokens=jnp.where(first_RN, token_R[:, None], state.tokens),
-        logprobs=jnp.where(first_RN, logprob_R[:, None], state.logprobs),
+        logprobs=jnp.where(first_RN, first_R.logprob[:, None], state.logprobs),
+        **_ranked(state, first_RN, first_R),
         seen=seen_RV,
     )
 
 
+def _ranked(state: DecodeState, at_RN, sampled_R: sampling.Sampled) -> dict[str, jax.Array]:
+    """The fields `top` and `top_logprobs` with those of new tokens, whose places are `at_RN`."""
+    K = state.top.shape[-1]
+
+    def put(old_RNK, new_RK):
+        return jnp.where(at_RN[..., None], new_RK[:, None, :K], old_RNK) if K else old_RNK
+
+    return dict(
+        top=put(state.top, sampled_R.top),
+        top_logprobs=put(state.top_logprobs, sampled_R.top_logprobs),
+    )
+
+
 def step(
-    params, config: OmniConfig, compute: Compute, state: DecodeState, mode: sampling.Mode
+    params,
+    config: OmniConfig,
+    compute: Compute,
+    state: DecodeState,
+    mode: sampling.Mode,
+    allowed_RW: jax.Array | None = None,
 ) -> DecodeState:
-    """Generate one token of each row that is not done."""
+    """Generate one token of each row that is not done. allowed_RW: see `sampling.next_token`."""
     T = jax.tree.leaves(state.prompt)[0].shape[-1]  # of keys, which come first
     R, N = state.tokens.shape
     G = R // len(state.length)
@@ -314,7 +353,9 @@ def step(
         state.cursor,
     )
     keys_R = _step_keys(state.rows.key, state.count)
-    token_R, logprob_R = sampling.next_token(logits_RV, state.seen, keys_R, mode, state.rows.knobs)
+    knobs_R = state.rows.knobs
+    new_R = sampling.next_token(logits_RV, state.seen, keys_R, mode, knobs_R, allowed_RW)
+    token_R = new_R.token
     live_R = ~state.done
     new_RN = live_R[:, None] & (indices_1N == state.count[:, None])
     seen_RV = state.seen
@@ -329,7 +370,8 @@ def step(
         count=count_R,
         done=state.done | ended_R,
         tokens=jnp.where(new_RN, token_R[:, None], state.tokens),
-        logprobs=jnp.where(new_RN, logprob_R[:, None], state.logprobs),
+        logprobs=jnp.where(new_RN, new_R.logprob[:, None], state.logprobs),
+        **_ranked(state, new_RN, new_R),
         seen=seen_RV,
     )
 
@@ -341,8 +383,9 @@ def steps(
     state: DecodeState,
     mode: sampling.Mode,
     count: int | jax.Array,
+    allowed_RW: jax.Array | None = None,
 ) -> DecodeState:
-    """Make `count` steps, fewer when no row is left."""
+    """Make `count` steps, fewer when no row is left. allowed_RW: of a single step."""
     # What no step changes stays outside of the loop.
     fixed = ("prompt", "length", "position", "rows", "seen_prompt")
     nothing = dict.fromkeys(fixed)
@@ -356,16 +399,17 @@ def steps(
 
     def one(loop):
         made, carried = loop
-        return made + 1, step(params, config, compute, whole(carried), mode)._replace(**nothing)
+        stepped = step(params, config, compute, whole(carried), mode, allowed_RW)
+        return made + 1, stepped._replace(**nothing)
 
     _, carried = jax.lax.while_loop(more, one, (jnp.int32(0), state._replace(**nothing)))
     return whole(carried)
 
 
-def grow(state: DecodeState, tokens: int, vocabulary: int) -> DecodeState:
-    """Return the state with room for prompts of T = `tokens`, and for the repetition penalty.
+def grow(state: DecodeState, tokens: int, vocabulary: int, top: int) -> DecodeState:
+    """Return the state with room for prompts of T = `tokens`, the penalty and the top tokens.
 
-    vocabulary: of the model, or 0 where no row has a penalty.
+    vocabulary: of the model, or 0 where no row has a repetition penalty. top: K.
     """
 
     def pad(cache: decoder.Cache) -> decoder.Cache:
@@ -379,9 +423,14 @@ def grow(state: DecodeState, tokens: int, vocabulary: int) -> DecodeState:
     def widen(seen):  # no row under way has a penalty: what it has seen has no effect
         return jnp.pad(seen, ((0, 0), (0, vocabulary - seen.shape[1])))
 
+    def deepen(ranked):
+        return jnp.pad(ranked, ((0, 0), (0, 0), (0, top - ranked.shape[-1])))
+
     is_cache = lambda node: isinstance(node, decoder.Cache)  # noqa: E731
     return state._replace(
         prompt=jax.tree.map(pad, state.prompt, is_leaf=is_cache),
+        top=deepen(state.top),
+        top_logprobs=deepen(state.top_logprobs),
         seen_prompt=widen(state.seen_prompt),
         seen=widen(state.seen),
     )
@@ -397,11 +446,20 @@ def _step_keys(keys_R2, count_R) -> jax.Array:
     return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys_R2), count_R)
 
 
-def no_rows(count: int) -> tuple:
-    """Return the arguments of `start` after the state, for no row (numpy), to be filled in."""
-    knobs = sampling.Knobs(
-        np.zeros(count, np.float32), np.zeros(count, np.int32), np.ones(count, np.float32),
-        np.ones(count, np.float32),
+class Starts(NamedTuple):
+    """The arguments of `start` after the state. which: bool[R]."""
+
+    which: np.ndarray
+    first: sampling.Sampled
+    rows: Rows
+
+
+def no_rows(count: int, top: int = 0) -> Starts:
+    """Return the starts of no row (numpy), to be filled in. top: K of the state."""
+    ones, zeros = np.ones(count, np.float32), functools.partial(np.zeros, count)
+    knobs = sampling.Knobs(zeros(np.float32), zeros(np.int32), ones, ones.copy())
+    first = sampling.Sampled(
+        zeros(np.int32), zeros(np.float32),
+        np.zeros((count, top), np.int32), np.zeros((count, top), np.float32),
     )  # fmt: skip
-    rows = Rows(np.zeros((count, 2), np.uint32), np.zeros(count, np.int32), knobs)
-    return np.zeros(count, bool), np.zeros(count, np.int32), np.zeros(count, np.float32), rows
+    return Starts(zeros(bool), first, Rows(np.zeros((count, 2), np.uint32), zeros(np.int32), knobs))

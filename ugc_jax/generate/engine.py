@@ -42,6 +42,7 @@ PROMPT_TOKENS = (
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 STEPS = 8  # of a chunk; a row that ends waits for half of them on average
+CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
 
 class Generated(NamedTuple):
@@ -81,11 +82,20 @@ class Request(NamedTuple):
 
     tag: given back with each completion. sampling: resolved. key_ids: u32, which together with
     sampling.seed decide a completion's random numbers.
+
+    streams: yield its tokens after each chunk of steps, too. top_logprobs: whether to give the
+    `sampling.TOP` most likely tokens beside each. spreads: samples take a place each, as far as
+    there are any, rather than following each other in one. cancelled: called with the number of a
+    sample before each chunk; where it is true, the sample ends with the error CANCELLED.
     """
 
     tag: object
     sampling: SamplingConfig
     key_ids: Sequence[int]
+    streams: bool = False
+    top_logprobs: bool = False
+    spreads: bool = False
+    cancelled: Callable[[int], bool] | None = None
 
 
 class Group(NamedTuple):
@@ -102,9 +112,20 @@ class Group(NamedTuple):
     shared: Shared | None = None
 
 
+class Top(NamedTuple):
+    """The most likely tokens in the place of each of n tokens, i32[n, K], most likely first.
+
+    logprobs: f32[n, K], of the same distribution as those of the tokens; -inf: cannot be sampled.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
 class Finished(NamedTuple):
     """One completion. sample: its number in Request.key_ids. tokens: i32[n], the end-of-text token
-    included. logprobs: f32[n]. error: why there is none, in which case sample is 0.
+    included. logprobs: f32[n]. error: why there is none; that of a prompt which exceeds the
+    device's memory is given once, for all its samples. top: if the request asks for it.
     """
 
     tag: object
@@ -113,6 +134,17 @@ class Finished(NamedTuple):
     logprobs: np.ndarray
     stopped: bool
     error: str | None = None
+    top: Top | None = None
+
+
+class Streamed(NamedTuple):
+    """The new tokens of a completion that is not finished, which `Finished` has again."""
+
+    tag: object
+    sample: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    top: Top | None = None
 
 
 class Source(Protocol):
@@ -223,10 +255,18 @@ class Engine:
         state = dict(config=config, compute=compute)
         self._empty = jax.jit(
             bind(_empty, **state),
-            static_argnames=("places", "samples", "tokens", "new_tokens", "penalizes", "stacked"),
+            static_argnames=(
+                "places",
+                "samples",
+                "tokens",
+                "new_tokens",
+                "penalizes",
+                "stacked",
+                "ranks",
+            ),
         )
         self._insert = jax.jit(bind(_insert), donate_argnames="state")
-        self._grow = jax.jit(bind(_grow), static_argnames=("tokens", "vocabulary"))
+        self._grow = jax.jit(bind(_grow), static_argnames=("tokens", "vocabulary", "top"))
         self._advance = jax.jit(
             bind(_advance, **state), static_argnames="mode", donate_argnames="state"
         )
@@ -243,8 +283,11 @@ class Engine:
         most: int | None = None,
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[Finished | Streamed]:
         """Complete the prompts of a source; yields each completion when it is finished.
+
+        Streamed only for requests that ask for it. What a chunk of steps gave is yielded while the
+        next one runs, so that the caller's work costs the device no time.
 
         places: prompts that decode at a time; None: as many as the free memory holds, at most
         `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
@@ -254,7 +297,8 @@ class Engine:
 
         Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
         alone, up to rounding. When the device's memory is exhausted, the places are halved and what
-        is unfinished is done again.
+        is unfinished is done again. A prompt that cannot be prefilled beside the others is done
+        alone, after them; one that exceeds the memory even so has an `error`.
         """
         run = _Run(self, params, source, places, new_tokens, samples, most, tokens, check)
         yield from run
@@ -360,7 +404,7 @@ class Engine:
             empty = functools.partial(
                 decode.empty_state, self.config, self.compute, places, samples,
                 _prompt_tokens(batch.tokens.shape[1]), new_tokens_bucket(options.max_new_tokens),
-                mode.penalizes, _is_stacked(params),
+                mode.penalizes, _is_stacked(params), mode.ranks,
             )  # fmt: skip
             state = jax.eval_shape(empty)
             state = abstract(state, shardings(self.mesh, state, decode.state_axes(state)))
@@ -402,8 +446,8 @@ class Engine:
     def _first_tokens(self, batch: Batch, prefilled: Prefilled, requests) -> tuple:
         """Begin to choose the first tokens of a group.
 
-        Returns (tokens i32[B, S], their log-probabilities f32[B, S], both on the device; Rows with
-        leading axes [B, S], numpy; the Mode). S: most samples of a request.
+        Returns (sampling.Sampled with leading axes [B, S], on the device; Rows with the same axes,
+        numpy; the Mode). S: most samples of a request.
         """
         B, S = len(requests), max(len(one.key_ids) for one in requests if one is not None)
         configs = [one.sampling if one else SamplingConfig().resolve() for one in requests]
@@ -418,19 +462,21 @@ class Engine:
         keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
         limits = np.array([config.max_new_tokens for config in configs], np.int32)
         rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
-        mode = sampling.mode_of(configs)
+        mode = sampling.mode_of(configs)._replace(
+            ranks=any(one.top_logprobs for one in requests if one is not None)
+        )
         length = None if mode.penalizes else 0  # the program is otherwise that of any length
         prompt = batch.tokens[:, :length], batch.segment_ids[:, :length]
         tokens, segments = self._place(prompt)
-        return (*self._first(prefilled.logits, tokens, segments, rows, mode=mode), rows, mode)
+        return self._first(prefilled.logits, tokens, segments, rows, mode=mode), rows, mode
 
 
 @dataclasses.dataclass(eq=False)
 class _Prompt:
-    """A prompt of a group under way. queue: samples to start, in their order.
+    """A prompt of a group under way, or the part of its samples that one place completes.
 
-    unfinished: those without a completion. first: of all samples, (tokens, log-probabilities).
-    rows: decode.Rows with leading axis S.
+    queue: samples to start, in their order. unfinished: those without a completion. first: of all
+    samples, numpy. rows: decode.Rows with leading axis S.
     """
 
     group: Group
@@ -438,7 +484,7 @@ class _Prompt:
     request: Request
     queue: deque[int]
     unfinished: set[int]
-    first: tuple[np.ndarray, np.ndarray] | None = None
+    first: sampling.Sampled | None = None
     rows: decode.Rows | None = None
 
 
@@ -446,13 +492,13 @@ class _Prompt:
 class _Ready:
     """A prefilled group, of which `waiting` prompts have no place yet.
 
-    first: the first tokens of all its samples and their log-probabilities, on the device.
+    first: the first tokens of all its samples, on the device until the first prompt is inserted.
     """
 
     group: Group
     prefilled: Prefilled
     waiting: deque[_Prompt]
-    first: tuple[jax.Array, jax.Array]
+    first: sampling.Sampled
     mode: sampling.Mode
 
 
@@ -479,8 +525,13 @@ class _Run:
         self._state: DecodeState | None = None
         self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
         self._again: deque[Group] = deque()  # to be done again
+        self._aside: deque[Group] = deque()  # to be done again, one at a time and alone
+        self._alone: Group | None = None  # of these, the one that is under way
         self._taken: Group | None = None  # that is being prefilled
         self._finished: dict[int, set[int]] = {}  # id of an unfinished request -> finished samples
+        # (id of an unfinished request, sample) -> tokens that were yielded
+        self._streamed: dict[tuple[int, int], int] = {}
+        self._out: deque[Finished | Streamed] = deque()  # to be yielded
         self._reset()
 
     def _reset(self):
@@ -488,7 +539,11 @@ class _Run:
         self._ready: deque[_Ready] = deque()
         self._at: list[_Prompt | None] = [None] * self._places
         self._sample: list[int | None] = [None] * (self._places * self._samples)
-        self._starts = decode.no_rows(self._places * self._samples)
+        self._starts = self._no_rows()
+
+    def _no_rows(self) -> decode.Starts:
+        top = sampling.TOP if self._mode.ranks else 0
+        return decode.no_rows(self._places * self._samples, top)
 
     def complete(self, group: Group, prefilled: Prefilled) -> Iterator[Finished]:
         """Complete one group that is prefilled already."""
@@ -496,21 +551,27 @@ class _Run:
             self._accept(group, prefilled)
             yield from self
 
-    def __iter__(self) -> Iterator[Finished]:
+    def __iter__(self) -> Iterator[Finished | Streamed]:
         while True:
             self._check()
             try:
+                self._drop()
                 chunk = self._advance()
+                yield from self._yielded()
                 more = self._fill(wait=not chunk)
-                if not chunk and not more and not self._ready:
+                if not (chunk or more or self._ready or self._out):
                     return
                 if chunk:
-                    yield from self._collect()
+                    self._collect()
                 self._insert()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                yield from self._with_less_memory()
+                self._with_less_memory()
+
+    def _yielded(self) -> Iterator[Finished | Streamed]:
+        while self._out:
+            yield self._out.popleft()
 
     # ---- prompts in ------------------------------------------------------------------------------
 
@@ -525,16 +586,25 @@ class _Run:
             free = self._at.count(None) - waiting
             if (free <= 0 and self._ready) or (took and not wait):
                 return took
-            group = self._take(wait and not self._ready, free)
+            group = self._take(wait and not self._ready and not self._out, free)
             if group is None:
                 return took
-            took, self._taken = True, group
-            engine = self._engine
-            if self._places == 0:
-                self._plan(group.batch.tokens.shape[1])
-            prefilled = engine.prefill(self._params, group.batch, group.media, group.shared)
-            self._accept(group, prefilled)
-            self._taken = None
+            took = True
+            if any(group.requests):
+                self._prefill(group)
+
+    def _prefill(self, group: Group):
+        """Prefill a group and queue it for places."""
+        engine, self._taken = self._engine, group
+        if self._places == 0:
+            self._plan(group.batch.tokens.shape[1])
+        prefilled = engine.prefill(self._params, group.batch, group.media, group.shared)
+        if group is self._alone and self._places > self._least:
+            # Its memory suffices without the caches, which are too many beside such a prompt.
+            self._halve()
+            self._reset()
+        self._accept(group, prefilled)
+        self._taken = None
 
     def _plan(self, tokens: int):
         """Choose how many prompts decode at a time by the memory that is free."""
@@ -544,44 +614,84 @@ class _Run:
         self._reset()
 
     def _take(self, wait: bool, free: int) -> Group | None:
-        return self._again.popleft() if self._again else self._source.take(wait, free)
+        """Return the next group to prefill, without the requests that are cancelled."""
+        if self._again:
+            group = self._again.popleft()
+        elif self._alone is not None or self._aside:
+            if self._under_way():
+                return None
+            self._alone = self._aside.popleft() if self._aside else None
+            self._reset()  # what the state takes, too
+            if self._alone is None:
+                return self._take(wait, free)
+            group = self._alone
+        else:
+            group = self._source.take(wait, free)
+        if group is None or not any(one and one.cancelled for one in group.requests):
+            return group
+        requests = [one and self._wanted(one) for one in group.requests]
+        kept = group._replace(requests=requests)
+        if group is self._alone:
+            self._alone = kept
+        return kept
+
+    def _under_way(self) -> bool:
+        return bool(self._ready) or any(prompt is not None for prompt in self._at)
+
+    def _todo(self, request: Request) -> list[int]:
+        finished = self._finished.get(id(request), ())
+        return [s for s in range(len(request.key_ids)) if s not in finished]
+
+    def _wanted(self, request: Request) -> Request | None:
+        """Finish the samples of a request that are cancelled; return it if any is left."""
+        if request.cancelled is None:
+            return request
+        todo = self._todo(request)
+        cancelled = [sample for sample in todo if request.cancelled(sample)]
+        for sample in cancelled:
+            self._finish(request, Finished(request.tag, sample, *_NO_TOKENS, CANCELLED))
+        return request if len(cancelled) < len(todo) else None
 
     def _accept(self, group: Group, prefilled: Prefilled):
         """Queue a prefilled group for places."""
         with self._engine.on_mesh():
-            *first, rows, mode = self._engine._first_tokens(group.batch, prefilled, group.requests)
+            first, rows, mode = self._engine._first_tokens(group.batch, prefilled, group.requests)
         prompts = deque()
         for row, request in enumerate(group.requests):
             if request is None:
                 continue
-            finished = self._finished.get(id(request), ())
-            todo = [s for s in range(len(request.key_ids)) if s not in finished]
-            own = jax.tree.map(lambda leaf, row=row: leaf[row], rows)
-            prompts.append(_Prompt(group, row, request, deque(todo), set(todo), rows=own))
-        self._ready.append(_Ready(group, prefilled, prompts, tuple(first), mode))
+            own, todo = jax.tree.map(lambda leaf, row=row: leaf[row], rows), self._todo(request)
+            size = self._samples if request.spreads else len(todo)
+            for i in range(0, len(todo), size):
+                part = todo[i : i + size]
+                prompts.append(_Prompt(group, row, request, deque(part), set(part), rows=own))
+        self._ready.append(_Ready(group, prefilled, prompts, first, mode))
 
     def _insert(self):
         """Put prompts that wait into free places, and let their rows start with the next chunk."""
         engine = self._engine
         while self._ready:
             ready = self._ready[0]
-            free = [p for p, prompt in enumerate(self._at) if prompt is None]
+            free = deque(p for p, prompt in enumerate(self._at) if prompt is None)
             if not ready.waiting:
                 self._ready.popleft()
                 continue
             if not free:
                 return
-            tokens, logprobs = jax.device_get(ready.first)
+            if isinstance(ready.first.token, jax.Array):
+                self._taken = ready.group  # which is to blame if this fails
+                ready.first, self._taken = jax.device_get(ready.first), None
             batch = ready.group.batch
+            self._make_room(batch.tokens.shape[1], ready.mode)
             places = np.full(len(ready.group.requests), -1, np.int32)
-            while ready.waiting and free:
+            # A prompt whose samples have several places is inserted into one at a time.
+            while ready.waiting and free and places[ready.waiting[0].row] < 0:
                 prompt = ready.waiting.popleft()
-                prompt.first = tokens[prompt.row], logprobs[prompt.row]
-                place = places[prompt.row] = free.pop(0)
+                prompt.first = jax.tree.map(lambda leaf, row=prompt.row: leaf[row], ready.first)
+                place = places[prompt.row] = free.popleft()
                 self._at[place] = prompt
                 for g in range(self._samples):
                     self._start(place * self._samples + g)
-            self._make_room(batch.tokens.shape[1], ready.mode)
             arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
             with engine.on_mesh():
                 self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
@@ -591,12 +701,17 @@ class _Run:
         engine, tokens = self._engine, _prompt_tokens(max(tokens, self._tokens))
         self._mode = self._mode.joined(mode)
         vocabulary = engine.config.text.vocab_size if self._mode.penalizes else 0
+        top = sampling.TOP if self._mode.ranks else 0
+        if top > self._starts.first.top.shape[1]:
+            ranked = self._no_rows().first
+            first = self._starts.first._replace(top=ranked.top, top_logprobs=ranked.top_logprobs)
+            self._starts = self._starts._replace(first=first)
         with engine.on_mesh():
             if self._state is None:
                 self._state = engine._empty(
                     places=self._places, samples=self._samples, tokens=tokens,
                     new_tokens=self._new_tokens, penalizes=self._mode.penalizes,
-                    stacked=self._stacked,
+                    stacked=self._stacked, ranks=self._mode.ranks,
                 )  # fmt: skip
                 leaf = jax.tree.leaves(self._params)[0]
                 if engine.mesh is None and isinstance(leaf, jax.Array):
@@ -604,10 +719,11 @@ class _Run:
                     # compile `insert` again for the bucket that comes first.
                     self._state = jax.device_put(self._state, leaf.sharding)
                 return
-            now = jax.tree.leaves(self._state.prompt)[0].shape[-1], self._state.seen.shape[1]
+            state = self._state
+            now = jax.tree.leaves(state.prompt)[0].shape[-1], state.seen.shape[1]
             tokens = max(tokens, now[0])
-            if now != (tokens, vocabulary):
-                self._state = engine._grow(self._state, tokens=tokens, vocabulary=vocabulary)
+            if (*now, state.top.shape[2]) != (tokens, vocabulary, top):
+                self._state = engine._grow(state, tokens=tokens, vocabulary=vocabulary, top=top)
 
     def _start(self, row: int) -> bool:
         """Let a row begin with the next sample of its place, if there is one."""
@@ -615,14 +731,41 @@ class _Run:
         if not prompt.queue:
             return False
         sample = self._sample[row] = prompt.queue.popleft()
-        which, token, logprob, rows = self._starts
-        which[row], token[row], logprob[row] = True, *(leaf[sample] for leaf in prompt.first)
+        which, first, rows = self._starts
+        which[row] = True
 
         def put(leaf, value):
-            leaf[row] = value[sample]
+            if value[sample].size:  # the most likely tokens, where the prompt's group has them
+                leaf[row] = value[sample]
 
-        jax.tree.map(put, rows, prompt.rows)
+        jax.tree.map(put, (first, rows), (prompt.first, prompt.rows))
         return True
+
+    def _drop(self):
+        """End the samples that are cancelled; their places are free again."""
+        for place, prompt in enumerate(self._at):
+            if prompt is None or prompt.request.cancelled is None:
+                continue
+            self._drop_waiting(prompt)
+            for row in range(place * self._samples, (place + 1) * self._samples):
+                if self._sample[row] is not None and prompt.request.cancelled(self._sample[row]):
+                    self._end(prompt, self._sample[row])
+                    self._sample[row] = None
+                    self._starts.which[row], self._starts.rows.limit[row] = True, 0
+                    self._start(row)
+            if not prompt.unfinished:
+                self._at[place] = None
+        for ready in self._ready:
+            for prompt in ready.waiting:
+                self._drop_waiting(prompt)
+            ready.waiting = deque(prompt for prompt in ready.waiting if prompt.unfinished)
+
+    def _drop_waiting(self, prompt: _Prompt):
+        """End the samples of a prompt that are cancelled before they began."""
+        if prompt.request.cancelled is not None:
+            for sample in [one for one in prompt.queue if prompt.request.cancelled(one)]:
+                prompt.queue.remove(sample)
+                self._end(prompt, sample)
 
     # ---- tokens out ------------------------------------------------------------------------------
 
@@ -635,75 +778,127 @@ class _Run:
             self._state = engine._advance(
                 self._params, self._state, self._starts, np.int32(STEPS), mode=self._mode
             )
-        self._starts = decode.no_rows(len(self._sample))
+        self._starts = self._no_rows()
         return True
 
-    def _collect(self) -> Iterator[Finished]:
-        """Wait for the chunk; yield the rows that ended in it."""
+    def _collect(self):
+        """Wait for the chunk; have what it gave yielded, and free the places of ended rows."""
         state = self._state
         done, counts = jax.device_get((state.done, state.count))
-        ended = [row for row, sample in enumerate(self._sample) if sample is not None and done[row]]
-        if not ended:
+        rows = [row for row, sample in enumerate(self._sample) if sample is not None]
+        requests = [self._at[row // self._samples].request for row in rows]
+        shown = [
+            (row, one) for row, one in zip(rows, requests, strict=True) if done[row] or one.streams
+        ]
+        if not shown:
             return
         tokens, logprobs = jax.device_get((state.tokens, state.logprobs))
-        eos, result = self._engine.config.tokens.eos_token_id, []
-        for row in ended:
-            place, n = row // self._samples, counts[row]
-            prompt, sample = self._at[place], self._sample[row]
-            ids = tokens[row, :n].copy()  # the state's buffers are used again
-            prompt.unfinished.discard(sample)
-            self._finished.setdefault(id(prompt.request), set()).add(sample)
-            self._sample[row] = None
+        ranked = None
+        if any(request.top_logprobs for _, request in shown):
+            ranked = jax.device_get((state.top, state.top_logprobs))
+        eos = self._engine.config.tokens.eos_token_id
+        for row, request in shown:
+            place, sample = row // self._samples, self._sample[row]
+
+            def taken(first: int, row=row, request=request) -> tuple:
+                part = slice(first, counts[row])  # copied: the state's buffers are used again
+                top = Top(*(x[row, part].copy() for x in ranked)) if request.top_logprobs else None
+                return tokens[row, part].copy(), logprobs[row, part].copy(), top
+
+            if not done[row]:
+                key = id(request), sample
+                before = self._streamed.get(key, 0)
+                if counts[row] > before:  # not yet again, where it was begun anew
+                    self._streamed[key] = int(counts[row])
+                    self._out.append(Streamed(request.tag, sample, *taken(before)))
+                continue
+            ids, logs, top = taken(0)
             stopped = bool(ids[-1] == eos)
-            result.append(
-                Finished(prompt.request.tag, sample, ids, logprobs[row, :n].copy(), stopped)
-            )
+            prompt, self._sample[row] = self._at[place], None
+            self._end(prompt, sample, Finished(request.tag, sample, ids, logs, stopped, None, top))
             self._start(row)
             if not prompt.unfinished:
                 self._at[place] = None
-                del self._finished[id(prompt.request)]
-        yield from result
+
+    def _end(self, prompt: _Prompt, sample: int, one: Finished | None = None):
+        """Have a completion of a prompt yielded; None: it is cancelled."""
+        prompt.unfinished.discard(sample)
+        request = prompt.request
+        self._finish(request, one or Finished(request.tag, sample, *_NO_TOKENS, CANCELLED))
+
+    def _finish(self, request: Request, one: Finished):
+        self._out.append(one)
+        self._streamed.pop((id(request), one.sample), None)
+        finished = self._finished.setdefault(id(request), set())
+        finished.add(one.sample)
+        if len(finished) == len(request.key_ids):
+            del self._finished[id(request)]
 
     # ---- memory ----------------------------------------------------------------------------------
 
-    def _with_less_memory(self) -> Iterator[Finished]:
-        """Have all that is unfinished done again with half of the places; yield what cannot be."""
-        groups = [self._taken] if self._taken is not None else []
+    @property
+    def _least(self) -> int:
+        return round_up_rows(self._engine.mesh, 1)
+
+    def _halve(self):
+        self._places = round_up_rows(self._engine.mesh, self._places // 2)
+        logger.warning(
+            "the device's memory is exhausted: %d prompts decode at a time from now on",
+            self._places,
+        )
+
+    def _with_less_memory(self):
+        """Have done again what the exhausted memory left unfinished, so that it needs less."""
+        taken, self._taken, least = self._taken, None, self._least
+        if taken is not None and len(taken.requests) <= least:
+            # A prompt that cannot be prefilled: what decodes is unharmed, and goes on first.
+            self._ready = deque(ready for ready in self._ready if ready.group is not taken)
+            if taken is self._alone:
+                self._refuse(taken)
+                self._alone = None
+            else:
+                self._aside.append(taken)
+            return
         unfinished = [prompt for prompt in self._at if prompt is not None]
         unfinished += [prompt for ready in self._ready for prompt in ready.waiting]
+        groups = [taken] if taken is not None else []
         for prompt in unfinished:
             if not any(prompt.group is group for group in groups):
                 groups.append(prompt.group)
         left = {id(prompt.request) for prompt in unfinished}
-        left |= {id(request) for request in (groups[0].requests if self._taken else ())}
+        left |= {id(request) for request in (taken.requests if taken else ())}
+        alone = self._alone is not None
         groups = [
             group._replace(
                 requests=[one if one and id(one) in left else None for one in group.requests]
             )
             for group in groups
         ]
-        self._taken = None
-        least = round_up_rows(self._engine.mesh, 1)
         if self._places > least:
-            self._places = round_up_rows(self._engine.mesh, self._places // 2)
-            logger.warning(
-                "the device's memory is exhausted: %d prompts decode at a time from now on",
-                self._places,
-            )
+            self._halve()
         elif any(len(group.requests) > least for group in groups):
             groups = [half for group in groups for half in _halves(group, least)]
+        elif len(groups) > 1:
+            alone = True
         else:
             for group in groups:
-                tokens = group.batch.tokens.shape[1]
-                reason = f"a prompt of {tokens} tokens exceeds the device's memory"
-                for request in filter(None, group.requests):
-                    yield Finished(request.tag, 0, *_NOTHING, False, reason)
+                self._refuse(group)
             groups = []
-        self._again.extendleft(reversed(groups))
+        self._alone = None
+        (self._aside if alone else self._again).extendleft(reversed(groups))
         self._reset()
 
+    def _refuse(self, group: Group):
+        """Finish the requests of a group that the memory is too small for."""
+        reason = f"a prompt of {group.batch.tokens.shape[1]} tokens exceeds the device's memory"
+        for request in filter(None, group.requests):
+            for sample in self._todo(request):
+                self._streamed.pop((id(request), sample), None)
+            self._finished.pop(id(request), None)
+            self._out.append(Finished(request.tag, 0, *_NO_TOKENS, reason))
 
-_NOTHING = np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+_NO_TOKENS = np.zeros(0, np.int32), np.zeros(0, np.float32), False
 
 
 def _halves(group: Group, least: int) -> list[Group]:
@@ -743,8 +938,8 @@ def _insert(state, cache, places_B, tokens_BT, segments_BT, position_B) -> Decod
     return decode.constrained(decode.insert(state, *arrays))
 
 
-def _grow(state, *, tokens, vocabulary) -> DecodeState:
-    return decode.constrained(decode.grow(state, tokens, vocabulary))
+def _grow(state, *, tokens, vocabulary, top) -> DecodeState:
+    return decode.constrained(decode.grow(state, tokens, vocabulary, top))
 
 
 def _advance(params, state, starts, count, *, mode, config, compute) -> DecodeState:

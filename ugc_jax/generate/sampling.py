@@ -9,13 +9,21 @@ import numpy as np
 
 from ugc_jax.generate.settings import SamplingConfig
 
+TOP = 20  # most likely tokens that a row may ask for beside its own
+
 
 class Mode(NamedTuple):
-    """The parts of sampling that a program contains; the numbers are its arguments."""
+    """The parts of sampling that a program contains; the numbers are its arguments.
+
+    ranks: the TOP most likely tokens are returned, too. masks: each row has its own set of tokens
+    that it may take.
+    """
 
     greedy: bool
     truncates: bool
     penalizes: bool
+    ranks: bool = False
+    masks: bool = False
 
     def joined(self, other: "Mode") -> "Mode":
         """Return what the rows of both need together."""
@@ -23,6 +31,8 @@ class Mode(NamedTuple):
             self.greedy and other.greedy,
             self.truncates or other.truncates,
             self.penalizes or other.penalizes,
+            self.ranks or other.ranks,
+            self.masks or other.masks,
         )
 
 
@@ -33,6 +43,19 @@ class Knobs(NamedTuple):
     top_k: jax.Array
     top_p: jax.Array
     repetition_penalty: jax.Array
+
+
+class Sampled(NamedTuple):
+    """The next token of each row, i32[B], and its log-probability, f32[B].
+
+    top, top_logprobs: i32[B, K] and f32[B, K], the K = TOP most likely tokens, most likely first;
+    K = 0 where the mode has no `ranks`.
+    """
+
+    token: jax.Array
+    logprob: jax.Array
+    top: jax.Array
+    top_logprobs: jax.Array
 
 
 def mode_of(configs: Iterable[SamplingConfig]) -> Mode:
@@ -56,16 +79,24 @@ def knobs_of(configs: Sequence[SamplingConfig]) -> Knobs:
 
 
 def next_token(
-    logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, mode: Mode, knobs: Knobs
-) -> tuple[jax.Array, jax.Array]:
-    """Return the next token of each row, i32[B], and its log-probability, f32[B].
+    logits_BV: jax.Array,
+    seen_BV: jax.Array,
+    keys_B: jax.Array,
+    mode: Mode,
+    knobs: Knobs,
+    allowed_BW: jax.Array | None = None,
+) -> Sampled:
+    """Return the next token of each row.
 
     logits_BV: f32. seen_BV: bool, tokens that repetition_penalty applies to.
     keys_B: one PRNG key a row, so that a row's token does not depend on its batch. mode: what the
     rows need together; a row that needs less has the same token in any mode.
-    The log-probability is that of the distribution sampled from: after penalty, temperature and
-    truncation; for greedy decoding, after penalty.
+    allowed_BW: of a mode that `masks`: u32, a bit for each token of the vocabulary, lowest first.
+    Log-probabilities are those of the distribution sampled from: after mask, penalty, temperature
+    and truncation; for greedy decoding, after mask and penalty.
     """
+    if mode.masks:
+        logits_BV = jnp.where(unpacked(allowed_BW, logits_BV.shape[1]), logits_BV, -jnp.inf)
     if mode.penalizes:
         logits_BV = penalize(logits_BV, seen_BV, knobs.repetition_penalty[:, None])
     token_B = largest(logits_BV)
@@ -78,7 +109,19 @@ def next_token(
             logits_BV = jnp.where(truncates_B1[:, None], truncated_BV, logits_BV)
         token_B = jnp.where(greedy_B, token_B, sample(logits_BV, keys_B))
     logit_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B.astype(jnp.int32), logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    total_B = jax.nn.logsumexp(logits_BV, axis=-1)
+    top_logits_BK, top_BK = logits_BV[:, :0], jnp.zeros_like(logits_BV[:, :0], jnp.int32)
+    if mode.ranks:
+        top_logits_BK, top_BK = jax.lax.top_k(logits_BV, TOP)
+    return Sampled(
+        token_B.astype(jnp.int32), logit_B - total_B, top_BK, top_logits_BK - total_B[:, None]
+    )
+
+
+def unpacked(bits_BW: jax.Array, size: int) -> jax.Array:
+    """Return the first `size` bits of each row of u32 words, bool[B, size]; lowest bits first."""
+    bits_BWL = (bits_BW[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits_BWL.reshape(len(bits_BW), -1)[:, :size] == 1
 
 
 def largest(logits_BV: jax.Array) -> jax.Array:
