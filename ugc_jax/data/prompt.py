@@ -85,6 +85,18 @@ class Layout(NamedTuple):
 # ---- messages -> pieces --------------------------------------------------------------------------
 
 
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level BPE writes for each byte: printable ones stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    printable += range(ord("®"), ord("ÿ") + 1)
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
 class ChatTokenizer:
     """A checkpoint's tokenizer, in which message text can never become a special token."""
 
@@ -123,6 +135,24 @@ class ChatTokenizer:
     def __setstate__(self, state: dict):
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True  # pickling does not keep it
+
+    def bytes_of(self, token: int, special: bool = False) -> bytes:
+        """Return what a token adds to the text, in UTF-8; it may be a part of a character.
+
+        b"" for an id without a token, and for a special token unless `special`: then its spelling.
+        """
+        spelling = self._backend.id_to_token(token)
+        if spelling is None or (not special and token in self._special):
+            return b""
+        try:
+            return bytes(_BYTES[letter] for letter in spelling)
+        except KeyError:  # an added token, which is not written in the alphabet of bytes
+            return spelling.encode()
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token for token, one in added.items() if one.special)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special tokens and ids without a token are left out."""

@@ -3,6 +3,8 @@
 engine.py      the jitted programs of one model, compiled once a bucket
 sampling.py    the choice of the next token
 captioner.py   clips -> captions, batched by bucket while processes read ahead
+live.py        an engine in a thread that prompts join and leave: what a server needs
+texts.py       the text of a completion while its tokens come
 results.py     captions as JSON Lines that a later run continues
 defaults.py    the settings of a checkpoint where the user names none
 asking.py      the questions of a benchmark -> the model's answers

@@ -185,19 +185,33 @@ def plan_places(
     tokens, new_tokens: of each. Half of the free memory is for caches, the rest for prefill. most:
     of use; None: no limit but that of the platform.
     """
-    mesh, of_cpu = engine.mesh, on_cpu(engine.mesh)
-    limit = MOST_PLACES["cpu" if of_cpu else "accelerator"]
-    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
-    free = min(free_memory(device) for device in devices) // (len(devices) if of_cpu else 1)
-    share, tokens = round_up_rows(mesh, 1), _prompt_tokens(tokens)
+    mesh, tokens = engine.mesh, _prompt_tokens(tokens)
+    limit = MOST_PLACES["cpu" if on_cpu(mesh) else "accelerator"]
     each = place_bytes(engine.config, tokens, new_tokens, samples, engine.compute.dtype)
-    places = min(limit, most or limit, max(1, int(free / 2 // each) * share))
+    share = round_up_rows(mesh, 1)
+    places = min(limit, most or limit, max(1, int(_for_caches(mesh) // each) * share))
     places = round_up_rows(mesh, places)
     logger.info(
         "decoding at most %d prompts at a time, of %d + %d tokens: %.2f GiB for their caches",
         places, tokens, new_tokens, places * each / 2**30,
     )  # fmt: skip
     return places
+
+
+def longest_prompt(engine: "Engine", places: int, new_tokens: int, samples: int) -> int:
+    """Return the most tokens of a prompt for which so many places leave memory, 0 for none."""
+    mesh = engine.mesh
+    shape = dict(new_tokens=new_tokens, samples=samples, dtype=engine.compute.dtype)
+    most = _for_caches(mesh) / (places // round_up_rows(mesh, 1))
+    sizes = (size for size in PROMPT_TOKENS if place_bytes(engine.config, size, **shape) <= most)
+    return max(sizes, default=0)
+
+
+def _for_caches(mesh: jax.sharding.Mesh | None) -> float:
+    """Half of the free bytes of a device: the rest is for prefill."""
+    devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
+    share = len(devices) if on_cpu(mesh) else 1
+    return min(free_memory(device) for device in devices) // share / 2
 
 
 def free_memory(device: jax.Device) -> int:

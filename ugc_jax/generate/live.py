@@ -1,0 +1,456 @@
+"""An engine in a thread of its own that prompts join and leave at any time: what a server needs.
+
+    submit(prompt) -> queue -> Engine.run, in its thread -> tell(Piece), ..., tell(Failure)
+
+The places of the engine have a row each. Samples of a prompt are prefilled once and then take a
+place each, with a copy of the prompt's cache: they decode beside each other where places are free,
+and a place costs the same whoever has it.
+"""
+
+import collections
+import dataclasses
+import functools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ugc_jax.data.batching import check_counts, collate
+from ugc_jax.data.reading import Prompt
+from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.generate import sampling
+from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.engine import (
+    CANCELLED,
+    Finished,
+    Group,
+    Request,
+    Streamed,
+    Top,
+    finish_reason,
+    longest_prompt,
+    new_tokens_bucket,
+    plan_places,
+    prefill_tokens,
+)
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.texts import TextStream
+from ugc_jax.sharding import round_up_rows
+
+logger = logging.getLogger(__name__)
+
+MOST_SAMPLES = 128  # of a prompt
+USUAL_PROMPT = 4096  # tokens that the number of places is planned for
+RATE_SECONDS = 60.0  # of the past, that the present rate is taken from
+RETRY_SECONDS = 1.0, 60.0  # least and most of Busy
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to do with a prompt.
+
+    Sample number s has the random numbers of key id s: completions depend on the seed alone. A
+    sample that a stop string ends has the finish reason "stop".
+    """
+
+    sampling: SamplingConfig  # resolved; has the seed and max_new_tokens
+    samples: int = 1  # completions, 1 to MOST_SAMPLES
+    top_logprobs: int = 0  # most likely tokens to give beside each, 0 to 20
+    stop: tuple[str, ...] = ()  # strings that end a completion; not part of its text
+    schema: dict | None = None  # JSON schema that the text must satisfy ({}: any JSON object)
+
+    def __post_init__(self):
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UserError(f"samples is {self.samples}; use 1 to {MOST_SAMPLES}")
+        if not 0 <= self.top_logprobs <= sampling.TOP:
+            raise UserError(f"top_logprobs is {self.top_logprobs}; use 0 to {sampling.TOP}")
+        if not all(self.stop):
+            raise UserError("stop has an empty string; leave it out")
+
+
+class Token(NamedTuple):
+    """A generated token.
+
+    text: its bytes, maybe a part of a character, of a special token its spelling. logprob: natural
+    logarithm, of the distribution that it was sampled from. top: (id, text, logprob) of the most
+    likely tokens in its place, most likely first; fewer where fewer could be sampled.
+    """
+
+    id: int
+    text: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...]
+
+
+class Piece(NamedTuple):
+    """What a chunk of steps added to a sample.
+
+    tokens: the new ones, the end-of-text token included; none after the one that completes a stop
+    string. text: what is certain of the text now and was not before (`TextStream`); all texts
+    together are what `Captioner.caption` gives. finish_reason: with the last piece, "stop" or
+    "length".
+    """
+
+    sample: int
+    tokens: tuple[Token, ...]
+    text: str
+    finish_reason: str | None
+
+
+class Failure(NamedTuple):
+    """Why a request has no further pieces. reason: one line."""
+
+    reason: str
+
+
+class Busy(Exception):
+    """The queue is full. retry_after: seconds until there is likely to be room."""
+
+    def __init__(self, retry_after: float):
+        super().__init__(f"too many requests wait; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class Closed(Exception):
+    """Nothing is accepted any more: it is being closed, or the engine failed. One line says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What an engine does and has done; counts are since its start."""
+
+    places: int  # completions that decode at a time
+    waiting: int  # prompts in the queue
+    running: int  # prompts that are prefilled or decode
+    tokens: int  # generated
+    tokens_per_second: float  # generated, over the last RATE_SECONDS
+    prompts: int  # prefilled
+    prompt_tokens: int  # of these
+    completed: int  # requests with all their completions
+    cancelled: int  # requests
+    failed: int  # requests
+    refused: int  # by Busy
+    error: str | None  # why the engine ended, if it failed
+
+
+class Ticket:
+    """A request under way; only to be given to `Live.cancel`."""
+
+    def __init__(self, prompt: Prompt, asked: Asked, tell: Callable, texts: list[TextStream]):
+        self._prompt, self._asked, self._tell, self._texts = prompt, asked, tell, texts
+        self._lock = threading.RLock()  # held while told: nothing is told after the end
+        self._over = False  # nothing is told any more
+        self._ended: set[int] = set()  # samples whose last piece is told
+        self._told = [0] * asked.samples  # tokens of each
+        self._left = set(range(asked.samples))  # samples that the engine has not ended
+
+    def _unwanted(self, sample: int) -> bool:
+        return self._over or sample in self._ended
+
+
+class Live:
+    """An engine in a thread, which prompts join and leave while others decode."""
+
+    def __init__(self, captioner: Captioner, *, places: int | None, new_tokens: int, waiting: int):
+        """Start the thread.
+
+        places: completions that decode at a time; None: as many as the free memory holds.
+        new_tokens: most of a request. waiting: requests that may wait for a place.
+        Raises UserError for settings that the model or the memory cannot serve.
+        """
+        engine = self._engine = captioner.engine
+        self._captioner, self._config = captioner, captioner.config
+        positions = self._config.text.max_position_embeddings
+        if not 1 <= new_tokens < positions:
+            raise UserError(
+                f"new_tokens is {new_tokens}; the model has {positions} positions for the prompt "
+                f"and the completion together, so use 1 to {positions - 1}"
+            )
+        self._new_tokens, self._waiting = new_tokens, waiting
+        usual = min(USUAL_PROMPT, positions - new_tokens)
+        if places is None:
+            places = plan_places(engine, usual, new_tokens_bucket(new_tokens), 1, None)
+        self._places = round_up_rows(engine.mesh, places)
+        longest = longest_prompt(engine, self._places, new_tokens_bucket(new_tokens), 1)
+        self._longest = min(longest, positions - new_tokens)
+        self._budget = prefill_tokens(engine.mesh)
+        self._bytes_of = functools.cache(captioner.tokenizer.bytes_of)
+        self._spelling = functools.cache(
+            functools.partial(captioner.tokenizer.bytes_of, special=True)
+        )
+        self._changed = threading.Condition()  # guards all that follows
+        self._queue: collections.deque[Ticket] = collections.deque()
+        self._running: set[Ticket] = set()
+        self._counts = collections.Counter()
+        self._rates = {"tokens": _Rate(), "completions": _Rate()}
+        self._closing = self._aborted = False
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread -------------------------------------------------------------------------
+
+    def submit(
+        self, prompt: Prompt, asked: Asked, tell: Callable[[Piece | Failure], None]
+    ) -> Ticket:
+        """Queue a prompt. Thread-safe.
+
+        tell: called from the engine's thread with each piece of each sample, or once with a
+        Failure; it must return at once, and nothing is told after the last piece of all samples, a
+        Failure or `cancel`. Raises UserError for a prompt or settings that do not fit, Busy where
+        too many wait, and Closed.
+        """
+        self._check_fit(prompt, asked)
+        texts = [TextStream(self._bytes_of, asked.stop) for _ in range(asked.samples)]
+        ticket = Ticket(prompt, asked, tell, texts)
+        with self._changed:
+            if self._error is not None:
+                raise Closed(self._error)
+            if self._closing:
+                raise Closed("the server is shutting down")
+            under_way = sum(len(one._left) for one in (*self._queue, *self._running))
+            if under_way >= self._places + self._waiting:
+                self._counts["refused"] += 1
+                raise Busy(self._retry_after())
+            self._queue.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def cancel(self, ticket: Ticket):
+        """Have nothing told any more; its places are free after the next chunk. Thread-safe.
+
+        Does nothing to a request that is over.
+        """
+        with ticket._lock:
+            was_over, ticket._over = ticket._over, True
+        with self._changed:
+            self._counts["cancelled"] += not was_over
+            if ticket in self._queue:
+                self._queue.remove(ticket)
+
+    def stats(self) -> Stats:
+        """Return what the engine does and has done. Thread-safe."""
+        with self._changed:
+            counts = self._counts
+            names = ("tokens", "prompts", "prompt_tokens", "completed", "cancelled", "failed")
+            return Stats(
+                places=self._places,
+                waiting=len(self._queue),
+                running=len(self._running),
+                tokens_per_second=self._rates["tokens"].per_second(),
+                refused=counts["refused"],
+                error=self._error,
+                **{name: counts[name] for name in names},
+            )
+
+    def close(self, seconds: float):
+        """Refuse new requests, finish those under way within the limit, fail the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            with self._changed:
+                self._aborted = True
+                self._changed.notify_all()
+            self._fail("the server was shut down before the request was finished")
+            self._thread.join(2)  # for the chunk of steps that is under way
+
+    # ---- what fits -------------------------------------------------------------------------------
+
+    def _check_fit(self, prompt: Prompt, asked: Asked):
+        tokens, new = len(prompt.example.tokens), asked.sampling.max_new_tokens
+        if new > self._new_tokens:
+            raise UserError(f"max_new_tokens is {new}; use at most {self._new_tokens}")
+        if tokens > self._longest:
+            raise UserError(
+                f"a prompt of {tokens} tokens is longer than the {self._longest} that "
+                f"{self._places} places leave room for; lower max_pixels or fps, or serve fewer "
+                "places"
+            )
+        if asked.schema is not None:
+            raise UserError("schema: completions under a JSON schema are not served yet")
+        check_counts(prompt.example, self._config)
+
+    def _retry_after(self) -> float:
+        """Seconds until one of the requests is likely to end."""
+        least, most = RETRY_SECONDS
+        rate = self._rates["completions"].per_second()
+        return math.ceil(min(max(1 / rate, least), most)) if rate else 5.0
+
+    # ---- in the engine's thread ------------------------------------------------------------------
+
+    def _work(self):
+        try:
+            for one in self._engine.run(
+                self._captioner.params, self, self._places, self._new_tokens, check=self._check
+            ):
+                self._told(one)
+        except _Aborted:
+            pass
+        except BaseException as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+            known = environment_failure(error)
+            reason = f"the engine failed: {known or f'{type(error).__name__}: {error}'}"
+            reason = " ".join(reason.split())[:500]
+            logger.error("%s", reason, exc_info=known is None)
+            with self._changed:
+                self._error = reason
+            self._fail(reason)
+
+    def _check(self):
+        if self._aborted:
+            raise _Aborted
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        """Return prompts that join now (`engine.Source`); None at the end if none is under way."""
+        with self._changed:
+            while wait and not self._queue and not self._closing:
+                self._changed.wait()
+            if not self._queue or free < 0 or self._aborted:
+                return None
+            tickets, rows = self._together()
+            for ticket in tickets:
+                self._queue.remove(ticket)
+            self._running.update(tickets)
+            self._counts["prompts"] += len(tickets)
+            self._counts["prompt_tokens"] += sum(len(t._prompt.example.tokens) for t in tickets)
+        examples = [ticket._prompt.example for ticket in tickets]
+        batch = collate(examples, tickets[0]._prompt.bucket, rows, self._config)
+        return Group(batch, [*map(_request, tickets), *[None] * (rows - len(tickets))])
+
+    def _together(self) -> tuple[list[Ticket], int]:
+        """The first prompt that waits, with others of its bucket; and the rows of their batch.
+
+        A batch is full or has one prompt, so that a bucket has two programs and a prompt that comes
+        alone does not wait for rows that nobody asked for.
+        """
+        key, least = self._queue[0]._prompt.bucket, round_up_rows(self._engine.mesh, 1)
+        most = round_up_rows(self._engine.mesh, max(1, self._budget // key.tokens))
+        same = [ticket for ticket in self._queue if ticket._prompt.bucket == key][:most]
+        rows = most if 2 * len(same) > most else least
+        return same[:rows], rows
+
+    def _told(self, one: Finished | Streamed):
+        """Tell what the engine gave of a sample."""
+        ticket = one.tag
+        over = isinstance(one, Finished)
+        if over and one.error is not None and one.error != CANCELLED:
+            remedy = "lower max_pixels, fps or max_new_tokens"
+            self._end(ticket, Failure(f"{one.error}; {remedy}"))
+            ticket._left.clear()
+        elif not ticket._unwanted(one.sample):
+            piece = self._piece(one)
+            if piece.finish_reason is not None:
+                ticket._ended.add(piece.sample)
+            with self._changed:
+                self._counts["tokens"] += len(piece.tokens)
+                self._rates["tokens"].add(len(piece.tokens))
+                self._rates["completions"].add(piece.finish_reason is not None)
+            last = len(ticket._ended) == ticket._asked.samples
+            self._end(ticket, piece) if last else self._tell(ticket, piece)
+        if over:
+            with self._changed:
+                ticket._left.discard(one.sample)
+                if not ticket._left:
+                    self._running.discard(ticket)
+
+    def _piece(self, one: Finished | Streamed) -> Piece:
+        """The tokens of a sample that were not told yet, and their text."""
+        ticket = one.tag
+        text, count = ticket._texts[one.sample], ticket._asked.top_logprobs
+        told = ticket._told[one.sample] if isinstance(one, Finished) else 0
+        tokens, parts, reason = [], [], None
+        for n in range(told, len(one.tokens)):
+            tokens.append(self._token(one, n, count))
+            parts.append(text.add(tokens[-1].id))
+            if text.stopped:
+                reason = "stop"
+                break
+        ticket._told[one.sample] += len(tokens)
+        if reason is None and isinstance(one, Finished):
+            parts.append(text.end())
+            reason = "stop" if text.stopped else finish_reason(one.stopped)
+        return Piece(one.sample, tuple(tokens), "".join(parts), reason)
+
+    def _token(self, one: Finished | Streamed, n: int, count: int) -> Token:
+        token = int(one.tokens[n])
+        top = () if one.top is None else self._top(one.top, n, count)
+        return Token(token, self._spelling(token), float(one.logprobs[n]), top)
+
+    def _top(self, top: Top, n: int, count: int) -> tuple[tuple[int, bytes, float], ...]:
+        pairs = zip(top.tokens[n, :count].tolist(), top.logprobs[n, :count].tolist(), strict=True)
+        return tuple((t, self._spelling(t), logprob) for t, logprob in pairs if logprob > -np.inf)
+
+    def _tell(self, ticket: Ticket, what: Piece | Failure):
+        with ticket._lock:
+            if not ticket._over:
+                try:
+                    ticket._tell(what)
+                except Exception:  # its own fault, not that of the others
+                    logger.exception("a request is cancelled, for it cannot be told its tokens")
+                    self.cancel(ticket)
+
+    def _end(self, ticket: Ticket, what: Piece | Failure):
+        """Tell the last piece, or why there are no more."""
+        with ticket._lock:
+            was_over = ticket._over
+            self._tell(ticket, what)
+            over, ticket._over = ticket._over, True
+        if not was_over and not over:  # nor cancelled meanwhile
+            with self._changed:
+                self._counts["failed" if isinstance(what, Failure) else "completed"] += 1
+
+    def _fail(self, reason: str):
+        """Fail all that is under way and that waits."""
+        with self._changed:
+            tickets = [*self._queue, *self._running]
+            self._queue.clear()
+            self._running.clear()
+        for ticket in tickets:
+            self._end(ticket, Failure(reason))
+
+
+class _Aborted(Exception):
+    """`close` waits no longer."""
+
+
+def _request(ticket: Ticket) -> Request:
+    asked = ticket._asked
+    return Request(
+        ticket,
+        asked.sampling,
+        range(asked.samples),
+        streams=True,
+        top_logprobs=asked.top_logprobs > 0,
+        spreads=True,
+        cancelled=ticket._unwanted,
+    )
+
+
+class _Rate:
+    """How often something happens, over the last RATE_SECONDS."""
+
+    def __init__(self):
+        self._start = time.monotonic()
+        self._events: collections.deque[tuple[float, int]] = collections.deque()
+        self._sum = 0
+
+    def add(self, count: int):
+        if count:
+            self._events.append((time.monotonic(), count))
+            self._sum += count
+            self._forget()
+
+    def per_second(self) -> float:
+        self._forget()
+        seconds = min(RATE_SECONDS, time.monotonic() - self._start)
+        return self._sum / seconds if seconds > 0 else 0.0
+
+    def _forget(self):
+        limit = time.monotonic() - RATE_SECONDS
+        while self._events and self._events[0][0] < limit:
+            self._sum -= self._events.popleft()[1]
