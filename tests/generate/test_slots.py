@@ -6,12 +6,21 @@ import random
 
 import cases
 import jax
+import numpy as np
 import pytest
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.errors import UserError
-from ugc_jax.generate.engine import Engine, Group, Listed, Request
+from ugc_jax.generate.engine import (
+    CANCELLED,
+    Engine,
+    Finished,
+    Group,
+    Listed,
+    Request,
+    Streamed,
+)
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.params import param_shardings
@@ -231,3 +240,175 @@ def test_places_grow_with_the_prompts(config, params, alone):
     assert (programs["prefill"], programs["decode"]) == (2, 2)
     tokens()
     assert engine.programs() == programs
+
+
+class EveryThird:
+    """An engine.Constraint: token number n of a completion is n modulo 3, or the end of text."""
+
+    def __init__(self, eos: int, fails_at: int = 99):
+        self.eos, self.fails_at = eos, fails_at
+        self.first = self.bits(0)
+
+    def bits(self, n: int) -> np.ndarray:
+        tokens = np.arange(CONFIG.text.vocab_size)
+        allowed = (tokens % 3 == n % 3) | (tokens == self.eos)
+        padded = np.pad(allowed, (0, -len(allowed) % 32))
+        return np.packbits(padded, bitorder="little").view(np.uint32)
+
+    def matcher(self):
+        return Counting(self)
+
+
+class Counting:
+    def __init__(self, constraint):
+        self.constraint, self.count = constraint, 0
+
+    def allow(self, bits):
+        if self.count >= self.constraint.fails_at:
+            raise UserError("schema: too complex")
+        bits[:] = self.constraint.bits(self.count)
+
+    def take(self, token):
+        assert token % 3 == self.count % 3
+        self.count += 1
+
+
+def mixed(engine, params, places, constrained=range(0, 9, 2), size=2, change=lambda one: one):
+    """{(number, sample): Finished}, some prompts constrained, in groups with the others."""
+    constraint = EveryThird(engine.config.tokens.eos_token_id)
+    asked = [
+        change(one._replace(constraint=constraint if number in constrained else None))
+        for number, one in enumerate(requests("of every kind")[:9])
+    ]
+    groups = [group(list(enumerate(asked))[i : i + size], size) for i in range(0, 9, size)]
+    made = [one for one in engine.run(params, Listed(groups), places, 16)]
+    return {(one.tag, one.sample): one for one in made}
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=str)
+@pytest.mark.usefixtures("highest_precision")
+def test_constrained_rows_beside_others(mesh, config, engine, params, alone):
+    """Each row gets what it gets alone, and a constrained one takes what it may."""
+    expected = {}
+    for number in range(0, 9, 2):
+        only = mixed(engine, params, 1, [number], size=1)
+        expected[number, 0] = only[number, 0].tokens.tolist()
+    size = 2
+    if mesh is not None:
+        mesh, size = sharding.make_mesh(*mesh), 4
+        split = param_shardings(thinker.declare(config), mesh)
+        params = jax.device_put(cases.random_params(CONFIG), split)
+        engine = Engine(config, Compute(), mesh)
+    made = mixed(engine, params, 4, size=size)
+    assert len(made) == 9
+    for key, one in made.items():
+        wanted = expected[key] if key in expected else alone["of every kind"][key]
+        assert (one.error, one.tokens.tolist()) == (None, wanted)
+    eos = config.tokens.eos_token_id
+    for tokens in expected.values():
+        assert all(token % 3 == n % 3 or token == eos for n, token in enumerate(tokens))
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_exhausted_memory_with_constrained_rows_loses_nothing(config, engine, params):
+    expected = mixed(engine, params, 4)
+    full = Engine(config, Compute())
+    full._advance = Full(full._advance, lambda _, state, *__, **___: len(state.length) > 1)
+    made = mixed(full, params, 4)
+    assert full._advance.refused > 0
+    assert {key: one.tokens.tolist() for key, one in made.items()} == {
+        key: one.tokens.tolist() for key, one in expected.items()
+    }
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_a_constraint_that_fails_ends_its_request_only(config, engine, params):
+    expected = mixed(engine, params, 4)
+    failing = EveryThird(config.tokens.eos_token_id, fails_at=4)
+    made = mixed(
+        engine, params, 4,
+        change=lambda one: one._replace(constraint=failing) if one.tag == 0 else one,
+    )  # fmt: skip
+    assert made.pop((0, 0)).error == "schema: too complex"
+    del expected[0, 0]
+    assert {key: one.tokens.tolist() for key, one in made.items()} == {
+        key: one.tokens.tolist() for key, one in expected.items()
+    }
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["", "memory exhausted"])
+@pytest.mark.usefixtures("highest_precision")
+def test_what_streams_is_the_beginning_of_the_completion(full, config, params, alone):
+    """Each token once, also of rows that are begun anew; its top tokens are in their order."""
+    engine = Engine(config, Compute())
+    if full:  # at the second chunk of steps and later, while there is more than one place
+        calls = itertools.count()
+        program = engine._advance
+        engine._advance = Full(
+            program, lambda _, state, *__, **___: len(state.length) > 1 and next(calls) > 0
+        )
+    asked = [one._replace(streams=True, top_logprobs=True) for one in requests("of every kind")[:9]]
+    groups = [group(list(enumerate(asked))[i : i + 3], 3) for i in range(0, 9, 3)]
+    streamed, finished = {number: [] for number in range(9)}, {}
+    for one in engine.run(params, Listed(groups), 3, 16):
+        assert one.tag not in finished
+        if isinstance(one, Streamed):
+            assert len(one.tokens) == len(one.logprobs) == len(one.top.tokens) > 0
+            streamed[one.tag].append(one)
+        else:
+            finished[one.tag] = one
+    if full:
+        assert engine._advance.refused > 0
+    assert {(n, 0): one.tokens.tolist() for n, one in finished.items()} == alone["of every kind"]
+    assert sum(map(len, streamed.values())) > 3
+    for number, one in finished.items():
+        given = [token for part in streamed[number] for token in part.tokens.tolist()]
+        assert given == one.tokens.tolist()[: len(given)]
+        assert np.all(np.diff(one.top.logprobs, axis=1) <= 0)
+        greedy = asked[number].sampling.temperature == 0
+        for token, logprob, ids, logprobs in zip(one.tokens, one.logprobs, *one.top, strict=True):
+            assert ids[0] == token or not greedy
+            if token in ids:
+                np.testing.assert_allclose(logprobs[ids == token], logprob, atol=1e-5)
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_cancelled_samples_leave_their_places(engine, params, alone):
+    """Before their prefill, while they wait, and while they decode; the others do not notice."""
+    begun: set[int] = set()
+
+    def cancelled(number: int):
+        if number == 1:  # at once
+            return lambda sample: True
+        if number == 5:  # when it has shown tokens
+            return lambda sample: 5 in begun
+        if number == 7:  # while it waits for a place
+            return lambda sample: 0 in begun
+        return None
+
+    asked = [
+        one._replace(streams=True, cancelled=cancelled(one.tag)) for one in requests("greedy")[:9]
+    ]
+    asked[5] = asked[5]._replace(sampling=asked[0].sampling)
+    groups = [group([(n, asked[n])], 1) for n in (0, 5, 1, 7, 2, 3, 4, 6, 8)]
+    made = {}
+    for one in engine.run(params, Listed(groups), 2, 16):
+        begun.add(one.tag)
+        if isinstance(one, Finished):
+            made[one.tag] = one
+    assert {tag for tag, one in made.items() if one.error == CANCELLED} == {1, 5, 7}
+    for tag in (0, 2, 3, 4, 6, 8):
+        assert made[tag].tokens.tolist() == alone["greedy"][tag, 0]
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_samples_spread_over_places(engine, params):
+    """Five samples of each prompt over four places: what they get one after the other."""
+    expected = run(engine, params, "sampled", 4, samples=5)
+    asked = [one._replace(spreads=True) for one in requests("sampled", 5)]
+    groups = [group([(number, asked[number])], 1) for number in range(9)]
+    made = {
+        (one.tag, one.sample): one.tokens.tolist()
+        for one in engine.run(params, Listed(groups), 4, 16)
+    }
+    assert made == expected

@@ -136,6 +136,10 @@ class ChatTokenizer:
         self.__dict__.update(state)
         self._backend.encode_special_tokens = True  # pickling does not keep it
 
+    def to_json(self) -> str:
+        """Return the content of its tokenizer.json."""
+        return self._backend.to_str()
+
     def bytes_of(self, token: int, special: bool = False) -> bytes:
         """Return what a token adds to the text, in UTF-8; it may be a part of a character.
 

@@ -3,6 +3,9 @@
     groups of prompts -> encoders -> embed -> prefill -> first tokens
         -> insert into free places -> advance: start rows, k steps -> finished rows out -> ...
 
+Rows under a constraint have a state of their own, which goes one step while the others go a chunk:
+the host says before each of their tokens which ones may come.
+
 Two users of the same programs: `Engine.run` for a stream of prompts, whose places are filled again
 while others decode, and `Engine.generate` for one batch. The host looks at the rows once a chunk of
 steps; the next group is prefilled while it waits for the chunk. The programs are pure functions of
@@ -41,6 +44,7 @@ PROMPT_TOKENS = (
 )  # fmt: skip
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
+FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is more
 STEPS = 8  # of a chunk; a row that ends waits for half of them on average
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
@@ -77,6 +81,28 @@ class Generated(NamedTuple):
         self.lengths[row], self.stopped[row] = n, one.stopped
 
 
+class Matcher(Protocol):
+    """How far a completion has come under its constraint."""
+
+    def allow(self, bits_W: np.ndarray):
+        """Write the tokens that may come next: u32, a bit for each token, lowest first.
+
+        Raises UserError if the constraint is too complex, which ends the completion.
+        """
+
+    def take(self, token: int):
+        """Go on by a token that may come. Raises UserError as `allow`."""
+
+
+class Constraint(Protocol):
+    """What a completion must satisfy. first: u32[W], the tokens that may begin it."""
+
+    first: np.ndarray
+
+    def matcher(self) -> Matcher:
+        """Return the beginning of a completion."""
+
+
 class Request(NamedTuple):
     """What to do with one prompt: a completion for each of `key_ids`.
 
@@ -87,6 +113,7 @@ class Request(NamedTuple):
     `sampling.TOP` most likely tokens beside each. spreads: samples take a place each, as far as
     there are any, rather than following each other in one. cancelled: called with the number of a
     sample before each chunk; where it is true, the sample ends with the error CANCELLED.
+    constraint: of each sample.
     """
 
     tag: object
@@ -96,6 +123,7 @@ class Request(NamedTuple):
     top_logprobs: bool = False
     spreads: bool = False
     cancelled: Callable[[int], bool] | None = None
+    constraint: Constraint | None = None
 
 
 class Group(NamedTuple):
@@ -154,6 +182,7 @@ class Source(Protocol):
         """Return the next group; None if there is none now, or, with `wait`, none any more.
 
         free: places that are free, which a group of fewer prompts than usual may be taken for.
+        Negative: prompts wait for one already, and only constrained ones have another.
         """
 
 
@@ -196,6 +225,11 @@ def plan_places(
         places, tokens, new_tokens, places * each / 2**30,
     )  # fmt: skip
     return places
+
+
+def few_places(mesh: jax.sharding.Mesh | None, places: int) -> int:
+    """Return how many constrained prompts decode at a time beside so many others."""
+    return round_up_rows(mesh, max(min(places, FEW_PLACES), places // 4))
 
 
 def longest_prompt(engine: "Engine", places: int, new_tokens: int, samples: int) -> int:
@@ -476,13 +510,28 @@ class Engine:
         keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
         limits = np.array([config.max_new_tokens for config in configs], np.int32)
         rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
+        bound = [one and one.constraint for one in requests]
         mode = sampling.mode_of(configs)._replace(
-            ranks=any(one.top_logprobs for one in requests if one is not None)
+            ranks=any(one.top_logprobs for one in requests if one is not None),
+            masks=any(one is not None for one in bound),
         )
+        allowed = None
+        if mode.masks:
+            allowed = all_allowed(B, self.config.text.vocab_size)
+            for b, one in enumerate(bound):
+                if one is not None:
+                    allowed[b] = one.first
+            allowed = self._place(allowed)
         length = None if mode.penalizes else 0  # the program is otherwise that of any length
         prompt = batch.tokens[:, :length], batch.segment_ids[:, :length]
         tokens, segments = self._place(prompt)
-        return self._first(prefilled.logits, tokens, segments, rows, mode=mode), rows, mode
+        first = self._first(prefilled.logits, tokens, segments, rows, allowed, mode=mode)
+        return first, rows, mode
+
+
+def all_allowed(rows: int, vocabulary: int) -> np.ndarray:
+    """Return u32[rows, W] that allow every token."""
+    return np.full((rows, -(-vocabulary // 32)), 0xFFFFFFFF, np.uint32)
 
 
 @dataclasses.dataclass(eq=False)
@@ -516,6 +565,241 @@ class _Ready:
     mode: sampling.Mode
 
 
+class _Lane:
+    """Places that decode together, in one DecodeState; `constrained` ones step by step."""
+
+    def __init__(self, run: "_Run", constrained: bool):
+        self._run, self._engine, self.constrained = run, run.engine, constrained
+        self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False, masks=constrained)
+        self.reset()
+
+    def reset(self):
+        """Forget all prompts, and have no state."""
+        self._places = self._run.places
+        if self.constrained:
+            self._places = few_places(self._engine.mesh, self._places)
+        self._state: DecodeState | None = None
+        self.ready: deque[_Ready] = deque()
+        self._at: list[_Prompt | None] = [None] * self._places
+        self._sample: list[int | None] = [None] * (self._places * self._run.samples)
+        self._matchers: dict[int, Matcher] = {}  # of the rows under way
+        self._starts = self._no_rows()
+
+    def _no_rows(self) -> decode.Starts:
+        top = sampling.TOP if self._mode.ranks else 0
+        return decode.no_rows(self._places * self._run.samples, top)
+
+    @property
+    def free(self) -> int:
+        """Places that are free and that no prefilled prompt waits for."""
+        return self._at.count(None) - sum(len(ready.waiting) for ready in self.ready)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether prompts wait for a place."""
+        return self.free <= 0 and bool(self.ready)
+
+    def prompts(self) -> list[_Prompt]:
+        """Return the prompts in places, and those that wait for one."""
+        placed = [prompt for prompt in self._at if prompt is not None]
+        return placed + [prompt for ready in self.ready for prompt in ready.waiting]
+
+    # ---- prompts in ------------------------------------------------------------------------------
+
+    def insert(self):
+        """Put prompts that wait into free places, and let their rows start with the next chunk."""
+        engine = self._engine
+        while self.ready:
+            ready = self.ready[0]
+            free = deque(p for p, prompt in enumerate(self._at) if prompt is None)
+            if not ready.waiting:
+                self.ready.popleft()
+                continue
+            if not free:
+                return
+            if isinstance(ready.first.token, jax.Array):
+                self._run.taken = ready.group  # which is to blame if this fails
+                ready.first, self._run.taken = jax.device_get(ready.first), None
+            batch = ready.group.batch
+            self._make_room(batch.tokens.shape[1], ready.mode)
+            places = np.full(len(ready.group.requests), -1, np.int32)
+            # A prompt whose samples have several places is inserted into one at a time.
+            while ready.waiting and free and places[ready.waiting[0].row] < 0:
+                prompt = ready.waiting.popleft()
+                prompt.first = jax.tree.map(lambda leaf, row=prompt.row: leaf[row], ready.first)
+                place = places[prompt.row] = free.popleft()
+                self._at[place] = prompt
+                for g in range(self._run.samples):
+                    self._start(place * self._run.samples + g)
+            arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
+            with engine.on_mesh():
+                self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
+
+    def _make_room(self, tokens: int, mode: sampling.Mode):
+        """Have a state for prompts of so many tokens, and for their sampling."""
+        engine, run = self._engine, self._run
+        tokens = _prompt_tokens(max(tokens, run.tokens))
+        self._mode = self._mode.joined(mode._replace(masks=self.constrained))
+        vocabulary = engine.config.text.vocab_size if self._mode.penalizes else 0
+        top = sampling.TOP if self._mode.ranks else 0
+        if top > self._starts.first.top.shape[1]:
+            ranked = self._no_rows().first
+            first = self._starts.first._replace(top=ranked.top, top_logprobs=ranked.top_logprobs)
+            self._starts = self._starts._replace(first=first)
+        with engine.on_mesh():
+            if self._state is None:
+                self._state = engine._empty(
+                    places=self._places, samples=run.samples, tokens=tokens,
+                    new_tokens=run.new_tokens, penalizes=self._mode.penalizes,
+                    stacked=run.stacked, ranks=self._mode.ranks,
+                )  # fmt: skip
+                leaf = jax.tree.leaves(run.params)[0]
+                if engine.mesh is None and isinstance(leaf, jax.Array):
+                    # Committed to its device, as what the other programs make of it is: jit would
+                    # compile `insert` again for the bucket that comes first.
+                    self._state = jax.device_put(self._state, leaf.sharding)
+                return
+            state = self._state
+            now = jax.tree.leaves(state.prompt)[0].shape[-1], state.seen.shape[1]
+            tokens = max(tokens, now[0])
+            if (*now, state.top.shape[2]) != (tokens, vocabulary, top):
+                self._state = engine._grow(state, tokens=tokens, vocabulary=vocabulary, top=top)
+
+    def _start(self, row: int):
+        """Let a row begin with the next sample of its place, if there is one."""
+        prompt = self._at[row // self._run.samples]
+        if prompt is None or not prompt.queue:
+            return
+        sample = self._sample[row] = prompt.queue.popleft()
+        which, first, rows = self._starts
+        which[row] = True
+
+        def put(leaf, value):
+            if value[sample].size:  # the most likely tokens, where the prompt's group has them
+                leaf[row] = value[sample]
+
+        jax.tree.map(put, (first, rows), (prompt.first, prompt.rows))
+        if self.constrained:
+            self._matchers[row] = prompt.request.constraint.matcher()
+            self._match(row, prompt.first.token[sample])
+
+    def drop(self):
+        """End the samples that are cancelled; their places are free again."""
+        for row, sample in enumerate(self._sample):
+            prompt = self._at[row // self._run.samples]
+            if prompt is not None and (cancelled := prompt.request.cancelled) is not None:
+                self._drop_waiting(prompt)
+                if sample is not None and cancelled(sample):
+                    self._stop(row, CANCELLED)
+                elif not prompt.unfinished:
+                    self._at[row // self._run.samples] = None
+        for ready in self.ready:
+            for prompt in ready.waiting:
+                self._drop_waiting(prompt)
+            ready.waiting = deque(prompt for prompt in ready.waiting if prompt.unfinished)
+
+    def _drop_waiting(self, prompt: _Prompt):
+        """End the samples of a prompt that are cancelled before they began."""
+        if prompt.request.cancelled is not None:
+            for sample in [one for one in prompt.queue if prompt.request.cancelled(one)]:
+                prompt.queue.remove(sample)
+                self._run.fail(prompt, sample, CANCELLED)
+
+    def _stop(self, row: int, error: str):
+        """End the sample of a row, which is still under way on the device."""
+        self._starts.which[row], self._starts.rows.limit[row] = True, 0
+        prompt = self._at[row // self._run.samples]
+        self._run.fail(prompt, self._sample[row], error)
+        self._leave(row)
+
+    def _leave(self, row: int):
+        """Let the next sample have the row of one that has ended, or the next prompt its place."""
+        place = row // self._run.samples
+        self._sample[row] = None
+        self._matchers.pop(row, None)
+        self._start(row)
+        if not self._at[place].unfinished:
+            self._at[place] = None
+
+    # ---- tokens out ------------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """Begin a chunk of steps; return whether any row is under way."""
+        allowed, steps = None, STEPS
+        if self.constrained and self._matchers:
+            allowed, steps = self._allowed(), 1
+        if not any(sample is not None for sample in self._sample):
+            return False
+        engine = self._engine
+        with engine.on_mesh():
+            self._state = engine._advance(
+                self._run.params, self._state, self._starts, np.int32(steps), allowed,
+                mode=self._mode,
+            )  # fmt: skip
+        self._starts = self._no_rows()
+        return True
+
+    def _allowed(self) -> jax.Array | np.ndarray:
+        """The tokens that may come next in each row; a row whose constraint fails is ended."""
+        allowed = all_allowed(len(self._sample), self._engine.config.text.vocab_size)
+        for row, matcher in list(self._matchers.items()):
+            try:
+                matcher.allow(allowed[row])
+            except UserError as error:
+                self._stop(row, str(error))
+        return self._engine._place(allowed)
+
+    def _match(self, row: int, token: int) -> bool:
+        """Go on by the new token of a constrained row; return whether it may go on."""
+        try:
+            self._matchers[row].take(int(token))
+        except UserError as error:
+            self._stop(row, str(error))
+            return False
+        return True
+
+    def collect(self):
+        """Wait for the chunk; have what it gave yielded, and free the places of ended rows."""
+        state, run = self._state, self._run
+        done, counts = jax.device_get((state.done, state.count))
+        rows = [row for row, sample in enumerate(self._sample) if sample is not None]
+        requests = [self._at[row // run.samples].request for row in rows]
+        shown = [
+            (row, one)
+            for row, one in zip(rows, requests, strict=True)
+            if done[row] or one.streams or self.constrained
+        ]
+        if not shown:
+            return
+        tokens, logprobs = jax.device_get((state.tokens, state.logprobs))
+        ranked = None
+        if any(request.top_logprobs for _, request in shown):
+            ranked = jax.device_get((state.top, state.top_logprobs))
+        eos = self._engine.config.tokens.eos_token_id
+        for row, request in shown:
+            sample = self._sample[row]
+
+            def taken(first: int, row=row, request=request) -> tuple:
+                part = slice(first, counts[row])  # copied: the state's buffers are used again
+                top = Top(*(x[row, part].copy() for x in ranked)) if request.top_logprobs else None
+                return tokens[row, part].copy(), logprobs[row, part].copy(), top
+
+            if done[row]:
+                ids, logs, top = taken(0)
+                stopped = bool(ids[-1] == eos)
+                one = Finished(request.tag, sample, ids, logs, stopped, None, top)
+                run.finish(self._at[row // run.samples], one)
+                self._leave(row)
+                continue
+            if self.constrained and not self._match(row, tokens[row, counts[row] - 1]):
+                continue
+            if request.streams:
+                before = run.streamed.get((id(request), sample), 0)
+                if counts[row] > before:  # not yet again, where it was begun anew
+                    run.streamed[id(request), sample] = int(counts[row])
+                    run.out.append(Streamed(request.tag, sample, *taken(before)))
+
+
 class _Run:
     """The state of `Engine.run`; iterate once."""
 
@@ -531,33 +815,24 @@ class _Run:
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
     ):
-        self._engine, self._params, self._source = engine, params, source
+        self.engine, self.params, self._source = engine, params, source
         self._most, self._check = most, check
-        self._places, self._samples = places or 0, samples
-        self._new_tokens, self._tokens = new_tokens_bucket(new_tokens), tokens
-        self._stacked = _is_stacked(params)
-        self._state: DecodeState | None = None
-        self._mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
+        self.places, self.samples = places or 0, samples
+        self.new_tokens, self.tokens = new_tokens_bucket(new_tokens), tokens
+        self.stacked = _is_stacked(params)
+        self.taken: Group | None = None  # that is being prefilled
+        self.out: deque[Finished | Streamed] = deque()  # to be yielded
+        # (id of an unfinished request, sample) -> tokens that were yielded
+        self.streamed: dict[tuple[int, int], int] = {}
+        self._finished: dict[int, set[int]] = {}  # id of an unfinished request -> finished samples
         self._again: deque[Group] = deque()  # to be done again
         self._aside: deque[Group] = deque()  # to be done again, one at a time and alone
         self._alone: Group | None = None  # of these, the one that is under way
-        self._taken: Group | None = None  # that is being prefilled
-        self._finished: dict[int, set[int]] = {}  # id of an unfinished request -> finished samples
-        # (id of an unfinished request, sample) -> tokens that were yielded
-        self._streamed: dict[tuple[int, int], int] = {}
-        self._out: deque[Finished | Streamed] = deque()  # to be yielded
-        self._reset()
+        self._lanes = [_Lane(self, constrained=False)]  # and one of constrained rows, if there are
 
     def _reset(self):
-        self._state = None
-        self._ready: deque[_Ready] = deque()
-        self._at: list[_Prompt | None] = [None] * self._places
-        self._sample: list[int | None] = [None] * (self._places * self._samples)
-        self._starts = self._no_rows()
-
-    def _no_rows(self) -> decode.Starts:
-        top = sampling.TOP if self._mode.ranks else 0
-        return decode.no_rows(self._places * self._samples, top)
+        for lane in self._lanes:
+            lane.reset()
 
     def complete(self, group: Group, prefilled: Prefilled) -> Iterator[Finished]:
         """Complete one group that is prefilled already."""
@@ -569,23 +844,26 @@ class _Run:
         while True:
             self._check()
             try:
-                self._drop()
-                chunk = self._advance()
+                for lane in self._lanes:
+                    lane.drop()
+                under_way = [lane for lane in self._lanes if lane.advance()]
                 yield from self._yielded()
-                more = self._fill(wait=not chunk)
-                if not (chunk or more or self._ready or self._out):
+                more = self._fill(wait=not under_way)
+                ready = any(lane.ready for lane in self._lanes)
+                if not (under_way or more or ready or self.out):
                     return
-                if chunk:
-                    self._collect()
-                self._insert()
+                for lane in under_way:
+                    lane.collect()
+                for lane in self._lanes:
+                    lane.insert()
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 self._with_less_memory()
 
     def _yielded(self) -> Iterator[Finished | Streamed]:
-        while self._out:
-            yield self._out.popleft()
+        while self.out:
+            yield self.out.popleft()
 
     # ---- prompts in ------------------------------------------------------------------------------
 
@@ -596,46 +874,25 @@ class _Run:
         """
         took = False
         while True:
-            waiting = sum(len(ready.waiting) for ready in self._ready)
-            free = self._at.count(None) - waiting
-            if (free <= 0 and self._ready) or (took and not wait):
+            if all(lane.is_full for lane in self._lanes) or (took and not wait):
                 return took
-            group = self._take(wait and not self._ready and not self._out, free)
+            idle = wait and not self.out and not any(lane.ready for lane in self._lanes)
+            group = self._take(idle, self._lanes[0].free)
             if group is None:
                 return took
             took = True
             if any(group.requests):
                 self._prefill(group)
 
-    def _prefill(self, group: Group):
-        """Prefill a group and queue it for places."""
-        engine, self._taken = self._engine, group
-        if self._places == 0:
-            self._plan(group.batch.tokens.shape[1])
-        prefilled = engine.prefill(self._params, group.batch, group.media, group.shared)
-        if group is self._alone and self._places > self._least:
-            # Its memory suffices without the caches, which are too many beside such a prompt.
-            self._halve()
-            self._reset()
-        self._accept(group, prefilled)
-        self._taken = None
-
-    def _plan(self, tokens: int):
-        """Choose how many prompts decode at a time by the memory that is free."""
-        self._places = plan_places(
-            self._engine, max(tokens, self._tokens), self._new_tokens, self._samples, self._most
-        )
-        self._reset()
-
     def _take(self, wait: bool, free: int) -> Group | None:
         """Return the next group to prefill, without the requests that are cancelled."""
         if self._again:
             group = self._again.popleft()
         elif self._alone is not None or self._aside:
-            if self._under_way():
+            if any(lane.prompts() for lane in self._lanes):
                 return None
             self._alone = self._aside.popleft() if self._aside else None
-            self._reset()  # what the state takes, too
+            self._reset()  # what the states take, too
             if self._alone is None:
                 return self._take(wait, free)
             group = self._alone
@@ -649,9 +906,6 @@ class _Run:
             self._alone = kept
         return kept
 
-    def _under_way(self) -> bool:
-        return bool(self._ready) or any(prompt is not None for prompt in self._at)
-
     def _todo(self, request: Request) -> list[int]:
         finished = self._finished.get(id(request), ())
         return [s for s in range(len(request.key_ids)) if s not in finished]
@@ -663,186 +917,62 @@ class _Run:
         todo = self._todo(request)
         cancelled = [sample for sample in todo if request.cancelled(sample)]
         for sample in cancelled:
-            self._finish(request, Finished(request.tag, sample, *_NO_TOKENS, CANCELLED))
+            self._finish(request, _failed(request, sample, CANCELLED))
         return request if len(cancelled) < len(todo) else None
+
+    def _prefill(self, group: Group):
+        """Prefill a group and queue it for places."""
+        engine, self.taken = self.engine, group
+        if self.places == 0:
+            self._plan(group.batch.tokens.shape[1])
+        prefilled = engine.prefill(self.params, group.batch, group.media, group.shared)
+        if group is self._alone and self.places > self._least:
+            # Its memory suffices without the caches, which are too many beside such a prompt.
+            self._halve()
+            self._reset()
+        self._accept(group, prefilled)
+        self.taken = None
+
+    def _plan(self, tokens: int):
+        """Choose how many prompts decode at a time by the memory that is free."""
+        self.places = plan_places(
+            self.engine, max(tokens, self.tokens), self.new_tokens, self.samples, self._most
+        )
+        self._reset()
 
     def _accept(self, group: Group, prefilled: Prefilled):
         """Queue a prefilled group for places."""
-        with self._engine.on_mesh():
-            first, rows, mode = self._engine._first_tokens(group.batch, prefilled, group.requests)
-        prompts = deque()
-        for row, request in enumerate(group.requests):
-            if request is None:
-                continue
-            own, todo = jax.tree.map(lambda leaf, row=row: leaf[row], rows), self._todo(request)
-            size = self._samples if request.spreads else len(todo)
-            for i in range(0, len(todo), size):
-                part = todo[i : i + size]
-                prompts.append(_Prompt(group, row, request, deque(part), set(part), rows=own))
-        self._ready.append(_Ready(group, prefilled, prompts, first, mode))
+        with self.engine.on_mesh():
+            first, rows, mode = self.engine._first_tokens(group.batch, prefilled, group.requests)
+        if mode.masks and len(self._lanes) == 1:
+            self._lanes.append(_Lane(self, constrained=True))
+        for lane in self._lanes:
+            prompts = deque()
+            for row, request in enumerate(group.requests):
+                if request is None or (request.constraint is not None) != lane.constrained:
+                    continue
+                own, todo = jax.tree.map(lambda leaf, row=row: leaf[row], rows), self._todo(request)
+                size = self.samples if request.spreads else len(todo)
+                for i in range(0, len(todo), size):
+                    part = todo[i : i + size]
+                    prompts.append(_Prompt(group, row, request, deque(part), set(part), rows=own))
+            if prompts:
+                lane.ready.append(_Ready(group, prefilled, prompts, first, mode))
 
-    def _insert(self):
-        """Put prompts that wait into free places, and let their rows start with the next chunk."""
-        engine = self._engine
-        while self._ready:
-            ready = self._ready[0]
-            free = deque(p for p, prompt in enumerate(self._at) if prompt is None)
-            if not ready.waiting:
-                self._ready.popleft()
-                continue
-            if not free:
-                return
-            if isinstance(ready.first.token, jax.Array):
-                self._taken = ready.group  # which is to blame if this fails
-                ready.first, self._taken = jax.device_get(ready.first), None
-            batch = ready.group.batch
-            self._make_room(batch.tokens.shape[1], ready.mode)
-            places = np.full(len(ready.group.requests), -1, np.int32)
-            # A prompt whose samples have several places is inserted into one at a time.
-            while ready.waiting and free and places[ready.waiting[0].row] < 0:
-                prompt = ready.waiting.popleft()
-                prompt.first = jax.tree.map(lambda leaf, row=prompt.row: leaf[row], ready.first)
-                place = places[prompt.row] = free.popleft()
-                self._at[place] = prompt
-                for g in range(self._samples):
-                    self._start(place * self._samples + g)
-            arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
-            with engine.on_mesh():
-                self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
+    # ---- completions out -------------------------------------------------------------------------
 
-    def _make_room(self, tokens: int, mode: sampling.Mode):
-        """Have a state for prompts of so many tokens, and for their sampling."""
-        engine, tokens = self._engine, _prompt_tokens(max(tokens, self._tokens))
-        self._mode = self._mode.joined(mode)
-        vocabulary = engine.config.text.vocab_size if self._mode.penalizes else 0
-        top = sampling.TOP if self._mode.ranks else 0
-        if top > self._starts.first.top.shape[1]:
-            ranked = self._no_rows().first
-            first = self._starts.first._replace(top=ranked.top, top_logprobs=ranked.top_logprobs)
-            self._starts = self._starts._replace(first=first)
-        with engine.on_mesh():
-            if self._state is None:
-                self._state = engine._empty(
-                    places=self._places, samples=self._samples, tokens=tokens,
-                    new_tokens=self._new_tokens, penalizes=self._mode.penalizes,
-                    stacked=self._stacked, ranks=self._mode.ranks,
-                )  # fmt: skip
-                leaf = jax.tree.leaves(self._params)[0]
-                if engine.mesh is None and isinstance(leaf, jax.Array):
-                    # Committed to its device, as what the other programs make of it is: jit would
-                    # compile `insert` again for the bucket that comes first.
-                    self._state = jax.device_put(self._state, leaf.sharding)
-                return
-            state = self._state
-            now = jax.tree.leaves(state.prompt)[0].shape[-1], state.seen.shape[1]
-            tokens = max(tokens, now[0])
-            if (*now, state.top.shape[2]) != (tokens, vocabulary, top):
-                self._state = engine._grow(state, tokens=tokens, vocabulary=vocabulary, top=top)
+    def finish(self, prompt: _Prompt, one: Finished):
+        """Have a completion of a prompt yielded."""
+        prompt.unfinished.discard(one.sample)
+        self._finish(prompt.request, one)
 
-    def _start(self, row: int) -> bool:
-        """Let a row begin with the next sample of its place, if there is one."""
-        prompt = self._at[row // self._samples]
-        if not prompt.queue:
-            return False
-        sample = self._sample[row] = prompt.queue.popleft()
-        which, first, rows = self._starts
-        which[row] = True
-
-        def put(leaf, value):
-            if value[sample].size:  # the most likely tokens, where the prompt's group has them
-                leaf[row] = value[sample]
-
-        jax.tree.map(put, (first, rows), (prompt.first, prompt.rows))
-        return True
-
-    def _drop(self):
-        """End the samples that are cancelled; their places are free again."""
-        for place, prompt in enumerate(self._at):
-            if prompt is None or prompt.request.cancelled is None:
-                continue
-            self._drop_waiting(prompt)
-            for row in range(place * self._samples, (place + 1) * self._samples):
-                if self._sample[row] is not None and prompt.request.cancelled(self._sample[row]):
-                    self._end(prompt, self._sample[row])
-                    self._sample[row] = None
-                    self._starts.which[row], self._starts.rows.limit[row] = True, 0
-                    self._start(row)
-            if not prompt.unfinished:
-                self._at[place] = None
-        for ready in self._ready:
-            for prompt in ready.waiting:
-                self._drop_waiting(prompt)
-            ready.waiting = deque(prompt for prompt in ready.waiting if prompt.unfinished)
-
-    def _drop_waiting(self, prompt: _Prompt):
-        """End the samples of a prompt that are cancelled before they began."""
-        if prompt.request.cancelled is not None:
-            for sample in [one for one in prompt.queue if prompt.request.cancelled(one)]:
-                prompt.queue.remove(sample)
-                self._end(prompt, sample)
-
-    # ---- tokens out ------------------------------------------------------------------------------
-
-    def _advance(self) -> bool:
-        """Begin a chunk of steps; return whether any row is under way."""
-        if not any(sample is not None for sample in self._sample):
-            return False
-        engine = self._engine
-        with engine.on_mesh():
-            self._state = engine._advance(
-                self._params, self._state, self._starts, np.int32(STEPS), mode=self._mode
-            )
-        self._starts = self._no_rows()
-        return True
-
-    def _collect(self):
-        """Wait for the chunk; have what it gave yielded, and free the places of ended rows."""
-        state = self._state
-        done, counts = jax.device_get((state.done, state.count))
-        rows = [row for row, sample in enumerate(self._sample) if sample is not None]
-        requests = [self._at[row // self._samples].request for row in rows]
-        shown = [
-            (row, one) for row, one in zip(rows, requests, strict=True) if done[row] or one.streams
-        ]
-        if not shown:
-            return
-        tokens, logprobs = jax.device_get((state.tokens, state.logprobs))
-        ranked = None
-        if any(request.top_logprobs for _, request in shown):
-            ranked = jax.device_get((state.top, state.top_logprobs))
-        eos = self._engine.config.tokens.eos_token_id
-        for row, request in shown:
-            place, sample = row // self._samples, self._sample[row]
-
-            def taken(first: int, row=row, request=request) -> tuple:
-                part = slice(first, counts[row])  # copied: the state's buffers are used again
-                top = Top(*(x[row, part].copy() for x in ranked)) if request.top_logprobs else None
-                return tokens[row, part].copy(), logprobs[row, part].copy(), top
-
-            if not done[row]:
-                key = id(request), sample
-                before = self._streamed.get(key, 0)
-                if counts[row] > before:  # not yet again, where it was begun anew
-                    self._streamed[key] = int(counts[row])
-                    self._out.append(Streamed(request.tag, sample, *taken(before)))
-                continue
-            ids, logs, top = taken(0)
-            stopped = bool(ids[-1] == eos)
-            prompt, self._sample[row] = self._at[place], None
-            self._end(prompt, sample, Finished(request.tag, sample, ids, logs, stopped, None, top))
-            self._start(row)
-            if not prompt.unfinished:
-                self._at[place] = None
-
-    def _end(self, prompt: _Prompt, sample: int, one: Finished | None = None):
-        """Have a completion of a prompt yielded; None: it is cancelled."""
-        prompt.unfinished.discard(sample)
-        request = prompt.request
-        self._finish(request, one or Finished(request.tag, sample, *_NO_TOKENS, CANCELLED))
+    def fail(self, prompt: _Prompt, sample: int, error: str):
+        """End a sample of a prompt without a completion."""
+        self.finish(prompt, _failed(prompt.request, sample, error))
 
     def _finish(self, request: Request, one: Finished):
-        self._out.append(one)
-        self._streamed.pop((id(request), one.sample), None)
+        self.out.append(one)
+        self.streamed.pop((id(request), one.sample), None)
         finished = self._finished.setdefault(id(request), set())
         finished.add(one.sample)
         if len(finished) == len(request.key_ids):
@@ -852,29 +982,29 @@ class _Run:
 
     @property
     def _least(self) -> int:
-        return round_up_rows(self._engine.mesh, 1)
+        return round_up_rows(self.engine.mesh, 1)
 
     def _halve(self):
-        self._places = round_up_rows(self._engine.mesh, self._places // 2)
+        self.places = round_up_rows(self.engine.mesh, self.places // 2)
         logger.warning(
             "the device's memory is exhausted: %d prompts decode at a time from now on",
-            self._places,
+            self.places,
         )
 
     def _with_less_memory(self):
         """Have done again what the exhausted memory left unfinished, so that it needs less."""
-        taken, self._taken, least = self._taken, None, self._least
+        taken, self.taken, least = self.taken, None, self._least
         if taken is not None and len(taken.requests) <= least:
             # A prompt that cannot be prefilled: what decodes is unharmed, and goes on first.
-            self._ready = deque(ready for ready in self._ready if ready.group is not taken)
+            for lane in self._lanes:
+                lane.ready = deque(ready for ready in lane.ready if ready.group is not taken)
             if taken is self._alone:
                 self._refuse(taken)
                 self._alone = None
             else:
                 self._aside.append(taken)
             return
-        unfinished = [prompt for prompt in self._at if prompt is not None]
-        unfinished += [prompt for ready in self._ready for prompt in ready.waiting]
+        unfinished = [prompt for lane in self._lanes for prompt in lane.prompts()]
         groups = [taken] if taken is not None else []
         for prompt in unfinished:
             if not any(prompt.group is group for group in groups):
@@ -888,7 +1018,7 @@ class _Run:
             )
             for group in groups
         ]
-        if self._places > least:
+        if self.places > least:
             self._halve()
         elif any(len(group.requests) > least for group in groups):
             groups = [half for group in groups for half in _halves(group, least)]
@@ -907,9 +1037,13 @@ class _Run:
         reason = f"a prompt of {group.batch.tokens.shape[1]} tokens exceeds the device's memory"
         for request in filter(None, group.requests):
             for sample in self._todo(request):
-                self._streamed.pop((id(request), sample), None)
+                self.streamed.pop((id(request), sample), None)
             self._finished.pop(id(request), None)
-            self._out.append(Finished(request.tag, 0, *_NO_TOKENS, reason))
+            self.out.append(_failed(request, 0, reason))
+
+
+def _failed(request: Request, sample: int, error: str) -> Finished:
+    return Finished(request.tag, sample, *_NO_TOKENS, error)
 
 
 _NO_TOKENS = np.zeros(0, np.int32), np.zeros(0, np.float32), False
@@ -956,9 +1090,10 @@ def _grow(state, *, tokens, vocabulary, top) -> DecodeState:
     return decode.constrained(decode.grow(state, tokens, vocabulary, top))
 
 
-def _advance(params, state, starts, count, *, mode, config, compute) -> DecodeState:
+def _advance(params, state, starts, count, allowed=None, *, mode, config, compute) -> DecodeState:
     state = decode.start(state, *starts, eos=config.tokens.eos_token_id)
-    return decode.constrained(decode.steps(params, config, compute, state, mode, count))
+    how = state, mode, count, allowed
+    return decode.constrained(decode.steps(params, config, compute, *how))
 
 
 @jax.jit

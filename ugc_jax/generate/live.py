@@ -24,13 +24,16 @@ from ugc_jax.data.reading import Prompt
 from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.generate import sampling
 from ugc_jax.generate.captioner import Captioner
+from ugc_jax.generate.constraints import Schemas
 from ugc_jax.generate.engine import (
     CANCELLED,
+    Constraint,
     Finished,
     Group,
     Request,
     Streamed,
     Top,
+    few_places,
     finish_reason,
     longest_prompt,
     new_tokens_bucket,
@@ -140,8 +143,16 @@ class Stats:
 class Ticket:
     """A request under way; only to be given to `Live.cancel`."""
 
-    def __init__(self, prompt: Prompt, asked: Asked, tell: Callable, texts: list[TextStream]):
+    def __init__(
+        self,
+        prompt: Prompt,
+        asked: Asked,
+        tell: Callable,
+        texts: list[TextStream],
+        constraint: Constraint | None,
+    ):
         self._prompt, self._asked, self._tell, self._texts = prompt, asked, tell, texts
+        self._constraint = constraint
         self._lock = threading.RLock()  # held while told: nothing is told after the end
         self._over = False  # nothing is told any more
         self._ended: set[int] = set()  # samples whose last piece is told
@@ -182,6 +193,8 @@ class Live:
         self._spelling = functools.cache(
             functools.partial(captioner.tokenizer.bytes_of, special=True)
         )
+        self._compiler: Schemas | None = None
+        self._compiler_lock = threading.Lock()
         self._changed = threading.Condition()  # guards all that follows
         self._queue: collections.deque[Ticket] = collections.deque()
         self._running: set[Ticket] = set()
@@ -202,11 +215,14 @@ class Live:
         tell: called from the engine's thread with each piece of each sample, or once with a
         Failure; it must return at once, and nothing is told after the last piece of all samples, a
         Failure or `cancel`. Raises UserError for a prompt or settings that do not fit, Busy where
-        too many wait, and Closed.
+        too many wait, and Closed; EnvironmentFailure for a schema without the library for it.
         """
         self._check_fit(prompt, asked)
+        constraint = None
+        if asked.schema is not None:
+            constraint = self._schemas().compile(asked.schema)
         texts = [TextStream(self._bytes_of, asked.stop) for _ in range(asked.samples)]
-        ticket = Ticket(prompt, asked, tell, texts)
+        ticket = Ticket(prompt, asked, tell, texts, constraint)
         with self._changed:
             if self._error is not None:
                 raise Closed(self._error)
@@ -260,6 +276,14 @@ class Live:
             self._fail("the server was shut down before the request was finished")
             self._thread.join(2)  # for the chunk of steps that is under way
 
+    def _schemas(self) -> Schemas:
+        """The compiler of schemas, for which the first request that has one waits a second."""
+        with self._compiler_lock:
+            if self._compiler is None:
+                size = self._config.text.vocab_size
+                self._compiler = Schemas(self._captioner.tokenizer, size)
+            return self._compiler
+
     # ---- what fits -------------------------------------------------------------------------------
 
     def _check_fit(self, prompt: Prompt, asked: Asked):
@@ -272,8 +296,6 @@ class Live:
                 f"{self._places} places leave room for; lower max_pixels or fps, or serve fewer "
                 "places"
             )
-        if asked.schema is not None:
-            raise UserError("schema: completions under a JSON schema are not served yet")
         check_counts(prompt.example, self._config)
 
     def _retry_after(self) -> float:
@@ -310,9 +332,9 @@ class Live:
         with self._changed:
             while wait and not self._queue and not self._closing:
                 self._changed.wait()
-            if not self._queue or free < 0 or self._aborted:
+            tickets, rows = self._together(free)
+            if not tickets:
                 return None
-            tickets, rows = self._together()
             for ticket in tickets:
                 self._queue.remove(ticket)
             self._running.update(tickets)
@@ -322,16 +344,25 @@ class Live:
         batch = collate(examples, tickets[0]._prompt.bucket, rows, self._config)
         return Group(batch, [*map(_request, tickets), *[None] * (rows - len(tickets))])
 
-    def _together(self) -> tuple[list[Ticket], int]:
-        """The first prompt that waits, with others of its bucket; and the rows of their batch.
+    def _together(self, free: int) -> tuple[list[Ticket], int]:
+        """The first prompt that may join, with others of its bucket; and the rows of their batch.
 
         A batch is full or has one prompt, so that a bucket has two programs and a prompt that comes
-        alone does not wait for rows that nobody asked for.
+        alone does not wait for rows that nobody asked for. At most one batch waits for the places
+        of constrained prompts, and one for the others.
         """
-        key, least = self._queue[0]._prompt.bucket, round_up_rows(self._engine.mesh, 1)
+        bound = sum(len(one._left) for one in self._running if one._constraint is not None)
+        room = {False: free >= 0, True: bound <= few_places(self._engine.mesh, self._places)}
+        may = [one for one in self._queue if room[one._constraint is not None]]
+        if not may or self._aborted:
+            return [], 0
+        kind, key = may[0]._constraint is not None, may[0]._prompt.bucket
+        same = [
+            one for one in may if (one._constraint is not None, one._prompt.bucket) == (kind, key)
+        ]
+        least = round_up_rows(self._engine.mesh, 1)
         most = round_up_rows(self._engine.mesh, max(1, self._budget // key.tokens))
-        same = [ticket for ticket in self._queue if ticket._prompt.bucket == key][:most]
-        rows = most if 2 * len(same) > most else least
+        rows = most if 2 * len(same[:most]) > most else least
         return same[:rows], rows
 
     def _told(self, one: Finished | Streamed):
@@ -428,6 +459,7 @@ def _request(ticket: Ticket) -> Request:
         top_logprobs=asked.top_logprobs > 0,
         spreads=True,
         cancelled=ticket._unwanted,
+        constraint=ticket._constraint,
     )
 
 

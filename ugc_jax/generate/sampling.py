@@ -120,7 +120,7 @@ def next_token(
 
 def unpacked(bits_BW: jax.Array, size: int) -> jax.Array:
     """Return the first `size` bits of each row of u32 words, bool[B, size]; lowest bits first."""
-    bits_BWL = (bits_BW[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    bits_BWL = (bits_BW[..., None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     return bits_BWL.reshape(len(bits_BW), -1)[:, :size] == 1
 
 

@@ -1,0 +1,192 @@
+"""generate/constraints.py: what ends by itself satisfies its schema; the others lose nothing."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ugc_jax.data.batching import bucket_of, collate
+from ugc_jax.errors import UserError
+from ugc_jax.generate.captioner import BUCKETS
+from ugc_jax.generate.constraints import Schemas
+from ugc_jax.generate.live import Asked, Live
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.models.qwen2_5_omni import thinker
+
+CHECK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "launch" / "schema_check.py"))
+ANSWER = {
+    "type": "object",
+    "properties": {"answer": {"enum": ["yes", "no"]}, "sure": {"type": "boolean"}},
+    "required": ["answer", "sure"],
+    "additionalProperties": False,
+}
+
+
+def asked(schema, samples=1, top_logprobs=0, **options) -> Asked:
+    sampling = SamplingConfig(**(dict(max_new_tokens=256) | options)).resolve()
+    return Asked(sampling, samples, top_logprobs, schema=schema)
+
+
+def allowed(bits: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.fixture(scope="module")
+def schemas(tiny_captioner):
+    return Schemas(tiny_captioner.tokenizer, tiny_captioner.config.text.vocab_size)
+
+
+@pytest.fixture
+def live(tiny_captioner):
+    live = Live(tiny_captioner, places=8, new_tokens=256, waiting=99)
+    yield live
+    live.close(60)
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny_captioner):
+    return CHECK["text_prompt"](tiny_captioner, "Yes or no?")
+
+
+def answer(live, prompt, what):
+    given = CHECK["submit"](live, prompt, what)
+    assert given.over.wait(60)
+    return given
+
+
+def test_random_schemas(tiny_captioner):
+    """Forty of those that launch/schema_check.py tries by the hundred."""
+    figures = CHECK["check"](tiny_captioner, 40, seed=1)
+    assert (figures.wrong, figures.disturbed) == ([], 0)
+    assert figures.stopped > 25
+    assert figures.stopped + figures.cut == 40
+
+
+def test_what_may_come_next(schemas, tokenizer):
+    """An object begins with its brace; white space has an end; so has the text."""
+    constraint = schemas.compile({"const": [7]})
+    brackets = [
+        token for token in allowed(constraint.first) if tokenizer.bytes_of(token)[:1] == b"["
+    ]
+    assert brackets
+    matcher = constraint.matcher()
+    for letter in "[7]":
+        matcher.take(tokenizer.encode(letter)[0])
+    bits = np.zeros_like(constraint.first)
+    matcher.allow(bits)
+    assert tokenizer.turn_end in allowed(bits)
+    assert tokenizer.turn_end not in allowed(constraint.first)
+    spaces, space = schemas.compile({}).matcher(), tokenizer.encode(" ")[0]
+    spaces.take(tokenizer.encode("{")[0])
+    for _ in range(32):
+        spaces.allow(bits)
+        assert space in allowed(bits)
+        spaces.take(space)
+    spaces.allow(bits)
+    assert space not in allowed(bits)
+    # The constraint is the same for the next completion.
+    assert allowed(constraint.first) == allowed(schemas.compile({"const": [7]}).first)
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        ({"type": "strin"}, "strin"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"$ref": "http://example.org/schema"}, "http://example.org/schema"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum .5."),
+        ({"enum": [object()]}, "not JSON serializable"),
+        ({"enum": [str(number) for number in range(10**5)]}, "too big"),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused(schema, names, schemas, live, prompt):
+    with pytest.raises(UserError, match=f"^schema: .*{names}.*; leave that part out") as refused:
+        schemas.compile(schema)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="^schema: "):
+        CHECK["submit"](live, prompt, asked(schema))
+
+
+def test_samples_satisfy_the_schema_and_depend_on_the_seed_alone(live, prompt):
+    what = asked(ANSWER, temperature=1.0, seed=5)
+    alone = answer(live, prompt, what)
+    beside = [CHECK["submit"](live, prompt, asked({}, seed=n, temperature=1.0)) for n in range(6)]
+    again = answer(live, prompt, what)
+    assert again.tokens == alone.tokens
+    other = [answer(live, prompt, asked(ANSWER, temperature=1.0, seed=n)) for n in range(6)]
+    assert len({tuple(one.tokens) for one in other}) > 1
+    assert all(one.over.wait(60) for one in beside)
+    for one in (alone, *other):
+        if one.reason == "stop":
+            assert set(json.loads(one.text)) == {"answer", "sure"}
+
+
+def test_a_limit_that_cuts_is_a_length(live, prompt):
+    given = answer(live, prompt, asked({"type": "string", "minLength": 500}, max_new_tokens=9))
+    assert (given.reason, len(given.tokens)) == ("length", 9)
+    assert given.text.startswith('"')
+
+
+def test_log_probabilities_are_those_of_what_may_come(tiny_captioner, schemas, live, prompt):
+    """By the uncached forward pass, masked by hand."""
+    captioner, tokens = tiny_captioner, []
+    what = asked(ANSWER, top_logprobs=20, temperature=1.0, seed=2, max_new_tokens=16)
+    done = CHECK["Answer"]()
+
+    def tell(piece):
+        tokens.extend(piece.tokens)
+        done(piece)
+
+    live.submit(prompt, what, tell)
+    assert done.over.wait(60)
+    assert done.failure is None
+    ids = np.array([token.id for token in tokens], np.int32)
+    example, n = prompt.example, len(ids)
+    places = example.next_position + np.arange(n)
+    whole = example._replace(
+        tokens=np.concatenate([example.tokens, ids]),
+        positions=np.concatenate([example.positions, np.tile(places, (3, 1))], axis=1),
+        source=np.concatenate([example.source, np.zeros(n, np.int8)]),
+        row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
+        target=np.concatenate([example.target, np.ones(n, bool)]),
+    )
+    batch = collate([whole], bucket_of(whole, BUCKETS, captioner.config), 1, captioner.config)
+    how = captioner.params, captioner.config, captioner.engine.compute
+    hidden = thinker.hidden_states(*how, batch)
+    at = len(example.tokens) - 1
+    logits = np.array(thinker.logits(thinker.head(captioner.params), hidden[0, at : at + n]))
+    constraint = schemas.compile(ANSWER)
+    matcher, bits, narrow = constraint.matcher(), np.zeros_like(constraint.first), 0
+    for token, row in zip(tokens, logits, strict=True):
+        matcher.allow(bits)
+        may = allowed(bits)
+        masked = np.full_like(row, -np.inf)
+        masked[may] = row[may]
+        expected = np.asarray(jax.nn.log_softmax(masked))
+        assert token.id in may
+        np.testing.assert_allclose(token.logprob, expected[token.id], atol=2e-4)
+        assert len(token.top) == min(20, len(may))
+        np.testing.assert_allclose(
+            [one[2] for one in token.top], np.sort(expected)[::-1][: len(token.top)], atol=2e-4
+        )
+        narrow += len(may) < 20
+        matcher.take(token.id)
+    assert narrow > 0
+
+
+def test_several_samples_under_a_schema(live, prompt):
+    pieces, done = {0: "", 1: "", 2: ""}, []
+
+    def tell(piece):
+        pieces[piece.sample] += piece.text
+        if piece.finish_reason:
+            done.append(piece.finish_reason)
+
+    live.submit(prompt, asked({"enum": ["a", "bc", 5]}, samples=3, temperature=1.0, seed=1), tell)
+    live.close(60)
+    assert done == ["stop"] * 3
+    assert all(json.loads(text) in ("a", "bc", 5) for text in pieces.values())
