@@ -316,7 +316,9 @@ def _ranked(state: DecodeState, at_RN, sampled_R: sampling.Sampled) -> dict[str,
     K = state.top.shape[-1]
 
     def put(old_RNK, new_RK):
-        return jnp.where(at_RN[..., None], new_RK[:, None, :K], old_RNK) if K else old_RNK
+        if not K or not new_RK.shape[-1]:
+            return old_RNK
+        return jnp.where(at_RN[..., None], new_RK[:, None], old_RNK)
 
     return dict(
         top=put(state.top, sampled_R.top),

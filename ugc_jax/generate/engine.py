@@ -731,10 +731,11 @@ class _Lane:
         if not any(sample is not None for sample in self._sample):
             return False
         engine = self._engine
+        ranks = any(prompt is not None and prompt.request.top_logprobs for prompt in self._at)
         with engine.on_mesh():
             self._state = engine._advance(
                 self._run.params, self._state, self._starts, np.int32(steps), allowed,
-                mode=self._mode,
+                mode=self._mode._replace(ranks=ranks),
             )  # fmt: skip
         self._starts = self._no_rows()
         return True

@@ -151,7 +151,8 @@ class Ticket:
         texts: list[TextStream],
         constraint: Constraint | None,
     ):
-        self._prompt, self._asked, self._tell, self._texts = prompt, asked, tell, texts
+        self._prompt: Prompt | None = prompt  # until it is prefilled
+        self._asked, self._tell, self._texts = asked, tell, texts
         self._constraint = constraint
         self._lock = threading.RLock()  # held while told: nothing is told after the end
         self._over = False  # nothing is told any more
@@ -332,7 +333,7 @@ class Live:
         with self._changed:
             while wait and not self._queue and not self._closing:
                 self._changed.wait()
-            tickets, rows = self._together(free)
+            tickets, rows = self._together(free, wait)
             if not tickets:
                 return None
             for ticket in tickets:
@@ -342,9 +343,11 @@ class Live:
             self._counts["prompt_tokens"] += sum(len(t._prompt.example.tokens) for t in tickets)
         examples = [ticket._prompt.example for ticket in tickets]
         batch = collate(examples, tickets[0]._prompt.bucket, rows, self._config)
+        for ticket in tickets:
+            ticket._prompt = None  # its frames are in the batch
         return Group(batch, [*map(_request, tickets), *[None] * (rows - len(tickets))])
 
-    def _together(self, free: int) -> tuple[list[Ticket], int]:
+    def _together(self, free: int, idle: bool) -> tuple[list[Ticket], int]:
         """The first prompt that may join, with others of its bucket; and the rows of their batch.
 
         A batch is full or has one prompt, so that a bucket has two programs and a prompt that comes
@@ -352,7 +355,8 @@ class Live:
         of constrained prompts, and one for the others.
         """
         bound = sum(len(one._left) for one in self._running if one._constraint is not None)
-        room = {False: free >= 0, True: bound <= few_places(self._engine.mesh, self._places)}
+        few = few_places(self._engine.mesh, self._places)
+        room = {False: idle or free >= 0, True: idle or bound <= few}
         may = [one for one in self._queue if room[one._constraint is not None]]
         if not may or self._aborted:
             return [], 0
@@ -472,10 +476,13 @@ class _Rate:
         self._sum = 0
 
     def add(self, count: int):
-        if count:
-            self._events.append((time.monotonic(), count))
-            self._sum += count
-            self._forget()
+        now = time.monotonic()
+        if self._events and now - self._events[-1][0] < 1:  # few entries, however much happens
+            now, before = self._events.pop()
+            count, self._sum = count + before, self._sum - before
+        self._events.append((now, count))
+        self._sum += count
+        self._forget()
 
     def per_second(self) -> float:
         self._forget()
