@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ugc_jax"
 
 # Lowest first; what stands in one line may not import each other either.
 LAYERS = (
+    ("extras",),
     ("errors",),
     ("files", "processes", "progress", "settings", "words"),
     ("compilation", "sharding"),

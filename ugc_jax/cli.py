@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from ugc_jax import __version__, settings
-from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.errors import UserError, environment_failure, require_extra
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,14 @@ INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
 
 class Job(NamedTuple):
-    """summary: one line for --help. arguments: its positional arguments there, or ""."""
+    """summary: one line for --help. arguments: its positional arguments there, or "".
+
+    extra: of the package (extras.py), without which the job cannot run, or "".
+    """
 
     summary: str
     arguments: str = ""
+    extra: str = ""
 
 
 JOBS = {
@@ -34,21 +38,34 @@ JOBS = {
     "inspect": Job(
         "show what the model would see of each video: frames, sound, tokens, memory", "VIDEO..."
     ),
-    "extract": Job("extract frames and sound of clips into records to train from", "MANIFEST"),
-    "select": Job("choose which labelled clips to train on: few that stand for all", "LABELS"),
-    "sft": Job("fine-tune a checkpoint on extracted clips and their captions"),
-    "grpo": Job("train a captioner by rewards of the captions that it samples"),
-    "plan": Job("compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)"),
+    "extract": Job(
+        "extract frames and sound of clips into records to train from", "MANIFEST", extra="train"
+    ),
+    "select": Job(
+        "choose which labelled clips to train on: few that stand for all", "LABELS", extra="label"
+    ),
+    "sft": Job("fine-tune a checkpoint on extracted clips and their captions", extra="train"),
+    "grpo": Job("train a captioner by rewards of the captions that it samples", extra="train"),
+    "plan": Job(
+        "compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)", extra="train"
+    ),
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out", "VIDEO..."
     ),
-    "label": Job("label clips by a teacher: verified captions with provenance", "VIDEO..."),
-    "evaluate": Job(
-        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed"
+    "label": Job(
+        "label clips by a teacher: verified captions with provenance", "VIDEO...", extra="label"
     ),
-    "compare": Job("tell better from noise: results of evaluate, clip by clip", "RESULT..."),
-    "report": Job("make one HTML page of results: tables, plots, clips", "RESULT..."),
-    "annotate": Job("serve a page on which people annotate clips: sound, picture, both", "CLIPS"),
+    "evaluate": Job(
+        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed",
+        extra="eval",
+    ),
+    "compare": Job(
+        "tell better from noise: results of evaluate, clip by clip", "RESULT...", extra="eval"
+    ),
+    "report": Job("make one HTML page of results: tables, plots, clips", "RESULT...", extra="eval"),
+    "annotate": Job(
+        "serve a page on which people annotate clips: sound, picture, both", "CLIPS", extra="web"
+    ),
     "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax"),
     "world": Job("write the offline world: short clips with captions that can be checked exactly"),
     "bench": Job("time prefill and decoding, and compare with torch if it is installed"),
@@ -223,6 +240,8 @@ def run(argv: list[str]) -> int:
         )
     if job.arguments and not arguments:
         raise UserError(f"nothing to do; usage: ugc-jax {name} [--KEY VALUE ...] {job.arguments}")
+    if job.extra:
+        require_extra(job.extra, name)
     return module.main(config, arguments)
 
 

@@ -4,6 +4,8 @@ import errno
 import mmap
 import os
 
+from ugc_jax import extras
+
 FULL_DISK = "free disk space, then run again to resume"
 _LIBRARY = "install it, or install ugc_jax again"
 _MEMORY = "out of memory", "free memory or lower workers or batch_size, then run again to resume"
@@ -57,6 +59,18 @@ def has_memory(size: int) -> bool:
     return True
 
 
+def require_extra(extra: str, who: str):
+    """Raise EnvironmentFailure, with the command that installs it, if an extra is incomplete.
+
+    who: what needs it, such as the name of a job. Nothing is imported.
+    """
+    if absent := extras.missing(extra):
+        rest = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise EnvironmentFailure(
+            f"{who} needs {', '.join(absent[:3])}{rest}, not installed; {extras.command(extra)}"
+        )
+
+
 def environment_failure(error: BaseException, path=None) -> EnvironmentFailure | None:
     """Return the failure of the environment that is `error` or made it; None for any other error.
 
@@ -90,6 +104,8 @@ def _diagnosis(error: BaseException) -> tuple[str, str] | None:
     for code, found in _ERRNO.items():
         if os.strerror(code) in text:
             return found
+    if isinstance(error, ModuleNotFoundError) and (extra := extras.extra_of(error.name or "")):
+        return f"the library {error.name} is not installed", extras.command(extra)
     if isinstance(error, ImportError):
         name = (error.name or "").partition(".")[0]
         return f"{f'the library {name}' if name else 'a library'} does not load ({text})", _LIBRARY

@@ -18,11 +18,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 from etils import epath
 
 from ugc_jax.data.batching import Batch, collate_rows
@@ -44,6 +42,9 @@ from ugc_jax.data.shown import shown_clip
 from ugc_jax.errors import UserError
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+
+if TYPE_CHECKING:
+    import grain  # of the extra `train`
 
 SHARED_MEMORY = "/dev/shm"
 Length = tuple[int | None, float]  # of a plan: steps, or without them epochs
@@ -198,8 +199,11 @@ class Pipeline:
         """Return the clip settings, system prompt and question of the examples."""
         return shown_clip(self.loader.sources, self.plan.items)
 
-    def from_step(self, step: int) -> grain.IterDataset:
+    def from_step(self, step: int) -> "grain.IterDataset":
         """Return Grain's dataset of the steps from `step` on."""
+        import grain
+        from absl import flags
+
         batches = grain.MapDataset.range(step, len(self.plan)).map(self.loader)
         ahead = 0 if self.data.workers else self.data.read_ahead
         batches = batches.to_iter_dataset(
