@@ -675,8 +675,8 @@ def transformers(check: Check):
     """Measure transformers on the same prompts and sizes, with random weights of its own."""
     import importlib.util
 
-    if not importlib.util.find_spec("torch"):
-        check.records.add("transformers", "left out", error="torch is not installed")
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        check.records.add("transformers", "left out", error="torch or transformers is not installed")
         return
     import torch
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker

@@ -11,13 +11,13 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 for candidate in ${PYTHON:+"$PYTHON"} "$root/.venv/bin/python" python3; do
     if "$candidate" -c 'import importlib.util as u, sys
-sys.exit(not all(map(u.find_spec, ("jax", "flax", "optax", "transformers"))))' 2>/dev/null; then
+sys.exit(not all(map(u.find_spec, ("jax", "flax", "optax"))))' 2>/dev/null; then
         export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
         exec "$candidate" "$root/launch/accelerator_check.py" "$@"
     fi
 done
 cat >&2 <<END
 accelerator_check.sh: no Python with the package's needs was found (tried \$PYTHON, .venv, python3).
-Install them: python3 -m pip install -e "${root}[cuda12]" (or [cuda13], [tpu])
+Install them: python3 -m pip install -e "${root}[train,cuda12]" (or cuda13, tpu)
 END
 exit 2

@@ -39,7 +39,7 @@ tar -xzf ugc_jax.tar.gz -C ugc_jax
 cd ugc_jax
 ${SETUP:-:}
 source launch/venv.sh
-install package --editable \"\${root}[tpu]\"
+install package --editable \"\${root}[train,gcs,tpu]\"
 exec \"\$python\" -m ugc_jax.cli $(printf '%q ' "$job" --distributed "$@")"
 
 pids=()

@@ -85,7 +85,7 @@ def test_every_host_of_a_slice_runs_the_job(project):
         log = (project / f"runs/tpu_vm/slice/host-{host}.log").read_text()
         assert told in log
         assert "install package --editable" in log
-        assert f"host-{host}/ugc_jax[tpu]" in log
+        assert f"host-{host}/ugc_jax[train,gcs,tpu]" in log
     assert told in done.stdout
     calls = Path(os.environ["CALLS"]).read_text().splitlines()
     assert all("--zone=us-west4-a" in call for call in calls if call.startswith("compute"))
@@ -120,7 +120,7 @@ def test_slurm_runs_one_process_a_node(project, monkeypatch):
     slurm["SLURM_SUBMIT_DIR"] = str(project)
     done = run(project / "launch/slurm.sbatch", "sft", "--config=a.py", **slurm)
     assert done.returncode == 0, done.stderr
-    assert f"install package --editable {project}[cuda12]" in done.stdout
+    assert f"install package --editable {project}[train,cuda12]" in done.stdout
     call = Path(os.environ["CALLS"]).read_text()
     assert call.startswith("0,1,2,3 --cpus-per-task=9 --kill-on-bad-exit=1")
     assert f"--output={project}/runs/slurm/7/host-%n.log" in call
