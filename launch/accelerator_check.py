@@ -676,7 +676,9 @@ def transformers(check: Check):
     import importlib.util
 
     if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
-        check.records.add("transformers", "left out", error="torch or transformers is not installed")
+        check.records.add(
+            "transformers", "left out", error="torch or transformers is not installed"
+        )
         return
     import torch
     from transformers import Qwen2_5OmniThinkerForConditionalGeneration as Thinker

@@ -27,7 +27,7 @@ LAYERS = (
     ("evals",),
     ("rl",),
     ("plan",),
-    ("report",),
+    ("doctor", "report"),
     ("web",),
     ("annotate", "label"),
     ("toy",),

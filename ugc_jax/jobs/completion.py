@@ -16,6 +16,7 @@ from ugc_jax.jobs import (
     caption,
     compare,
     convert,
+    doctor,
     evaluate,
     extract,
     grpo,
@@ -58,6 +59,7 @@ _JOBS = {
     "convert": convert,
     "world": world,
     "bench": bench,
+    "doctor": doctor,
 }
 _TAKE_FILES = (
     "inspect", "label", "extract", "select", "caption", "compare", "report", "annotate",
