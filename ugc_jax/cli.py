@@ -69,6 +69,7 @@ JOBS = {
     "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax"),
     "world": Job("write the offline world: short clips with captions that can be checked exactly"),
     "bench": Job("time prefill and decoding, and compare with torch if it is installed"),
+    "push": Job("send a trained model to the Hugging Face hub, with its model card", "RUN"),
     "doctor": Job("look at this machine: what works, what fits, what to type next"),
     "completion": Job("print a script that completes commands in bash or zsh", "bash|zsh"),
 }
@@ -113,6 +114,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import world as job
         case "bench":
             from ugc_jax.jobs import bench as job
+        case "push":
+            from ugc_jax.jobs import push as job
         case "doctor":
             from ugc_jax.jobs import doctor as job
         case "completion":

@@ -47,6 +47,7 @@ SHORT = {
     "annotate": "workers clip_timeout clip_memory",
     "convert": "",
     "world": "seed seconds fps size mute blank",
+    "push": "",
     "doctor": "",
     "bench": (
         "batch_size frames height width seconds text_tokens new_tokens dtype remat slab attention"

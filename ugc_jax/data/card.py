@@ -57,6 +57,27 @@ def write_card(directory: epath.Path, source: str | None = None, license: str | 
         files.write_text(path, text, errors="backslashreplace")
 
 
+def facts(directory: epath.Path) -> dict:
+    """Return number, sources and licences of the records of a folder, for the card of a model.
+
+    {"records": int, "sources": {source: records}, "licenses": {licence: records}}, most first,
+    without rows that give none. Raises UserError for a folder that cannot be read.
+    """
+    extraction = files.read_json(directory / records.EXTRACTION, records.EXTRACT_AGAIN)
+    known = extraction.get("card") or {}
+    index = directory / records.INDEX
+    lines = [line.value for line in files.read_lines(index, records.EXTRACT_AGAIN)]
+    counts = {
+        "sources": _values(lines, SOURCES, known.get("source")),
+        "licenses": _values(lines, LICENSES, known.get("license")),
+    }
+    most = {
+        name: {value: number for value, number in found.most_common(_MOST) if value is not None}
+        for name, found in counts.items()
+    }
+    return {"records": len(lines), **most}
+
+
 def _card(directory: epath.Path, extraction: dict, known: dict) -> str:
     remedy = records.EXTRACT_AGAIN
     lines = [line.value for line in files.read_lines(directory / records.INDEX, remedy)]

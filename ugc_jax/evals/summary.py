@@ -89,12 +89,30 @@ def result_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, task: dict, column: str) -> str:
+def score_rows(result: dict) -> list[tuple[str, str, str, str, str]]:
+    """A result as text for a table: (task, score, 95 % interval, clips, failed) a row."""
+    rows = []
+    for name, task in result["tasks"].items():
+        rows.append((name, *_figures(task, "score"), str(task["n"]), str(task["failed"])))
+        for column in task["intervals"]:
+            rows.append((f"{name}: {column}", *_figures(task, column), "", ""))
+    if result.get("average") is not None:
+        rows.append(("average", f"{result['average']:.2f}", "", "", ""))
+    return rows
+
+
+def _figures(task: dict, column: str) -> tuple[str, str]:
+    """A column's mean and its interval, as text."""
     digits = 3 if task["unit"] == "fraction" else 2
-    is_score = column == "score"
-    bounds = task["interval"] if is_score else task["intervals"][column]
+    bounds = task["interval"] if column == "score" else task["intervals"][column]
     value = "-" if task[column] is None else f"{task[column]:.{digits}f}"
     span = "-" if bounds is None else "{:.{d}f} to {:.{d}f}".format(*bounds, d=digits)
+    return value, span
+
+
+def _line(name: str, task: dict, column: str) -> str:
+    is_score = column == "score"
+    value, span = _figures(task, column)
     line = f"{name if is_score else f'  {column}':<18}{value:>8}  {span:<17}"
     if not is_score:
         return line

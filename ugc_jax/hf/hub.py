@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 
-_DESCRIPTION = ["*.json", "*.jinja", "*.txt"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.txt", "README.md"]  # the last one names the licence
 # Repositories that some mirrors of the hub show under another name.
 _OTHER_NAMES = {"openinterx/UGC-VideoCaptioner": "Memories-ai/UGC-VideoCaptioner"}
 _WEIGHTS = ["*.safetensors", "*.pt"]
@@ -33,12 +33,17 @@ def resolve_checkpoint(
         return path
     if path.exists():
         raise UserError(f"{checkpoint}: is a file; give the checkpoint's directory")
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(checkpoint)):
+    if not is_hub_id(str(checkpoint)):
         raise UserError(
             f"{checkpoint}: no such directory; give a checkpoint directory "
             "or a hub id such as Qwen/Qwen2.5-Omni-3B"
         )
     return _download(str(checkpoint), revision, _DESCRIPTION + _WEIGHTS * weights)
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name is that of a repository, "org/name", and of no folder here."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not Path(name).exists()
 
 
 def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:

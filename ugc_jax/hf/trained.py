@@ -26,10 +26,12 @@ class Trained(NamedTuple):
 
     clip: the resolved settings of the clips, with system prompt and question. sampling: fields of
     SamplingConfig that belong to it, of a published captioner; {} if the model was trained here.
+    training: how it came about, for the model card (`train.lineage.lineage`); {} if unknown.
     """
 
     clip: ClipSettings
     sampling: dict[str, float] = {}
+    training: dict = {}
 
 
 def write_trained(folder: Path, trained: Trained | None):
@@ -37,6 +39,8 @@ def write_trained(folder: Path, trained: Trained | None):
     if trained is None:
         return
     content = {"clip": dataclasses.asdict(trained.clip), "sampling": trained.sampling}
+    if trained.training:
+        content["training"] = trained.training
     files.write_json(Path(folder) / TRAINED, {"ugc_jax": __version__} | content, indent=2)
 
 
@@ -52,7 +56,8 @@ def read_trained(folder: Path) -> Trained | None:
     content = files.read_json(path, remedy)
     try:
         clip = from_options(ClipSettings, content["clip"])
-        return Trained(resolve(clip), dict(content.get("sampling", {})))
+        sampling, training = (dict(content.get(name, {})) for name in ("sampling", "training"))
+        return Trained(resolve(clip), sampling, training)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path}: has no valid "clip" ({error}); {remedy}') from None
 

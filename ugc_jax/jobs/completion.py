@@ -24,6 +24,7 @@ from ugc_jax.jobs import (
     inspect,
     label,
     plan,
+    push,
     report,
     select,
     sft,
@@ -59,10 +60,12 @@ _JOBS = {
     "convert": convert,
     "world": world,
     "bench": bench,
+    "push": push,
     "doctor": doctor,
 }
 _TAKE_FILES = (
     "inspect", "label", "extract", "select", "caption", "compare", "report", "annotate",
+    "push",
 )  # fmt: skip
 _ABOUT_HELP = "show the settings of the job"
 _ABOUT_CONFIG = "take the settings of a config"

@@ -20,6 +20,7 @@ from ugc_jax.train.state import Setup
 class GrpoConfig(TrainConfig):
     """Settings of grpo."""
 
+    KIND: ClassVar[str] = "grpo"
     # A checkpoint counts updates and batches of prompts, and may hold a reference.
     FIXED: ClassVar[tuple[str, ...]] = (
         *TrainConfig.FIXED, "grpo.iterations", "grpo.minibatches", "grpo.dynamic_sampling",

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from ugc_jax.hf import orbax_store
 from ugc_jax.hf.adapter import save_adapter
+from ugc_jax.hf.card import own_text, write_card
 from ugc_jax.hf.checkpoint import Checkpoint, load_params
 from ugc_jax.hf.export import save_thinker
 from ugc_jax.hf.tensorfile import FLOATS
@@ -36,22 +37,27 @@ def export(state: TrainState, setup: Setup, output: str, base: Path, dtype: str,
     base: directory of the checkpoint that training started from, for config.json and the tokenizer.
     dtype: of the model's weights, "float32" or "bfloat16". An adapter is merged in float32, into
       the weights as `base` stores them, and the sum is cast once.
-    trained: written beside the weights.
+    trained: written beside the weights, and the model card that is made of it.
     Raises UserError if the disk refuses.
     """
     merge = functools.partial(merged_params, setup=setup, dtype=dtype)
     stored = _finer(base, setup) if setup.lora.rank or dtype == "float32" else None
+    origin = trained.training.get("base", {}).get("model") or str(base)
     with jax.set_mesh(setup.mesh):
         merged = jax.jit(merge)(state, stored=stored)
     del stored
     merged, adapter = _on_host(merged), _on_host(state.params if setup.lora.rank else {})
     if jax.process_index() == 0:
         with _local(epath.Path(output) / "model") as folder:
+            own = own_text(folder)
             save_thinker(merged, setup.model, folder, base, dtype, overwrite=True, trained=trained)
+            write_card(folder, own=own)
         logger.info("%s/model: the trained model", output)
         if setup.lora.rank:
             with _local(epath.Path(output) / "adapter") as folder:
-                save_adapter(adapter, setup.model, setup.lora, folder, str(base), True, trained)
+                own = own_text(folder)
+                save_adapter(adapter, setup.model, setup.lora, folder, origin, True, trained)
+                write_card(folder, own=own)
             logger.info("%s/adapter: the adapter alone", output)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")

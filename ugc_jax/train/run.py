@@ -32,6 +32,7 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import flatten
 from ugc_jax.train.checkpoint import Checkpoints, read_position
 from ugc_jax.train.export import export
+from ugc_jax.train.lineage import lineage
 from ugc_jax.train.loop import Loop, Work
 from ugc_jax.train.optimizer import learning_rates
 from ugc_jax.train.settings import LoopConfig, TrainConfig
@@ -137,6 +138,7 @@ def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None =
     if status == 0:
         dtype = config.loop.export_dtype
         try:
+            trained = trained._replace(training=lineage(config, run.weights))
             with stopped_at_once():
                 export(state, work.setup, config.output, run.weights, dtype, trained)
         except Stopped:

@@ -46,6 +46,7 @@ class LoopConfig:
 class TrainConfig:
     """Settings of a training run."""
 
+    KIND: ClassVar[str]  # of training: "sft" or "grpo"
     # Prefixes of the settings that decide what a checkpoint holds: a run cannot be resumed with
     # other values of them.
     FIXED: ClassVar[tuple[str, ...]] = (
@@ -94,6 +95,7 @@ class TrainConfig:
 class SftConfig(TrainConfig):
     """Settings of sft."""
 
+    KIND: ClassVar[str] = "sft"
     packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)  # of the sample captions
 
