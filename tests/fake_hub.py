@@ -20,7 +20,8 @@ TOKEN = "hf_right"
 class FakeHub(ThreadingHTTPServer):
     """repos: {name: {"private": bool, "files": {path: bytes}}}. objects: LFS content by sha256.
 
-    received: bytes of each LFS upload. break_after: uploads that are taken, None for all. owners: users whose repositories the token may write.
+    received: bytes of each LFS upload. break_after: uploads that are taken, None for all.
+    owners: users whose repositories the token may write.
     """
 
     daemon_threads = True
@@ -92,7 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
         oid, data = self.path.rpartition("/")[2], self._body()
         assert hashlib.sha256(data).hexdigest() == oid
         with self.server.lock:
-            takes = self.server.break_after in (None, len(self.server.received) + 1)
+            limit = self.server.break_after
+            takes = limit is None or len(self.server.received) < limit
             if takes:
                 self.server.objects[oid] = data
                 self.server.received.append(len(data))

@@ -22,6 +22,7 @@ from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.hf.adapter import load_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
+from ugc_jax.hf.trained import read_trained
 from ugc_jax.jobs import extract, sft
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
@@ -200,6 +201,15 @@ def test_the_exported_model_captions_as_the_sample_says(whole, clips):
     (made,) = captioner.caption([clips / "a.mp4"], question=QUESTION, max_new_tokens=8)
     assert made.error is None
     assert made.caption == sample["caption"]
+
+
+def test_the_exported_model_says_how_it_came_about(whole):
+    training = read_trained(whole / "model").training
+    assert (training["kind"], training["settings"]["loop.steps"]) == ("sft", 4)
+    assert training["data"][0]["records"] >= 1
+    card = (whole / "model" / "README.md").read_text()
+    assert f"| {training['data'][0]['name']} | {training['data'][0]['records']} |" in card
+    assert str(whole) not in card + json.dumps(training)
 
 
 def test_the_best_is_exported(whole, settings, tmp_path, monkeypatch):

@@ -180,12 +180,12 @@ def _settings(trained: Trained) -> str:
 def _licence(base: dict, terms: dict, data: Sequence[dict]) -> str:
     name = terms.get("license_name") or terms.get("license") or UNKNOWN
     link = f" ({terms['license_link']})" if terms.get("license_link") else ""
-    origin = f"as those of {_linked(base)}, from which they were trained" if base else ""
-    text = f"The weights are under {_line(name)}{_line(link)}"
-    if not terms and base:
-        text = f"The weights are under the licence {origin.removeprefix('as those ')}"
-    elif origin:
-        text += f", {origin}"
+    origin = f"{_linked(base)}, from which they were trained" if base else ""
+    if base and not terms:
+        text = f"The weights are under the licence of {origin}"
+    else:
+        text = f"The weights are under {_line(name)}{_line(link)}"
+        text += f", as those of {origin}" if base and terms == base.get("license") else ""
     text += ". ugc_jax itself is under Apache-2.0."
     if any(one.get("licenses") or one.get("sources") for one in data):
         text += " The clips that they were trained on have the licences of the table above."

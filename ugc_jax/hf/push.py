@@ -149,8 +149,10 @@ def _is_weights(name: str) -> bool:
 
 def _reason(error: Exception, repo: str) -> str:
     """What went wrong, with the remedy."""
-    answer = getattr(error, "response", None)
-    code = getattr(answer, "status_code", None)
+    cause, code = error, None
+    while cause is not None and code is None:  # the client wraps what an upload was answered
+        code = getattr(getattr(cause, "response", None), "status_code", None)
+        cause = cause.__cause__
     said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if code == 401:
         return "the hub refuses the token; run hf auth login with one that may write"
