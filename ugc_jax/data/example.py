@@ -11,20 +11,30 @@ a few shapes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ugc_jax.data.features import VisionInput, log_mel, mel_length, patchify
-from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layout, pieces
+from ugc_jax.data.prompt import (
+    AUDIO,
+    TEXT,
+    VISION,
+    ChatTokenizer,
+    Medium,
+    layout,
+    medium_tokens,
+    pieces,
+)
 from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import DecodedClip, decode_clip, hear, plan_clip, probe, read_clip
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
+_UNLIMITED = 1 << 40  # tokens, to ask what a medium needs
 REFERENCE_FPS = 2.0  # the rate that the reference assumes for every video (spec 7.3)
 
 
@@ -165,6 +175,59 @@ def read_media_once(
         clip, notes, media = decoded[frames]
         results.append((media, _info(clip._replace(notes=[*plan.notes, *notes]), media)))
     return results
+
+
+class Wanted(NamedTuple):
+    """The media of a prompt of several. paths: of the files, in the order of the prompt.
+
+    settings: resolved. text_tokens: of the text around the media. picture: false for the sound of
+    videos alone.
+    """
+
+    paths: Sequence[str]
+    settings: ClipSettings
+    text_tokens: int
+    picture: bool = True
+
+
+def read_several(
+    wanted: Wanted, config: OmniConfig
+) -> Iterator[tuple[RawMedium, MediumInput, ClipInfo]]:
+    """Read the media of a prompt, any number of them, as `read_media` reads one.
+
+    Sounds take their tokens first. If the pictures do not fit into the rest, it is divided: what
+    needs less than an equal part gets what it needs. Raises UserError as `read_media`.
+    """
+    settings = wanted.settings
+    allowance = _allowance(settings, wanted.text_tokens, config)
+    sources = [probe(path) for path in wanted.paths]
+    allow(sum(source.length for source in sources))
+    if not wanted.picture:
+        heard = lambda one: one._replace(kind="audio") if one.kind == "video" else one  # noqa: E731
+        sources = [heard(source) for source in sources]
+    sounds, fixed, pictures = [], [], []
+    for source in sources:
+        sounds.append(sound := hear(source, settings))
+        plan = plan_clip(source, settings, _UNLIMITED, config, sound)
+        mel_frames = None if plan.waveform is None else mel_length(len(plan.waveform))
+        fixed.append(medium_tokens(Medium(source.kind, mel_frames=mel_frames), config))
+        pictures.append(0 if plan.frames is None else plan.frames.tokens(config.vision))
+    parts = shares(pictures, allowance - sum(fixed))
+    for source, sound, own, part in zip(sources, sounds, fixed, parts, strict=True):
+        plan = plan_clip(source, settings, own + part, config, sound)
+        clip = decode_clip(source, settings, plan)
+        raw = raw_medium(clip, settings, config.vision)
+        medium = medium_input(raw, config.vision)
+        yield raw, medium, _info(clip, [medium])
+
+
+def shares(needs: Sequence[int], budget: int) -> list[int]:
+    """Divide a budget: what needs less than an equal part gets what it needs, the rest the rest."""
+    parts, left = [0] * len(needs), max(budget, 0)
+    for rank, place in enumerate(sorted(range(len(needs)), key=needs.__getitem__)):
+        parts[place] = min(needs[place], left // (len(needs) - rank))
+        left -= parts[place]
+    return parts
 
 
 def measure_medium(item: tuple[str, int], settings: ClipSettings, config: OmniConfig) -> Medium:

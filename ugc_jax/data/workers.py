@@ -26,7 +26,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -108,6 +108,8 @@ class Pool:
         self._tasks: queue.SimpleQueue[tuple[object, Future] | None] = queue.SimpleQueue()
         self._threads, self._closed = 0, False
         self._live: set[_Worker] = set()
+        self._busy: dict[Future, _Worker] = {}  # items that are being read, by whom
+        self._cancelled: set[Future] = set()  # of these, those that nobody waits for any more
         self._lock = threading.RLock()  # reentrant: garbage collection may close a pool anywhere
 
     def __enter__(self) -> "Pool":
@@ -129,16 +131,33 @@ class Pool:
         """
         waiting: deque[Future] = deque()
         for item in items:
-            waiting.append(future := Future())
-            self._tasks.put((item, future))
-            if self._threads < self.workers:
-                self._threads += 1
-                # Daemons: a program may end without closing its pools.
-                threading.Thread(target=self._serve, name="read-clip", daemon=True).start()
+            waiting.append(self.submit(item))
             while len(waiting) >= ahead:
                 yield self._next(waiting, waits)
         while waiting:
             yield self._next(waiting, waits)
+
+    def submit(self, item) -> Future:
+        """Have one item read; the result is its Outcome, or the exception that `read` raises."""
+        future: Future = Future()
+        self._tasks.put((item, future))
+        with self._lock:
+            starts = self._threads < self.workers
+            self._threads += starts
+        if starts:  # a daemon: a program may end without closing its pools
+            threading.Thread(target=self._serve, name="read-clip", daemon=True).start()
+        return future
+
+    def cancel(self, future: Future):
+        """Give up an item of `submit`: it is not begun, or the worker that reads it is ended."""
+        if future.cancel():
+            return
+        with self._lock:
+            if future.done():
+                return
+            self._cancelled.add(future)
+            if (worker := self._busy.get(future)) is not None:
+                worker.end()
 
     @staticmethod
     def _next(waiting: deque[Future], waits: Callable[[], bool]) -> Outcome | None:
@@ -160,15 +179,21 @@ class Pool:
         worker = None
         while (task := self._tasks.get()) is not None and not self._closed:
             item, future = task
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
-                worker, outcome = self._read(worker, item)
+                worker, outcome = self._read(worker, item, future)
             except BaseException as error:  # the consumer's to handle
                 worker = None
                 future.set_exception(error)
             else:
                 future.set_result(outcome)
+            with self._lock:
+                self._cancelled.discard(future)
 
-    def _read(self, worker: "_Worker | None", item) -> "tuple[_Worker | None, Outcome]":
+    def _read(
+        self, worker: "_Worker | None", item, future: Future
+    ) -> "tuple[_Worker | None, Outcome]":
         """Read an item; returns the worker, if it can be used again, and the outcome.
 
         A death and a lack of memory may be the late effect of an item that the worker read before:
@@ -178,6 +203,11 @@ class Pool:
         while True:
             fresh = worker is None
             worker = worker or self._start()
+            with self._lock:
+                if future in self._cancelled:
+                    self._retire(worker)
+                    raise CancelledError
+                self._busy[future] = worker
             try:
                 kind, value, seconds, logs = worker.call(item, self._config.clip_timeout)
             except TimeoutError as limit:
@@ -185,6 +215,12 @@ class Pool:
                 kind, value, seconds, logs = "time", fault, 0.0, []
             except (EOFError, OSError):
                 kind, value, seconds, logs = "died", _of_death(worker.end()), 0.0, []
+            finally:
+                with self._lock:
+                    del self._busy[future]
+            if future in self._cancelled:
+                self._retire(worker)
+                raise CancelledError
             for record in logs:
                 if (log := logging.getLogger(record.name)).isEnabledFor(record.levelno):
                     log.handle(record)

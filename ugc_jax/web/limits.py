@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MOST_KEYS = 10_000  # that are remembered; the least recent are forgotten
@@ -18,15 +18,18 @@ class BodyLimit:
     It reads no further, whether the client announces the size or not.
     """
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self._app, self._limit = app, limit
+    def __init__(
+        self, app: ASGIApp, limit: int, answer: Callable[..., Response] = PlainTextResponse
+    ):
+        """answer: makes the response of a text, a status and headers."""
+        self._app, self._limit, self._answer = app, limit, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        refusal = PlainTextResponse(
+        refusal = self._answer(
             f"the request has more than {self._limit} bytes", 413, {"Connection": "close"}
         )
         if not announced.isdigit() or int(announced) > self._limit:
