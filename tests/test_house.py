@@ -29,7 +29,7 @@ LAYERS = (
     ("plan",),
     ("doctor", "report"),
     ("web",),
-    ("annotate", "label"),
+    ("annotate", "label", "serve"),
     ("toy",),
     ("jobs",),
     ("cli",),

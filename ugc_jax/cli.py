@@ -66,6 +66,9 @@ JOBS = {
     "annotate": Job(
         "serve a page on which people annotate clips: sound, picture, both", "CLIPS", extra="web"
     ),
+    "serve": Job(
+        "serve a captioner over HTTP: OpenAI's chat completions, with clips", extra="serve"
+    ),
     "convert": Job("change a checkpoint's form: Hugging Face full or thinker-only, dtype, Orbax"),
     "world": Job("write the offline world: short clips with captions that can be checked exactly"),
     "bench": Job("time prefill and decoding, and compare with torch if it is installed"),
@@ -108,6 +111,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import report as job
         case "annotate":
             from ugc_jax.jobs import annotate as job
+        case "serve":
+            from ugc_jax.jobs import serve as job
         case "convert":
             from ugc_jax.jobs import convert as job
         case "world":

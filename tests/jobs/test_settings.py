@@ -45,6 +45,7 @@ SHORT = {
     "completion": "",
     "report": "",
     "annotate": "workers clip_timeout clip_memory",
+    "serve": MODEL,
     "convert": "",
     "world": "seed seconds fps size mute blank",
     "push": "",

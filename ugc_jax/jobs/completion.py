@@ -27,6 +27,7 @@ from ugc_jax.jobs import (
     push,
     report,
     select,
+    serve,
     sft,
     world,
 )
@@ -57,6 +58,7 @@ _JOBS = {
     "compare": compare,
     "report": report,
     "annotate": annotate,
+    "serve": serve,
     "convert": convert,
     "world": world,
     "bench": bench,

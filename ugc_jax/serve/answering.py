@@ -1,0 +1,413 @@
+"""A request from its body to its last byte: admission, limits, time, and clients that go.
+
+    admitted? -> body -> Chat -> files -> Prompt -> Live.submit -> pieces -> answer
+
+Whatever ends a request (its answer, a refusal, its time, a client that goes, the end of the server)
+ends the reading of its clips and its completions, too, and removes its files.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from ugc_jax.data.prompt import AUDIO
+from ugc_jax.data.reading import Prompt
+from ugc_jax.errors import EnvironmentFailure, UserError
+from ugc_jax.generate.live import Asked, Busy, Closed, Failure, Live, Piece
+from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.serve import protocol
+from ugc_jax.serve.addresses import Gone
+from ugc_jax.serve.media import Medium, Store, media_of
+from ugc_jax.serve.metrics import Metrics
+from ugc_jax.serve.protocol import Chat, Refusal
+from ugc_jax.serve.reading import Reader, record
+from ugc_jax.serve.settings import LimitsConfig
+
+logger = logging.getLogger(__name__)
+
+MB = 1_000_000
+LAST_WORDS = 2.0  # seconds to send an error to a client that may not read
+_STOPPING = "the server is shutting down; send the request again later"
+
+
+class Model(NamedTuple):
+    """What is served. name: in requests. sampling: resolved, where a request names none.
+
+    end: id of the end-of-text token. new_tokens: most of a completion.
+    """
+
+    name: str
+    sampling: SamplingConfig
+    end: int
+    new_tokens: int
+
+
+class Answering:
+    """What the requests of a server have in common."""
+
+    def __init__(
+        self, model: Model, live: Live, reader: Reader, store: Store, limits: LimitsConfig,
+        folder: Path,
+    ):  # fmt: skip
+        """folder: for media of requests, each in a folder of its own below it."""
+        self.model, self.live, self.limits = model, live, limits
+        self.metrics = Metrics(live.stats)
+        self._reader, self._store, self._folder = reader, store, folder
+        self._most = live.stats().places + limits.waiting
+        self._admitted = self._numbers = 0
+        self._uploading = 0  # bytes of bodies that are received or decoded
+        self._stopping = self._over = False
+        self._works: set[asyncio.Task] = set()
+
+    # ---- ends ------------------------------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        """Whether new requests are refused."""
+        return self._stopping
+
+    def stop(self):
+        """Refuse new requests, and after limits.shutdown those that are under way."""
+        if not self._stopping:
+            self._stopping = True
+            logger.info("shutting down: %d requests are under way", self._admitted)
+            asyncio.get_running_loop().call_later(self.limits.shutdown, self._refuse_rest)
+
+    def _refuse_rest(self):
+        self._over = True
+        for work in self._works:
+            work.cancel()
+
+    # ---- a request -------------------------------------------------------------------------------
+
+    def admit(self):
+        """Refuse (429, 503) a request where too many are under way or the server ends."""
+        if self._stopping:
+            raise Refusal(503, _STOPPING, headers={"Retry-After": "5", "Connection": "close"})
+        if (error := self.live.stats().error) is not None:
+            raise Refusal(503, f"{error}; see the server's log")
+        if self._admitted >= self._most:
+            raise _busy(5.0)
+
+    async def handle(
+        self, scope: Scope, receive: Receive, send: Send,
+        answer: Callable[[Chat, "Sending"], Awaitable[None]],
+    ):  # fmt: skip
+        """Let a coroutine answer a request within its limits."""
+        sending, start = Sending(scope, receive, send, time.perf_counter()), time.perf_counter()
+        try:
+            self.admit()
+            self._admitted += 1
+            self.metrics.under_way.set(self._admitted)
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    chat = await self._chat(Request(scope, receive))
+                    await self._until_gone(answer(chat, sending), receive)
+            finally:
+                self._admitted -= 1
+                self.metrics.under_way.set(self._admitted)
+        except Refusal as refusal:
+            await self._refused(sending, refusal)
+        except TimeoutError:
+            limit = f"the request was not answered within {self.limits.timeout:g} s"
+            await self._refused(sending, Refusal(504, limit, code="timeout"))
+        except (ClientDisconnect, _ClientGone):
+            self.metrics.gone.inc()
+            self.metrics.requests.labels("gone").inc()
+            logger.info("a client left before its answer")
+        except EnvironmentFailure as failure:
+            logger.error("%s", failure)
+            await self._refused(sending, Refusal(503, str(failure)))
+        except Exception:
+            logger.exception("unexpected")
+            await self._refused(sending, Refusal(500, "an error of the server; see its log"))
+        else:
+            self.metrics.requests.labels("200").inc()
+            self.metrics.seconds.observe(time.perf_counter() - start)
+
+    async def _refused(self, sending: "Sending", refusal: Refusal):
+        self.metrics.requests.labels(str(refusal.status)).inc()
+        shown = protocol.one_line(refusal.message)[:500]
+        logger.warning("refused (%d): %s", refusal.status, shown)
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LAST_WORDS):
+                await sending.refuse(refusal)
+
+    async def _until_gone(self, work: Awaitable[None], receive: Receive):
+        """Wait for some work; cancel it when the client goes. Raises _ClientGone, and its own."""
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+        self._works.add(task)
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _ClientGone
+        except asyncio.CancelledError:
+            if self._over and task.cancelled():
+                raise Refusal(503, _STOPPING) from None
+            raise
+        finally:
+            self._works.discard(task)
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _chat(self, request: Request) -> Chat:
+        """Return the request of a body, within limits of its size and time."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            # Also: a page of another site may send any other type without asking this server.
+            raise Refusal(415, "the body has to be JSON: send Content-Type: application/json")
+        size = request.headers.get("content-length", "")
+        size = int(size) if size.isdigit() else int(self.limits.upload * MB)
+        if self._uploading + size > self.limits.uploads * MB:
+            raise _busy(5.0)
+        self._uploading += size
+        try:
+            try:
+                async with asyncio.timeout(self.limits.body_timeout):
+                    body = await request.body()
+            except TimeoutError:
+                limit = f"the body was not sent within {self.limits.body_timeout:g} s"
+                raise Refusal(408, limit, headers={"Connection": "close"}) from None
+            chat = await asyncio.to_thread(protocol.parse, body)
+        finally:
+            self._uploading -= size
+        if chat.model != self.model.name:
+            raise Refusal(
+                404, f"there is no model {protocol.one_line(chat.model)[:200]!r}; it is "
+                f"{self.model.name!r}", param="model", code="model_not_found",
+            )  # fmt: skip
+        return chat
+
+    # ---- what is asked ---------------------------------------------------------------------------
+
+    def asked(self, chat: Chat) -> Asked:
+        """Return what the engine is to do. Raises Refusal for what is beyond the limits."""
+        count, most = chat.n or 1, self.limits.choices
+        if count > most:
+            raise Refusal(400, f"n: use at most {most}", param="n", code="invalid_value")
+        new = self.new_tokens(chat)
+        if new > self.model.new_tokens:
+            field = "max_completion_tokens" if chat.max_completion_tokens else "max_tokens"
+            raise Refusal(
+                400, f"{field} is {new}; this server generates at most {self.model.new_tokens}",
+                param=field, code="invalid_value",
+            )  # fmt: skip
+        # Two requests without a seed differ; a server that is started anew repeats them.
+        seed = self.model.sampling.seed + self._numbers if chat.seed is None else chat.seed
+        self._numbers += 1
+        own = dict(
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            top_k=chat.top_k,
+            repetition_penalty=chat.repetition_penalty,
+        )
+        values = {name: value for name, value in own.items() if value is not None}
+        values = vars(self.model.sampling) | values
+        sampling = SamplingConfig(**values | dict(max_new_tokens=new, seed=seed % 2**32))
+        top = chat.top_logprobs or 0
+        return Asked(sampling, count, top, chat.stops(), chat.schema_asked())
+
+    @contextlib.asynccontextmanager
+    async def files(self, chat: Chat) -> AsyncIterator[tuple[Sequence[Medium], Sequence[Path]]]:
+        """Yield the media of a request and their files, which are removed at the end."""
+        media = media_of(chat)
+        if len(media) > self.limits.media:
+            limit = f"messages: have {len(media)} media; send at most {self.limits.media}"
+            raise Refusal(400, limit, param="messages", code="invalid_value")
+        if not media:
+            yield [], []
+            return
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        gone = threading.Event()
+
+        def write() -> list[Path]:
+            return [self._store.file(one, folder, n, gone) for n, one in enumerate(media)]
+
+        try:
+            with contextlib.suppress(Gone):
+                yield media, await asyncio.to_thread(write)
+        finally:
+            gone.set()
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    async def pieces(self, prompt: Prompt, asked: Asked) -> AsyncIterator[Piece]:
+        """Yield the pieces of all completions of a prompt. Raises Refusal."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+
+        def tell(what: Piece | Failure):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(queue.put_nowait, what)
+
+        # A schema may take a while to compile.
+        submitting = loop.run_in_executor(None, self.live.submit, prompt, asked, tell)
+        left = asked.samples
+        try:
+            await asyncio.shield(submitting)
+            while left:
+                piece = await queue.get()
+                if isinstance(piece, Failure):
+                    raise Refusal(503 if self._stopping else 500, piece.reason)
+                left -= piece.finish_reason is not None
+                yield piece
+        except Busy as busy:
+            raise _busy(busy.retry_after) from None
+        except Closed as closed:
+            raise Refusal(503, str(closed)) from None
+        except UserError as error:
+            raise protocol.of_user(error) from None
+        finally:
+            if left:
+                submitting.add_done_callback(self._give_up)
+
+    def _give_up(self, submitting: asyncio.Future):
+        if not submitting.cancelled() and submitting.exception() is None:
+            self.live.cancel(submitting.result())
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    async def complete(self, chat: Chat, sending: "Sending"):
+        """Answer with completions: `POST /v1/chat/completions`."""
+        asked = self.asked(chat)
+        prompt = await self._prompt(chat)
+        self.metrics.prompt_tokens.inc(len(prompt.example.tokens))
+        facts = protocol.Facts.new(self.model.name)
+        usage = protocol.Usage(
+            len(prompt.example.tokens), int((prompt.example.source == AUDIO).sum())
+        )
+        end = self.model.end if chat.logprobs else None
+        choices, first = protocol.Choices(asked.samples), True
+        includes = bool(chat.stream_options and chat.stream_options.include_usage)
+        more = {"usage": None} if includes else {}
+        async with contextlib.aclosing(self.pieces(prompt, asked)) as pieces:
+            async for piece in pieces:
+                usage.generated += len(piece.tokens)
+                self.metrics.generated_tokens.inc(len(piece.tokens))
+                if first:
+                    self.metrics.first_token.observe(sending.seconds())
+                if not chat.stream:
+                    choices.add(piece, bool(chat.logprobs))
+                else:
+                    if first:
+                        await sending.begin()
+                        roles = [_role(number) for number in range(asked.samples)]
+                        noted = {"notes": list(prompt.notes)} if prompt.notes else {}
+                        await sending.event(protocol.chunk(facts, roles, **more, **noted))
+                    await sending.event(protocol.chunk(facts, [protocol.delta(piece, end)], **more))
+                first = False
+        if not chat.stream:
+            await sending.whole(protocol.completion(facts, choices, usage, prompt.notes, end))
+            return
+        if includes:
+            await sending.event(protocol.chunk(facts, [], usage=usage.record()))
+        await sending.event(protocol.DONE)
+        await sending.end()
+
+    async def show(self, chat: Chat, sending: "Sending"):
+        """Answer with what the model gets of the media: `POST /v1/inputs`."""
+        new = self.asked(chat).sampling.max_new_tokens
+        async with self.files(chat) as (media, files):
+            shown = await self._reader.shown(chat, media, files, new)
+        body = await asyncio.to_thread(record, media, shown)
+        await sending.whole({"object": "list", "data": body})
+
+    async def _prompt(self, chat: Chat) -> Prompt:
+        start, new = time.perf_counter(), self.new_tokens(chat)
+        async with self.files(chat) as (media, files):
+            prompt = await self._reader.prompt(chat, media, files, new)
+        if media:
+            self.metrics.reading.observe(time.perf_counter() - start)
+        return prompt
+
+    def new_tokens(self, chat: Chat) -> int:
+        """Return the most new tokens of a request."""
+        most = min(self.model.sampling.max_new_tokens, self.model.new_tokens)
+        return chat.most_tokens() or most
+
+
+class Sending:
+    """The answer to one request: whole, or a stream of server-sent events."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, start: float):
+        self._scope, self._receive, self._send = scope, receive, send
+        self._start, self._began, self._ended = start, False, False
+
+    def seconds(self) -> float:
+        """Return the seconds since the request came."""
+        return time.perf_counter() - self._start
+
+    async def whole(self, body: dict):
+        """Send an answer as JSON."""
+        response = await asyncio.to_thread(JSONResponse, body)
+        self._began = True
+        await response(self._scope, self._receive, self._send)
+        self._ended = True
+
+    async def begin(self):
+        """Begin a stream."""
+        self._began = True
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # proxies pass events on at once
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def event(self, event: bytes):
+        """Send an event of the stream."""
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def end(self):
+        """End the stream."""
+        self._ended = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def refuse(self, refusal: Refusal):
+        """Send an error: as the answer, or as the last event of a stream that has begun."""
+        if self._ended:
+            return
+        if not self._began:
+            self._began = self._ended = True
+            await refusal.response()(self._scope, self._receive, self._send)
+            return
+        await self.event(protocol.event(refusal.body()))
+        await self.end()
+
+
+class _ClientGone(Exception):
+    """The client went before its answer."""
+
+
+async def _disconnected(receive: Receive):
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _busy(seconds: float) -> Refusal:
+    wait = str(math.ceil(seconds))
+    return Refusal(
+        429, f"too many requests are under way; send it again in {wait} s",
+        code="rate_limit_exceeded", headers={"Retry-After": wait},
+    )  # fmt: skip
+
+
+def _role(number: int) -> dict:
+    return {
+        "index": number,
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+        "finish_reason": None,
+    }

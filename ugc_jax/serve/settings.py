@@ -1,0 +1,33 @@
+"""The limits of a server. Imports no jax and nothing of the web."""
+
+import dataclasses
+
+from ugc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a request may take, and all together."""
+
+    waiting: int = 64  # completions that may wait for a place; further requests get 429
+    new_tokens: int | None = None  # most of a completion; none: 1024, or what the checkpoint asks
+    choices: int = 16  # most completions of a request (n)
+    media: int = 128  # most clips, pictures and sounds of a request
+    upload: float = 100.0  # MB of a request's body; also of what a URL leads to
+    uploads: float = 2000.0  # MB of all bodies that are being received or decoded
+    timeout: float = 600.0  # seconds of a request, from its first byte to its last
+    header_timeout: float = 10.0  # seconds in which a client has to send its header
+    body_timeout: float = 60.0  # seconds in which a client has to send its body
+    fetch_timeout: float = 30.0  # seconds in which a URL has to be fetched
+    shutdown: float = 30.0  # seconds in which requests are finished after SIGTERM or Ctrl-C
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("waiting", "shutdown") else 1e-3
+            if value is not None and not least <= value < 1e9:
+                raise UserError(f"{field.name} is {value}; use a positive number")
+        if self.uploads < self.upload:
+            raise UserError(
+                f"uploads is {self.uploads:g} MB, below upload ({self.upload:g} MB); raise it"
+            )
