@@ -90,8 +90,10 @@ def main(config: ServeConfig, _: list[str]) -> int:
             "--api_key_file, or give --open if a proxy or a firewall stands before it"
         )
     if config.certificate is None and not server.is_loopback(config.host):
-        logger.warning("clips and keys cross the network unencrypted; give certificate and "
-                       "certificate_key, or serve on 127.0.0.1 behind a proxy with https")  # fmt: skip
+        logger.warning(
+            "clips and keys cross the network unencrypted; give certificate and certificate_key, "
+            "or serve on 127.0.0.1 behind a proxy with https"
+        )
     signal.signal(signal.SIGTERM, _ended)  # raised again by the server after its end
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(server.bind(config.host, config.port))

@@ -24,8 +24,8 @@ PORTS = {"http": 80, "https": 443}
 MOST_REDIRECTS = 3
 LONGEST = 4096  # characters of a URL
 _BLOCK = 1 << 16
-# Addresses of clouds' own services that belong to no private range.
-METADATA = (ipaddress.ip_address("168.63.129.16"),)
+# Clouds' own services outside the private ranges, some of which older Pythons do not know either.
+METADATA = (ipaddress.ip_network("168.63.129.16"), ipaddress.ip_network("192.0.0.0/24"))
 # IPv6 prefixes with an IPv4 address inside, at this bit from the right.
 _NAT64 = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
@@ -50,7 +50,12 @@ def is_public(address: str) -> bool:
             return False
         if ip.is_site_local:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip not in METADATA
+    return (
+        ip.is_global
+        and not ip.is_multicast
+        and not ip.is_reserved
+        and not any(ip in network for network in METADATA)
+    )
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -100,6 +105,8 @@ class Fetching(NamedTuple):
                 if answer.headers.get("Content-Encoding", "identity") != "identity":
                     raise UserError("the server compresses the content, which was not asked for")
                 return self._write(answer, target, end, gone)
+            except UserError:
+                raise
             except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
                 _left(end, self.seconds)
                 raise UserError(f"it cannot be fetched ({_reason(error)})") from None
@@ -180,8 +187,8 @@ class Fetching(NamedTuple):
                 if gone.is_set():
                     raise Gone
                 _left(end, self.seconds)
+        _left(end, self.seconds)  # else the connection was cut, and nothing tells of the rest
         if answer.length:
-            _left(end, self.seconds)
             raise UserError("the server ended before it had sent all")
 
 

@@ -1,4 +1,4 @@
-"""Content parts -> files that workers read: data URLs, local files below one folder, fetched URLs."""
+"""Content parts -> files that workers read: from data URLs, local files of one folder, and URLs."""
 
 import base64
 import binascii
@@ -85,7 +85,7 @@ class Store(NamedTuple):
             raise of_user(message, medium.name) from None
 
     def _local(self, url: str) -> Path:
-        """Return the real path of a file below the root: links are followed, and may not lead out."""
+        """Return the real path of a file below the root; no link leads out of it."""
         if self.root is None:
             raise UserError("this server reads no local files; send the file as a data URL")
         outside = UserError("there is no such file below the server's media_root")

@@ -37,11 +37,11 @@ class Metrics:
             "ugc_jax_clients_gone", "Clients that left before their answer.", registry=registry
         )
         self.seconds = Histogram(
-            "ugc_jax_request_seconds", "From the first byte of a request to the last of its answer.",
+            "ugc_jax_request_seconds", "From a request to the end of its answer.",
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.first_token = Histogram(
-            "ugc_jax_first_token_seconds", "From the first byte of a request to its first token.",
+            "ugc_jax_first_token_seconds", "From a request to its first token.",
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.reading = Histogram(

@@ -29,11 +29,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        refusal = self._answer(
-            f"the request has more than {self._limit} bytes", 413, {"Connection": "close"}
-        )
+
+        async def refuse():
+            text = f"the request has more than {self._limit} bytes"
+            await self._answer(text, 413, {"Connection": "close"})(scope, receive, send)
+
         if not announced.isdigit() or int(announced) > self._limit:
-            await refusal(scope, receive, send)
+            await refuse()
             return
         count, refused = 0, False
 
@@ -43,7 +45,7 @@ class BodyLimit:
             count += len(message.get("body", b""))
             if count > self._limit and not refused:
                 refused = True
-                await refusal(scope, receive, send)
+                await refuse()
             return {"type": "http.disconnect"} if refused else message
 
         async def unless_refused(message: Message):
