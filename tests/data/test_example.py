@@ -4,6 +4,7 @@ import re
 import struct
 
 import av
+import jax
 import numpy as np
 import pytest
 from clips import write_clip
@@ -11,7 +12,17 @@ from PIL import Image
 
 from ugc_jax.data import example as module
 from ugc_jax.data.batching import Buckets, bucket_of, collate
-from ugc_jax.data.example import build_example, load_example, medium_input, raw_medium
+from ugc_jax.data.example import (
+    Wanted,
+    build_example,
+    clip_messages,
+    load_example,
+    medium_input,
+    raw_medium,
+    read_several,
+    shares,
+    text_tokens,
+)
 from ugc_jax.data.prompt import AUDIO, TEXT, VISION
 from ugc_jax.errors import UserError
 from ugc_jax.media import clip as clip_module
@@ -380,3 +391,62 @@ def test_odd_but_good_files(seconds, audio, frames, tmp_path, tokenizer):
     assert (info.frames, info.has_audio) == (frames, False)
     assert info.notes == ("no sound in the file",)
     collate([example], bucket_of(example, Buckets(), CONFIG), 1, CONFIG)
+
+
+# ---- several media -------------------------------------------------------------------------------
+
+
+def several(files, tokenizer, names, **fields):
+    """What is read of some files, and their settings."""
+    settings = resolve(ClipSettings(**SMALL | fields))
+    wanted = Wanted([files[name] for name in names], settings, text_tokens(settings, tokenizer))
+    return list(read_several(wanted, CONFIG)), settings
+
+
+@pytest.mark.parametrize("max_tokens", [None, 120])
+@pytest.mark.parametrize("name", ["loud", "silent", "still"])
+def test_one_of_several_media_is_that_of_a_clip_alone(files, tokenizer, name, max_tokens):
+    read, settings = several(files, tokenizer, [name], max_tokens=max_tokens)
+    ((_, medium, info),) = read
+    alone, facts = load_example(files[name], settings, tokenizer, CONFIG)
+    own = build_example(clip_messages(settings, info.kind), [medium], tokenizer, CONFIG)
+    for left, right in zip(jax.tree.leaves(own), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert info.instants == facts.instants
+
+
+def test_several_media_share_the_budget(files, tokenizer):
+    names = ["still", "loud", "tone"]
+    whole, _ = several(files, tokenizer, names)
+    read, settings = several(files, tokenizer, names, max_tokens=200, min_pixels=784)
+    messages = [
+        {"role": "system", "content": settings.system},
+        {"role": "user", "content": [{"type": raw.kind} for raw, _, _ in read]},
+        {"role": "user", "content": settings.question},
+    ]
+    example = build_example(messages, [medium for _, medium, _ in read], tokenizer, CONFIG)
+    assert len(example.tokens) <= 200 + 6  # of the other turn
+    assert [raw.kind for raw, _, _ in read] == ["image", "video", "audio"]
+    assert read[1][0].frames.nbytes < whole[1][0].frames.nbytes
+    assert "the budget has" in read[1][2].notes[0]
+    for number in (0, 2):  # what is small stays whole
+        np.testing.assert_array_equal(read[number][0].mel, whole[number][0].mel)
+    np.testing.assert_array_equal(read[0][0].frames, whole[0][0].frames)
+
+
+def test_the_sound_of_a_video_alone(files, tokenizer):
+    settings = resolve(ClipSettings(**SMALL))
+    ((raw, _, info),) = read_several(Wanted([files["loud"]], settings, 30, False), CONFIG)
+    assert (raw.kind, raw.frames, info.kind) == ("audio", None, "audio")
+    assert info.audio_seconds == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("needs", "budget", "parts"),
+    [
+        ([], 5, []), ([3], 5, [3]), ([9], 5, [5]), ([1, 9, 9], 11, [1, 5, 5]),
+        ([2, 2, 2], 3, [1, 1, 1]), ([4, 1], -3, [0, 0]),
+    ],
+)  # fmt: skip
+def test_shares(needs, budget, parts):
+    assert shares(needs, budget) == parts

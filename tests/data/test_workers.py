@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -445,3 +446,27 @@ class TestLifetime:
 def test_a_memory_limit_that_is_none(memory):
     with pytest.raises(UserError, match="^clip_memory is"):
         ReadingConfig(clip_memory=memory)
+
+
+# ---- single items --------------------------------------------------------------------------------
+
+
+def test_an_item_that_nobody_waits_for(tmp_path):
+    """A cancelled item is not begun, or its worker is ended; others are read as ever."""
+    with Pool(act, ONE) as pool:
+        first = pool.submit("pid").result(30).value
+        read, waits, after = (pool.submit(one) for one in ("sleep 60", "sleep 50", "pid"))
+        while not pool._busy:
+            time.sleep(0.01)
+        start = time.monotonic()
+        pool.cancel(waits)
+        pool.cancel(read)
+        assert after.result(30).value != first  # of another process
+        assert time.monotonic() - start < 20
+        with pytest.raises(CancelledError):
+            read.result(1)
+        assert waits.cancelled()
+        pool.cancel(after)  # is done: nothing happens
+        assert pool.submit("pid").result(30).value == after.result().value
+        assert not pool._busy
+        assert not pool._cancelled

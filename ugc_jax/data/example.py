@@ -18,19 +18,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ugc_jax.data.features import VisionInput, log_mel, mel_length, patchify
-from ugc_jax.data.prompt import (
-    AUDIO,
-    TEXT,
-    VISION,
-    ChatTokenizer,
-    Medium,
-    layout,
-    medium_tokens,
-    pieces,
-)
+from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layout, pieces
 from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
-from ugc_jax.media.clip import DecodedClip, decode_clip, hear, plan_clip, probe, read_clip
+from ugc_jax.media.clip import (
+    DecodedClip,
+    decode_clip,
+    hear,
+    plan_clip,
+    probe,
+    read_clip,
+    tokens_beside_picture,
+)
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
@@ -209,8 +208,7 @@ def read_several(
     for source in sources:
         sounds.append(sound := hear(source, settings))
         plan = plan_clip(source, settings, _UNLIMITED, config, sound)
-        mel_frames = None if plan.waveform is None else mel_length(len(plan.waveform))
-        fixed.append(medium_tokens(Medium(source.kind, mel_frames=mel_frames), config))
+        fixed.append(tokens_beside_picture(source, sound, config))
         pictures.append(0 if plan.frames is None else plan.frames.tokens(config.vision))
     parts = shares(pictures, allowance - sum(fixed))
     for source, sound, own, part in zip(sources, sounds, fixed, parts, strict=True):

@@ -136,10 +136,8 @@ def plan_clip(
     sound: of `hear`, if it is at hand.
     """
     sound = sound or hear(source, settings)
-    allowance -= 4 if source.kind == "video" else 2  # markers
-    sound_tokens = 0
-    if sound.waveform is not None:
-        sound_tokens = config.audio.tokens(-(-len(sound.waveform) // HOP))
+    allowance -= _markers(source)
+    sound_tokens = _sound_tokens(sound, config)
     sound_notes = [*source.notes, *_sound_notes(source, settings, sound, sound_tokens)]
     if source.kind == "audio":
         if sound.waveform is None:
@@ -153,6 +151,24 @@ def plan_clip(
         return ClipPlan(None, sound.waveform, [], sound_notes)
     frames, notes = fit_frames(source, settings, allowance - sound_tokens, config.vision)
     return ClipPlan(frames, sound.waveform, notes, sound_notes)
+
+
+def tokens_beside_picture(source: Source, sound: Sound, config: OmniConfig) -> int:
+    """Return the tokens of a plan's allowance that its picture does not get.
+
+    sound: of `hear`.
+    """
+    return _markers(source) + _sound_tokens(sound, config)
+
+
+def _markers(source: Source) -> int:
+    return 4 if source.kind == "video" else 2
+
+
+def _sound_tokens(sound: Sound, config: OmniConfig) -> int:
+    if sound.waveform is None:
+        return 0
+    return config.audio.tokens(-(-len(sound.waveform) // HOP))
 
 
 def hear(source: Source, settings: ClipSettings) -> Sound:
