@@ -32,10 +32,10 @@ LAYERS = (
     ("annotate", "label", "serve"),
     ("toy",),
     ("jobs",),
-    ("cli",),
+    ("api", "cli"),
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-# The package itself: its version, and the Captioner, imported when it is first asked for.
+# The package itself: its version, and the public API, imported when it is first asked for.
 FACADE = "__init__"
 
 

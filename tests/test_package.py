@@ -18,7 +18,10 @@ import pytest
 import ugc_jax
 
 ROOT = Path(__file__).resolve().parents[1]
-API = ["Caption", "Captioner", "ClipSettings", "SamplingConfig", "UserError", "__version__"]
+API = [
+    "Caption", "Captioner", "ClipSettings", "Comparison", "Evaluation", "Run",
+    "SamplingConfig", "UserError", "__version__", "compare", "evaluate", "grpo", "sft",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,9 @@ def test_a_config_is_found_by_name_without_a_clone(wheel, tmp_path):
 
 def test_dir_is_the_public_api():
     assert dir(ugc_jax) == API
-    assert [inspect.isclass(getattr(ugc_jax, name)) for name in API] == [True] * 5 + [False]
+    classes = [name for name in API if name[0].isupper()]
+    assert [name for name in API if inspect.isclass(getattr(ugc_jax, name))] == classes
+    assert all(callable(getattr(ugc_jax, name)) for name in API if name != "__version__")
     from ugc_jax import errors
     from ugc_jax.generate import captioner
 

@@ -63,3 +63,20 @@ def test_a_terminal_has_a_bar(capsys, monkeypatch):
     err = capsys.readouterr().err
     assert "reading: 100%" in err
     assert "80 tokens/s" in err
+
+
+def test_lines_are_shown_unless_logging_is_set_up(capsys, monkeypatch):
+    package, root = logging.getLogger("ugc_jax"), logging.getLogger()
+    monkeypatch.setattr(package, "handlers", [])
+    package.setLevel(logging.NOTSET)
+
+    def shown() -> str:
+        with module.shown():
+            logging.getLogger("ugc_jax.any").info("one line")
+        assert (package.handlers, package.level, package.propagate) == ([], logging.NOTSET, True)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(root, "level", logging.WARNING)
+    assert shown().endswith(" I one line\n")
+    monkeypatch.setattr(root, "level", logging.ERROR)
+    assert shown() == ""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ugc_jax import __version__, settings
 from ugc_jax.errors import UserError, environment_failure, require_extra
+from ugc_jax.progress import LineHandler
 
 logger = logging.getLogger(__name__)
 
@@ -180,24 +181,13 @@ def _filled(text: str) -> str:
     return "\n\n".join(map(fill, text.split("\n\n")))
 
 
-class _ProgressHandler(logging.Handler):
-    """Writes log lines to stderr without breaking a progress bar."""
-
-    def emit(self, record: logging.LogRecord):
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
 def set_up_logging(level: int = logging.INFO):
     """Log short lines of this package to stderr; of libraries, only errors.
 
     level: of this package: DEBUG also for tracebacks, WARNING without progress.
     """
-    handler = _ProgressHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("ugc_jax")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [LineHandler()]
     logger.setLevel(level)
     logger.propagate = False
     for name in ("jax", "tensorflow", "transformers", "orbax", "libav"):

@@ -4,13 +4,14 @@ A worker is started as `python -m MODULE`, so it runs nothing of the user's scri
 its parent over a socket. Ctrl-C does not reach it.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 
 def start(
@@ -39,6 +40,26 @@ def start(
         ours.close()
         raise
     return process, ours
+
+
+@contextlib.contextmanager
+def without_script() -> Iterator[None]:
+    """Processes that `multiprocessing` spawns in the block do not run the calling script.
+
+    They would run all of a script that has no `if __name__ == "__main__":`. How to run it they take
+    from two attributes of its module, which are not there in the block.
+    """
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    main.__spec__ = None
+    if file is not None:
+        del main.__file__
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def end_with_the_parent(stdin: int = 0, group: bool = False):

@@ -3,6 +3,7 @@
 Both are silent where the log shows only warnings (`-q`).
 """
 
+import contextlib
 import logging
 import sys
 import time
@@ -79,3 +80,40 @@ def duration(seconds: float) -> str:
     if minutes < 2:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class LineHandler(logging.Handler):
+    """Writes short lines to stderr without breaking a progress bar."""
+
+    def __init__(self):
+        super().__init__()
+        form = "%(asctime)s %(levelname).1s %(message)s"
+        self.setFormatter(logging.Formatter(form, "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord):
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """Show progress and log lines of the package in the block, as the command line does.
+
+    Changes nothing where the program has set up logging: a level of its own for all loggers, or a
+    level or a handler for "ugc_jax". A handler for all alone says nothing: libraries make some.
+    """
+    package = logging.getLogger("ugc_jax")
+    if package.handlers or package.level or logging.getLogger().level != logging.WARNING:
+        yield
+        return
+    handler = LineHandler()
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(logging.NOTSET)
+        package.propagate = True

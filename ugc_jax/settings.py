@@ -111,6 +111,40 @@ class Schema:
                 raise UserError(f"--{self._shortest(key)} is required: {comment}")
         return _build(cls, values), arguments
 
+    def from_options(self, options: Mapping[str, typing.Any], config=None) -> typing.Any:
+        """Return an instance of the dataclass from the keyword options of a call.
+
+        options: by the names of `flags`; a section also as a whole, optimizer={"learning_rate":
+          1e-5} or OptimizerConfig(...), which sets all of it. A path may stand for a text.
+        config: what --config takes, or an instance of the dataclass; options replace its values.
+        Raises TypeError for an unknown or missing option and for a value of another type, with the
+        closest names, and UserError as `parse`.
+        """
+        (cls,) = self.classes
+        settings = settings_of(cls)
+        values = {key: setting.default for key, setting in settings.items()}
+        if isinstance(config, str | os.PathLike):
+            values |= self._of_config(settings, *_read_config(os.fspath(config)))
+        elif isinstance(config, cls):
+            values |= flatten(config)
+        elif config is not None:
+            raise TypeError(
+                f"config: expected a name, a file or {cls.__name__}, got {config!r:.60}"
+            )
+        for name, value in flatten(options).items():
+            try:
+                setting = self._find(settings, name, name)
+            except UserError as error:
+                raise TypeError(str(error)) from None
+            if str in setting.kinds and isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            values[setting.key] = _option(setting.kinds, value, name)
+        for key, value in values.items():
+            if value is MISSING:
+                name = self._shortest(key)
+                raise TypeError(f"option {name} is required: {settings[key].comment}")
+        return _build(cls, values)
+
     def settings(self) -> dict[str, Setting]:
         """Return all settings of all classes by full name, in the order of the help."""
         found: dict[str, Setting] = {}
@@ -152,6 +186,17 @@ class Schema:
         cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
+        values |= self._of_config(settings, source, content)
+        for label, name, text in words:
+            setting = self._find(settings, name, label)
+            values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
+        return cls, values, arguments
+
+    def _of_config(
+        self, settings: dict[str, Setting], source: str | None, content: dict[str, typing.Any]
+    ) -> dict[str, typing.Any]:
+        """Return {full name: value} of what `_read_config` returned."""
+        values = {}
         sections = {key.partition(".")[0] for key in (*settings, *self.short)}
         for name, value in content.items():
             label, first = f"{source}: {name}", name.partition(".")[0]
@@ -161,10 +206,7 @@ class Schema:
                 )
             setting = self._find(settings, name, label)
             values[setting.key] = _checked(setting.kinds, value, label)
-        for label, name, text in words:
-            setting = self._find(settings, name, label)
-            values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
-        return cls, values, arguments
+        return values
 
     def _split(self, argv: list[str]):
         """Return (--config's value or None, [(flag, name, text)], the arguments) of words."""
@@ -212,8 +254,9 @@ class Schema:
         for key in self.short.get(name, (name,)):
             if key in settings:
                 return settings[key]
+        dashes = "--" if label.startswith("--") else ""
         if name in self.moved:
-            raise UserError(f"{label} has another name now; write --{self.moved[name]}")
+            raise UserError(f"{label} has another name now; write {dashes}{self.moved[name]}")
         if inside := [key for key in settings if key.startswith(f"{name}.")]:
             raise UserError(f"{label}: is a section; set one of {_listed(inside)}")
         section = [key for key in settings if key.startswith(f"{name.rpartition('.')[0]}.")]
@@ -221,7 +264,6 @@ class Schema:
         close = exact_ends(name, section) or exact_ends(name, everywhere)
         close = close or closest(name, section) or closest(name, everywhere)
         if close:
-            dashes = "--" if label.startswith("--") else ""
             names = [dashes + self._shortest(key) for key in close]
             remedy = f"did you mean {' or '.join(names)}?"
         else:
@@ -306,10 +348,14 @@ def check_types(config):
 
 def _check_option(hint, value, name: str):
     """As `check_types` for one field. hint: None for an unknown one, which `cls()` refuses."""
-    kinds = _kinds(hint)
+    if hint is not None:
+        _option(_kinds(hint), value, name)
+
+
+def _option(kinds: tuple, value, name: str):
+    """`value` as one of the types. Raises as `check_types`."""
     try:
-        if hint is not None:
-            _checked(kinds, value, name)
+        return _checked(kinds, value, name)
     except UserError as error:
         if any(map(_is_literal, kinds)) and isinstance(value, str):
             raise
@@ -317,11 +363,11 @@ def _check_option(hint, value, name: str):
 
 
 def flatten(config) -> dict[str, typing.Any]:
-    """Return {dotted key: value} of a job's config, or of its `dataclasses.asdict`."""
+    """Return {dotted key: value} of a job's config, or of nested mappings and such configs."""
     content = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
     flat = {}
     for name, value in content.items():
-        if hasattr(value, "items"):
+        if hasattr(value, "items") or dataclasses.is_dataclass(value):
             flat |= {f"{name}.{key}": item for key, item in flatten(value).items()}
         else:
             flat[name] = value

@@ -1,4 +1,4 @@
-"""A manifest or a folder of clips -> the rows to extract.
+"""A manifest, rows in memory or a folder of clips -> the rows to extract.
 
 A manifest is JSON Lines or a JSON array, CSV or TSV, of rows in the forms of `forms`.
 """
@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,8 @@ _LARGEST_CELL = 1 << 30  # characters; csv's own limit is below a long dialogue
 class ManifestRow(NamedTuple):
     """One conversation about media.
 
-    id: "train.jsonl:12" for the line of a manifest (the item of an array), the path for a clip of a
-      folder.
+    id: "train.jsonl:12" for the line of a manifest (the item of an array), "train[11]" for a row in
+      memory, the path for a clip of a folder.
     messages: as `prompt.pieces` takes them, system message first, each medium a part in its place.
     media: the files of these parts, in their order. solution: the answer of a GRPO row.
     extra: all other columns.
@@ -66,24 +66,85 @@ def read_manifest(
         numbered = _table(path)
     else:
         unit, numbered = _json(path)
+    name = lambda number: f"{path.name}:{number}"  # noqa: E731
+    rows, bad = _read(numbered, name, folder, settings, conversations)
+    if bad:
+        number = bad[0][0]
+        place = f"{path}:{number}" if unit == "line" else f"{path}: {unit} {number}"
+        raise UserError(_of_bad(place, bad, unit))
+    if not rows:
+        raise UserError(f"{path}: holds no rows; give a manifest with a line a clip, or a folder")
+    return rows
+
+
+def read_rows(
+    rows: Iterable[Mapping],
+    settings: ClipSettings,
+    media: str | Path | None = None,
+    conversations: bool = False,
+    name: str = "rows",
+) -> list[ManifestRow]:
+    """As `read_manifest`, of rows in memory, which are read as those of a JSON Lines file.
+
+    media: folder that paths are relative to; None: the working directory. name: of the rows in
+    messages and ids. Raises TypeError for rows that are no mappings of JSON values (a path, and a
+    scalar or an array of numpy, is one, too), UserError that names the first bad row.
+    """
+    plain = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{name}[{number}]: expected a dict, got {row!r:.60}")
+        try:
+            plain.append((number, json.loads(json.dumps(dict(row), default=_as_json))))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"{name}[{number}]: {error}; give what JSON can hold") from None
+    resolved = resolve(settings)
+    place = lambda number: f"{name}[{number}]"  # noqa: E731
+    read, bad = _read(plain, place, media or "", resolved, conversations)
+    if bad:
+        raise UserError(_of_bad(place(bad[0][0]), bad, "row"))
+    if not read:
+        raise UserError(f"{name}: holds no rows; give one for each clip")
+    return read
+
+
+def _as_json(value):
+    """The JSON value that a path, or a scalar or an array of numpy, stands for."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{value!r:.60} is no JSON value")
+
+
+_Bad = list[tuple[int, ValueError]]  # number of a row, and what is wrong with it
+
+
+def _read(
+    numbered: "Numbered",
+    name: Callable[[int], str],
+    folder: str | Path,
+    settings: ClipSettings,
+    conversations: bool,
+) -> tuple[list[ManifestRow], _Bad]:
+    """Return the rows, and the numbers and faults of bad ones. name: number -> id."""
     rows, bad = [], []
     for number, columns in numbered:
         try:
             if isinstance(columns, str):
                 raise ValueError(columns)
             read = read_columns(columns, settings.question, settings.system, conversations)
-            rows.append(_row(f"{path.name}:{number}", read, folder))
+            rows.append(_row(name(number), read, folder))
         except ValueError as error:
             bad.append((number, error))
-    if bad:
-        number, error = bad[0]
-        place = f"{path}:{number}" if unit == "line" else f"{path}: {unit} {number}"
-        plural = "s" if bad[2:] else ""
-        others = f" (and {len(bad) - 1} more bad {unit}{plural})" if bad[1:] else ""
-        raise UserError(f"{place}: {error}; correct or remove this {unit}{others}")
-    if not rows:
-        raise UserError(f"{path}: holds no rows; give a manifest with a line a clip, or a folder")
-    return rows
+    return rows, bad
+
+
+def _of_bad(place: str, bad: _Bad, unit: str) -> str:
+    """The message about bad rows. place: of the first one."""
+    plural = "s" if bad[2:] else ""
+    others = f" (and {len(bad) - 1} more bad {unit}{plural})" if bad[1:] else ""
+    return f"{place}: {bad[0][1]}; correct or remove this {unit}{others}"
 
 
 def _row(name: str, read: Conversation, folder: str | Path) -> ManifestRow:
@@ -119,7 +180,7 @@ def _parsed(text: str) -> tuple[Any, str | None]:
         return None, f"not JSON ({error})"
 
 
-Numbered = Iterator[tuple[int, dict | str]]
+Numbered = Iterable[tuple[int, dict | str]]
 
 
 def _json(path: Path) -> tuple[str, Numbered]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from etils import epath
 
+from ugc_jax import processes
 from ugc_jax.data.batching import Batch, collate_rows
 from ugc_jax.data.example import Example, build_example
 from ugc_jax.data.planning import (
@@ -232,6 +233,7 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, pipeline: Pipeline):
         self._pipeline, self._step, self._batches = pipeline, 0, None
+        self._taken = 0  # batches of these
 
     def __next__(self) -> Batch:
         """Return the next batch.
@@ -244,13 +246,16 @@ class BatchIterator(Iterator[Batch]):
             raise StopIteration
         try:
             if self._batches is None:
-                self._batches = iter(self._pipeline.from_step(self._step))
-            batch = next(self._batches)
+                self._batches, self._taken = iter(self._pipeline.from_step(self._step)), 0
+            # Grain starts its workers one after the other, the last one for the last of so many.
+            starts = self._taken < self._pipeline.data.workers
+            with processes.without_script() if starts else contextlib.nullcontext():
+                batch = next(self._batches)
         except (OSError, RuntimeError) as error:
             if self._pipeline.data.workers and (fault := _failed_workers(error, self._step)):
                 raise UserError(f"data: {fault}") from error
             raise
-        self._step += 1
+        self._step, self._taken = self._step + 1, self._taken + 1
         # Copied out of shared memory, which Grain frees with its own arrays.
         return _copied(batch) if self._pipeline.data.workers else batch
 

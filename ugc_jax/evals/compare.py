@@ -20,6 +20,15 @@ TIE = 1e-9  # smaller differences of scores are rounding errors
 MIN_CLIPS = 20
 
 
+def distinguished(results: Sequence[dict], places: Sequence[str]) -> list[dict]:
+    """Return the results, those of equal names with the place that each is from in its name."""
+    names = [result["name"] for result in results]
+    return [
+        result | {"name": f"{name} ({place})"} if names.count(name) > 1 else result
+        for result, name, place in zip(results, names, places, strict=True)
+    ]
+
+
 def compare_results(results: Sequence[dict]) -> dict:
     """The first result against each of the others: {"version", "base": name, "against": [dicts]}.
 

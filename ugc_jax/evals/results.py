@@ -60,7 +60,11 @@ def read_result(path: str | Path) -> dict:
     remedy = (
         "make one with ugc-jax evaluate --output FILE (of a released score file with --scores FILE)"
     )
-    result = files.read_json(path, remedy, object)
+    return check_result(files.read_json(path, remedy, object), path, remedy)
+
+
+def check_result(result: object, path: str | Path, remedy: str = "evaluate again") -> dict:
+    """Return a result. path: where it is from. Raises UserError for anything else."""
     if not _is_result(result):
         raise UserError(f"{path}: not a result of ugc-jax evaluate; {remedy}")
     if result["version"] != VERSION:

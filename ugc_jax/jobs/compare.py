@@ -7,7 +7,7 @@ judge, temperature, prompt or normalisation) are listed as not comparable.
 import dataclasses
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals.compare import compare_results, comparison_table
+from ugc_jax.evals.compare import compare_results, comparison_table, distinguished
 from ugc_jax.evals.results import check_result_path, read_result, write_result
 from ugc_jax.settings import Schema
 
@@ -29,11 +29,7 @@ def main(config: CompareConfig, files: list[str]) -> int:
     if config.output is not None:
         check_result_path(config.output, files)
     results = [read_result(file) for file in files]
-    names = [result["name"] for result in results]
-    for result, file in zip(results, files, strict=True):
-        if names.count(result["name"]) > 1:
-            result["name"] += f" ({file})"
-    comparison = compare_results(results)
+    comparison = compare_results(distinguished(results, files))
     print(comparison_table(comparison))
     if config.output is not None:
         write_result(config.output, comparison)

@@ -90,6 +90,18 @@ SETTINGS = Schema(
 
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
+    result = score(config)
+    write_result(config.output, result)
+    print(result_table(result))
+    logger.info("%s: the result; ugc-jax report makes a page of it", config.output)
+    return 0 if any(task["n"] for task in result["tasks"].values()) else 1
+
+
+def score(config: EvaluateConfig) -> dict:
+    """Return the result, which is not written yet; answers are stored beside config.output.
+
+    Raises UserError if a file cannot be used, or nothing can be scored.
+    """
     output, ask, scores = Path(config.output), config.ask, config.scores
     forms = tasks.FORMS | {"ocr": tasks.ocr_form(config.ocr_normalisation)} | world.TASKS
     evaluation = evaluate.Evaluation.create(
@@ -103,19 +115,14 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
     if config.predictions is not None:
         texts = evaluate.read_all(config.predictions, benchmark, config.field, forms)
     if scores is not None:
-        result = evaluate.take_scores(evaluation, scores, names, benchmark, texts)
-    else:
-        needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
-        with evaluate.judge_for(config.judge, config.judging, needed, output) as judge:
-            if ask.checkpoint is not None:
-                from ugc_jax.generate import asking  # imports jax, as nothing else here does
+        return evaluate.take_scores(evaluation, scores, names, benchmark, texts)
+    needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
+    with evaluate.judge_for(config.judge, config.judging, needed, output) as judge:
+        if ask.checkpoint is not None:
+            from ugc_jax.generate import asking  # imports jax, as nothing else here does
 
-                folder = evaluate.beside(output, "answers")
-                how = config.clip, config.sampling, config.engine, config.compute
-                evaluation.asked = asking.ask(ask, benchmark, folder, *how)
-                texts = evaluate.read_all(folder, benchmark, forms=forms)
-            result = evaluate.score_all(evaluation, benchmark, texts, judge)
-    write_result(output, result)
-    print(result_table(result))
-    logger.info("%s: the result; ugc-jax report makes a page of it", output)
-    return 0 if any(task["n"] for task in result["tasks"].values()) else 1
+            folder = evaluate.beside(output, "answers")
+            how = config.clip, config.sampling, config.engine, config.compute
+            evaluation.asked = asking.ask(ask, benchmark, folder, *how)
+            texts = evaluate.read_all(folder, benchmark, forms=forms)
+        return evaluate.score_all(evaluation, benchmark, texts, judge)

@@ -20,9 +20,9 @@ import sys
 from etils import epath
 
 from ugc_jax.data.card import write_card
-from ugc_jax.data.extract import FAILURES, Extraction, run_beam, run_local
+from ugc_jax.data.extract import FAILURES, Extraction, ExtractionTotals, run_beam, run_local
 from ugc_jax.data.forms import UNHEEDED
-from ugc_jax.data.manifest import read_manifest
+from ugc_jax.data.manifest import ManifestRow, read_manifest
 from ugc_jax.data.records import Storage
 from ugc_jax.data.removal import remove
 from ugc_jax.data.removed import REMOVED
@@ -75,18 +75,35 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
         raise UserError("runs is of a removal; give remove, too, or leave runs out")
     if len(manifests) != 1:
         raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
-    check_minimum(config, shard_clips=1)
-    if not 0 <= config.max_failures <= 1:
-        raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
-    if config.clip.max_tokens is not None:
-        raise UserError("clip.max_tokens is of a prompt; for records, set clip.media_tokens")
-    clip = resolve(config.clip)
+    clip, output = clip_settings(config), epath.Path(config.output)
     rows = read_manifest(manifests[0], clip, config.media, config.conversations)
-    if unheeded := [name for name in UNHEEDED if any(name in row.extra for row in rows)]:
+    extraction, totals = write_records(config, rows, manifests[0])
+    print(totals.summary(output), file=sys.stderr)
+    if left_out := extraction.left_out():
+        print(
+            f"{output}: {len(left_out)} rows are left out, as they were removed "
+            f"({_some(sorted(left_out))}); {REMOVED} lists what was",
+            file=sys.stderr,
+        )
+    if fault := too_many_failures(config, totals.failures, len(rows)):
+        print(f"ugc-jax extract: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def write_records(
+    config: ExtractConfig, rows: list[ManifestRow], name: str
+) -> tuple[Extraction, ExtractionTotals]:
+    """Write the records of rows to config.output, or continue. name: of the rows, in messages.
+
+    Raises UserError as `Extraction.prepare` and for settings out of range.
+    """
+    clip = clip_settings(config)
+    if unheeded := [column for column in UNHEEDED if any(column in row.extra for row in rows)]:
         logger.warning(
             "%s: the columns %s do not change what is shown of a clip, they are kept for rewards; "
             "cut the clips, or set --start, --fps and so on for all of them",
-            manifests[0], ", ".join(unheeded),
+            name, ", ".join(unheeded),
         )  # fmt: skip
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, config.storage, config.shard_clips)
@@ -102,21 +119,27 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
                 logger.warning("%s", failure)
     totals = extraction.finish(shards)
     write_card(output, config.source, config.license)
-    print(totals.summary(output), file=sys.stderr)
-    if left_out := extraction.left_out():
-        print(
-            f"{output}: {len(left_out)} rows are left out, as they were removed "
-            f"({_some(sorted(left_out))}); {REMOVED} lists what was",
-            file=sys.stderr,
-        )
-    if totals.failures > config.max_failures * len(rows):
-        print(
-            f"ugc-jax extract: {totals.failures} of {len(rows)} clips failed, more than "
-            f"max_failures {config.max_failures:g} allows; {output / FAILURES} says why",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    return extraction, totals
+
+
+def clip_settings(config: ExtractConfig) -> ClipSettings:
+    """Return the resolved clip settings. Raises UserError for settings out of range."""
+    check_minimum(config, shard_clips=1)
+    if not 0 <= config.max_failures <= 1:
+        raise UserError(f"max_failures is {config.max_failures:g}; use a share from 0 to 1")
+    if config.clip.max_tokens is not None:
+        raise UserError("clip.max_tokens is of a prompt; for records, set clip.media_tokens")
+    return resolve(config.clip)
+
+
+def too_many_failures(config: ExtractConfig, failures: int, rows: int) -> str | None:
+    """Return what is wrong if more clips failed than config.max_failures allows, or None."""
+    if failures <= config.max_failures * rows:
+        return None
+    return (
+        f"{failures} of {rows} clips failed, more than max_failures {config.max_failures:g} "
+        f"allows; {epath.Path(config.output) / FAILURES} says why"
+    )
 
 
 def _remove(config: ExtractConfig, folders: list[str]) -> int:

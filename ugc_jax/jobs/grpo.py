@@ -9,6 +9,7 @@ and stop; the exit status is then 143 or 130.
 
 import contextlib
 import logging
+from collections.abc import Callable, Mapping
 
 from ugc_jax.data import pipeline
 from ugc_jax.hf.trained import Trained
@@ -26,8 +27,13 @@ SETTINGS = Schema(GrpoConfig, short=GRPO_SHORT)
 
 def main(config: GrpoConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
+    return run_grpo(config)
+
+
+def run_grpo(config: GrpoConfig, functions: Mapping[str, Callable] | None = None) -> int:
+    """Train; returns the exit status. functions: own rewards by name, instead of rewards.file."""
     run, data, loop, further = open_run(config), config.data, config.loop, config.further_batches
-    with contextlib.closing(Rewards(config.rewards, REWARDS)) as rewards:
+    with contextlib.closing(Rewards(config.rewards, REWARDS, functions)) as rewards:
         source = data, run.tokenizer, run.model, run.rows
         prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
         batches = iter(prompts)

@@ -4,7 +4,7 @@
 
 Messages are JSON objects, one a line, over the socket HANDLE:
 
-    in   {"file", "pattern"}                         the functions to load
+    in   {"file", "pickled", "pattern"}              the functions to load
     out  {"functions": {name: is async}} | {"refused"}
     in   {"id", "name", "arguments", "shared"}       a call; the first says how the process serves
     in   {"cancel": id}                              of a shared process
@@ -15,18 +15,20 @@ process runs one call at a time. retire: what failed may be this process.
 """
 
 import asyncio
+import base64
 import contextlib
 import errno
 import inspect
 import json
 import math
 import os
+import pickle
 import runpy
 import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ugc_jax import processes, settings
@@ -87,18 +89,20 @@ def serve(handle: int):
         serve_calls(channel, functions, first)
 
 
-def load(file: str | None, pattern: str | None) -> dict[str, Callable]:
-    """REWARDS of a user's Python file, and `format` by a pattern; UserError for a wrong file."""
-    functions = {}
+def load(file: str | None, pickled: str | None, pattern: str | None) -> dict[str, Callable]:
+    """REWARDS of a user's Python file or `pickled` of the parent, and `format` by a pattern.
+
+    pickled: {name: function} by cloudpickle, as base64. Raises UserError for functions that cannot
+    be used.
+    """
+    functions, place = {}, file
+    if pickled is not None:
+        place = "rewards"
+        with settings.user_code(place), _ends_no_process():
+            functions = pickle.loads(base64.b64decode(pickled))
     if file is not None:
-        with settings.user_code(file):
-            try:
-                functions = runpy.run_path(file).get("REWARDS")
-            except Exception:
-                raise
-            except BaseException as error:  # such as SystemExit
-                raised = RuntimeError(f"{type(error).__name__} ends the process")
-                raise raised.with_traceback(error.__traceback__) from None
+        with settings.user_code(file), _ends_no_process():
+            functions = runpy.run_path(file).get("REWARDS")
         if not isinstance(functions, dict) or not functions:
             raise UserError(f'{file}: defines no REWARDS; write REWARDS = {{"name": function}}')
         for name, function in functions.items():
@@ -108,10 +112,22 @@ def load(file: str | None, pattern: str | None) -> dict[str, Callable]:
                 )
     if pattern is not None:
         if FORMAT in functions:
-            raise UserError(f"{file}: {FORMAT} is a shipped reward; choose another name")
+            raise UserError(f"{place}: {FORMAT} is a shipped reward; choose another name")
         shipped = local_functions(LocalConfig(format_pattern=pattern))
         functions = functions | {FORMAT: shipped[FORMAT]}
     return functions
+
+
+@contextlib.contextmanager
+def _ends_no_process() -> Iterator[None]:
+    """Turn what would end this process, such as SystemExit, into an ordinary exception."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raised = RuntimeError(f"{type(error).__name__} ends the process")
+        raise raised.with_traceback(error.__traceback__) from None
 
 
 def is_async(function: Callable) -> bool:

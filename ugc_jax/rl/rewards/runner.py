@@ -10,9 +10,10 @@ of the manifest's row, and "id", "completion_tokens", "max_new_tokens", "finish_
 (`retries`); after that its reward of this sample is NaN. Failures are counted, and the first of
 each kind is logged. Only a UserError ends the run: a wrong key of a judge fails for every sample.
 
-A user's functions, and `format` with a pattern of the user's, run in processes of their own
-(workers.py), so that nothing that they do ends, blocks or bloats the run. Shipped functions run on
-the loop's thread: they are pure and quick, or wait for a judge.
+A user's functions, from a file or of the calling program, and `format` with a pattern of the
+user's, run in processes of their own (workers.py), so that nothing that they do ends, blocks or
+bloats the run. Shipped functions run on the loop's thread: they are pure and quick, or wait for a
+judge.
 
 A judge's server that dies does not cost a step: its questions wait for it, up to `judge.wait`
 minutes, with a line in the log when the wait begins and when it ends (judge/client.py).
@@ -103,11 +104,22 @@ class _Function(NamedTuple):
 class Rewards:
     """Computes rewards on an event loop in a thread of its own, until `close`."""
 
-    def __init__(self, config: RewardConfig, shipped: Mapping[str, Callable] | None = None):
+    def __init__(
+        self,
+        config: RewardConfig,
+        shipped: Mapping[str, Callable] | None = None,
+        own: Mapping[str, Callable] | None = None,
+    ):
         """shipped: functions by name beside those of local.py and judged.py, pure and quick.
 
-        Raises UserError for unknown functions, a file that cannot be used, a judge not set.
+        own: the calling program's functions by name, which are called as those of config.file.
+        Raises UserError for unknown functions, a file that cannot be used, functions that cannot be
+        copied to another process, a judge not set.
         """
+        if own and config.file is not None:
+            raise UserError(
+                f"rewards.file is {config.file}, beside functions; give one or the other"
+            )
         self.config = config
         weights = parse_weights(config.functions)
         self.names: tuple[str, ...] = tuple(weights)
@@ -117,8 +129,14 @@ class Rewards:
         self._counts, self._logged, self._lock = Counter(), set(), threading.Lock()
         self._closing = False
         self._own = UserFunctions(
-            config.file, config.format_pattern, config.timeout, config.workers, config.concurrency
+            config.file,
+            config.format_pattern,
+            config.timeout,
+            config.workers,
+            config.concurrency,
+            own,
         )
+        self._has_own = config.file is not None or bool(own)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
         self._thread.start()
@@ -158,7 +176,8 @@ class Rewards:
         own = self._load()
         of_pattern = {FORMAT} if config.format_pattern is not None else set()
         if both := ({*own} - of_pattern) & {*local, *JUDGED}:
-            raise UserError(f"{config.file}: {min(both)} is a shipped reward; choose another name")
+            place = config.file or "rewards"
+            raise UserError(f"{place}: {min(both)} is a shipped reward; choose another name")
         for name in self.names:
             if name not in (known := dict.fromkeys([*local, *JUDGED, *own])):
                 raise UserError(
@@ -181,7 +200,7 @@ class Rewards:
         file = self.config.file
         if file is not None and not Path(file).is_file():
             raise UserError(f"{file}: no such file; give the path of a Python file")
-        if file is None and (self.config.format_pattern is None or FORMAT not in self.names):
+        if not self._has_own and (self.config.format_pattern is None or FORMAT not in self.names):
             return []
         return asyncio.run_coroutine_threadsafe(self._own.load(), self._loop).result()
 

@@ -3,19 +3,23 @@
     UserFunctions.call(name, *arguments) -> float
 
 What hangs is killed at its time limit, and what dies has failed; both lose one sample. The file of
-the functions is loaded in each process (process.py), never in this one. Ordinary functions run in
-up to `workers` processes, each one call at a time. Calls of async functions run in one process on
-one event loop. If that blocks or dies, or cancels its calls, nobody knows which of them was at
-fault: each is made again, alone in a process of the ordinary functions.
+the functions is loaded in each process (process.py), never in this one. Functions of the calling
+program are copied there by cloudpickle, which takes those of a script or a notebook, too: each
+process has its own copy of what they refer to. Ordinary functions run in up to `workers` processes,
+each one call at a time. Calls of async functions run in one process on one event loop. If that
+blocks or dies, or cancels its calls, nobody knows which of them was at fault: each is made again,
+alone in a process of the ordinary functions.
 """
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import json
 import os
 import signal
 import time
+from collections.abc import Callable, Mapping
 
 from ugc_jax import processes
 from ugc_jax.errors import UserError
@@ -27,6 +31,25 @@ LOADING = 60.0, 5
 LONGEST_LINE = 1 << 20  # bytes of an answer
 
 
+def copied(functions: Mapping[str, Callable]) -> str:
+    """The functions as `process.load` takes them: by value, unless a module of their own has them.
+
+    Raises UserError that names a function that cannot be copied.
+    """
+    import cloudpickle
+
+    for name, function in functions.items():
+        try:
+            cloudpickle.dumps(function)
+        except Exception as error:  # of whatever the function refers to
+            raise UserError(
+                f"rewards: {name} cannot be copied to another process "
+                f"({' '.join(str(error).split()):.200}); make what it needs inside of it, or write "
+                "it into a file for rewards.file"
+            ) from None
+    return base64.b64encode(cloudpickle.dumps(dict(functions))).decode()
+
+
 class CallFailed(Exception):
     """A call in another process failed. kind: the name of the type of what was raised."""
 
@@ -36,16 +59,26 @@ class CallFailed(Exception):
 
 
 class UserFunctions:
-    """The functions of a file and of a pattern. All methods are for one event loop."""
+    """The functions of a file or of a program, and of a pattern; all methods for one event loop."""
 
     def __init__(
-        self, file: str | None, pattern: str | None, timeout: float, workers: int, concurrency: int
+        self,
+        file: str | None,
+        pattern: str | None,
+        timeout: float,
+        workers: int,
+        concurrency: int,
+        functions: Mapping[str, Callable] | None = None,
     ):
         """pattern: of the function `process.FORMAT`. timeout: seconds of a call.
 
         workers, concurrency: calls at a time, of all functions and of each async function.
+        functions: of the program, by name, instead of a file. Raises UserError for one of them that
+        cannot be copied to another process.
         """
-        self._setup, self._timeout = {"file": file, "pattern": pattern}, timeout
+        pickled = copied(functions) if functions else None
+        self._setup, self._timeout = {"file": file, "pickled": pickled, "pattern": pattern}, timeout
+        self._place = file or "rewards"  # in messages
         self._concurrency, self._slots = concurrency, asyncio.Semaphore(workers)
         self._async: dict[str, asyncio.Semaphore] = {}
         self._loading: float | None = None  # seconds that a process may take to load the file
@@ -63,7 +96,8 @@ class UserFunctions:
         try:
             worker = await self._start()
         except CallFailed as error:
-            raise UserError(f"{error}; correct this file") from None
+            what = "this file" if self._setup["file"] else "these functions"
+            raise UserError(f"{error}; correct {what}") from None
         seconds, times = LOADING
         self._loading = seconds + times * (time.monotonic() - begun)
         for name in (name for name, is_async in worker.functions.items() if is_async):
@@ -145,10 +179,10 @@ class UserFunctions:
         self._live.add(worker)
         try:
             async with asyncio.timeout(self._loading):
-                await worker.load(self._setup)
+                await worker.load(self._setup, self._place)
         except TimeoutError:
             worker.end()
-            fault = f"{self._setup['file']}: not loaded within {self._loading:.0f} s"
+            fault = f"{self._place}: not loaded within {self._loading:.0f} s"
             raise CallFailed("TimeoutError", fault) from None
         except BaseException:
             worker.end()
@@ -179,7 +213,7 @@ class _Worker:
         """Whether the process is known to be dead."""
         return self._status is not None
 
-    async def load(self, setup: dict):
+    async def load(self, setup: dict, place: str):
         """Let the process load the functions. Raises UserError, and CallFailed if it dies."""
         reader, self._writer = await asyncio.open_unix_connection(
             sock=self._connection, limit=LONGEST_LINE
@@ -191,7 +225,7 @@ class _Worker:
         if "refused" in message:
             raise UserError(message["refused"])
         if "functions" not in message:
-            fault = f"{setup['file']}: its process died while loading it ({self.end()})"
+            fault = f"{place}: its process died while loading it ({self.end()})"
             raise CallFailed("ProcessDied", fault)
         self.functions = message["functions"]
         self._reading = asyncio.create_task(self._read(reader))

@@ -1,0 +1,51 @@
+"""The examples in the docstrings of the public API, run in a folder that has what they name."""
+
+import doctest
+
+import jax
+import pytest
+
+import ugc_jax
+from ugc_jax import files, sharding
+from ugc_jax.toy import world
+
+EXAMPLES = {
+    "sft": ugc_jax.sft,
+    "grpo": ugc_jax.grpo,
+    "evaluate": ugc_jax.evaluate,
+    "compare": ugc_jax.compare,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(clips, tiny_checkpoint, tmp_path_factory):
+    """clip.mp4 and clips/, the tiny checkpoint as tiny/, a world of one clip."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "clip.mp4").symlink_to(clips / "a.mp4")
+    (folder / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / "clips" / name).symlink_to(clips / name)
+    (folder / "tiny").symlink_to(tiny_checkpoint)
+    (folder / "world" / "test").mkdir(parents=True)
+    row = world.write_example("test", 0, settings=world.WorldSettings(), folder=folder / "world")
+    (folder / "world" / "test.jsonl").write_text(f"{files.to_json(row)}\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_of_a_docstring(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    text = EXAMPLES[name].__doc__
+    (test,) = doctest.DocTestFinder().find(EXAMPLES[name], name, globs={"ugc_jax": ugc_jax})
+    assert test.examples
+    assert test.docstring == text
+    results = doctest.DocTestRunner().run(test)
+    assert results.failed == 0
