@@ -19,7 +19,7 @@ import ugc_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 API = [
-    "Caption", "Captioner", "ClipSettings", "Comparison", "Evaluation", "Run",
+    "Caption", "Captioner", "Clip", "ClipSettings", "Comparison", "Evaluation", "Run",
     "SamplingConfig", "UserError", "__version__", "compare", "evaluate", "grpo", "sft",
 ]  # fmt: skip
 
@@ -90,6 +90,16 @@ def test_dir_is_the_public_api():
 
     assert ugc_jax.Captioner is captioner.Captioner
     assert ugc_jax.UserError is errors.UserError
+
+
+def test_importing_it_takes_less_than_a_tenth_of_a_second():
+    code = "import time; t = time.perf_counter(); import ugc_jax; print(time.perf_counter() - t)"
+    words = [sys.executable, "-c", code]
+    seconds = [
+        float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)  # the machine may be busy
+    ]
+    assert min(seconds) < 0.1
 
 
 def test_type_checkers_see_the_public_api():

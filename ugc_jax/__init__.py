@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Caption",
     "Captioner",
+    "Clip",
     "ClipSettings",
     "Comparison",
     "Evaluation",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ugc_jax.api.training import Run, grpo, sft
     from ugc_jax.generate.captioner import Caption, Captioner
     from ugc_jax.generate.settings import SamplingConfig
+    from ugc_jax.media.memory import Clip
     from ugc_jax.media.presets import ClipSettings
 else:  # not for type checkers: to them a module with __getattr__ has any attribute
 
@@ -45,6 +47,8 @@ else:  # not for type checkers: to them a module with __getattr__ has any attrib
         match name:
             case "Caption" | "Captioner":
                 from ugc_jax.generate import captioner as module
+            case "Clip":
+                from ugc_jax.media import memory as module
             case "ClipSettings":
                 from ugc_jax.media import presets as module
             case "SamplingConfig":

@@ -30,6 +30,7 @@ from ugc_jax.media.clip import (
     read_clip,
     tokens_beside_picture,
 )
+from ugc_jax.media.inputs import Input
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
@@ -147,32 +148,32 @@ def read_media(
 
 
 def read_media_once(
-    item: tuple[str, Sequence[int]], settings: ClipSettings, config: OmniConfig
+    item: tuple[Input, Sequence[int]], settings: ClipSettings, config: OmniConfig
 ) -> list[tuple[list[MediumInput], ClipInfo] | UserError]:
     """Do as `read_media` for several prompts about one clip; its sound and pictures are read once.
 
-    item: the path, and the tokens of text of each prompt. Where prompts leave room for different
+    item: the clip, and the tokens of text of each prompt. Where prompts leave room for different
     pictures, these are decoded for each; else the results share their arrays. The UserError of one
     prompt is its result. Raises UserError for a clip that cannot be read.
     """
-    path, texts = item
-    source = probe(path)
-    allow(source.length)
-    sound, decoded, results = hear(source, settings), {}, []
-    for text_tokens in texts:
-        try:
-            allowance = _allowance(settings, text_tokens, config)
-            plan = plan_clip(source, settings, allowance, config, sound)
-        except UserError as error:
-            results.append(error)
-            continue
-        frames = plan.frames and (plan.frames.indices.tobytes(), *plan.frames[1:])
-        if frames not in decoded:
-            clip = decode_clip(source, settings, plan)
-            medium = medium_input(raw_medium(clip, settings, config.vision), config.vision)
-            decoded[frames] = clip, clip.notes[len(plan.notes) :], [medium]
-        clip, notes, media = decoded[frames]
-        results.append((media, _info(clip._replace(notes=[*plan.notes, *notes]), media)))
+    given, texts = item
+    with given.opened() as source:
+        allow(source.length)
+        sound, decoded, results = hear(source, settings), {}, []
+        for text_tokens in texts:
+            try:
+                allowance = _allowance(settings, text_tokens, config)
+                plan = plan_clip(source, settings, allowance, config, sound)
+            except UserError as error:
+                results.append(given.renamed(error))
+                continue
+            frames = plan.frames and (plan.frames.indices.tobytes(), *plan.frames[1:])
+            if frames not in decoded:
+                clip = decode_clip(source, settings, plan)
+                medium = medium_input(raw_medium(clip, settings, config.vision), config.vision)
+                decoded[frames] = clip, clip.notes[len(plan.notes) :], [medium]
+            clip, notes, media = decoded[frames]
+            results.append((media, _info(clip._replace(notes=[*plan.notes, *notes]), media)))
     return results
 
 
@@ -228,22 +229,34 @@ def shares(needs: Sequence[int], budget: int) -> list[int]:
     return parts
 
 
-def measure_medium(item: tuple[str, int], settings: ClipSettings, config: OmniConfig) -> Medium:
-    """Return the size of a clip's medium as `read_media` reads it, without decoding pictures.
+def measure_medium(
+    item: tuple[Input, Sequence[int]], settings: ClipSettings, config: OmniConfig
+) -> list[Medium | UserError]:
+    """Return the sizes of a clip's medium as `read_media_once` reads it; no picture is decoded.
 
-    item: the path, and the tokens of text around the medium. Raises UserError as `read_media`.
+    Arguments and errors: as there.
     """
-    path, text_tokens = item
-    source = probe(path)
-    allow(source.length)
-    plan = plan_clip(source, settings, _allowance(settings, text_tokens, config), config)
-    frames, size, seconds_per_grid = plan.frames, (0, 0, 0), 0.0
-    if frames is not None:
-        size = len(frames.indices), frames.height, frames.width
-        rate = frames.sample_fps
-        seconds_per_grid = _seconds_per_grid(source.kind, rate, settings, config.vision)
-    mel_frames = None if plan.waveform is None else mel_length(len(plan.waveform))
-    return medium_size(source.kind, size, seconds_per_grid, mel_frames, config.vision)
+    given, texts = item
+    with given.opened() as source:
+        allow(source.length)
+        sound, sizes = hear(source, settings), []
+        for text_tokens in texts:
+            try:
+                allowance = _allowance(settings, text_tokens, config)
+                plan = plan_clip(source, settings, allowance, config, sound)
+            except UserError as error:
+                sizes.append(given.renamed(error))
+                continue
+            frames, size, seconds_per_grid = plan.frames, (0, 0, 0), 0.0
+            if frames is not None:
+                size = len(frames.indices), frames.height, frames.width
+                rate = frames.sample_fps
+                seconds_per_grid = _seconds_per_grid(source.kind, rate, settings, config.vision)
+            mel_frames = None if plan.waveform is None else mel_length(len(plan.waveform))
+            sizes.append(
+                medium_size(source.kind, size, seconds_per_grid, mel_frames, config.vision)
+            )
+    return sizes
 
 
 def _allowance(settings: ClipSettings, text_tokens: int, config: OmniConfig) -> int:
@@ -264,9 +277,16 @@ def complete_example(
     settings: ClipSettings,
     tokenizer: ChatTokenizer,
     config: OmniConfig,
+    messages: Sequence[dict] | None = None,
 ) -> tuple[Example, ClipInfo]:
-    """Return what `load_example` does, from what `read_media` returned."""
-    messages = clip_messages(settings, None if info.path is None else info.kind)
+    """Return what `load_example` does, from what `read_media` returned.
+
+    messages: with one medium, of any kind, instead of the question of the settings.
+    """
+    if messages is not None:
+        messages = about_kind(messages, info.kind)
+    else:
+        messages = clip_messages(settings, None if info.path is None else info.kind)
     example = build_example(messages, media, tokenizer, config)
     video, audio, text = (int((example.source == kind).sum()) for kind in (VISION, AUDIO, TEXT))
     counts = dict(video_tokens=video, audio_tokens=audio, text_tokens=text)
@@ -338,6 +358,22 @@ def clip_messages(settings: ClipSettings, kind: str | None) -> list[dict]:
     return [
         {"role": "system", "content": settings.system},
         {"role": "user", "content": [*medium, {"type": "text", "text": settings.question}]},
+    ]
+
+
+def about_kind(messages: Sequence[dict], kind: str) -> list[dict]:
+    """Return messages whose media are of a kind, in their places."""
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message
+        | {
+            "content": [
+                part if part.get("type") == "text" else {"type": kind}
+                for part in message["content"]
+            ]
+        }
+        for message in messages
     ]
 
 

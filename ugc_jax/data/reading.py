@@ -21,6 +21,7 @@ from ugc_jax.data.batching import (
 from ugc_jax.data.example import (
     ClipInfo,
     Example,
+    about_kind,
     build_example,
     clip_messages,
     complete_example,
@@ -32,8 +33,11 @@ from ugc_jax.data.prompt import ChatTokenizer, Medium, text_counts
 from ugc_jax.data.records import RecordSource
 from ugc_jax.data.workers import Outcome, Pool, ReadingConfig
 from ugc_jax.errors import UserError
+from ugc_jax.media.inputs import Input
 from ugc_jax.media.presets import ClipSettings, resolve
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+
+Question = str | Sequence[dict]  # about a clip: a text, or messages with one medium
 
 
 class Prompt(NamedTuple):
@@ -63,7 +67,7 @@ def read_prompts(
 
     Arguments and errors: as of `read_questions`.
     """
-    clips = [(video, [resolve(settings).question]) for video in videos]
+    clips = [(Input(video, video), [resolve(settings).question]) for video in videos]
     rest = settings, tokenizer, config, buckets, reading, ahead, waits
     with contextlib.closing(read_questions(clips, *rest)) as read:
         for one in read:
@@ -71,7 +75,7 @@ def read_prompts(
 
 
 def read_questions(
-    clips: Sequence[tuple[str, Sequence[str]]],
+    clips: Sequence[tuple[Input, Sequence[Question]]],
     settings: ClipSettings,
     tokenizer: ChatTokenizer,
     config: OmniConfig,
@@ -80,38 +84,67 @@ def read_questions(
     ahead: int = 0,
     waits: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[str, list[Prompt | UserError]] | None]:
-    """Yield each clip with the prompts of its questions, or why there is none; in order.
+    """Yield each clip's name with the prompts of its questions, or why there is none; in order.
 
     A prompt is that of `load_example`; the prompts of a clip share the arrays of their media. Its
     sound is decoded once, and its pictures, unless the questions' lengths leave room for others.
 
-    clips: (path, its questions) of each. ahead: most clips read ahead, beside those in the workers.
+    clips: each with its questions. ahead: most clips read ahead, beside those in the workers.
     waits: asked before each clip; where it is false and the clip is not read yet, None is yielded
     in between. Raises EnvironmentFailure, which is no clip's. The workers end with this generator.
     """
-    settings = resolve(settings)
-    distinct = dict.fromkeys(question for _, asked in clips for question in asked)
-    about = {one: dataclasses.replace(settings, question=one) for one in distinct}
-    texts = {question: text_tokens(own, tokenizer) for question, own in about.items()}
-    items = ((video, [texts[one] for one in asked]) for video, asked in clips)
+    asks = _Asking(resolve(settings), tokenizer)
     in_order = iter(clips)
-    read = functools.partial(read_media_once, settings=settings, config=config)
-    with Pool(read, reading, operator.itemgetter(0)) as pool:
-        for outcome in pool.read(items, ahead + pool.workers, waits):
+    read = functools.partial(read_media_once, settings=asks.settings, config=config)
+    with Pool(read, reading, _name) as pool:
+        for outcome in pool.read(asks.items(clips), ahead + pool.workers, waits):
             if outcome is None:
                 yield None
                 continue
-            (video, asked), prompts = next(in_order), []
+            (given, asked), prompts = next(in_order), []
             for number, question in enumerate(asked):
-                own = about[question]
+                own, messages = asks.of(question)
                 try:
                     media, info = _value(outcome, number)
-                    example, info = complete_example(media, info, own, tokenizer, config)
-                    bucket = bucket_of(example, buckets, config, f"{video}: prompt")
+                    example, info = complete_example(media, info, own, tokenizer, config, messages)
+                    bucket = bucket_of(example, buckets, config, f"{given.name}: prompt")
                     prompts.append(Prompt(example, info, bucket, outcome.seconds, info.notes))
                 except UserError as error:  # also: larger than all buckets
                     prompts.append(error)
-            yield video, prompts
+            yield given.name, prompts
+
+
+class _Asking:
+    """What is asked about clips, and the tokens that it takes."""
+
+    def __init__(self, settings: ClipSettings, tokenizer: ChatTokenizer):
+        self.settings, self._tokenizer = settings, tokenizer
+        self._texts: dict[str, int] = {}  # question -> tokens
+
+    def of(self, question: Question) -> tuple[ClipSettings, Sequence[dict] | None]:
+        """Return the settings with a question, and the messages that replace it, if it is some."""
+        if isinstance(question, str):
+            return dataclasses.replace(self.settings, question=question), None
+        return self.settings, question
+
+    def items(
+        self, clips: Iterable[tuple[Input, Sequence[Question]]]
+    ) -> Iterator[tuple[Input, list[int]]]:
+        """Yield each clip with the tokens of text of its questions."""
+        for given, asked in clips:
+            yield given, [self._tokens(question) for question in asked]
+
+    def _tokens(self, question: Question) -> int:
+        if not isinstance(question, str):
+            about = about_kind(question, "video"), [Medium("video")]
+            return text_counts([about], self._tokenizer)[0]
+        if question not in self._texts:
+            self._texts[question] = text_tokens(self.of(question)[0], self._tokenizer)
+        return self._texts[question]
+
+
+def _name(item: tuple[Input, object]) -> str:
+    return item[0].name
 
 
 def read_records(
@@ -150,25 +183,28 @@ def read_records(
 
 
 def clip_buckets(
-    videos: Sequence[str],
+    clips: Sequence[tuple[Input, Sequence[Question]]],
     settings: ClipSettings,
     tokenizer: ChatTokenizer,
     config: OmniConfig,
     buckets: Buckets,
     reading: ReadingConfig,
 ) -> set[BucketKey]:
-    """Return the buckets of the clips' prompts as of `read_prompts`, without decoding pictures.
+    """Return the buckets of the clips' prompts as of `read_questions`; no picture is decoded.
 
     Clips that cannot be read are left out.
     """
-    settings = resolve(settings)
-    text = text_tokens(settings, tokenizer)
-    measure = functools.partial(measure_medium, settings=settings, config=config)
-    items = ((video, text) for video in videos)
-    with Pool(measure, reading, operator.itemgetter(0)) as pool:
-        sizes = [outcome.value for outcome in pool.read(items, 2 * pool.workers)]
-    media = [medium for medium in sizes if not isinstance(medium, UserError)]
-    prompts = [(clip_messages(settings, medium.kind), [medium]) for medium in media]
+    asks = _Asking(resolve(settings), tokenizer)
+    measure, prompts = functools.partial(measure_medium, settings=asks.settings, config=config), []
+    with Pool(measure, reading, _name) as pool:
+        outcomes = pool.read(asks.items(clips), 2 * pool.workers)
+        for (_, asked), outcome in zip(clips, outcomes, strict=True):
+            for number, question in enumerate(asked):
+                with contextlib.suppress(UserError):
+                    medium = _value(outcome, number)
+                    own, messages = asks.of(question)
+                    messages = messages and about_kind(messages, medium.kind)
+                    prompts.append((messages or clip_messages(own, medium.kind), [medium]))
     return _buckets(prompts, tokenizer, config, buckets)
 
 

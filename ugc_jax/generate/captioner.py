@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
 
@@ -30,6 +31,7 @@ from ugc_jax.data.batching import (
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.reading import (
     Prompt,
+    Question,
     clip_buckets,
     read_questions,
     read_records,
@@ -44,15 +46,19 @@ from ugc_jax.generate.engine import (
     Group,
     Listed,
     Request,
+    Streamed,
     finish_reason,
     plan_places,
     prefill_tokens,
 )
+from ugc_jax.generate.inputs import Inputs, Video, questions_of
 from ugc_jax.generate.settings import EngineConfig, SamplingConfig, leave_room
+from ugc_jax.generate.texts import TextStream
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
+from ugc_jax.media.inputs import Input
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.params import param_shardings
@@ -62,6 +68,8 @@ from ugc_jax.settings import closest, from_options
 logger = logging.getLogger(__name__)
 
 BUCKETS, NO_DEFAULTS = Buckets(), Defaults("the model")
+URL_BYTES = 1 << 30  # most of a file behind a URL
+Messages = Sequence[Mapping[str, Any]]  # of a chat, with one place of a medium at most
 # Tokens of a chunk that a tower processes at a time on one device; 0: all. An accelerator: enough
 # to use it, few enough for activations that are small beside the weights. A CPU gets few prompts
 # at a time as it is (`engine.prefill_tokens`).
@@ -93,6 +101,72 @@ class Caption:
         if not self.notes:
             del fields["notes"]
         return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """The next part of a clip's caption; all parts together are the caption.
+
+    result: with the last one.
+    """
+
+    video: str  # as in the result
+    text: str
+    result: Caption | None = None
+
+
+class CaptionOptions(TypedDict, total=False):
+    """The options of `Captioner.caption`, `stream` and `stream_text`."""
+
+    # one for all, {clip: question} by the `video` of its result, or a list with one for each clip
+    question: str | Mapping[str | Path, str] | Sequence[str] | None
+    # chat messages instead of a question, likewise; the clip takes the place of a part {"type":
+    # "video"} or of <video> in a text, or else stands before the first user's text
+    messages: Mapping[str | Path, Messages] | Sequence[Messages | None] | None
+    urls: bool  # True: fetch clips that are URLs (http, https)
+    url_bytes: int  # most of a file that is fetched; 2^30 without it
+    warm: bool  # True: first read the sizes of all clips, and compile the programs for them
+
+    # fields of ClipSettings
+    preset: Literal["qwen", "upstream"] | None
+    fps: float | None
+    frames: int | None
+    min_frames: int | None
+    max_frames: int | None
+    min_pixels: int | None
+    max_pixels: int | None
+    total_pixels: int | None
+    image_min_pixels: int | None
+    image_max_pixels: int | None
+    start: float | None
+    end: float | None
+    audio: bool | None
+    require_sound: bool | None
+    max_audio_seconds: float | None
+    untagged_bt709: bool | None
+    bgr: bool | None
+    system: str | None
+    reference_fps: bool | None
+    media_tokens: int | None
+    max_tokens: int | None
+
+    # fields of SamplingConfig
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    max_new_tokens: int | None
+    seed: int
+
+    # fields of EngineConfig
+    batch_size: int | None
+    workers: int | None
+    clip_timeout: float
+    clip_memory: float
+
+
+_Ask = tuple[Input, Question]  # a clip, and what it is asked
+_Key = tuple[int, int]  # the place of a clip among those of a call, the number of its question
 
 
 class Captioner:
@@ -154,55 +228,125 @@ class Captioner:
         defaults = Defaults.of(checkpoint, directory)
         return cls(params, Engine(config, compute, mesh), tokenizer, defaults)
 
-    def caption(self, videos: str | Path | Iterable[str | Path], **options) -> list[Caption]:
+    def caption(
+        self, videos: Video | Iterable[Video], **options: Unpack[CaptionOptions]
+    ) -> list[Caption]:
         """Caption clips; the results have their order. One that cannot be read has an `error`.
+
+        >>> from ugc_jax import Captioner
+        >>> captioner = Captioner.from_pretrained("tiny")
+        >>> files = captioner.caption("clips/*.mp4", max_new_tokens=4, fps=1)
+        >>> [result.video for result in files]
+        ['clips/a.mp4', 'clips/b.mp4']
+        >>> asked = captioner.caption(
+        ...     ["clip.mp4", open("clip.mp4", "rb").read()],
+        ...     question=["What is seen?", "What is heard?"],
+        ...     max_new_tokens=4,
+        ... )
+        >>> [result.video for result in asked]
+        ['clip.mp4', 'videos[1]']
 
         Arguments and errors: as of `stream`.
         """
-        videos = _paths(videos)
-        waiting: dict[str, list[int]] = {}
-        for index, video in enumerate(videos):
-            waiting.setdefault(video, []).append(index)
-        captions: list[Caption | None] = [None] * len(videos)
-        for result in self.stream(list(waiting), **options):
-            for index in waiting[result.video]:
-                captions[index] = result
-        return captions
+        inputs, asked, *how = self._asked(videos, options)
+        alike: dict[object, int] = {}  # what is the same is captioned once
+        places = []
+        for place, (clip, question) in enumerate(asked):
+            content = clip.content if isinstance(clip.content, str) else place
+            key = content, question if isinstance(question, str) else repr(question)
+            places.append(alike.setdefault(key, len(alike)))
+        firsts = [asked[places.index(number)] for number in range(len(alike))]
+        found = dict(self._captions(inputs, firsts, *how))
+        return [found[number] for number in places]
 
     def stream(
-        self,
-        videos: str | Path | Iterable[str | Path],
-        *,
-        batch_size: int | None = None,
-        workers: int | None = None,
-        warm: bool = False,
-        **options,
+        self, videos: Video | Iterable[Video], **options: Unpack[CaptionOptions]
     ) -> Iterator[Caption]:
         """Caption clips; yields each result when it is finished, not in the order of `videos`.
 
-        batch_size, workers: fields of EngineConfig.
-        warm: first read the sizes of all clips and compile the programs for them.
-        options: any field of ClipSettings (question="...", preset="upstream", fps=1, ...) and of
-          SamplingConfig (max_new_tokens=64, temperature=0.2, ...), without which the settings are
-          those that the model was trained with, or of a published captioner, or of the preset; and
-          the other fields of EngineConfig, the limits of a clip (clip_timeout, clip_memory).
+        >>> from ugc_jax import Captioner
+        >>> captioner = Captioner.from_pretrained("tiny")
+        >>> for result in captioner.stream("clips/", max_new_tokens=4, fps=1):
+        ...     assert result.error is None
+
+        videos: clips, or one of them: the path of a file, a folder or a pattern, as the command
+          line takes them; the bytes of a file, or a file that is open for reading bytes, which are
+          copied at the call; a `Clip` of arrays; a URL, if `urls` allows it.
+        options: CaptionOptions. Without an option the settings are those that the model was trained
+          with, or of a published captioner, or of the preset.
+
+        The `video` of a result is the path or the URL, the name of a Clip or of an open file, or
+        without a name "videos[N]", the place among the arguments.
 
         Worker processes read the clips. They do not run the calling script, and end when the
         iterator is exhausted, closed or garbage-collected.
 
-        Raises, at the call, TypeError for an unknown option and for a value of a wrong type, and
-        UserError for a value out of range; an error of a clip is the `error` of its result.
+        Raises, at the call, TypeError for an unknown option, for a value of a wrong type and for
+        what is no clip; UserError for a value out of range, for a folder or a pattern without a
+        clip, and for a URL that is not allowed. An error of a clip is the `error` of its result.
         """
-        videos = _paths(videos)
-        if not isinstance(warm, bool):
-            raise TypeError(f"warm: expected True or False, got {warm!r:.60}")
-        options = dict(options, batch_size=batch_size, workers=workers)
+        return (caption for _, caption in self._captions(*self._asked(videos, options)))
+
+    def stream_text(
+        self, videos: Video | Iterable[Video], **options: Unpack[CaptionOptions]
+    ) -> Iterator[Piece]:
+        """Caption clips; yields the text of each in pieces, as its tokens come.
+
+        >>> from ugc_jax import Captioner
+        >>> captioner = Captioner.from_pretrained("tiny")
+        >>> pieces = list(captioner.stream_text("clip.mp4", max_new_tokens=40, fps=1))
+        >>> "".join(piece.text for piece in pieces) == pieces[-1].result.caption
+        True
+
+        Arguments and errors: as of `stream`. A clip's last piece has its result.
+        """
+        inputs, asked, *how = self._asked(videos, options)
+        return self._pieces(self._captions(inputs, asked, *how, streams=True), asked)
+
+    def _pieces(
+        self, stream: Iterator[tuple[int, "Caption | Streamed"]], asked: Sequence[_Ask]
+    ) -> Iterator[Piece]:
+        bytes_of = functools.cache(self.tokenizer.bytes_of)
+        texts: dict[int, tuple[TextStream, int]] = {}  # of unfinished clips, and their tokens
+        for place, one in stream:
+            text, done = texts.pop(place, None) or (TextStream(bytes_of), 0)
+            if isinstance(one, Streamed):
+                new = "".join(map(text.add, one.tokens.tolist()))
+                texts[place] = text, done + len(one.tokens)
+                if new:
+                    yield Piece(asked[place][0].name, new)
+            else:
+                rest = "".join(map(text.add, one.token_ids[done:])) + text.end()
+                yield Piece(one.video, rest, one)
+
+    def _asked(
+        self, videos: Video | Iterable[Video], options: Mapping[str, Any]
+    ) -> tuple[Inputs, list[_Ask], ClipSettings, SamplingConfig, EngineConfig, bool]:
+        """Return the arguments of `_captions` for those of a call. Raises as `stream`."""
+        options = dict(options)
+        warm, urls = (_flag(options, name) for name in ("warm", "urls"))
+        url_bytes = options.pop("url_bytes", URL_BYTES)
+        if not isinstance(url_bytes, int) or isinstance(url_bytes, bool):
+            raise TypeError(f"url_bytes: expected INTEGER, got {url_bytes!r:.60}")
+        messages, questions = options.pop("messages", None), None
+        if not isinstance(options.get("question"), str | bytes | int | float | None):
+            questions = options.pop("question")
         clip, sampling, engine = _from_options(options, ClipSettings, SamplingConfig, EngineConfig)
-        resolved = self.defaults.apply(clip, sampling)
+        if messages is not None and clip.question is not None:
+            questions = clip.question
+        resolved, sampling_of = self.defaults.apply(clip, sampling)
+        resolved = leave_room(resolved, sampling_of.max_new_tokens, self.config)
+        inputs = Inputs(videos, urls, url_bytes)
+        texts = resolved.question, questions, messages, resolved.system
+        try:
+            asked = list(zip(inputs.clips, questions_of(inputs.clips, *texts), strict=True))
+        except BaseException:
+            inputs.close()
+            raise
         if clip not in self._reported:
             self._reported.add(clip)
             self.defaults.report(clip, sampling)
-        return self.run(videos, *resolved, engine, warm)
+        return inputs, asked, resolved, sampling_of, engine, warm
 
     def run(
         self,
@@ -212,7 +356,7 @@ class Captioner:
         engine: EngineConfig,
         warm: bool = False,
     ) -> Iterator[Caption]:
-        """As `stream`, with resolved settings (`Defaults.apply`).
+        """As `stream` of files, with resolved settings (`Defaults.apply`).
 
         Clips of one bucket are prefilled together, and then take the places of clips that are
         finished (`Engine.run`). A program is compiled once a bucket, not once a clip, and a caption
@@ -223,13 +367,32 @@ class Captioner:
         batch_size if memory is short.
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
-        how = self.tokenizer, self.config, BUCKETS, engine
-        read = functools.partial(
-            read_questions, [(one, [clip.question]) for one in videos], clip, *how
-        )
-        sizes = functools.partial(clip_buckets, videos, clip, *how) if warm else None
-        answers = self._run(read, len(videos), sampling, engine, sizes=sizes)
+        asked = [(Input(video, video), clip.question) for video in videos]
+        answers = self._captions(None, asked, clip, sampling, engine, warm)
         return (caption for _, caption in answers)
+
+    def _captions(
+        self,
+        inputs: Inputs | None,
+        asked: Sequence[_Ask],
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        warm: bool,
+        streams: bool = False,
+    ) -> Iterator[tuple[int, "Caption | Streamed"]]:
+        """Yield (place in `asked`, its caption); with `streams`, also what comes of it before.
+
+        inputs: closed at the end. clip: with room for the caption.
+        """
+        how = self.tokenizer, self.config, BUCKETS, engine
+        clips = [(given, [question]) for given, question in asked]
+        read = functools.partial(read_questions, clips, clip, *how)
+        sizes = functools.partial(clip_buckets, clips, clip, *how) if warm else None
+        answers = self._run(
+            read, len(asked), sampling, engine, sizes=sizes, streams=streams, closes=inputs
+        )
+        return ((place, one) for (place, _), one in answers)
 
     def answer(
         self,
@@ -247,10 +410,11 @@ class Captioner:
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
         how = self.tokenizer, self.config, BUCKETS, engine
-        read = functools.partial(read_questions, list(questions.items()), clip, *how)
+        clips = [(Input(video, video), asked) for video, asked in questions.items()]
+        read = functools.partial(read_questions, clips, clip, *how)
         counts = [len(asked) for asked in questions.values()]
         answers = self._run(read, sum(counts), sampling, engine, max(counts, default=1))
-        return ((questions[video][number], one) for (video, number), one in answers)
+        return ((clips[place][1][number], one) for (place, number), one in answers)
 
     def run_records(
         self,
@@ -279,27 +443,34 @@ class Captioner:
         engine: EngineConfig,
         questions: int = 1,
         sizes: Callable[[], set[BucketKey]] | None = None,
-    ) -> Iterator[tuple[tuple[str, int], Caption]]:
-        """Yield ((clip, number of its question), answer).
+        streams: bool = False,
+        closes: Inputs | None = None,
+    ) -> Iterator[tuple[_Key, "Caption | Streamed"]]:
+        """Yield ((place of the clip, number of its question), answer).
 
         read: of data/reading.py, with `ahead` and `waits` to be given. most: prompts, and
-        `questions` of a clip. sizes: buckets to compile first.
+        `questions` of a clip. sizes: buckets to compile first. streams: yield what comes of an
+        answer before, too. closes: at the end.
         """
         mesh = self.engine.mesh
         places = None if engine.batch_size is None else min(engine.batch_size, most)
         places = None if places is None else sharding.round_up_rows(mesh, places)
-        clips = _Clips(self, read, most, sampling, engine, questions)
+        clips = _Clips(self, read, most, sampling, engine, questions, streams)
         most = sharding.round_up_rows(mesh, most)
 
-        def answers() -> Iterator[tuple[tuple[str, int], Caption]]:
+        def answers() -> Iterator[tuple[_Key, Caption | Streamed]]:
             how = dict(places=places, new_tokens=sampling.max_new_tokens, most=most)
-            with contextlib.closing(clips):
+            # where these are closed: also the files that they read
+            with contextlib.closing(closes or contextlib.ExitStack()), contextlib.closing(clips):
                 if sizes is not None and (keys := sizes()):
                     how |= self._warm(clips, sorted(keys), sampling, **how)
                 for one in self.engine.run(self.params, clips, **how):
                     while clips.failed:
                         yield clips.failed.popleft()
-                    yield self._caption(one)
+                    if isinstance(one, Streamed):
+                        yield one.tag.key, one
+                    else:
+                        yield one.tag.key, self._caption(one)
                 yield from clips.failed
 
         return answers()
@@ -335,26 +506,34 @@ class Captioner:
         )  # fmt: skip
         return how
 
-    def _caption(self, one: Finished) -> tuple[tuple[str, int], Caption]:
-        clip, number, start, prompt_tokens = one.tag
-        key = clip.video, number
+    def _caption(self, one: Finished) -> Caption:
+        tag: _Tag = one.tag
         if one.error is not None:
             remedy = "lower max_pixels, fps or max_new_tokens"
-            return key, Caption(clip.video, error=f"{clip.video}: {one.error}; {remedy}")
+            return Caption(tag.clip.video, error=f"{tag.clip.video}: {one.error}; {remedy}")
         ids = tuple(one.tokens.tolist())
-        return key, dataclasses.replace(
-            clip,
+        return dataclasses.replace(
+            tag.clip,
             caption=self.tokenizer.decode(ids).strip(),
             token_ids=ids,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=tag.prompt_tokens,
             new_tokens=len(ids),
             finish_reason=finish_reason(one.stopped),
-            seconds=round(clip.seconds + time.perf_counter() - start, 3),
+            seconds=round(tag.clip.seconds + time.perf_counter() - tag.start, 3),
         )
 
 
-# Prompts of a clip that begin alike: (the answer's facts so far, the question's number, prompt).
-_Unit = list[tuple[Caption, int, Prompt]]
+class _Tag(NamedTuple):
+    """Of a request. clip: the facts of its answer so far. start: of its prefill."""
+
+    clip: Caption
+    key: _Key
+    start: float
+    prompt_tokens: int
+
+
+# Prompts of a clip that begin alike: (the answer's facts so far, its key, prompt).
+_Unit = list[tuple[Caption, _Key, Prompt]]
 
 
 class _Clips:
@@ -368,9 +547,11 @@ class _Clips:
         sampling: SamplingConfig,
         engine: EngineConfig,
         questions: int,
+        streams: bool,
     ):
         """Arguments: as of `Captioner._run`."""
-        self.failed: deque[tuple[tuple[str, int], Caption]] = deque()  # prompts that cannot be read
+        self.failed: deque[tuple[_Key, Caption]] = deque()  # prompts that cannot be read
+        self._streams, self._count = streams, 0  # clips so far
         self._config, self._sampling = captioner.config, sampling
         self._mesh, self._most, self._questions = captioner.engine.mesh, most, questions
         self._waiting: dict[BucketKey | SharedKey, list[_Unit]] = {}
@@ -404,14 +585,15 @@ class _Clips:
 
     def _add(self, video: str, prompts: Sequence[Prompt | UserError]):
         alike: list[_Unit] = []
+        place, self._count = self._count, self._count + 1
         for note in dict.fromkeys(note for one in prompts for note in getattr(one, "notes", ())):
             logger.info("%s: %s", video, note)
         for number, prompt in enumerate(prompts):
             if error := self._error(video, prompt):
-                self.failed.append(((video, number), Caption(video, error=error)))
+                self.failed.append(((place, number), Caption(video, error=error)))
                 continue
             clip = Caption(video, seconds=prompt.seconds, notes=prompt.notes)
-            one = clip, number, prompt
+            one = clip, (place, number), prompt
             for unit in alike:
                 if begin_alike(unit[0][2].example, prompt.example):
                     unit.append(one)
@@ -471,22 +653,19 @@ class _Clips:
             batch = collate_rows(prompts, key, rows, self._config)
         requests: list[Request | None] = [None] * (rows * size)
         for c, unit in enumerate(units):
-            for q, (clip, number, prompt) in enumerate(unit):
-                tag = clip, number, start, len(prompt.example.tokens)
-                requests[c * size + q] = Request(tag, self._sampling, [_key_id(clip.video)])
+            for q, (clip, key, prompt) in enumerate(unit):
+                tag = _Tag(clip, key, start, len(prompt.example.tokens))
+                ids = [_key_id(clip.video)]
+                requests[c * size + q] = Request(tag, self._sampling, ids, streams=self._streams)
         return Group(batch, requests, shared=shared)
 
 
-def _paths(videos) -> list[str]:
-    """The paths of clips as text. TypeError for anything else than a path or paths."""
-    alone = isinstance(videos, str | Path)
-    if not alone and (not isinstance(videos, Iterable) or isinstance(videos, bytes | Mapping)):
-        raise TypeError(f"videos: expected paths of clips, got {videos!r:.60}")
-    paths = [videos] if alone else list(videos)
-    for path in paths:
-        if not isinstance(path, str | Path):
-            raise TypeError(f"videos: expected paths of clips, got {path!r:.60} among them")
-    return list(map(str, paths))
+def _flag(options: dict, name: str) -> bool:
+    """Take an option that is True or False out of the options; False without it."""
+    value = options.pop(name, False)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r:.60}")
+    return value
 
 
 def _from_options(options: dict, *classes: type) -> list:
@@ -495,7 +674,7 @@ def _from_options(options: dict, *classes: type) -> list:
     Raises TypeError for an option of none of them, and as `settings.from_options`.
     """
     names = [[field.name for field in dataclasses.fields(cls)] for cls in classes]
-    known = [name for own in names for name in own]
+    known = [*CaptionOptions.__annotations__] if SamplingConfig in classes else names[0]
     for name in options:
         if name not in known:
             close = closest(name, known)

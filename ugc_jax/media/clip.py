@@ -17,10 +17,11 @@ from PIL import Image
 
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media import still
+from ugc_jax.media.memory import Clip
 from ugc_jax.media.picture import Prepare, read_frames
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.sound import Sound, read_sound
-from ugc_jax.media.timeline import Source, scan, shown
+from ugc_jax.media.timeline import Index, Source, scan, shown
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
 MAX_ASPECT_RATIO = 200
@@ -79,12 +80,14 @@ class ClipPlan(NamedTuple):
 # ---- probing and reading -------------------------------------------------------------------------
 
 
-def probe(path: str | Path) -> Source:
-    """Return the facts of a video, image or sound file.
+def probe(path: str | Path | Clip) -> Source:
+    """Return the facts of a video, image or sound file, or of a Clip.
 
     Raises UserError naming the file if it is broken or cut off, UnreadableFile (a UserError) if it
     is missing or may not be read.
     """
+    if isinstance(path, Clip):
+        return _facts(path)
     path = Path(path)
     try:
         if path.is_symlink() and not path.exists():
@@ -107,6 +110,30 @@ def probe(path: str | Path) -> Source:
         if (name := still.other_format(path)) is not None:
             raise UserError(f"{path}: {name} is not read; {still.REMEDY}") from None
         raise
+
+
+def _facts(clip: Clip) -> Source:
+    """Return the facts of a clip in memory, as of a file that begins at second 0."""
+    frames, size, fps, index = 0, (0, 0), 0.0, None
+    if clip.frames is not None:
+        frames, size, fps = len(clip.frames), clip.frames.shape[1:3], float(clip.fps)
+        numbers = np.arange(frames)
+        index = Index(numbers, np.ones(frames, bool), numbers, numbers / fps, timed=True)
+    heard = 0.0 if clip.waveform is None else len(clip.waveform) / clip.rate
+    return Source(
+        path=clip.name or "the clip",
+        kind="audio" if index is None else "video",
+        width=size[1],
+        height=size[0],
+        fps=fps,
+        frames=frames,
+        seconds=heard if index is None else frames / fps,
+        rotation=0,
+        has_audio=heard > 0,
+        audio_seconds=heard,
+        index=index,
+        clip=clip,
+    )
 
 
 def read_clip(
@@ -238,6 +265,8 @@ def read_pictures(
 
     Arguments and errors: as of `picture.read_frames`.
     """
+    if source.clip is not None:
+        return np.stack([prepare(source.clip.frames[number], size) for number in indices]), []
     if source.kind == "image":
         return prepare(still.read(source.path), size)[None], []
     if source.animation:

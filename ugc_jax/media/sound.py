@@ -175,7 +175,10 @@ def _join(
 
 
 def _decode_sound(source: Source) -> Iterator[_Piece]:
-    """Decode the sound piece by piece."""
+    """Decode the sound piece by piece; that of a Clip is one piece."""
+    if source.clip is not None:
+        yield _Piece(0.0, source.clip.rate, source.clip.waveform)
+        return
     with open_media(source.path, source.probe) as container:
         stream = main_stream(container, "audio")
         form, to_int16, place, lasting = None, None, math.nan, 0.0

@@ -26,6 +26,7 @@ from ugc_jax.media.container import (
     reading_error,
     undecodable,
 )
+from ugc_jax.media.memory import Clip
 from ugc_jax.media.orientation import orientation
 
 # Pixel aspect ratios that differ from 1 by at most this are encoders' rounding.
@@ -93,6 +94,7 @@ class Source(NamedTuple):
     probe: int = 0  # bytes to search for streams; 0: as many as FFmpeg does
     by_time: bool = False  # pictures are to be chosen by time: their numbers do not tell it
     animation: bool = False  # an animated image, read by still.py
+    clip: Clip | None = None  # of which these are the facts, instead of a file
 
     @property
     def length(self) -> float:

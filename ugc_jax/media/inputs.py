@@ -1,0 +1,107 @@
+"""What stands for a clip in a call: a file, a Clip, or a URL that is fetched while it is read."""
+
+import contextlib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ugc_jax.errors import UnreadableFile, UserError, environment_failure
+from ugc_jax.media.clip import probe
+from ugc_jax.media.memory import Clip
+from ugc_jax.media.timeline import Source
+
+FETCH_SECONDS = 30.0  # without an answer, or without a byte
+_PART = 1 << 20  # bytes that are fetched at a time
+
+
+class Remote(NamedTuple):
+    """A file behind a URL (http, https). path: where it is while it is read. limit: most bytes."""
+
+    url: str
+    path: str
+    limit: int
+
+
+class Input(NamedTuple):
+    """A clip. name: what messages and results call it. content: the path of a file, ..."""
+
+    name: str
+    content: str | Clip | Remote
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Source]:
+        """Probe the clip; a URL is fetched before, and its file is gone after the block.
+
+        Errors of the block have the clip's name where its content has another. Raises as `probe`,
+        and UnreadableFile for what cannot be fetched.
+        """
+        try:
+            if isinstance(self.content, Remote):
+                with fetched(self.content) as path:
+                    yield probe(path)
+            elif isinstance(self.content, Clip):
+                yield probe(self.content)._replace(path=self.name)
+            else:
+                yield probe(self.content)
+        except UserError as error:
+            raise self.renamed(error) from None
+
+    def renamed(self, error: UserError) -> UserError:
+        """Return an error about the content, with the clip's name."""
+        path = self.content.path if isinstance(self.content, Remote) else self.content
+        if not isinstance(path, str) or path == self.name:
+            return error
+        return type(error)(str(error).replace(path, self.name))
+
+
+@contextlib.contextmanager
+def fetched(remote: Remote) -> Iterator[str]:
+    """Store a file behind a URL; yields its path, and removes it.
+
+    Raises UnreadableFile if it cannot be fetched, UserError if it is larger than the limit.
+    """
+    path = Path(remote.path)
+    try:
+        try:
+            _fetch(remote)
+        except (OSError, ValueError, urllib.error.URLError) as error:
+            if isinstance(error, UserError):
+                raise
+            if (failure := environment_failure(error, path)) is not None:
+                raise failure from None
+            reason = " ".join(str(getattr(error, "reason", None) or error).split())
+            raise UnreadableFile(
+                f"{remote.url}: cannot be fetched ({reason:.200}); check the address"
+            ) from None
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fetch(remote: Remote):
+    # Only these: the library's usual opener also takes files and FTP, to which a server could send.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    request = urllib.request.Request(remote.url, headers={"User-Agent": "ugc_jax"})
+    with opener.open(request, timeout=FETCH_SECONDS) as answer, open(remote.path, "wb") as file:
+        size = int(answer.headers.get("Content-Length") or 0)
+        while size <= remote.limit and (part := answer.read(_PART)):
+            file.write(part)
+            size = max(size, file.tell())
+    if size > remote.limit:
+        raise UserError(
+            f"{remote.url}: has more than {remote.limit} bytes; raise url_bytes, or download it"
+        )
+    if Path(remote.path).stat().st_size < size:
+        raise UnreadableFile(f"{remote.url}: was cut off while it was fetched; try it again")
