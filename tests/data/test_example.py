@@ -418,14 +418,14 @@ def test_one_of_several_media_is_that_of_a_clip_alone(files, tokenizer, name, ma
 def test_several_media_share_the_budget(files, tokenizer):
     names = ["still", "loud", "tone"]
     whole, _ = several(files, tokenizer, names)
-    read, settings = several(files, tokenizer, names, max_tokens=200, min_pixels=784)
+    read, settings = several(files, tokenizer, names, max_tokens=185, min_pixels=784)
     messages = [
         {"role": "system", "content": settings.system},
         {"role": "user", "content": [{"type": raw.kind} for raw, _, _ in read]},
         {"role": "user", "content": settings.question},
     ]
     example = build_example(messages, [medium for _, medium, _ in read], tokenizer, CONFIG)
-    assert len(example.tokens) <= 200 + 6  # of the other turn
+    assert len(example.tokens) <= 185 + 6  # of the other turn
     assert [raw.kind for raw, _, _ in read] == ["image", "video", "audio"]
     assert read[1][0].frames.nbytes < whole[1][0].frames.nbytes
     assert "the budget has" in read[1][2].notes[0]
@@ -438,7 +438,7 @@ def test_the_sound_of_a_video_alone(files, tokenizer):
     settings = resolve(ClipSettings(**SMALL))
     ((raw, _, info),) = read_several(Wanted([files["loud"]], settings, 30, False), CONFIG)
     assert (raw.kind, raw.frames, info.kind) == ("audio", None, "audio")
-    assert info.audio_seconds == pytest.approx(2.0, abs=0.1)
+    assert info.audio_seconds == pytest.approx(2.0, abs=0.2)
 
 
 @pytest.mark.parametrize(

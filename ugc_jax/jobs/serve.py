@@ -58,8 +58,6 @@ class ServeConfig:
             raise UserError("certificate and certificate_key belong together; give both, or none")
         if self.url_hosts is not None and not self.urls:
             raise UserError("url_hosts needs --urls, which allows fetching")
-        if self.media_root is not None and not Path(self.media_root).is_dir():
-            raise UserError(f"media_root: {self.media_root} is not a folder")
         most = self.limits.new_tokens
         if most is not None and most > NEW_TOKENS[-1]:
             raise UserError(f"limits.new_tokens is {most}; use at most {NEW_TOKENS[-1]}")
@@ -83,6 +81,8 @@ def main(config: ServeConfig, _: list[str]) -> int:
         raise UserError(
             f"serve needs the package {error.name}; pip install 'ugc_jax[serve]'"
         ) from None
+    if config.media_root is not None and not Path(config.media_root).is_dir():
+        raise UserError(f"media_root: {config.media_root} is not a folder")
     keys = app.read_keys(config.api_key_file)
     if not keys and not config.open and not server.is_loopback(config.host):
         raise UserError(
