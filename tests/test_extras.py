@@ -123,7 +123,7 @@ def test_every_help_without_any_extra_and_a_line_from_each_job_that_needs_one():
             "sft": ["--config", "sft_3b"], "grpo": ["--config", "grpo_3b"], "compare": ["a", "b"],
             "plan": ["--config", "sft_3b", "--topology", "v5e:4x4"], "report": ["--output=o", "a"],
             "label": ["--output", "o", "a.mp4"], "evaluate": ["--output=o"],
-            "annotate": ["--output", "o", "a"],
+            "annotate": ["--output", "o", "a"], "serve": ["--checkpoint", "a"],
         }
         assert words.keys() == {name for name, job in cli.JOBS.items() if job.extra}
         for name, rest in words.items():

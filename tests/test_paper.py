@@ -306,8 +306,8 @@ def test_the_shell_script_installs_only_to_run(tmp_path):
         return subprocess.run(command, env=os.environ | env, capture_output=True, text=True).stdout
 
     assert run("--toy") == "ran --toy\n"
-    assert f"install package --editable {tmp_path}[judge]\nran --go" in run("--go")
-    assert f"--editable {tmp_path}[judge,tpu]\n" in run("--go", EXTRA="tpu")
+    assert f"install package --editable {tmp_path}[train,eval,judge]\nran --go" in run("--go")
+    assert f"--editable {tmp_path}[train,eval,judge,tpu]\n" in run("--go", EXTRA="tpu")
 
 
 def test_parts_are_joined_to_one_result(tmp_path):

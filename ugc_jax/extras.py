@@ -21,6 +21,7 @@ EXTRAS = {
     "train": Extra("extract, sft, grpo; captions of records", {
         "optax": "optax", "orbax-checkpoint": "orbax.checkpoint", "grain": "grain",
         "array_record": "array_record", "tensorflow-datasets": "tensorflow_datasets",
+        "cloudpickle": "cloudpickle",
         "absl-py": "absl", "tensorboardX": "tensorboardX", "rapidfuzz": "rapidfuzz",
     }),
     "eval": Extra("evaluate, compare, report", {
@@ -36,6 +37,10 @@ EXTRAS = {
         "fastapi": "fastapi", "uvicorn": "uvicorn", "sqlalchemy": "sqlalchemy",
         "argon2-cffi": "argon2", "python-multipart": "python_multipart", "jinja2": "jinja2",
         "rapidfuzz": "rapidfuzz", "nltk": "nltk", "scipy": "scipy",
+    }),
+    "serve": Extra("serve", {
+        "fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus-client": "prometheus_client",
+        "llguidance": "llguidance",
     }),
     "postgres": Extra("annotate on a Postgres database", {"psycopg": "psycopg"}),
     "heif": Extra("HEIC photos", {"pillow-heif": "pillow_heif"}),
