@@ -48,3 +48,25 @@ def test_status():
     assert processes.status(3) == "exit status 3"
     assert processes.status(-signal.SIGSEGV) == "SIGSEGV"
     assert processes.status(-40) == "signal 40"
+
+
+SCRIPT = """
+import multiprocessing
+from ugc_jax import processes
+
+print("run")
+with processes.without_script():
+    process = multiprocessing.get_context("spawn").Process(target=print, args=("worker",))
+    process.start()
+process.join()
+print(bool(__file__), __spec__)
+"""
+
+
+def test_spawned_processes_do_not_run_the_script(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-u", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "run\nworker\nTrue None\n"

@@ -1,6 +1,12 @@
-"""The examples in the docstrings of the public API, run in a folder that has what they name."""
+"""The examples of the public API, in its docstrings and docs/python.md, as they are written.
+
+They run in a folder that has what they name.
+"""
 
 import doctest
+import re
+import textwrap
+from pathlib import Path
 
 import jax
 import pytest
@@ -52,3 +58,23 @@ def test_the_example_of_a_docstring(name, folder, monkeypatch):
     assert test.examples
     results = doctest.DocTestRunner().run(test)
     assert results.failed == 0
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+
+
+def test_the_examples_of_the_page(folder, monkeypatch, capsys):
+    """Its blocks, one after the other, as in a notebook."""
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 7
+    names: dict = {}
+    for number, block in enumerate(blocks):
+        exec(compile(textwrap.dedent(block), f"block {number} of {PAGE.name}", "exec"), names)
+    shown = capsys.readouterr().out
+    assert "world" in shown
+    assert names["run"].metrics["loss"].steps.tolist() == [1, 2]
+    assert names["trained"].metrics["rewards/brief/mean"].steps.tolist() == [1]
+    assert [result.error for result in names["results"]] == [None] * 4
+    assert {piece.video for piece in names["pieces"]} == {"clip.mp4"}
+    assert names["comparison"].against["mine"]["world"]["score"].n == 1

@@ -355,7 +355,7 @@ def word(prompt, completion, reference, metadata):
         (3, "rewards: expected a list of functions and names, got 3"),
         (word, "rewards: expected a list of functions"),
         ([3], "rewards: expected a function or a name, got 3"),
-        ([lambda *_: 1.0], "has no name for the metrics; define it with def"),
+        ([lambda *_: 1.0], 'has no name for the metrics; give {"name": function}'),
         ([(word, "2")], r"rewards: expected \(function, weight\)"),
         ({"functions": [word], "timeuot": 3}, "rewards.timeuot: .*did you mean rewards.timeout"),
         ({"functions": [word], "timeout": "3"}, "rewards.timeout: expected NUMBER, got '3'"),
@@ -406,15 +406,19 @@ def test_functions_take_the_settings_of_their_section(options, monkeypatch):
     seen = []
     monkeypatch.setattr(grpo_job, "run_grpo", lambda *given: seen.append(given) or 0)
     monkeypatch.setattr(training.Run, "read", classmethod(lambda _, config: config))
-    forms = [[word, ("length", 0.5)], {"functions": [(word, 1), "length=0.5"]}]
+    forms = [
+        [word, ("length", 0.5)],
+        {"functions": [(word, 1), "length=0.5"]},
+        [({"word": word}, 2), "length=0.5"],
+    ]
     for rewards in forms:
         config = ugc_jax.grpo("records", rewards=rewards, **{"rewards.timeout": 3} | options)
         assert config.rewards.timeout == 3
         assert seen[-1][1] == {"word": word}
-    assert [given[0].rewards.functions for given in seen] == [
-        "word,length=0.5",
-        "word=1.0,length=0.5",
-    ]
+    named = [given[0].rewards.functions for given in seen]
+    assert named == [f"word{weight},length=0.5" for weight in ("", "=1.0", "=2.0")]
+    with pytest.raises(TypeError, match="two functions have the name word"):
+        ugc_jax.grpo("records", rewards=[word, {"word": print}], **options)
     plain = ugc_jax.grpo("records", rewards=RewardConfig(functions="rouge", timeout=2), **options)
     assert (plain.rewards.functions, plain.rewards.timeout) == ("rouge", 2)
 

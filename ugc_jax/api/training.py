@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 # What a call trains on: extracted folders as data.train takes them, a manifest, a
 # `datasets.Dataset`, or rows.
 Data = str | os.PathLike | Iterable[Mapping[str, Any]]
-# A function, or a shipped one as rewards.functions names it ("length", "length=0.5"), or either
-# with its weight.
-Reward = Callable | str | tuple[Callable | str, float]
+# A function, {name: function}, or a shipped one as rewards.functions names it ("length",
+# "length=0.5"), or one of these with its weight.
+Reward = (
+    Callable | Mapping[str, Callable] | str | tuple[Callable | Mapping[str, Callable] | str, float]
+)
 
 
 class Series(NamedTuple):
@@ -118,8 +120,8 @@ def sft(
     >>> steps, losses = run.metrics["loss"]
     >>> steps.tolist(), losses.shape
     ([1, 2], (2,))
-    >>> run.captioner().caption("clip.mp4", max_new_tokens=4)[0].new_tokens <= 4
-    True
+    >>> print(run.model)
+    runs/mine/model
 
     train, eval: what to train and to evaluate on: a list of rows in a form of a manifest
       ({"videos": [...], "messages": [...]}, a path and a caption, ...), a `datasets.Dataset` of
@@ -181,8 +183,9 @@ def grpo(
     (2, (1,))
 
     rewards: functions `(prompt, completion, reference, metadata) -> float`, also async ones, and
-      shipped ones by name, each perhaps with a weight: [brief, (brief, 0.5), "length=0.5"]. The
-      name of a function names its metrics. Or the settings of the section: {"functions": [...],
+      shipped ones by name, each perhaps with a weight: [brief, (other, 0.5), "length=0.5"]. The
+      name of a function names its metrics; {"name": function} gives another one, and one to what
+      has none. Or the settings of the section: {"functions": [...],
       "timeout": 10}. Functions are called as those of rewards.file (docs/rewards.md): in processes
       of their own, to which cloudpickle copies them with what they refer to, so that a call that
       fails, hangs or ends its process loses one sample. What they change, they change there.
@@ -252,19 +255,28 @@ def _rewards(rewards, options: dict[str, Any]) -> tuple[dict[str, Callable], dic
         function, weight = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
         if weight is not None and not isinstance(weight, int | float):
             raise TypeError(f"rewards: expected (function, weight), got {one!r:.60}")
-        name = function
-        if callable(function):
-            name = getattr(function, "__name__", "")
-            if not name.isidentifier():
-                raise TypeError(
-                    f"rewards: {function!r:.60} has no name for the metrics; define it with def"
-                )
-            if own.setdefault(name, function) is not function:
-                raise TypeError(f"rewards: two functions have the name {name}; rename one")
-        elif not isinstance(function, str):
-            raise TypeError(f"rewards: expected a function or a name, got {function!r:.60}")
-        words.append(name if weight is None else f"{name}={float(weight)!r}")
+        for name in _named_functions(function, own):
+            words.append(name if weight is None else f"{name}={float(weight)!r}")
     return own, options | {"rewards": settings | {"functions": ",".join(words)}}
+
+
+def _named_functions(function, own: dict[str, Callable]) -> list[str]:
+    """Add a function, or {name: function}, to `own`; return the names of what is given."""
+    if isinstance(function, str):
+        return [function]
+    named = function
+    if not isinstance(named, Mapping):
+        named = {getattr(function, "__name__", ""): function}
+    for name, one in named.items():
+        if not callable(one):
+            raise TypeError(f"rewards: expected a function or a name, got {one!r:.60}")
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(
+                f'rewards: {one!r:.60} has no name for the metrics; give {{"name": function}}'
+            )
+        if own.setdefault(name, one) is not one:
+            raise TypeError(f"rewards: two functions have the name {name}; rename one")
+    return [*named]
 
 
 def _end(status: int):

@@ -494,3 +494,46 @@ rewards.submit([one, two]).result()
     run.wait(20)
     pids = [pid for file in folder.iterdir() for pid in file.name.split()]
     assert gone(*pids)
+
+
+# ---- functions of the program --------------------------------------------------------------------
+
+
+def test_functions_of_the_program_are_called_as_those_of_a_file():
+    """Of a script or a notebook: copied with what they refer to, limited and killed alike."""
+    calls, scale = [], 0.5
+
+    def halves(prompt, completion, reference, metadata):
+        calls.append(completion)  # of the copy
+        return scale * len(completion) + len(calls) * 0
+
+    def misbehaves(prompt, completion, reference, metadata):
+        match completion:
+            case "hang":
+                time.sleep(60)
+            case "exit":
+                os._exit(3)
+            case "text":
+                return "1.0"
+            case "nan":
+                return float("nan")
+        return 1.0
+
+    async def later(prompt, completion, reference, metadata):
+        await asyncio.sleep(0)
+        return float(metadata["mark"])
+
+    functions = {one.__name__: one for one in (halves, misbehaves, later)}
+    config = RewardConfig(functions="halves,misbehaves,later", timeout=1, retries=0, workers=2)
+    rewards = Rewards(config, own=functions)
+    try:
+        words = ["good", "hang", "exit", "text", "nan", "fine"]
+        found = rewards.submit(samples(*words, mark=7)).result()
+        failures = rewards.failures()
+    finally:
+        rewards.close()
+    assert found[:, 0].tolist() == [0.5 * len(word) for word in words]
+    np.testing.assert_array_equal(found[:, 1], [1, *[np.nan] * 4, 1])
+    assert found[:, 2].tolist() == [7] * 6
+    assert failures == {"halves": 0, "misbehaves": 4, "later": 0}
+    assert calls == []
