@@ -80,6 +80,13 @@ def test_a_config_is_found_by_name_without_a_clone(wheel, tmp_path):
     assert run.returncode == 2
 
 
+def test_importing_the_package_is_quick():
+    code = "import time; t = time.perf_counter(); import ugc_jax; print(time.perf_counter() - t)"
+    words = [sys.executable, "-c", code]
+    runs = [subprocess.run(words, capture_output=True, cwd=ROOT, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.1
+
+
 def test_dir_is_the_public_api():
     assert dir(ugc_jax) == API
     classes = [name for name in API if name[0].isupper()]
