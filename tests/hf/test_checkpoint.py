@@ -331,4 +331,4 @@ def test_hub_download(monkeypatch, tmp_path):
     assert (asked["repo"], asked["revision"]) == ("org/name", "main")
     assert "*.safetensors" in asked["allow_patterns"]
     resolve_checkpoint("org/name", weights=False)
-    assert asked["allow_patterns"] == ["*.json", "*.jinja", "*.txt"]
+    assert asked["allow_patterns"] == ["*.json", "*.jinja", "*.txt", "README.md"]

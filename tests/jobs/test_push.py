@@ -120,7 +120,7 @@ def test_scores_that_are_named_and_another_licence(hub, run, tmp_path):
     assert ModelCard(text).data.license == "mit"
 
 
-def test_own_text_stays_and_a_card_of_others_is_sent_as_it_is(hub, run):
+def test_own_text_stays_and_a_card_of_others_is_sent_as_it_is(hub, run, capsys):
     push(run)
     path = run / "model" / "README.md"
     path.write_text(path.read_text() + "\nThanks to all.\n")
@@ -129,7 +129,9 @@ def test_own_text_stays_and_a_card_of_others_is_sent_as_it_is(hub, run):
     assert text.endswith(f"{END}\n\nThanks to all.\n")
     assert 'license: "mit"' in text
     path.write_text("# theirs\n")
+    capsys.readouterr()
     push(run)
+    assert f"{path}: was not written by ugc_jax; it is sent as it is" in capsys.readouterr().err
     assert hub.repos["ann/mine"]["files"]["README.md"] == b"# theirs\n"
 
 
@@ -169,7 +171,9 @@ def test_a_dry_run_lists_files_and_asks_nobody(hub, run, capsys, monkeypatch):
     assert push(run, "--dry_run") == 0
     assert hub.repos == {}
     assert not (run / "model" / "README.md").exists()
-    *lines, total = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert "names no licence" not in err  # the card has that of its base
+    *lines, total = out.splitlines()
     names = sorted([*read(run / "model"), "README.md"])
     assert sorted(line.split()[2] for line in lines) == names
     size = (run / "model" / "model.safetensors").stat().st_size / 1e6

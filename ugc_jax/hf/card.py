@@ -48,10 +48,15 @@ def write_card(
     """
     path = folder / CARD
     if path.exists():
-        if BEGIN not in files.read_text(path, _REMEDY, errors="replace"):
+        if not is_ours(folder):
             return
         own = own_text(folder)
     files.write_text(path, card(folder, repo, scores, license) + own)
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a folder's README.md is a card that `write_card` wrote."""
+    return BEGIN in files.read_text(folder / CARD, _REMEDY, errors="replace")
 
 
 def own_text(folder: Path) -> str:

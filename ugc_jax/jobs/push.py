@@ -17,7 +17,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.evals.results import read_result
 from ugc_jax.evals.summary import score_rows
 from ugc_jax.hf import push as hub
-from ugc_jax.hf.card import CARD, Scores, card, read_metadata, write_card
+from ugc_jax.hf.card import CARD, Scores, card, is_ours, write_card
 from ugc_jax.settings import Schema
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,9 @@ def main(config: PushConfig, runs: list[str]) -> int:
     items = hub.uploads(folder)
     if config.dry_run and not (folder / CARD).exists():
         items.append(hub.Upload(CARD, text.encode()))
-    if not read_metadata(folder).get("license") and config.license is None:
+    if (folder / CARD).exists() and not is_ours(folder):
+        logger.warning("%s: was not written by ugc_jax; it is sent as it is", folder / CARD)
+    elif "\nlicense: " not in text.partition("\n---\n")[0]:  # of its metadata
         logger.warning("the card names no licence: that of the base is not known; see --license")
     for item in items:
         print(f"{item.size / 1e6:12.3f} MB  {item.name}")
