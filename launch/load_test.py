@@ -224,7 +224,8 @@ class Direct:
     def rate(self, clips: list[Path], requests: int) -> float:
         """Return the tokens a second of so many captions of clips; programs are compiled before."""
         paths = [clips[number % len(clips)] for number in range(requests)]
-        self.captions(clips)
+        for _ in self._captioner.stream(paths[: 4 * self._options["batch_size"]], **self._options):
+            pass
         start = time.perf_counter()
         tokens = sum(one.new_tokens for one in self._captioner.stream(paths, **self._options))
         return tokens / (time.perf_counter() - start)
@@ -278,7 +279,7 @@ def main() -> int:
         alone = direct.rate(clips, given.requests)
         print(f"the engine alone: {alone:.0f} tokens/s", flush=True)
         flags = ["--batch_size", str(given.places), "--workers", str(given.workers)]
-        flags += ["--limits.waiting", "128"]
+        flags += ["--limits.waiting", "128", "--limits.new_tokens", str(given.new_tokens)]
         if given.address:
             client = Client(given.address, clips, captions, given.new_tokens)
             faults += _rounds(given, client, None, alone)

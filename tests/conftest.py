@@ -29,7 +29,7 @@ SLOW_FILES = (
     "plan/test_grpo.py", "rl/test_rollout.py", "models/test_lora.py", "data/test_pipeline.py",
     "test_7b.py", "generate/test_slots.py", "test_accelerator_check.py", "rewards/test_workers.py",
     "jobs/test_caption.py", "test_paper.py",
-    "annotate/test_browser.py", "jobs/test_annotate.py",
+    "annotate/test_browser.py", "jobs/test_annotate.py", "serve/test_server.py",
 )  # fmt: skip
 
 

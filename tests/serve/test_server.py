@@ -474,9 +474,7 @@ def test_sigterm_refuses_what_takes_longer(small):
     def ask(**fields):
         answers.append(small.post(body("Hello", max_tokens=1000, **fields), headers=BEARER))
 
-    threads = [
-        threading.Thread(target=ask, kwargs=dict(stream=stream)) for stream in (True, False)
-    ]
+    threads = [threading.Thread(target=ask, kwargs=dict(stream=stream)) for stream in (True, False)]
     for thread in threads:
         thread.start()
     time.sleep(0.5)
