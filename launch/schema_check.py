@@ -219,48 +219,50 @@ def check(captioner: Captioner, count: int, seed: int = 0, new_tokens: int = NEW
 def speed(captioner: Captioner, seconds: float = 8.0, turns: int = 3) -> tuple[float, float]:
     """Return tokens/s of prompts without a schema in all places, alone and beside constrained ones.
 
-    Medians of turns of so many seconds.
+    Medians of turns of so many seconds, one of each kind after the other, in one server whose
+    places stay busy.
     """
-    prompt = text_prompt(captioner, "word " * 30)
-    new = 128
-    sampling = SamplingConfig(max_new_tokens=new, temperature=1.0).resolve()
+    prompt, new = text_prompt(captioner, "word " * 30), 256
     live = Live(captioner, places=PLACES, new_tokens=new, waiting=8 * PLACES)
     schema = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
+    over, beside, tokens = threading.Event(), threading.Event(), [0] * (PLACES + 16)
 
-    def turn(bound: int) -> float:
-        """Keep all places busy, and `bound` constrained prompts beside them."""
-        stop, tokens = threading.Event(), [0]
+    def client(number: int, bound: bool):
+        rng = random.Random(number)
+        while not over.is_set():
+            if bound and not beside.is_set():
+                time.sleep(0.05)
+                continue
+            sampling = SamplingConfig(max_new_tokens=rng.randint(new // 4, new), temperature=1.0)
+            answer, before = Answer(), 0
+            asked = Asked(sampling.resolve(), schema=schema if bound else None)
+            ticket = live.submit(prompt, asked, answer)
+            while not (answer.over.wait(0.02) or over.is_set() or (bound and not beside.is_set())):
+                now = 0 if bound else len(answer.tokens)
+                tokens[number] += now - before
+                before = now
+            if not bound:
+                tokens[number] += len(answer.tokens) - before
+            live.cancel(ticket)
 
-        def client(asked: Asked, counts: bool):
-            while not stop.is_set():
-                answer, before = Answer(), 0
-                ticket = live.submit(prompt, asked, answer)
-                while not answer.over.wait(0.05) and not stop.is_set():
-                    now = len(answer.tokens)
-                    tokens[0] += (now - before) * counts
-                    before = now
-                tokens[0] += (len(answer.tokens) - before) * counts
-                live.cancel(ticket)
+    def turn(bound: bool) -> float:
+        (beside.set if bound else beside.clear)()
+        time.sleep(seconds / 4)
+        before, start = sum(tokens), time.perf_counter()
+        time.sleep(seconds)
+        return (sum(tokens) - before) / (time.perf_counter() - start)
 
-        plain, constrained = Asked(sampling), Asked(sampling, schema=schema)
-        threads = [threading.Thread(target=client, args=(plain, True)) for _ in range(PLACES + 8)]
-        for _ in range(bound):
-            threads.append(threading.Thread(target=client, args=(constrained, False)))
+    clients = [(number, number >= PLACES + 8) for number in range(len(tokens))]
+    threads = [threading.Thread(target=client, args=one) for one in clients]
+    try:
         for thread in threads:
             thread.start()
-        time.sleep(1)
-        before, start = tokens[0], time.perf_counter()
-        time.sleep(seconds)
-        rate = (tokens[0] - before) / (time.perf_counter() - start)
-        stop.set()
+        turn(True)  # compiles
+        pairs = [(turn(False), turn(True)) for _ in range(turns)]
+    finally:
+        over.set()
         for thread in threads:
             thread.join()
-        return rate
-
-    try:
-        turn(8)  # compiles
-        pairs = [(turn(0), turn(8)) for _ in range(turns)]
-    finally:
         live.close(60)
     return tuple(statistics.median(side) for side in zip(*pairs, strict=True))
 
