@@ -30,6 +30,7 @@ SLOW_FILES = (
     "test_7b.py", "generate/test_slots.py", "test_accelerator_check.py", "rewards/test_workers.py",
     "jobs/test_caption.py", "test_paper.py",
     "annotate/test_browser.py", "jobs/test_annotate.py", "serve/test_server.py",
+    "api/test_docstrings.py", "api/test_training.py", "label/test_run.py", "label/test_faults.py",
 )  # fmt: skip
 
 

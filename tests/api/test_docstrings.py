@@ -75,6 +75,6 @@ def test_the_examples_of_the_page(folder, monkeypatch, capsys):
     assert "world" in shown
     assert names["run"].metrics["loss"].steps.tolist() == [1, 2]
     assert names["trained"].metrics["rewards/brief/mean"].steps.tolist() == [1]
-    assert [result.error for result in names["results"]] == [None] * 4
+    assert [result.error for result in names["results"]] == [None] * 3
     assert {piece.video for piece in names["pieces"]} == {"clip.mp4"}
     assert names["comparison"].against["mine"]["world"]["score"].n == 1
