@@ -48,6 +48,8 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     expected.add("ugc_jax/label/templates/select.html")
     static = "annotate.css", "annotate.js", "icon.svg", "theme.js"
     expected |= {f"ugc_jax/annotate/static/{name}" for name in static}
+    static = "icon.svg", "index.html", "try.css", "try.js"
+    expected |= {f"ugc_jax/serve/static/{name}" for name in static}
     expected |= {"ugc_jax/annotate/guidelines.txt", "ugc_jax/py.typed"}
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -105,7 +105,8 @@ def main(config: ServeConfig, _: list[str]) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         files = (config.certificate, config.certificate_key) if config.certificate else None
-        print(f"http{'s' if files else ''}://{shown}:{port}/v1 (Ctrl-C ends)", flush=True)
+        address = f"http{'s' if files else ''}://{shown}:{port}"
+        print(f"{address}/v1 (a page to try it: {address}/; Ctrl-C ends)", flush=True)
         server.serve(
             guarded, listening, files,
             shutdown=config.limits.shutdown + 5, header_timeout=config.limits.header_timeout,

@@ -6,7 +6,8 @@
     reading.py   Chat -> Prompt, by worker processes
     answering.py admission, limits, time, cancelling; a request from its body to its last byte
     metrics.py   figures for Prometheus
-    app.py       routes and keys; server.py runs them
+    page.py      the page to try it; static/ has its files
+    app.py       routes and keys; web/server.py runs them
 
 Imports fastapi and uvicorn (extra `serve`), web, generate, data, media; not annotate, not label.
 """

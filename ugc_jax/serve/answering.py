@@ -90,6 +90,16 @@ class Answering:
         for work in self._works:
             work.cancel()
 
+    def takes(self) -> dict:
+        """Return what requests may hold (upload: bytes), and the question of those without one."""
+        return {
+            "question": self._reader.settings.question,
+            "upload": int(self.limits.upload * MB),
+            "max_tokens": self.model.new_tokens,
+            "urls": self._store.fetching is not None,
+            "files": self._store.root is not None,
+        }
+
     # ---- a request -------------------------------------------------------------------------------
 
     def admit(self):

@@ -1,4 +1,4 @@
-"""The routes of a server: /v1/chat/completions, /v1/inputs, /v1/models, /health, /metrics."""
+"""The routes of a server: /v1/chat/completions, /v1/inputs, /v1/models, /health, /metrics, /."""
 
 import hashlib
 import hmac
@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ugc_jax.errors import UserError
+from ugc_jax.serve import page
 from ugc_jax.serve.answering import Answering
 from ugc_jax.serve.protocol import Refusal
 
@@ -49,13 +50,14 @@ def read_keys(file: str | None) -> list[str]:
 
 
 class Keys:
-    """ASGI middleware that asks for one of some keys, but for /health."""
+    """ASGI middleware that asks for one of some keys, but for /health and the page to try it."""
 
     def __init__(self, app, keys: Sequence[str]):
         self._app, self._digests = app, [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
-        if scope["type"] != "http" or scope["path"] in _OPEN or not self._digests:
+        is_open = scope["type"] != "http" or scope["path"] in _OPEN or page.is_open(scope["path"])
+        if is_open or not self._digests:
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.decode("latin-1").partition(" ")
@@ -94,6 +96,7 @@ def create(answering: Answering) -> FastAPI:
         "object": "model",
         "created": started,
         "owned_by": "ugc_jax",
+        "ugc_jax": answering.takes(),
     }
 
     @app.get("/v1/models")
@@ -122,6 +125,7 @@ def create(answering: Answering) -> FastAPI:
         ("/v1/inputs", answering.show),
     ):
         app.router.routes.append(Route(path, _Post(answering, answer), methods=["POST"]))
+    app.router.routes.extend(page.routes())
 
     @app.exception_handler(HTTPException)
     async def fault(_: Request, error: HTTPException) -> Response:

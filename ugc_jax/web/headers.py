@@ -8,8 +8,8 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",  # no inline script: what a caption says is never run
         "style-src 'self'",
-        "img-src 'self'",
-        "media-src 'self'",
+        "img-src 'self' blob:",  # blob: of files that the page's own script was given
+        "media-src 'self' blob:",
         "connect-src 'self'",
         "form-action 'self'",
         "base-uri 'none'",
