@@ -111,6 +111,22 @@ def test_captions_without_any_extra(tiny_checkpoint, clips, tmp_path):
     assert '"caption"' in output.read_text()
 
 
+def test_functions_of_python_name_the_extra_that_they_need():
+    done = run_without_extras("""
+        import ugc_jax
+        for name in ("Captioner", "sft", "evaluate"):
+            try:
+                getattr(ugc_jax, name)
+            except Exception as error:
+                print(name, error)
+        """)
+    assert done.returncode == 0, done.stderr
+    sft, evaluate = done.stdout.splitlines()
+    assert re.fullmatch(r"sft the library \S+ is not installed; pip install 'ugc_jax.train.'", sft)
+    assert evaluate.startswith("evaluate the library ")
+    assert evaluate.endswith("pip install 'ugc_jax[eval]'")
+
+
 def test_every_help_without_any_extra_and_a_line_from_each_job_that_needs_one():
     done = run_without_extras("""
         from ugc_jax import cli
