@@ -13,7 +13,7 @@ wrong with an input is a UserError.
 
 from typing import TYPE_CHECKING
 
-from ugc_jax.errors import UserError, environment_failure
+from ugc_jax.errors import UserError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,12 +44,6 @@ else:  # not for type checkers: to them a module with __getattr__ has any attrib
 
     def __getattr__(name: str):
         """Import the part of the public API, and with some of them jax, on first use."""
-        try:
-            return getattr(_module(name), name)
-        except ModuleNotFoundError as error:  # of an extra that is not installed
-            raise environment_failure(error) or error from None
-
-    def _module(name: str):
         match name:
             case "Caption" | "Captioner":
                 from ugc_jax.generate import captioner as module
@@ -65,7 +59,7 @@ else:  # not for type checkers: to them a module with __getattr__ has any attrib
                 from ugc_jax.api import training as module
             case _:
                 raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return module
+        return getattr(module, name)
 
 
 def __dir__() -> list[str]:

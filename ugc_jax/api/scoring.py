@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ugc_jax import files, progress
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, require_extra
 from ugc_jax.evals.compare import compare_results, comparison_table, distinguished
 from ugc_jax.evals.results import (
     check_result,
@@ -162,6 +162,7 @@ def evaluate(
 
     Raises TypeError for an unknown option and for a value of another type; UserError as the job.
     """
+    require_extra("eval", "evaluate")
     options |= {name: value for name, value in dict(qa=qa, output=output).items() if value}
     with progress.shown(), contextlib.ExitStack() as stack:
         if predictions is not None:
@@ -196,6 +197,7 @@ def compare(
     results: of `evaluate`, or files of them. output: also write the comparison there, as JSON.
     Raises TypeError for anything else, UserError as the job.
     """
+    require_extra("eval", "compare")
     contents, places = [], []
     for number, one in enumerate(results):
         if isinstance(one, str | os.PathLike):

@@ -12,7 +12,7 @@ from etils import epath
 
 from ugc_jax import files, progress
 from ugc_jax.api import rows
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, require_extra
 from ugc_jax.jobs import grpo as grpo_job
 from ugc_jax.jobs import sft as sft_job
 from ugc_jax.jobs.extract import ExtractConfig
@@ -145,6 +145,7 @@ def sft(
     Raises, at the call, TypeError for an unknown option, for a value and for data of another type;
     UserError for a value out of range, and as the job.
     """
+    require_extra("train", "sft")
     options = _named(options, output=output, checkpoint=checkpoint)
     with progress.shown():
         settings = _settings(sft_job.SETTINGS, config, options, extract, train=train, eval=eval)
@@ -192,6 +193,7 @@ def grpo(
 
     Other arguments, signals and errors: as of `sft`. Captions of rows are only references.
     """
+    require_extra("train", "grpo")
     options = _named(options, output=output, checkpoint=checkpoint)
     own, options = _rewards(rewards, options)
     with progress.shown():
