@@ -6,6 +6,7 @@ With UGC_JAX_SCREENSHOTS=DIR the screenshots go there, else into the test's fold
 import json
 import os
 import subprocess
+import wave
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from browser import (
     resize,
 )
 from clips import random_scene, write_clip
+from PIL import Image
 from serving import running
 
 pytest.importorskip("selenium.webdriver")
@@ -45,6 +47,10 @@ def folder(tmp_path_factory) -> Path:
     write_clip(folder / MARKUP, seconds=1.2, **size)
     write_clip(folder / "silent.mp4", seconds=1.2, audio=False, **size)
     (folder / "broken.mp4").write_bytes(b"no clip" * 100)
+    Image.new("RGB", (84, 56), "grey").save(folder / "grey.png")
+    with wave.open(str(folder / "silence.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 8000))
     (folder / "large.mp4").write_bytes(bytes(2_000_000))
     return folder
 
@@ -52,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def served(folder, tiny_checkpoint):
     """A server with a key, whose answers have 24 tokens."""
-    flags = ["--max_new_tokens", "24", "--limits.upload", "2"]
+    flags = ["--max_new_tokens", "24", "--limits.upload", "2", "--media_root", str(folder)]
     environment = {"UGC_JAX_API_KEY": KEY}
     with running(tiny_checkpoint, folder, *flags, environment=environment) as served:
         yield served
@@ -193,15 +199,75 @@ def test_sound_and_picture_alone(browser, served, folder, tiny_captioner):
     assert visit.errors() == []
 
 
+def test_pictures_and_sounds(browser, served, folder):
+    visit = Visit(browser, served.address)
+    for name, kind in (("grey.png", "image_url"), ("silence.wav", "input_audio")):
+        visit.choose(folder / name)
+        enabled = "[...document.querySelectorAll('fieldset input:enabled')].map(e => e.value)"
+        assert visit.script(enabled) == ["both"]
+        visit.find("#start").send_keys(Keys.ENTER)
+        visit.wait(lambda name=name: visit.text(".group h2") == name)
+        visit.done()
+        assert visit.text(".caption") != ""
+        assert f'"type":"{kind}"' in visit.text(".request pre")
+    visit.find(".request summary").send_keys(Keys.ENTER)
+    visit.find(".request button").send_keys(Keys.ENTER)
+    visit.wait(lambda: visit.text(".request span") != "")
+    assert visit.errors() == []
+
+
+def test_links_have_the_servers_rules(browser, served, folder):
+    visit = Visit(browser, served.address)
+    rules = visit.text("#link-help")
+    assert "fetches no links from the network" in rules
+    assert "file:// links below" in rules
+    answers = []
+    for link in (f"file://{folder}/silent.mp4", "https://example.com/a.mp4", "file:///etc/passwd"):
+        box = visit.find("#link")
+        box.clear()
+        box.send_keys(link, Keys.ENTER)
+        visit.wait(lambda link=link: visit.text(".group h2") == link)
+        visit.done()
+        answers.append((visit.text(".caption"), visit.text("article .bad")))
+    assert "not played here" in visit.text("#name")
+    (caption, fault), (_, unfetched), (_, outside) = answers
+    assert (caption != "", fault) == (True, "")
+    assert "this server fetches no URLs" in unfetched
+    assert "no such file below the server's media_root" in outside
+    assert visit.errors() == []
+
+
+def test_dropping(browser, served):
+    visit = Visit(browser, served.address)
+    dropped = (
+        "(() => { const held = new DataTransfer(); %s;"
+        "document.body.dispatchEvent(new DragEvent('drop', "
+        "{dataTransfer: held, bubbles: true, cancelable: true})); })()"
+    )
+    file = "new File([new Uint8Array(3000)], 'a.wav', {type: 'audio/wav'})"
+    visit.script(dropped % f"held.items.add({file})")
+    assert visit.text("#name") == "a.wav, 3 kB"
+    visit.wait(lambda: "cannot show" in visit.text("#preview"))  # as it is no sound
+    visit.script(dropped % "held.setData('text/uri-list', 'https://example.com/a.mp4')")
+    assert visit.find("#link").get_property("value") == "https://example.com/a.mp4"
+    assert visit.text("#preview") == ""
+
+
 def test_stop(browser, served, folder):
     visit = Visit(browser, served.address)
     visit.choose(folder / MARKUP)
     for box in ("picture", "sound"):
         visit.find(f"input[value={box}]").send_keys(Keys.SPACE)
+    slow = dict(offline=False, latency=3000, uploadThroughput=-1, downloadThroughput=-1)
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
     visit.find("#start").send_keys(Keys.ENTER)
     assert visit.focus() == "stop"
     visit.type(Keys.ENTER)
     visit.done()
+    fast = slow | dict(latency=0)
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", fast)
+    assert visit.text(".figures") == ""
     assert visit.text("#state") == visit.text(".end") == "Stopped."
     assert len(visit.driver.find_elements("css selector", "article")) == 1  # the rest never began
     assert visit.focus() == "start"
@@ -222,9 +288,6 @@ def test_faults_are_the_servers_one_line(browser, served, folder):
     visit.wait(lambda: visit.find("#tool").is_displayed())
     assert visit.script("localStorage.length") == 0
     assert visit.script("document.cookie") == ""
-    # Links are not fetched, and the page says so.
-    assert visit.find("#link").is_enabled() is False
-    assert "fetches no links" in visit.text("#link-help")
     visit.find("#start").send_keys(Keys.ENTER)
     assert "Give a clip first" in visit.text("#fault")
     visit.choose(folder / "large.mp4")
@@ -252,7 +315,7 @@ def test_what_needs_a_key(served):
         assert served.get(path).status_code in (401, 404), path
     models = served.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).json()
     takes = models["data"][0]["ugc_jax"]
-    assert (takes["upload"], takes["urls"], takes["files"]) == (2_000_000, False, False)
+    assert (takes["upload"], takes["urls"], takes["files"]) == (2_000_000, False, True)
 
 
 @pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])

@@ -47,7 +47,7 @@ async function ask(path, body, signal) {
     answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Fault("the server does not answer; is it running?");
+    throw new Fault("the server does not answer, or has closed the connection; try again");
   }
   if (answer.ok) return answer;
   let message = `the server answers ${answer.status}`;
@@ -107,13 +107,11 @@ async function enter() {
   byId("tool").hidden = false;
   const takes = model.ugc_jax;
   byId("question").placeholder = takes.question;
-  const kinds = [];
-  if (takes.urls) kinds.push("http and https of the public internet");
-  if (takes.files) kinds.push("file:// below the server's media folder");
-  byId("link").disabled = !kinds.length;
-  byId("link-help").textContent = kinds.length
-    ? `This server takes ${kinds.join(", and ")}.`
-    : "This server fetches no links: give the file itself.";
+  const rules = takes.urls
+    ? ["This server fetches http and https links to the public internet."]
+    : ["This server fetches no links from the network: give the file itself."];
+  if (takes.files) rules.push("It reads file:// links below its media folder.");
+  byId("link-help").textContent = rules.join(" ");
 }
 
 byId("key").addEventListener("submit", (event) => {
@@ -127,7 +125,8 @@ byId("key").addEventListener("submit", (event) => {
 
 // ---- the clip -----------------------------------------------------------------------------------
 
-const megabytes = (bytes) => `${(bytes / 1e6).toPrecision(3)} MB`;
+const megabytes = (bytes) =>
+  bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toPrecision(3)} MB`;
 
 function kindOf(file) {
   const kind = file.type.split("/")[0];
@@ -203,7 +202,7 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
     const [file] = event.dataTransfer.files;
     const link = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
     if (file) take(file);
-    else if (link && !byId("link").disabled) {
+    else if (link) {
       byId("link").value = link;
       byId("link").dispatchEvent(new Event("input"));
     }
@@ -387,13 +386,13 @@ async function stream(card, asked, way, signal) {
   }
 }
 
-const pictures = (text, type) => {
+const objectUrl = (text, type) => {
   const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
   return URL.createObjectURL(new Blob([bytes], { type }));
 };
 // An image from an object URL, which is freed when it is shown.
 const imageOf = (text, type, fields) => {
-  const image = make("img", { src: pictures(text, type), ...fields });
+  const image = make("img", { src: objectUrl(text, type), ...fields });
   image.addEventListener("load", () => URL.revokeObjectURL(image.src));
   return image;
 };
@@ -471,6 +470,7 @@ async function start() {
     for (const [number, card] of cards.entries()) {
       byId("state").textContent = asked.isOne ? "Working …" : `${number + 1} of ${cards.length} …`;
       group.querySelector(".answers").append(card);
+      card.scrollIntoView({ block: "nearest" });
       await stream(card, asked, card.dataset.way, running.signal);
       if (running.signal.aborted) break;
     }
