@@ -22,6 +22,7 @@ from PIL import Image
 from serving import NAME, body, data_url, image, running, video
 
 KEY = "a-key-of-this-test-only"
+BEARER = {"Authorization": f"Bearer {KEY}"}
 CLIP = dict(frames=4, min_pixels=784, max_pixels=12544)
 WORDS = [sys.executable, "-m", "ugc_jax.cli", "serve"]
 
@@ -232,7 +233,7 @@ def test_errors_have_openais_form(client, served):
 
 
 def test_figures_for_prometheus(served):
-    text = served.get("/metrics").text
+    text = served.get("/metrics", headers=BEARER).text
     for name in ("request_seconds_count", "first_token_seconds_count", "generated_tokens_total"):
         line = next(line for line in text.splitlines() if line.startswith(f"ugc_jax_{name}"))
         assert float(line.split()[1]) > 0
@@ -406,7 +407,7 @@ def test_clients_that_go(served, folder):
 
 
 def figure(served, name: str) -> float:
-    lines = served.get("/metrics").text.splitlines()
+    lines = served.get("/metrics", headers=BEARER).text.splitlines()
     return float(next(line for line in lines if line.startswith(f"ugc_jax_{name} ")).split()[1])
 
 
@@ -424,15 +425,12 @@ def test_the_log_has_no_traceback(served):
 @pytest.fixture(scope="module")
 def small(folder, tiny_checkpoint):
     """A server with a key, two places and nothing that waits, and little time."""
-    flags = ["--batch_size", "2", "--limits.waiting", "0", "--limits.shutdown", "0.2"]
+    flags = ["--batch_size", "2", "--limits.waiting", "0", "--limits.shutdown", "0.05"]
     flags += ["--limits.timeout", "20", "--api_key_file", str(folder / "key")]
     below = folder / "small"
     below.mkdir()
     with running(tiny_checkpoint, below, *flags, environment={"TMPDIR": str(below)}) as served:
         yield served
-
-
-BEARER = {"Authorization": f"Bearer {KEY}"}
 
 
 def test_a_key(small):
@@ -477,7 +475,8 @@ def test_sigterm_refuses_what_takes_longer(small):
     threads = [threading.Thread(target=ask, kwargs=dict(stream=stream)) for stream in (True, False)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    while figure(small, "requests_under_way") < 2:
+        time.sleep(0.01)
     small.process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     assert small.process.wait(15) == 143
