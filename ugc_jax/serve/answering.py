@@ -67,7 +67,7 @@ class Answering:
         self._reader, self._store, self._folder = reader, store, folder
         self._most = live.stats().places + limits.waiting
         self._admitted = self._numbers = 0
-        self._uploading = 0  # bytes of bodies that are received or decoded
+        self._uploaded = 0  # bytes of the bodies of all requests under way
         self._stopping = self._over = False
         self._works: set[asyncio.Task] = set()
 
@@ -123,8 +123,8 @@ class Answering:
             self.metrics.under_way.set(self._admitted)
             try:
                 async with asyncio.timeout(self.limits.timeout):
-                    chat = await self._chat(Request(scope, receive))
-                    await self._until_gone(answer(chat, sending), receive)
+                    async with self._chat(Request(scope, receive)) as chat:
+                        await self._until_gone(answer(chat, sending), receive)
             finally:
                 self._admitted -= 1
                 self.metrics.under_way.set(self._admitted)
@@ -175,16 +175,20 @@ class Answering:
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def _chat(self, request: Request) -> Chat:
-        """Return the request of a body, within limits of its size and time."""
+    @contextlib.asynccontextmanager
+    async def _chat(self, request: Request) -> AsyncIterator[Chat]:
+        """Yield the request of a body, within limits of its size and time.
+
+        Its bytes count among those of all bodies until the end of the block.
+        """
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # Also: a page of another site may send any other type without asking this server.
             raise Refusal(415, "the body has to be JSON: send Content-Type: application/json")
         size = request.headers.get("content-length", "")
         size = int(size) if size.isdigit() else int(self.limits.upload * MB)
-        if self._uploading + size > self.limits.uploads * MB:
+        if self._uploaded + size > self.limits.uploads * MB:
             raise _busy(5.0)
-        self._uploading += size
+        self._uploaded += size
         try:
             try:
                 async with asyncio.timeout(self.limits.body_timeout):
@@ -192,15 +196,21 @@ class Answering:
             except TimeoutError:
                 limit = f"the body was not sent within {self.limits.body_timeout:g} s"
                 raise Refusal(408, limit, headers={"Connection": "close"}) from None
+            self._uploaded += len(body) - size
+            size = len(body)
             chat = await asyncio.to_thread(protocol.parse, body)
+            del body, request  # which keeps it, too
+            self._check_model(chat)
+            yield chat
         finally:
-            self._uploading -= size
+            self._uploaded -= size
+
+    def _check_model(self, chat: Chat):
         if chat.model != self.model.name:
             raise Refusal(
                 404, f"there is no model {protocol.one_line(chat.model)[:200]!r}; it is "
                 f"{self.model.name!r}", param="model", code="model_not_found",
             )  # fmt: skip
-        return chat
 
     # ---- what is asked ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ class LimitsConfig:
     choices: int = 16  # most completions of a request (n)
     media: int = 128  # most clips, pictures and sounds of a request
     upload: float = 100.0  # MB of a request's body; also of what a URL leads to
-    uploads: float = 2000.0  # MB of all bodies that are being received or decoded
+    uploads: float = 2000.0  # MB of the bodies of all requests under way
     timeout: float = 600.0  # seconds of a request, from its first byte to its last
     header_timeout: float = 10.0  # seconds in which a client has to send its header
     body_timeout: float = 60.0  # seconds in which a client has to send its body
