@@ -190,3 +190,45 @@ def test_several_samples_under_a_schema(live, prompt):
     live.close(60)
     assert done == ["stop"] * 3
     assert all(json.loads(text) in ("a", "bc", 5) for text in pieces.values())
+
+
+class Failing:
+    """Stands for a compiler whose constraints become too complex at their third token."""
+
+    def __init__(self, schemas):
+        self.schemas = schemas
+
+    def compile(self, schema):
+        constraint = self.schemas.compile(schema)
+        matcher = constraint.matcher
+
+        def failing():
+            made = matcher()
+            taken = []
+            take = made.take
+
+            def counted(token):
+                taken.append(token)
+                if len(taken) == 3:
+                    raise UserError("schema: too complex; give a simpler one")
+                take(token)
+
+            made.take = counted
+            return made
+
+        constraint.matcher = failing
+        return constraint
+
+
+def test_a_schema_that_becomes_too_complex_ends_its_request_only(live, prompt, schemas):
+    expected = answer(live, prompt, asked(None))
+    live._compiler = Failing(schemas)
+    others = [CHECK["submit"](live, prompt, asked(None)) for _ in range(3)]
+    assert answer(live, prompt, asked({}, samples=2)).failure == (
+        "schema: too complex; give a simpler one"
+    )
+    for other in others:
+        assert other.over.wait(60)
+        assert other.tokens == expected.tokens
+    live._compiler = schemas
+    assert answer(live, prompt, asked({"enum": [1]})).text == "1"

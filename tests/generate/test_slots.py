@@ -270,6 +270,8 @@ class Counting:
 
     def take(self, token):
         assert token % 3 == self.count % 3
+        if self.constraint.fails_at == 0:
+            raise UserError("schema: too complex")
         self.count += 1
 
 
@@ -321,15 +323,19 @@ def test_exhausted_memory_with_constrained_rows_loses_nothing(config, engine, pa
     }
 
 
+@pytest.mark.parametrize("fails_at", [0, 4])
 @pytest.mark.usefixtures("highest_precision")
-def test_a_constraint_that_fails_ends_its_request_only(config, engine, params):
+def test_a_constraint_that_fails_ends_its_completions_only(fails_at, config, engine, params):
+    """Also where the next sample of its place fails at its first token."""
     expected = mixed(engine, params, 4)
-    failing = EveryThird(config.tokens.eos_token_id, fails_at=4)
+    failing = EveryThird(config.tokens.eos_token_id, fails_at)
     made = mixed(
         engine, params, 4,
-        change=lambda one: one._replace(constraint=failing) if one.tag == 0 else one,
+        change=lambda one: (
+            one._replace(constraint=failing, key_ids=[0, 1, 2]) if one.tag == 0 else one
+        ),
     )  # fmt: skip
-    assert made.pop((0, 0)).error == "schema: too complex"
+    assert [made.pop((0, sample)).error for sample in range(3)] == ["schema: too complex"] * 3
     del expected[0, 0]
     assert {key: one.tokens.tolist() for key, one in made.items()} == {
         key: one.tokens.tolist() for key, one in expected.items()

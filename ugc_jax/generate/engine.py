@@ -46,6 +46,7 @@ PROMPT_TOKENS = (
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is more
 STEPS = 8  # of a chunk; a row that ends waits for half of them on average
+TOO_LARGE = "exceeds the device's memory"  # the end of such an error
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
 
@@ -715,10 +716,10 @@ class _Lane:
     def _leave(self, row: int):
         """Let the next sample have the row of one that has ended, or the next prompt its place."""
         place = row // self._run.samples
-        self._sample[row] = None
+        prompt, self._sample[row] = self._at[place], None
         self._matchers.pop(row, None)
         self._start(row)
-        if not self._at[place].unfinished:
+        if not prompt.unfinished:
             self._at[place] = None
 
     # ---- tokens out ------------------------------------------------------------------------------
@@ -743,11 +744,13 @@ class _Lane:
     def _allowed(self) -> jax.Array | np.ndarray:
         """The tokens that may come next in each row; a row whose constraint fails is ended."""
         allowed = all_allowed(len(self._sample), self._engine.config.text.vocab_size)
-        for row, matcher in list(self._matchers.items()):
-            try:
-                matcher.allow(allowed[row])
-            except UserError as error:
-                self._stop(row, str(error))
+        for row in list(self._matchers):
+            while (matcher := self._matchers.get(row)) is not None:
+                try:
+                    matcher.allow(allowed[row])
+                    break
+                except UserError as error:
+                    self._stop(row, str(error))  # the next sample may begin in its row
         return self._engine._place(allowed)
 
     def _match(self, row: int, token: int) -> bool:
@@ -1035,7 +1038,7 @@ class _Run:
 
     def _refuse(self, group: Group):
         """Finish the requests of a group that the memory is too small for."""
-        reason = f"a prompt of {group.batch.tokens.shape[1]} tokens exceeds the device's memory"
+        reason = f"a prompt of {group.batch.tokens.shape[1]} tokens {TOO_LARGE}"
         for request in filter(None, group.requests):
             for sample in self._todo(request):
                 self.streamed.pop((id(request), sample), None)

@@ -27,6 +27,7 @@ from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.constraints import Schemas
 from ugc_jax.generate.engine import (
     CANCELLED,
+    TOO_LARGE,
     Constraint,
     Finished,
     Group,
@@ -374,8 +375,9 @@ class Live:
         ticket = one.tag
         over = isinstance(one, Finished)
         if over and one.error is not None and one.error != CANCELLED:
-            remedy = "lower max_pixels, fps or max_new_tokens"
-            self._end(ticket, Failure(f"{one.error}; {remedy}"))
+            remedy = "; lower max_pixels, fps or max_new_tokens"
+            reason = one.error + remedy * one.error.endswith(TOO_LARGE)
+            self._end(ticket, Failure(reason))
             ticket._left.clear()
         elif not ticket._unwanted(one.sample):
             piece = self._piece(one)
