@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 AUTO, OFF = "auto", "off"
 MOST_BYTES = 8 << 30  # of a folder; what was not used for longest is deleted
 
-_EVENTS = {name: f"/jax/compilation_cache/cache_{name}" for name in ("hits", "misses")}
+_HITS, _MISSES = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 _counts: Counter[str] = Counter()
 
 
@@ -60,7 +60,7 @@ def keep_compiled(folder: str, device: jax.Device):
 
 def report_use():
     """Log how many programs this process has loaded from the cache and how many it compiled."""
-    hits, misses = (_counts[event] for event in _EVENTS.values())
+    hits, misses = _counts[_HITS], _counts[_MISSES]
     if hits or misses:
         logger.info("compilation cache: %d programs loaded, %d compiled and kept", hits, misses)
 

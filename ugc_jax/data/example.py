@@ -22,6 +22,7 @@ from ugc_jax.data.prompt import AUDIO, TEXT, VISION, ChatTokenizer, Medium, layo
 from ugc_jax.data.workers import allow
 from ugc_jax.errors import UserError
 from ugc_jax.media.clip import (
+    ClipPlan,
     DecodedClip,
     decode_clip,
     hear,
@@ -32,6 +33,7 @@ from ugc_jax.media.clip import (
 )
 from ugc_jax.media.inputs import Input
 from ugc_jax.media.presets import ClipSettings, resolve
+from ugc_jax.media.timeline import Source
 from ugc_jax.models.qwen2_5_omni.config import SAMPLE_RATE, OmniConfig, VisionConfig
 
 _UNLIMITED = 1 << 40  # tokens, to ask what a medium needs
@@ -158,14 +160,10 @@ def read_media_once(
     """
     given, texts = item
     with given.opened() as source:
-        allow(source.length)
-        sound, decoded, results = hear(source, settings), {}, []
-        for text_tokens in texts:
-            try:
-                allowance = _allowance(settings, text_tokens, config)
-                plan = plan_clip(source, settings, allowance, config, sound)
-            except UserError as error:
-                results.append(given.renamed(error))
+        decoded, results = {}, []
+        for plan in _plans(given, source, texts, settings, config):
+            if isinstance(plan, UserError):
+                results.append(plan)
                 continue
             frames = plan.frames and (plan.frames.indices.tobytes(), *plan.frames[1:])
             if frames not in decoded:
@@ -238,14 +236,10 @@ def measure_medium(
     """
     given, texts = item
     with given.opened() as source:
-        allow(source.length)
-        sound, sizes = hear(source, settings), []
-        for text_tokens in texts:
-            try:
-                allowance = _allowance(settings, text_tokens, config)
-                plan = plan_clip(source, settings, allowance, config, sound)
-            except UserError as error:
-                sizes.append(given.renamed(error))
+        sizes = []
+        for plan in _plans(given, source, texts, settings, config):
+            if isinstance(plan, UserError):
+                sizes.append(plan)
                 continue
             frames, size, seconds_per_grid = plan.frames, (0, 0, 0), 0.0
             if frames is not None:
@@ -257,6 +251,24 @@ def measure_medium(
                 medium_size(source.kind, size, seconds_per_grid, mel_frames, config.vision)
             )
     return sizes
+
+
+def _plans(
+    given: Input, source: Source, texts: Sequence[int], settings: ClipSettings, config: OmniConfig
+) -> Iterator[ClipPlan | UserError]:
+    """Yield what to read of a clip for each of its prompts, or why nothing; its sound is read once.
+
+    texts: tokens of text of each prompt.
+    """
+    allow(source.length)
+    sound = hear(source, settings)
+    for text_tokens in texts:
+        try:
+            allowance = _allowance(settings, text_tokens, config)
+            plan = plan_clip(source, settings, allowance, config, sound)
+        except UserError as error:
+            plan = given.renamed(error)
+        yield plan
 
 
 def _allowance(settings: ClipSettings, text_tokens: int, config: OmniConfig) -> int:

@@ -87,13 +87,9 @@ def main(config: AnnotateConfig, folders: list[str]) -> int:
     """Exit status 0. Raises UserError for folders, files and databases that cannot be used."""
     if len(folders) != 1:
         raise UserError(f"{len(folders)} folders of clips; name one (it may have folders inside)")
-    try:
-        from ugc_jax.annotate.preparing import find
-        from ugc_jax.annotate.store import Store
-    except ImportError as error:
-        raise UserError(
-            f"annotate needs the package {error.name}; pip install 'ugc_jax[web]'"
-        ) from None
+    from ugc_jax.annotate.preparing import find
+    from ugc_jax.annotate.store import Store
+
     output = Path(config.output)
     clips = find(folders[0])
     try:

@@ -74,13 +74,9 @@ SETTINGS = Schema(
 
 def main(config: ServeConfig, _: list[str]) -> int:
     """Exit status 0. Raises UserError for settings and checkpoints that cannot be used."""
-    try:
-        from ugc_jax.serve import app
-        from ugc_jax.web import server
-    except ImportError as error:
-        raise UserError(
-            f"serve needs the package {error.name}; pip install 'ugc_jax[serve]'"
-        ) from None
+    from ugc_jax.serve import app
+    from ugc_jax.web import server
+
     if config.media_root is not None and not Path(config.media_root).is_dir():
         raise UserError(f"media_root: {config.media_root} is not a folder")
     keys = app.read_keys(config.api_key_file)
