@@ -118,3 +118,18 @@ def one_batch(config: OmniConfig, examples, batch_size: int | None = None):
     keys = [bucket_of(example, Buckets(), config) for example in examples]
     key = BucketKey(*map(max, zip(EVERY_CASE, *keys, strict=True)))
     return collate(examples, key, batch_size or len(examples), config)
+
+
+def followed(example: Example, ids, target: bool = True) -> Example:
+    """An Example of text with further tokens at its end."""
+    ids = np.asarray(ids, np.int32)
+    n = len(ids)
+    running = example.next_position + np.arange(n, dtype=np.int32)
+    return example._replace(
+        tokens=np.concatenate([example.tokens, ids]),
+        positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
+        next_position=example.next_position + n,
+        source=np.concatenate([example.source, np.zeros(n, np.int8)]),
+        row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
+        target=np.concatenate([example.target, np.full(n, target)]),
+    )

@@ -136,3 +136,16 @@ def clips(tmp_path_factory) -> Path:
     write_clip(folder / "silent.mp4", audio=False, **small)
     (folder / "broken.mp4").write_bytes((folder / "a.mp4").read_bytes()[:1000])
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Jobs that ask for all devices get one: most of the time is compilation."""
+    import jax
+
+    from ugc_jax import sharding
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
+        yield

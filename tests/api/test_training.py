@@ -8,23 +8,23 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import ugc_jax
-from ugc_jax import UserError, sharding
+from ugc_jax import UserError
 from ugc_jax.api import rows as api_rows
 from ugc_jax.api import training
 from ugc_jax.cli import run
 from ugc_jax.jobs import grpo as grpo_job
 from ugc_jax.jobs import sft as sft_job
 from ugc_jax.rl.rewards.runner import RewardConfig
-from ugc_jax.sharding import make_mesh
 from ugc_jax.train import loop
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import SftConfig
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = dict(fps=2, min_pixels=56 * 56, max_pixels=56 * 56, workers=1)
 OWN = """
@@ -40,15 +40,6 @@ REWARDS = {"vowels": vowels, "later": later}
 """
 OF_THE_NAME = ("id", "crc32")  # of a line of the index
 TIMES = ("seconds", "per_second", "data_wait", "memory", "mfu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One device: most of the time is compilation."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import runpy
 from pathlib import Path
 
+import cases
 import jax
 import numpy as np
 import pytest
@@ -146,14 +147,7 @@ def test_log_probabilities_are_those_of_what_may_come(tiny_captioner, schemas, l
     assert done.failure is None
     ids = np.array([token.id for token in tokens], np.int32)
     example, n = prompt.example, len(ids)
-    places = example.next_position + np.arange(n)
-    whole = example._replace(
-        tokens=np.concatenate([example.tokens, ids]),
-        positions=np.concatenate([example.positions, np.tile(places, (3, 1))], axis=1),
-        source=np.concatenate([example.source, np.zeros(n, np.int8)]),
-        row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
-        target=np.concatenate([example.target, np.ones(n, bool)]),
-    )
+    whole = cases.followed(example, ids)
     batch = collate([whole], bucket_of(whole, BUCKETS, captioner.config), 1, captioner.config)
     how = captioner.params, captioner.config, captioner.engine.compute
     hidden = thinker.hidden_states(*how, batch)

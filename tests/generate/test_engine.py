@@ -95,19 +95,9 @@ def test_chunks_give_the_same(engine, examples, config, params):
 def test_cached_decoding_equals_recomputing(engine, examples, config, params):
     """Prompt and generated tokens through the uncached model give each generated token again."""
     generated = generate(engine, params, examples)
-    grown = []
-    for i, example in enumerate(examples):
-        new = generated.tokens[i, :-1]
-        running = example.next_position + np.arange(len(new), dtype=np.int32)
-        grown.append(
-            example._replace(
-                tokens=np.concatenate([example.tokens, new]),
-                positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
-                source=np.concatenate([example.source, np.zeros(len(new), np.int8)]),
-                row=np.concatenate([example.row, np.zeros((len(new), 2), np.int32)]),
-                target=np.concatenate([example.target, np.ones(len(new), bool)]),
-            )
-        )
+    grown = [
+        cases.followed(example, generated.tokens[i, :-1]) for i, example in enumerate(examples)
+    ]
     batch = cases.one_batch(config, grown)
     hidden = jax.jit(lambda p, b: thinker.hidden_states(p, config, Compute(), b))(params, batch)
     for i, example in enumerate(examples):
@@ -137,16 +127,7 @@ def test_prompts_that_begin_alike_are_prefilled_as_each_alone(
     """Two clips with three and two questions: logits and the caches of all their tokens."""
 
     def asked(example, *ids):
-        n = len(ids)
-        running = example.next_position + np.arange(n, dtype=np.int32)
-        return example._replace(
-            tokens=np.concatenate([example.tokens, np.array(ids, np.int32)]),
-            positions=np.concatenate([example.positions, np.tile(running, (3, 1))], axis=1),
-            next_position=example.next_position + n,
-            source=np.concatenate([example.source, np.zeros(n, np.int8)]),
-            row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
-            target=np.concatenate([example.target, np.zeros(n, bool)]),
-        )
+        return cases.followed(example, ids, target=False)
 
     questions = (1, 2, 3), (1, 2, 9, 9, 9, 9, 9), (5,)
     rows = [

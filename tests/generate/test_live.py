@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 
+import cases
 import jax
 import numpy as np
 import pytest
@@ -178,14 +179,7 @@ def test_log_probabilities_are_those_of_the_model(captioner, texts):
         told = submit(live, texts[1], what)[1]
         tokens = [token for piece in told.wait().pieces for token in piece.tokens]
     example, ids = texts[1].example, np.array([token.id for token in tokens], np.int32)
-    n, running_position = len(ids), texts[1].example.next_position + np.arange(len(ids))
-    whole = example._replace(
-        tokens=np.concatenate([example.tokens, ids]),
-        positions=np.concatenate([example.positions, np.tile(running_position, (3, 1))], axis=1),
-        source=np.concatenate([example.source, np.zeros(n, np.int8)]),
-        row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
-        target=np.concatenate([example.target, np.ones(n, bool)]),
-    )
+    n, whole = len(ids), cases.followed(example, ids)
     batch = collate([whole], bucket_of(whole, BUCKETS, captioner.config), 1, captioner.config)
     hidden = thinker.hidden_states(
         captioner.params, captioner.config, captioner.engine.compute, batch

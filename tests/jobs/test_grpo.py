@@ -10,12 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ugc_jax import sharding
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import extract, grpo
@@ -26,11 +24,12 @@ from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.rollout import RolloutConfig
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.settings import flatten
-from ugc_jax.sharding import make_mesh
 from ugc_jax.toy import world
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Trainable
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 # `ugc-jax grpo` on the first of the devices, as in this process.
 PROGRAM = """
@@ -49,15 +48,6 @@ def vowels(prompt, completion, reference, metadata):
 
 REWARDS = {"vowels": vowels}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One device: most of the time is compilation."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield
 
 
 SAMPLING = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=8)

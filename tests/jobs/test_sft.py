@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fake_training import free_port
 
-from ugc_jax import Captioner, sharding
+from ugc_jax import Captioner
 from ugc_jax.data import pipeline
 from ugc_jax.data.planning import DataConfig
 from ugc_jax.data.records import Storage
@@ -26,22 +26,14 @@ from ugc_jax.hf.trained import read_trained
 from ugc_jax.jobs import extract, sft
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
-from ugc_jax.sharding import make_mesh
 from ugc_jax.train import loop, run
 from ugc_jax.train.optimizer import OptimizerConfig
 from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Trainable
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 QUESTION = "What is seen and heard?"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One device: most of the time is compilation."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield
 
 
 @pytest.fixture(scope="module")
