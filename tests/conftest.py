@@ -49,13 +49,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before():
-    """A test that starts a job by the command line sets up logging; not for the next ones."""
+def fresh_logging():
+    """No job of another test, nor of a fixture for several, has set up logging for this one."""
     logger = logging.getLogger("ugc_jax")
-    before = logger.level, logger.handlers[:], logger.propagate
+
+    def reset():
+        logger.setLevel(logging.NOTSET)
+        logger.handlers[:], logger.propagate = [], True
+
+    reset()
     yield
-    logger.setLevel(before[0])
-    logger.handlers[:], logger.propagate = before[1:]
+    reset()
 
 
 @pytest.fixture
