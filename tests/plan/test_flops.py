@@ -116,7 +116,9 @@ def test_a_step(batch):
     c, B, T = CONFIG.text, 2, 256
     heads = c.num_attention_heads * c.head_dim
     qkvo = c.hidden_size * 2 * (heads + c.num_key_value_heads * c.head_dim)
-    layer = 2 * B * T * (qkvo + 3 * c.hidden_size * c.intermediate_size) + 4 * B * T * T * heads
+    # Blocks of 64 queries, each with the keys up to its end.
+    pairs = sum(64 * end for end in range(64, T + 1, 64))
+    layer = 2 * B * T * (qkvo + 3 * c.hidden_size * c.intermediate_size) + 4 * B * pairs * heads
     head = 2 * B * T * c.vocab_size * c.hidden_size
     # Forward 1, backward 2; the head's logits are made twice.
     expected = 3 * c.num_hidden_layers * layer + 4 * head
