@@ -210,6 +210,15 @@ def test_a_run_that_ends_at_once_keeps_the_rows_of_earlier_ones(job, clips, monk
             done.run()
         assert [files.read_text(path, "") for path in (done.output, rejected)] == before
         assert done.totals()["open"] == 0
+        # Rows that were verified otherwise do not stand beside rows of these settings.
+        with pytest.raises(UserError, match="no network"):
+            done.run("--min_words", "500")
+        assert done.rows() == done.rows("rejected.jsonl") == []
+        monkeypatch.undo()
+        asked = len(server.requests)
+        assert done.run() in (0, 1)
+        assert [files.read_text(path, "") for path in (done.output, rejected)] == before
+        assert len(server.requests) == asked
 
 
 def test_max_cost_stops_cleanly(job, teacher, caplog):

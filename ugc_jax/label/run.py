@@ -11,6 +11,8 @@ clips: whatever was killed and however often, the output is that of an undisturb
 import asyncio
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -78,6 +80,13 @@ class Plan:
             if one is not None and one.kind == "openai" and one.picture == "stills":
                 return Wanted(one.stills, one.side)
         return Wanted()
+
+    @functools.cached_property
+    def verification(self) -> str:
+        """16 hexadecimal digits of what makes rows of answers: the question and what is checked."""
+        judge = self.judge and (self.judge.model, self.judge.temperature)
+        what = [self.question, dataclasses.asdict(self.verify), judge]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 class Labelled(NamedTuple):
@@ -153,7 +162,9 @@ class Run:
         # By the clip's number. Copies of a clip share a digest, and the answers.
         self.outcomes: dict[int, Labelled] = {}
         # The rows of earlier runs by path, for clips that this run does not reach.
-        self._earlier = {kind: _rows(file) for kind, file in places._asdict().items()}
+        self._earlier = {
+            kind: _rows(file, plan.verification) for kind, file in places._asdict().items()
+        }
         self._digests: dict[int, str] = {}
 
     def _other_cost(self) -> float:
@@ -245,7 +256,8 @@ class Run:
     def write(self) -> Summary:
         """Write the rows of all finished clips, the rejected ones and the totals, atomically.
 
-        Clips that this run did not reach keep the row of an earlier run.
+        Clips that this run did not reach keep the row of an earlier run that verified alike;
+        other rows are made again, of the answers that there are, when a run reaches their clip.
         """
         rows, rejected = [], []
         summary = Summary(len(self.clips), is_out_of_budget=self.budget.is_used_up)
@@ -263,7 +275,7 @@ class Run:
                 else:
                     summary.open += 1
                 continue
-            label = dict(outcome.label)
+            label = outcome.label | {"verification": self.plan.verification}
             digest = self._digests.get(number)
             if digest in seen:  # asked and paid once
                 label |= {"copy_of": seen[digest], "cost": 0.0}
@@ -310,10 +322,11 @@ class Run:
         return counts | totals | cost | {"versions": journal.versions}
 
 
-def _rows(file: Path) -> dict[str, dict]:
-    """Return the rows of an earlier run by the path of their clip; what is no row is left out.
+def _rows(file: Path, verification: str) -> dict[str, dict]:
+    """Return the rows of an earlier run by the path of their clip.
 
-    The journal has the answers of such a row, which is made again from them.
+    Left out is what is no row, or was verified otherwise: its row is made again from the answers
+    in the journal.
     """
     if not file.exists():
         return {}
@@ -322,6 +335,8 @@ def _rows(file: Path) -> dict[str, dict]:
         str(row["videos"][0]): row
         for row in rows
         if isinstance(row, dict) and isinstance(row.get("videos"), list) and row["videos"]
+        if isinstance(row.get("label"), dict)
+        if row["label"].get("verification") == verification
     }
 
 
