@@ -34,8 +34,17 @@ SLOW_FILES = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
-    """Run the tests of SLOW_FILES first."""
+def pytest_addoption(parser):
+    """Add --slow."""
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip tests marked slow without --slow; run the tests of SLOW_FILES first."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
     ranks = {name: rank for rank, name in enumerate(SLOW_FILES)}
 
     def rank(item) -> int:
