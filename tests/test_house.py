@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ugc_jax"
 LAYERS = (
     ("extras",),
     ("errors",),
-    ("files", "processes", "progress", "settings", "words"),
+    ("files", "processes", "progress", "scratch", "settings", "words"),
     ("compilation", "sharding"),
     ("models",),
     ("media",),

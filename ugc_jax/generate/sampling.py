@@ -9,6 +9,7 @@ import numpy as np
 
 from ugc_jax.generate.settings import SamplingConfig
 
+_LEAST = 1e-6  # temperature and top_p beside 0
 TOP = 20  # most likely tokens that a row may ask for beside its own
 
 
@@ -69,11 +70,19 @@ def mode_of(configs: Iterable[SamplingConfig]) -> Mode:
 
 
 def knobs_of(configs: Sequence[SamplingConfig]) -> Knobs:
-    """Return the numbers of rows with these resolved settings (numpy)."""
+    """Return the numbers of rows with these resolved settings (numpy).
+
+    Those that float32 or a division by them would turn into 0 or infinity are raised: to what
+    leaves the most likely token alone just as well.
+    """
+
+    def raised(value: float) -> float:
+        return max(value, _LEAST) if value else 0.0
+
     return Knobs(
-        np.array([config.temperature for config in configs], np.float32),
+        np.array([raised(config.temperature) for config in configs], np.float32),
         np.array([config.top_k for config in configs], np.int32),
-        np.array([config.top_p for config in configs], np.float32),
+        np.array([raised(config.top_p) for config in configs], np.float32),
         np.array([config.repetition_penalty for config in configs], np.float32),
     )
 

@@ -41,10 +41,11 @@ class SamplingConfig:
     def __post_init__(self):
         check_types(self)
         for name, holds, remedy in (
-            ("temperature", lambda x: x >= 0, "use 0 for greedy or a positive number"),
-            ("top_k", lambda x: x >= 0, "use 0 to keep all tokens"),
+            ("temperature", lambda x: 0 <= x <= 1e6, "use 0 for greedy or a positive number"),
+            ("top_k", lambda x: 0 <= x < 2**31, "use 0 to keep all tokens"),
             ("top_p", lambda x: 0 < x <= 1, "use a number in (0, 1]"),
-            ("repetition_penalty", lambda x: x > 0, "use 1 for none"),
+            # Far beyond what is of use; the products with logits stay finite.
+            ("repetition_penalty", lambda x: 1e-3 <= x <= 1e3, "use 0.001 to 1000, 1 for none"),
             ("max_new_tokens", lambda x: 1 <= x <= NEW_TOKENS[-1], f"use 1 to {NEW_TOKENS[-1]}"),
             ("seed", lambda x: 0 <= x < 2**32, "use 0 to 4294967295"),
         ):
