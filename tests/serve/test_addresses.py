@@ -185,3 +185,30 @@ def test_nobody_waits(fetching, site, tmp_path):
     gone.set()
     with pytest.raises(Gone):
         fetch(fetching, f"http://example.com:{site.server_address[1]}/slow", tmp_path / "a", gone)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_silent_server_is_left_when_nobody_waits(fetching, tmp_path, scheme):
+    """Also in the handshake of https, which has no answer here either."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port, gone = silent.getsockname()[1], threading.Event()
+        patient = fetching._replace(seconds=30, ports=(port,))
+        threading.Timer(0.1, gone.set).start()
+        start = time.monotonic()
+        with pytest.raises(Gone):
+            fetch(patient, f"{scheme}://example.com:{port}/a", tmp_path / "a", gone)
+        assert time.monotonic() - start < 5
+        brief = patient._replace(seconds=0.3)
+        with pytest.raises(UserError, match=r"not fetched within 0\.3 s"):
+            fetch(brief, f"{scheme}://example.com:{port}/a", tmp_path / "a")
+
+
+def test_further_addresses_of_a_name_are_tried(fetching, site, tmp_path):
+    port = site.server_address[1]
+    several = fetching._replace(
+        resolve=lambda host, port: ["127.0.0.9", "127.0.0.1"], allowed=lambda address: True
+    )
+    assert fetch(several, f"http://example.com:{port}/a", tmp_path / "a") == b"x" * 1000
+    none = several._replace(resolve=lambda host, port: ["127.0.0.8", "127.0.0.9"])
+    with pytest.raises(UserError, match="cannot be reached"):
+        fetch(none, f"http://example.com:{port}/a", tmp_path / "a")

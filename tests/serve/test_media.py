@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from ugc_jax.serve.media import Medium, Store
+from ugc_jax.errors import UserError
+from ugc_jax.serve.media import Medium, Store, described
 from ugc_jax.serve.protocol import Refusal
 
 
@@ -68,3 +69,12 @@ def test_data_of_the_request(tmp_path):
     assert file(Store(), "DATA:;BASE64,YQ==", tmp_path).read_bytes() == b"a"
     assert file(Store(), "data:video/mp4;base64,YQ%3D%3D", tmp_path).read_bytes() == b"a"
     assert file(Store(), "YQ==", tmp_path, "input_audio").read_bytes() == b"a"
+
+
+@pytest.mark.parametrize("number", [1, 10, 11])
+def test_the_field_of_many_media_that_cannot_be_read(tmp_path, number):
+    media = [Medium(f"messages[0].content[{n}]", "video_url", "") for n in range(12)]
+    files = [tmp_path / str(n) for n in range(12)]
+    refusal = described(UserError(f"{files[number]}: not readable"), media, files)
+    assert refusal.message == f"messages[0].content[{number}]: not readable"
+    assert refusal.param == f"messages[0].content[{number}]"

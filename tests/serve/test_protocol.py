@@ -62,6 +62,13 @@ def test_a_whole_request():
          "invalid_value"),
         (dict(response_format={"type": "xml"}), "response_format.type", "invalid_value"),
         (dict(clip={"fsp": 1}), "clip.fsp", "unknown_parameter"),
+        (dict(clip={"fps": "2"}), "clip.fps", "invalid_value"),
+        (dict(clip={"audio": "yes"}), "clip.audio", "invalid_value"),
+        (dict(stop=3), "stop", "invalid_value"),
+        (dict(messages=[{"role": "user", "content": None}]), "messages[0].content",
+         "invalid_value"),
+        (dict(messages=[{"role": "user", "content": [{"text": "a"}]}]),
+         "messages[0].content[0].type", "missing_required_parameter"),
         (dict(messages=[]), "messages", "invalid_value"),
         (dict(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", "invalid_value"),
         (dict(messages=[{"role": "assistant", "content": "x"}]), "messages", "invalid_value"),
@@ -88,6 +95,23 @@ def test_what_is_no_request(content):
     with pytest.raises(Refusal) as found:
         parse(content)
     assert found.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(messages=[{"role": "user", "content": 3}]),
+         "messages[0].content: expected a text or a list of parts"),
+        (dict(messages=[{"role": "user", "content": ["a"]}]),
+         "messages[0].content[0]: input should be an object"),
+        (dict(stop=3), "stop: expected a text or a list of texts"),
+        (dict(stop=[1]), "stop[0]: input should be a valid string"),
+    ],
+)  # fmt: skip
+def test_alternatives_are_named(fields, message):
+    with pytest.raises(Refusal) as found:
+        parse(body(**fields))
+    assert found.value.message == message
 
 
 def test_markup_and_control_characters_are_shown_as_they_are():

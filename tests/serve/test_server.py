@@ -163,7 +163,7 @@ def test_settings_of_one_request(served, folder):
     heard = inputs(picture=False)
     assert (heard["kind"], heard["frames"], heard["audio_seconds"] > 1) == ("audio", 0, True)
     wrong = served.post(body(video(url), clip=dict(fps=-1)))
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "clip")
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "clip.fps")
 
 
 def test_an_answer_in_json(client):
@@ -211,6 +211,40 @@ def test_requests_of_lmms_eval(client):
     response = client.chat.completions.create(**payload)
     assert isinstance(response.choices[0].message.content, str)
     assert response.usage.completion_tokens <= 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (dict(top_k=2**31), "top_k"),  # beyond the programs' int32
+        (dict(repetition_penalty=1e39), "repetition_penalty"),  # beyond float32
+        (dict(repetition_penalty=1e-39), "repetition_penalty"),
+        (dict(clip={"fps": -1}), "clip.fps"),
+        (dict(clip={"start": 2, "end": 1}), "clip.start"),
+        (dict(response_format={"type": "json_schema", "json_schema": {
+            "name": "a", "schema": {"enum": []}}}), "response_format.json_schema.schema"),
+    ],
+)  # fmt: skip
+def test_values_that_nothing_can_compute_with(served, fields, param):
+    answer = served.post(body("Hello", **fields))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_the_smallest_values_are_greedy(served):
+    def answer(**fields) -> tuple[str, list[float]]:
+        whole = served.post(body("Hello", logprobs=True, **fields))
+        (choice,) = whole.json()["choices"]
+        content = choice["logprobs"]["content"]
+        return choice["message"]["content"], [token["logprob"] for token in content]
+
+    text, _ = answer(temperature=0)
+    for fields in (dict(temperature=1e-38), dict(temperature=1.0, top_p=1e-300)):
+        assert answer(**fields) == (text, [0.0] * 8)
+
+
+def test_the_type_of_the_body_in_capitals(served):
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert served.post(body("Hello"), headers=headers).status_code == 200
 
 
 def test_errors_have_openais_form(client, served):
@@ -425,8 +459,8 @@ def test_the_log_has_no_traceback(served):
 
 @pytest.fixture(scope="module")
 def small(folder, tiny_checkpoint):
-    """A server with a key, two places and nothing that waits, and little time."""
-    flags = ["--batch_size", "2", "--limits.waiting", "0", "--limits.shutdown", "0.05"]
+    """A server with a key, two places and one that waits, and little time."""
+    flags = ["--batch_size", "2", "--limits.waiting", "1", "--limits.shutdown", "0.05"]
     flags += ["--limits.timeout", "20", "--api_key_file", str(folder / "key")]
     below = folder / "small"
     below.mkdir()
@@ -478,12 +512,21 @@ def test_sigterm_refuses_what_takes_longer(small):
         thread.start()
     while figure(small, "requests_under_way") < 2:
         time.sleep(0.01)
+    address, port = small.address.removeprefix("http://").split(":")
+    slow = socket.create_connection((address, int(port)), timeout=20)
+    head = "POST /v1/chat/completions HTTP/1.1", f"Host: {address}", f"Authorization: Bearer {KEY}"
+    head += "Content-Type: application/json", "Content-Length: 1000", "", "{"
+    slow.sendall("\r\n".join(head).encode())
+    while figure(small, "requests_under_way") < 3:
+        time.sleep(0.01)
     small.process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     assert small.process.wait(15) == 143
     assert time.monotonic() - start < 8
     for thread in threads:
         thread.join()
+    assert b" 503 " in (said := slow.recv(4096)), said  # also what is still being sent
+    slow.close()
     assert len(answers) == 2
     for answer in answers:
         assert "shutting down" in answer.text

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from ugc_jax.errors import UserError
@@ -19,6 +18,7 @@ from ugc_jax.generate.defaults import PUBLISHED
 from ugc_jax.generate.settings import MOVED, NEW_TOKENS, EngineConfig, SamplingConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.scratch import ScratchFolder
 from ugc_jax.serve.settings import LimitsConfig
 from ugc_jax.settings import Schema, short_names
 from ugc_jax.sharding import MeshConfig
@@ -139,10 +139,10 @@ def _answering(config: ServeConfig, stack: contextlib.ExitStack):
         hosts = tuple(filter(None, (config.url_hosts or "").replace(" ", "").lower().split(",")))
         fetching = Fetching(hosts, int(limits.upload * MB), limits.fetch_timeout)
     root = None if config.media_root is None else Path(config.media_root)
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ugc_jax-serve-"))
+    folder = stack.enter_context(ScratchFolder("ugc_jax-serve-"))
     name = config.name or _name(config.checkpoint)
     model = Model(name, sampling, captioner.config.tokens.eos_token_id, most)
-    return Answering(model, live, reader, Store(root, fetching), limits, Path(folder))
+    return Answering(model, live, reader, Store(root, fetching), limits, folder)
 
 
 def _name(checkpoint: str) -> str:

@@ -24,6 +24,7 @@ PORTS = {"http": 80, "https": 443}
 MOST_REDIRECTS = 3
 LONGEST = 4096  # characters of a URL
 _BLOCK = 1 << 16
+_GLANCE = 0.2  # seconds between two looks at whether somebody waits
 # Clouds' own services outside the private ranges, some of which older Pythons do not know either.
 METADATA = (ipaddress.ip_network("168.63.129.16"), ipaddress.ip_network("192.0.0.0/24"))
 # IPv6 prefixes with an IPv4 address inside, at this bit from the right.
@@ -88,10 +89,15 @@ class Fetching(NamedTuple):
         for _ in range(MOST_REDIRECTS + 1):
             parts = self._checked(url)
             connection, link = self._connect(parts, end)
-            # A server may send a header a byte at a time, each within the socket's time limit.
-            late = threading.Timer(max(0.0, end - time.monotonic()), _cut, [link])
-            late.start()
+            done = threading.Event()
+            # A server may send a byte at a time, each within the socket's time limit, or nothing
+            # while nobody waits any more.
+            threading.Thread(
+                target=_watch, args=(link, done, gone, end), name="fetch", daemon=True
+            ).start()
             try:
+                if isinstance(link, ssl.SSLSocket):
+                    link.do_handshake()
                 path = parts.path or "/"
                 path += f"?{parts.query}" if parts.query else ""
                 headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -108,10 +114,12 @@ class Fetching(NamedTuple):
             except UserError:
                 raise
             except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+                if gone.is_set():
+                    raise Gone from None
                 _left(end, self.seconds)
                 raise UserError(f"it cannot be fetched ({_reason(error)})") from None
             finally:
-                late.cancel()
+                done.set()
                 connection.close()
                 link.close()
         raise UserError(f"it leads on more than {MOST_REDIRECTS} times")
@@ -153,20 +161,18 @@ class Fetching(NamedTuple):
             raise UserError("its host is not known")
         if not all(map(self.allowed, addresses)):
             raise UserError("its host is not one of the public internet")
-        link = None
-        try:
-            link = socket.create_connection((addresses[0], port), timeout=_left(end, self.seconds))
-            if parts.scheme == "https":
-                context = ssl.create_default_context()
-                link = context.wrap_socket(link, server_hostname=host)
-        except OSError as error:
-            if link is not None:
-                link.close()
-            _left(end, self.seconds)
-            raise UserError(f"its host cannot be reached ({_reason(error)})") from None
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
+        for last, address in enumerate(addresses, 1 - len(addresses)):  # 0: the last one
+            try:
+                link = socket.create_connection((address, port), timeout=_left(end, self.seconds))
+                break
+            except OSError as error:
+                _left(end, self.seconds)
+                if last == 0:
+                    raise UserError(f"its host cannot be reached ({_reason(error)})") from None
+        kind = http.client.HTTPConnection
+        if parts.scheme == "https":
+            kind, context = http.client.HTTPSConnection, ssl.create_default_context()
+            link = context.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
         connection = kind(host, port)
         connection.sock = link
         return connection, link
@@ -187,14 +193,19 @@ class Fetching(NamedTuple):
                 if gone.is_set():
                     raise Gone
                 _left(end, self.seconds)
+        if gone.is_set():
+            raise Gone
         _left(end, self.seconds)  # else the connection was cut, and nothing tells of the rest
         if answer.length:
             raise UserError("the server ended before it had sent all")
 
 
-def _cut(link: socket.socket):
-    """End a connection that another thread reads from."""
-    with contextlib.suppress(OSError):
+def _watch(link: socket.socket, done: threading.Event, gone: threading.Event, end: float):
+    """End a connection that another thread reads from: at its end, or when nobody waits."""
+    while not (done.wait(min(_GLANCE, max(0.0, end - time.monotonic()))) or gone.is_set()):
+        if time.monotonic() >= end:
+            break
+    with contextlib.suppress(OSError):  # it is closed
         link.shutdown(socket.SHUT_RDWR)
 
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ from starlette.types import Receive, Scope, Send
 
 from ugc_jax.data.prompt import AUDIO
 from ugc_jax.data.reading import Prompt
-from ugc_jax.errors import EnvironmentFailure, UserError
+from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.generate.live import Asked, Busy, Closed, Failure, Live, Piece
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.serve import protocol
 from ugc_jax.serve.addresses import Gone
-from ugc_jax.serve.media import Medium, Store, media_of
+from ugc_jax.serve.media import Medium, Store, is_fetched, media_of
 from ugc_jax.serve.metrics import Metrics
 from ugc_jax.serve.protocol import Chat, Refusal
 from ugc_jax.serve.reading import Reader, record
@@ -38,6 +39,7 @@ from ugc_jax.serve.settings import LimitsConfig
 logger = logging.getLogger(__name__)
 
 MB = 1_000_000
+SLOW = 32  # requests whose URLs are fetched or whose schemas are compiled at a time
 LAST_WORDS = 2.0  # seconds to send an error to a client that may not read
 _STOPPING = "the server is shutting down; send the request again later"
 
@@ -69,7 +71,10 @@ class Answering:
         self._admitted = self._numbers = 0
         self._uploaded = 0  # bytes of the bodies of all requests under way
         self._stopping = self._over = False
-        self._works: set[asyncio.Task] = set()
+        self._under_way: set[asyncio.Timeout] = set()  # of requests, from their first byte on
+        # What waits for other servers, or for a large schema, must not keep the files and the
+        # answers of others waiting.
+        self._slow = ThreadPoolExecutor(SLOW, "slow")
 
     # ---- ends ------------------------------------------------------------------------------------
 
@@ -87,8 +92,8 @@ class Answering:
 
     def _refuse_rest(self):
         self._over = True
-        for work in self._works:
-            work.cancel()
+        for limit in self._under_way:
+            limit.reschedule(0)
 
     def takes(self) -> dict:
         """Return what requests may hold (upload: bytes), and the question of those without one."""
@@ -122,27 +127,34 @@ class Answering:
             self._admitted += 1
             self.metrics.under_way.set(self._admitted)
             try:
-                async with asyncio.timeout(self.limits.timeout):
+                async with asyncio.timeout(0 if self._over else self.limits.timeout) as limit:
+                    self._under_way.add(limit)
                     async with self._chat(Request(scope, receive)) as chat:
                         await self._until_gone(answer(chat, sending), receive)
             finally:
+                self._under_way.discard(limit)
                 self._admitted -= 1
                 self.metrics.under_way.set(self._admitted)
         except Refusal as refusal:
             await self._refused(sending, refusal)
+        except UserError as error:
+            await self._refused(sending, protocol.of_user(error))
         except TimeoutError:
-            limit = f"the request was not answered within {self.limits.timeout:g} s"
-            await self._refused(sending, Refusal(504, limit, code="timeout"))
+            late = f"the request was not answered within {self.limits.timeout:g} s"
+            refusal = Refusal(504, late, code="timeout")
+            await self._refused(sending, Refusal(503, _STOPPING) if self._over else refusal)
         except (ClientDisconnect, _ClientGone):
             self.metrics.gone.inc()
             self.metrics.requests.labels("gone").inc()
             logger.info("a client left before its answer")
-        except EnvironmentFailure as failure:
-            logger.error("%s", failure)
-            await self._refused(sending, Refusal(503, str(failure)))
-        except Exception:
-            logger.exception("unexpected")
-            await self._refused(sending, Refusal(500, "an error of the server; see its log"))
+        except Exception as error:
+            if (failure := environment_failure(error)) is not None:
+                logger.error("%s", failure)
+                refusal = Refusal(503, "the server cannot do its work now; see its log")
+            else:
+                logger.exception("unexpected")
+                refusal = Refusal(500, "an error of the server; see its log")
+            await self._refused(sending, refusal)
         else:
             self.metrics.requests.labels("200").inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
@@ -158,18 +170,12 @@ class Answering:
     async def _until_gone(self, work: Awaitable[None], receive: Receive):
         """Wait for some work; cancel it when the client goes. Raises _ClientGone, and its own."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
-        self._works.add(task)
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             raise _ClientGone
-        except asyncio.CancelledError:
-            if self._over and task.cancelled():
-                raise Refusal(503, _STOPPING) from None
-            raise
         finally:
-            self._works.discard(task)
             gone.cancel()
             if not task.done():
                 task.cancel()
@@ -181,7 +187,8 @@ class Answering:
 
         Its bytes count among those of all bodies until the end of the block.
         """
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
             # Also: a page of another site may send any other type without asking this server.
             raise Refusal(415, "the body has to be JSON: send Content-Type: application/json")
         size = request.headers.get("content-length", "")
@@ -237,7 +244,10 @@ class Answering:
         )
         values = {name: value for name, value in own.items() if value is not None}
         values = vars(self.model.sampling) | values
-        sampling = SamplingConfig(**values | dict(max_new_tokens=new, seed=seed % 2**32))
+        try:
+            sampling = SamplingConfig(**values | dict(max_new_tokens=new, seed=seed % 2**32))
+        except UserError as error:  # begins with the field's name
+            raise protocol.of_user(error, str(error).partition(" ")[0]) from None
         top = chat.top_logprobs or 0
         return Asked(sampling, count, top, chat.stops(), chat.schema_asked())
 
@@ -259,7 +269,9 @@ class Answering:
 
         try:
             with contextlib.suppress(Gone):
-                yield media, await asyncio.to_thread(write)
+                is_slow = self._store.fetching is not None and any(map(is_fetched, media))
+                threads = self._slow if is_slow else None
+                yield media, await asyncio.get_running_loop().run_in_executor(threads, write)
         finally:
             gone.set()
             await asyncio.to_thread(shutil.rmtree, folder, True)
@@ -273,7 +285,8 @@ class Answering:
                 loop.call_soon_threadsafe(queue.put_nowait, what)
 
         # A schema may take a while to compile.
-        submitting = loop.run_in_executor(None, self.live.submit, prompt, asked, tell)
+        threads = None if asked.schema is None else self._slow
+        submitting = loop.run_in_executor(threads, self.live.submit, prompt, asked, tell)
         left = asked.samples
         try:
             await asyncio.shield(submitting)
@@ -288,7 +301,8 @@ class Answering:
         except Closed as closed:
             raise Refusal(503, str(closed)) from None
         except UserError as error:
-            raise protocol.of_user(error) from None
+            field = "messages" if asked.schema is None else protocol.SCHEMA
+            raise protocol.of_user(error, field) from None
         finally:
             if left:
                 submitting.add_done_callback(self._give_up)

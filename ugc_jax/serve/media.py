@@ -3,6 +3,7 @@
 import base64
 import binascii
 import os
+import re
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +104,11 @@ class Store(NamedTuple):
         return real
 
 
+def is_fetched(medium: Medium) -> bool:
+    """Return whether a medium comes from another server."""
+    return medium.type != "input_audio" and medium.source[:5].lower().startswith("http")
+
+
 def _data(url: str) -> str:
     """Return the base64 of a data URL."""
     head, comma, data = url.partition(",")
@@ -127,7 +133,7 @@ def described(error: UserError, media: list[Medium], files: list[Path]) -> Refus
     """Return the refusal of a medium that cannot be read; its field stands for the file's path."""
     text, param = str(error), None
     for medium, path in zip(media, files, strict=True):
-        if str(path) in text:
-            text, param = text.replace(str(path), medium.name), medium.name
+        if re.search(whole := rf"{re.escape(str(path))}(?!\w)", text):  # .../1 is not in .../10
+            text, param = re.sub(whole, lambda _, name=medium.name: name, text), medium.name
             break
     return of_user(UserError(one_line(text)), param)

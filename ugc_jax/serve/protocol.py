@@ -40,6 +40,7 @@ NEUTRAL: dict[str, tuple] = {
     "verbosity": (),
     "web_search_options": (),
 }
+SCHEMA = "response_format.json_schema.schema"  # the field
 MOST_STOPS, LONGEST_STOP = 16, 1000
 NO_LOGPROB = -9999.0  # as OpenAI writes minus infinity
 
@@ -176,8 +177,6 @@ class ClipFields(_Strict):
     picture: false for the sound of videos alone.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=False)
-
     picture: bool = True
     audio: bool | None = None
     fps: float | None = None
@@ -311,7 +310,13 @@ def _refusal(errors: Sequence[Mapping]) -> Refusal:
             400, f"{path}.type: unknown; use {', '.join(sorted(names))}", param=f"{path}.type",
             code="invalid_value",
         )  # fmt: skip
+    if fault["type"] == "union_tag_not_found":
+        return Refusal(
+            400, f"{path}.type: is missing", param=f"{path}.type", code="missing_required_parameter"
+        )
     message = fault["msg"][:1].lower() + fault["msg"][1:]
+    if len(errors) > 1 and "str" in inside:  # of a text, or of a list of something
+        message = f"expected a text or a list of {'parts' if path.endswith('content') else 'texts'}"
     return Refusal(400, f"{path or 'body'}: {message}", param=path or None, code="invalid_value")
 
 

@@ -124,7 +124,7 @@ class Reader:
             for medium, info in zip(media, infos, strict=True)
             for note in info.notes
         )
-        messages = self.messages(chat, settings, [one.piece for one in inputs])
+        messages = messages_of(chat, settings, [one.piece for one in inputs])
         return await asyncio.to_thread(self._build, messages, inputs, outcome.seconds, notes)
 
     def _build(self, messages, inputs, seconds: float, notes: tuple[str, ...]) -> Prompt:
@@ -142,42 +142,6 @@ class Reader:
         settings = self._settings(chat, new_tokens)
         return (await self._read(chat, settings, media, files, shows=True)).value
 
-    def messages(self, chat: Chat, settings: ClipSettings, media: Sequence[Medium]) -> list[dict]:
-        """Return the messages of a prompt.
-
-        The system prompt of the settings stands before messages without one, and their question
-        after media about which nothing is asked. media: sizes, in order.
-        """
-        kinds, out = iter(media), []
-        if chat.messages[0].role not in ("system", "developer"):
-            out.append({"role": "system", "content": settings.system})
-        for message in chat.messages:
-            role = "system" if message.role == "developer" else message.role
-            content = message.content
-            if not isinstance(content, str):
-                content = [
-                    {"type": "text", "text": part.text}
-                    if part.type == "text"
-                    else {"type": next(kinds).kind}
-                    for part in content
-                ]
-            out.append({"role": role, "content": content})
-        asked = [
-            part.get("text", "").strip() if isinstance(part, dict) else ""
-            for message in out
-            if message["role"] == "user"
-            for part in (
-                [{"text": message["content"]}]
-                if isinstance(message["content"], str)
-                else message["content"]
-            )
-        ]
-        if media and not any(asked):
-            last = out[-1]
-            content = last["content"] if isinstance(last["content"], list) else []
-            last["content"] = [*content, {"type": "text", "text": settings.question}]
-        return out
-
     def _settings(self, chat: Chat, new_tokens: int) -> ClipSettings:
         """Return the clip settings of a request."""
         own = {} if chat.clip is None else chat.clip.model_dump(exclude={"picture"})
@@ -193,7 +157,8 @@ class Reader:
             settings = dataclasses.replace(replaced, **own)
             return leave_room(settings, new_tokens, self._config)
         except UserError as error:
-            raise of_user(error, "clip") from None
+            field = str(error).partition(" ")[0]  # most begin with the name
+            raise of_user(error, f"clip.{field}" if field in own else "clip") from None
 
     async def _read(
         self, chat: Chat, settings: ClipSettings, media: Sequence[parts.Medium],
@@ -202,7 +167,7 @@ class Reader:
         if not media:
             return Outcome(None, [], 0.0)
         stand_ins = [Medium(parts.KINDS[medium.type][0]) for medium in media]
-        messages = self.messages(chat, settings, stand_ins)
+        messages = messages_of(chat, settings, stand_ins)
         (text,) = await asyncio.to_thread(text_counts, [(messages, stand_ins)], self._tokenizer)
         picture = chat.clip is None or chat.clip.picture
         wanted = Wanted([str(file) for file in files], settings, text, picture)
@@ -217,6 +182,41 @@ class Reader:
         if isinstance(outcome.value, UserError):
             raise parts.described(outcome.value, list(media), list(files))
         return outcome
+
+
+def messages_of(chat: Chat, settings: ClipSettings, media: Sequence[Medium]) -> list[dict]:
+    """Return the messages of a prompt.
+
+    The system prompt of the settings stands before messages without one, and their question
+    after media about which no user asks anything. media: sizes, in order.
+    """
+    kinds, out = iter(media), []
+    if chat.messages[0].role not in ("system", "developer"):
+        out.append({"role": "system", "content": settings.system})
+    for message in chat.messages:
+        role = "system" if message.role == "developer" else message.role
+        content = message.content
+        if not isinstance(content, str):
+            content = [
+                {"type": "text", "text": part.text}
+                if part.type == "text"
+                else {"type": next(kinds).kind}
+                for part in content
+            ]
+        out.append({"role": role, "content": content})
+    users = [message for message in out if message["role"] == "user"]
+    if media and not any(_text(message["content"]).strip() for message in users):
+        last = users[-1]
+        content = last["content"] if isinstance(last["content"], list) else []
+        last["content"] = [*content, {"type": "text", "text": settings.question}]
+    return out
+
+
+def _text(content: str | list[dict]) -> str:
+    """The text of a message without its media."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
 
 
 _NAME = "the media"  # in messages about a process that died with them
