@@ -1,4 +1,4 @@
-"""ugc_jax.scratch: a folder lives as long as its process, and one of a killed process is removed."""
+"""ugc_jax.scratch: a folder lives as long as its process; that of a killed one is removed later."""
 
 import os
 import signal

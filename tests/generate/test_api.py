@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import re
+import tempfile
 import threading
 import typing
 from pathlib import Path
@@ -269,7 +270,7 @@ def test_a_clip_that_is_none(changes, error, message):
 
 
 def temporary() -> set[str]:
-    return set(glob.glob(os.path.join(module.tempfile.gettempdir(), "ugc-jax-*")))
+    return set(glob.glob(os.path.join(tempfile.gettempdir(), "ugc_jax-clips-*")))
 
 
 def test_bytes_and_open_files(tiny_captioner, clips):
@@ -304,6 +305,12 @@ def test_folders_and_patterns(call, clips):
         call(f"{clips}/*.mkv")
 
 
+def test_a_folder_of_records_has_its_command(call, tmp_path):
+    (tmp_path / "extraction.json").write_text("{}")
+    with pytest.raises(UserError, match="holds extracted records; caption them by: ugc-jax capti"):
+        call(tmp_path)
+
+
 def test_the_same_clip_twice(tiny_captioner, clips):
     path = clips / "a.mp4"
     results = tiny_captioner.caption([path, clips / "b.mp4", str(path)], **SMALL)
@@ -321,6 +328,7 @@ def server(clips):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path = self.path.lstrip("/")
+            address.asked.append(path)
             content = (clips / path).read_bytes() if path.endswith("mp4") else b"x" * 5000
             if path == "gone.mp4":
                 return self.send_error(404)
@@ -338,9 +346,14 @@ def server(clips):
         def log_message(self, *_):
             pass
 
+    class Address(str):
+        """asked: paths so far."""
+
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
+        address = Address(f"http://127.0.0.1:{one.server_port}")
+        address.asked = []
         threading.Thread(target=one.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{one.server_port}"
+        yield address
         one.shutdown()
 
 
@@ -352,6 +365,18 @@ def test_urls(tiny_captioner, clips, server):
     wanted = tokens(tiny_captioner.caption(clips / "a.mp4", **SMALL))
     assert tokens(found) == wanted * 2
     assert [one.video for one in found] == [f"{server}/a.mp4", f"{server}/again"]
+    assert temporary() == before
+
+
+@pytest.mark.parametrize("method", ["caption", "stream"])
+def test_a_url_is_fetched_once_also_when_warm(tiny_captioner, server, method):
+    before = temporary()
+    urls = [f"{server}/a.mp4", f"{server}/b.mp4", f"{server}/missing.mp4"]
+    found = list(getattr(tiny_captioner, method)(urls[:2], urls=True, warm=True, **SMALL))
+    assert [one.error for one in found] == [None, None]
+    assert sorted(server.asked) == ["a.mp4", "b.mp4"]
+    (cut,) = tiny_captioner.caption(f"{server}/cut", urls=True, warm=True, **SMALL)
+    assert "cut off" in cut.error or "cannot be fetched" in cut.error
     assert temporary() == before
 
 
@@ -417,6 +442,25 @@ def test_messages_of_each_clip(tiny_captioner, clips):
         memory_of(clips / "a.mp4", frames=None, fps=None), messages=[turns], **SMALL
     )
     assert alone.error is None  # the place is taken by whatever the clip is
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind"),
+    [
+        ([{"role": "user", "content": "Hello"}], "video"),
+        ([{"role": "user", "content": "<audio>Hello"}], "audio"),
+        ([{"role": "user", "content": "<video>Is <image> a tag?"}], "video"),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}],
+         "image"),
+        ([{"role": "user", "content": [{"type": "text", "text": '"type": "image"'},
+                                       {"type": "video"}]}], "video"),
+        ([{"role": "system", "content": "Never write <image>."},
+          {"role": "user", "content": "<video>Hello"}], "video"),
+        ([{"role": "user", "content": 3}], "video"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_the_place_in_messages(messages, kind):
+    assert module._kind(messages) == kind
 
 
 @pytest.mark.parametrize(

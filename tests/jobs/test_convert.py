@@ -11,6 +11,7 @@ from fake_checkpoints import write_full
 from ugc_jax.errors import UserError
 from ugc_jax.hf import mapping
 from ugc_jax.hf.adapter import save_adapter
+from ugc_jax.hf.card import BEGIN, END
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.trained import Trained, read_trained, write_trained
@@ -140,3 +141,21 @@ def test_refusals(full, tmp_path, fields, text):
     with pytest.raises(UserError, match=text):
         run(**{"checkpoint": full[0], "output": tmp_path / "out"} | fields)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_model_card_goes_along(full, tmp_path):
+    """With the user's own text; one that is none of ours as it is, but not beside an adapter."""
+    base, _ = full
+    shutil.copytree(base, tmp_path / "base")
+    run(tmp_path / "base", tmp_path / "thinker")
+    card = tmp_path / "thinker/README.md"
+    assert BEGIN in card.read_text()
+    card.write_text(card.read_text() + "Mine.\n")
+    run(tmp_path / "thinker", tmp_path / "orbax", to="orbax")
+    run(tmp_path / "orbax", tmp_path / "again")
+    assert (tmp_path / "again/README.md").read_text() == card.read_text()
+    run(tmp_path / "base", tmp_path / "again", overwrite=True)
+    assert (tmp_path / "again/README.md").read_text().endswith(END + "\nMine.\n")
+    (tmp_path / "base/README.md").write_text("Theirs.")
+    run(tmp_path / "base", tmp_path / "full", to="full")
+    assert (tmp_path / "full/README.md").read_text() == "Theirs."

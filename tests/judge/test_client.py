@@ -14,7 +14,8 @@ from email.utils import formatdate
 import pytest
 from fake_judge import FakeJudge, Reply
 
-from ugc_jax.errors import UserError
+from ugc_jax import extras
+from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.judge import client as module
 from ugc_jax.judge.client import Judge, JudgeConfig, Malformed, Overloaded, Refused, Unreachable
 from ugc_jax.judge.messages import integer
@@ -554,6 +555,6 @@ def test_what_a_judge_needs(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="answers cannot be kept there"):
         Judge(JudgeConfig(model="gpt", base_url="http://x", cache=str(tmp_path / "file/x")))
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"pip install 'ugc_jax\[judge\]'"):
+    monkeypatch.setattr(extras, "missing", lambda extra: ["openai"])
+    with pytest.raises(EnvironmentFailure, match=r"an LLM judge needs openai.*ugc_jax\[judge\]"):
         Judge(JudgeConfig(model="gpt"))

@@ -388,7 +388,10 @@ class Captioner:
         how = self.tokenizer, self.config, BUCKETS, engine
         clips = [(given, [question]) for given, question in asked]
         read = functools.partial(read_questions, clips, clip, *how)
-        sizes = functools.partial(clip_buckets, clips, clip, *how) if warm else None
+        sizes = None
+        if warm:
+            first = [(given.to_be_read_again(), asks) for given, asks in clips]
+            sizes = functools.partial(clip_buckets, first, clip, *how)
         answers = self._run(
             read, len(asked), sampling, engine, sizes=sizes, streams=streams, closes=inputs
         )

@@ -10,7 +10,7 @@ import json
 import numpy as np
 
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.errors import EnvironmentFailure, UserError
+from ugc_jax.errors import UserError, require_extra
 
 # White space between the parts of a value: unlimited, a model may write it for ever.
 _SPACE = r"[ \n]{1,32}"
@@ -24,12 +24,9 @@ class Schemas:
 
         Raises EnvironmentFailure without the library.
         """
-        try:
-            import llguidance
-        except ImportError:
-            raise EnvironmentFailure(
-                'JSON schemas need the library llguidance; pip install "ugc_jax[serve]"'
-            ) from None
+        require_extra("serve", "a JSON schema")
+        import llguidance
+
         self._library, self._words = llguidance, -(-vocabulary // 32)
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer.to_json(), n_vocab=vocabulary, eos_token=tokenizer.turn_end

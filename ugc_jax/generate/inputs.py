@@ -7,9 +7,6 @@ question, messages   -> Question, ...     one for all, or of each clip by its na
 import json
 import os
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,13 +14,16 @@ from typing import IO, Any
 from ugc_jax.data.forms import read_columns
 from ugc_jax.data.prompt import KINDS, media_kinds
 from ugc_jax.data.reading import Question
+from ugc_jax.data.records import is_records
 from ugc_jax.errors import UserError, environment_failure
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.inputs import Input, Remote
 from ugc_jax.media.memory import Clip
+from ugc_jax.scratch import ScratchFolder
 
 Video = str | os.PathLike | bytes | IO[bytes] | Clip
 _URL = re.compile(r"https?://", re.IGNORECASE)
+_TAG = re.compile(f"<({'|'.join(KINDS)})>")
 _EXPECTED = "a path, a URL, bytes, a file open for reading bytes, or a Clip"
 
 
@@ -33,8 +33,8 @@ class Inputs:
     def __init__(self, videos: Video | Iterable[Video], urls: bool, url_bytes: int):
         """Raises TypeError for what is no clip; UserError for a folder or a pattern without one,
         and for a URL unless `urls`."""
-        self._folder: Path | None = None
-        self._finalizer = None
+        self._folder: ScratchFolder | None = None
+        self._count = 0  # files in it so far
         self._urls, self._limit = urls, url_bytes
         alone = isinstance(videos, str | os.PathLike | bytes | bytearray | memoryview | Clip)
         if not (alone or hasattr(videos, "read")):
@@ -52,8 +52,8 @@ class Inputs:
 
     def close(self):
         """Remove the temporary files."""
-        if self._finalizer is not None:
-            self._finalizer()
+        if self._folder is not None:
+            self._folder.close()
 
     def _found(self, video: Video, name: str) -> list[Input]:
         """The clips that one argument names; `name` is that of one without any."""
@@ -65,6 +65,11 @@ class Inputs:
             case str() | os.PathLike():
                 path = os.fspath(video)
                 if isinstance(path, str):
+                    if is_records(path):
+                        raise UserError(
+                            f"{path}: holds extracted records; caption them by: ugc-jax caption "
+                            f"{path}"
+                        )
                     return [Input(clip, clip) for clip in find_clips([path])]
             case bytes() | bytearray() | memoryview():
                 return [Input(name, self._stored(name, lambda file: file.write(video)))]
@@ -79,11 +84,9 @@ class Inputs:
     def _place(self) -> str:
         """The path of a new temporary file."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="ugc-jax-"))
-            self._count = 0
-            self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, True)
+            self._folder = ScratchFolder("ugc_jax-clips-")
         self._count += 1
-        return str(self._folder / str(self._count))
+        return str(self._folder.path / str(self._count))
 
     def _stored(self, name: str, write) -> str:
         """The path of a temporary file that `write` fills."""
@@ -93,7 +96,7 @@ class Inputs:
                 write(file)
         except OSError as error:
             fault = f"{name}: cannot be read or stored ({error}); give the path of a file"
-            raise environment_failure(error, self._folder) or UserError(fault) from None
+            raise environment_failure(error, path) or UserError(fault) from None
         return path
 
 
@@ -174,7 +177,20 @@ def _checked(messages, place: str, question: str, system: str) -> list[dict]:
 
 
 def _kind(messages: list[dict]) -> str:
-    """The kind of medium for which messages have a place; "video" without any."""
-    text = json.dumps(messages)
-    named = (kind for kind in KINDS if f'"type": "{kind}' in text or f"<{kind}>" in text)
-    return next(named, "video")
+    """The kind of medium for which a user's message has the first place; "video" without any."""
+    for message in messages:
+        content = message.get("content") if message.get("role") == "user" else ()
+        parts = [{"text": content}] if isinstance(content, str) else content
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict) and (kind := _kind_of_part(part)):
+                return kind
+    return "video"
+
+
+def _kind_of_part(part: dict) -> str | None:
+    """The kind of medium that a part is, or for which its text has the first place."""
+    for kind, keys in KINDS.items():
+        if part.get("type") in (kind, f"{kind}_url") or any(key in part for key in keys):
+            return kind
+    tag = _TAG.search(part["text"]) if isinstance(part.get("text"), str) else None
+    return tag and tag[1]

@@ -7,8 +7,9 @@ from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.media import presets
 from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.settings import check_minimum, check_types
+from ugc_jax.settings import Schema, check_minimum, check_types, short_names
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
 NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -58,6 +59,16 @@ class SamplingConfig:
         return dataclasses.replace(
             self, **{k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
         )
+
+
+def caption_schema(job: type) -> Schema:
+    """Return the schema of a job that captions, with the sections clip, sampling, ..., mesh."""
+    short = short_names(
+        clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
+    )
+    del short["max_tokens"]
+    moved = MOVED | {"data": "mesh.data", "tensor": "mesh.tensor"}
+    return Schema(job, short=short, moved=moved)
 
 
 def preset_changes(preset: str) -> dict[str, float]:

@@ -32,14 +32,13 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.results import Results, Totals, record_all, results_settings
-from ugc_jax.generate.settings import MOVED, EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import EngineConfig, SamplingConfig, caption_schema
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
 from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
-from ugc_jax.settings import Schema, short_names
 from ugc_jax.sharding import MeshConfig, make_mesh
 
 logger = logging.getLogger(__name__)
@@ -65,13 +64,7 @@ class CaptionConfig:
 
 
 _TEXTS = ("system", "question")  # the settings of a prompt that may replace those of records
-SHORT = short_names(
-    clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
-)
-del SHORT["max_tokens"]
-SETTINGS = Schema(
-    CaptionConfig, short=SHORT, moved=MOVED | {"data": "mesh.data", "tensor": "mesh.tensor"}
-)
+SETTINGS = caption_schema(CaptionConfig)
 
 
 def main(config: CaptionConfig, videos: list[str]) -> int:

@@ -12,10 +12,11 @@ import jax
 
 from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import Defaults
-from ugc_jax.hf.adapter import load_adapter
+from ugc_jax.hf.adapter import ADAPTER_CONFIG, load_adapter
+from ugc_jax.hf.card import CARD, is_ours, own_text, write_card
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
-from ugc_jax.hf.export import check_directory, save_merged, save_orbax, save_thinker
+from ugc_jax.hf.export import check_directory, copy_files, save_merged, save_orbax, save_thinker
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import read_trained
 from ugc_jax.models import lora
@@ -54,7 +55,8 @@ def main(config: ConvertConfig, args: list[str]) -> int:
         raise UserError("to=merged keeps the dtypes of base; leave dtype out")
     if config.to != "merged" and config.base is not None:
         raise UserError(f"base is for to=merged, not for to={config.to}; leave it out")
-    check_directory(config.output, config.overwrite)
+    output = check_directory(config.output, config.overwrite)
+    own = own_text(output)
     source = resolve_checkpoint(config.checkpoint, config.revision)
     model = load_config(source)
     is_adapted, dtype = config.adapter is not None, config.dtype
@@ -76,5 +78,23 @@ def main(config: ConvertConfig, args: list[str]) -> int:
             params, model, config.output, source,
             overwrite=config.overwrite, trained=trained, full=config.to == "full",
         )  # fmt: skip
+    _write_card(output, Path(config.adapter) if is_adapted else source, own)
     logger.info("%s: %s checkpoint written", config.output, config.to)
     return 0
+
+
+def _write_card(output: Path, origin: Path, own: str):
+    """Write the model card of a converted checkpoint, which `push` and people look for.
+
+    origin: the folder of the checkpoint or the adapter. A README.md that is no card of ours is
+    copied, unless it is of an adapter: that is about other weights. own: the user's text of a card
+    that is replaced.
+    """
+    is_adapter = (origin / ADAPTER_CONFIG).exists()
+    if (origin / CARD).exists() and not is_ours(origin):
+        if not is_adapter:
+            copy_files(origin, output, [CARD])
+            return
+    else:
+        own = own or own_text(origin)
+    write_card(output, own=own)

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from ugc_jax.errors import UserError
 from ugc_jax.generate.defaults import PUBLISHED
-from ugc_jax.generate.settings import MOVED, NEW_TOKENS, EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import NEW_TOKENS, EngineConfig, SamplingConfig, caption_schema
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.scratch import ScratchFolder
 from ugc_jax.serve.settings import LimitsConfig
-from ugc_jax.settings import Schema, short_names
 from ugc_jax.sharding import MeshConfig
 
 logger = logging.getLogger(__name__)
@@ -63,13 +62,7 @@ class ServeConfig:
             raise UserError(f"limits.new_tokens is {most}; use at most {NEW_TOKENS[-1]}")
 
 
-SHORT = short_names(
-    clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
-)
-del SHORT["max_tokens"]
-SETTINGS = Schema(
-    ServeConfig, short=SHORT, moved=MOVED | {"data": "mesh.data", "tensor": "mesh.tensor"}
-)
+SETTINGS = caption_schema(ServeConfig)
 
 
 def main(config: ServeConfig, _: list[str]) -> int:

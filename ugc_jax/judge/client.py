@@ -30,7 +30,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, require_extra
 from ugc_jax.judge.answers import Answers
 from ugc_jax.judge.messages import (
     Reply,
@@ -171,12 +171,9 @@ class Judge:
             raise UserError(
                 "an LLM judge needs judge.model=NAME, and judge.base_url=URL unless it is OpenAI's"
             )
-        try:
-            import openai
-        except ImportError:
-            raise UserError(
-                "an LLM judge needs the openai package; pip install 'ugc_jax[judge]'"
-            ) from None
+        require_extra("judge", "an LLM judge")
+        import openai
+
         key = os.environ.get(config.key)
         if key is None and config.base_url is None:
             raise UserError(

@@ -10,7 +10,7 @@ import io
 import os
 import re
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, require_extra
 from ugc_jax.judge.client import retry_after
 from ugc_jax.judge.messages import encodable, one_line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
@@ -42,14 +42,14 @@ class GeminiTeacher:
     """Asks Gemini; bound to the event loop on which it is first used."""
 
     def __init__(self, config: TeacherConfig, asking: AskingConfig, schemas: dict[str, dict]):
-        """schemas: JSON schema by stage. Raises UserError without the package or a key."""
-        try:
-            from google import genai
-            from google.genai import errors, types
-        except ImportError:
-            raise UserError(
-                "the teacher gemini needs the package google-genai; pip install 'ugc_jax[gemini]'"
-            ) from None
+        """schemas: JSON schema by stage.
+
+        Raises UserError without a key, EnvironmentFailure without the package.
+        """
+        require_extra("gemini", "the teacher gemini")
+        from google import genai
+        from google.genai import errors, types
+
         key = os.environ.get(config.key_name)
         if key is None and config.base_url is None:
             raise UserError(

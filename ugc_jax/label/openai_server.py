@@ -8,7 +8,7 @@ import base64
 import contextlib
 import os
 
-from ugc_jax.errors import UserError
+from ugc_jax.errors import UserError, require_extra
 from ugc_jax.judge.client import retry_after
 from ugc_jax.judge.messages import encodable, one_line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
@@ -38,13 +38,13 @@ class OpenAITeacher:
     """Asks a server; bound to the event loop on which it is first used."""
 
     def __init__(self, config: TeacherConfig, asking: AskingConfig, schemas: dict[str, dict]):
-        """schemas: JSON schema by stage. Raises UserError without the package or a key."""
-        try:
-            import openai
-        except ImportError:
-            raise UserError(
-                "the teacher openai needs the package openai; pip install 'ugc_jax[judge]'"
-            ) from None
+        """schemas: JSON schema by stage.
+
+        Raises UserError without a key, EnvironmentFailure without the package.
+        """
+        require_extra("judge", "the teacher openai")
+        import openai
+
         key = os.environ.get(config.key_name)
         if key is None and config.base_url is None:
             raise UserError(

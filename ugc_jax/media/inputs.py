@@ -17,11 +17,15 @@ _PART = 1 << 20  # bytes that are fetched at a time
 
 
 class Remote(NamedTuple):
-    """A file behind a URL (http, https). path: where it is while it is read. limit: most bytes."""
+    """A file behind a URL (http, https). path: where it is while it is read. limit: most bytes.
+
+    stays: it is not removed after it was read, and so not fetched again.
+    """
 
     url: str
     path: str
     limit: int
+    stays: bool = False
 
 
 class Input(NamedTuple):
@@ -48,6 +52,11 @@ class Input(NamedTuple):
         except UserError as error:
             raise self.renamed(error) from None
 
+    def to_be_read_again(self) -> "Input":
+        """Return the clip for a first reading: what is fetched then stays for a second one."""
+        is_remote = isinstance(self.content, Remote)
+        return self._replace(content=self.content._replace(stays=True)) if is_remote else self
+
     def renamed(self, error: UserError) -> UserError:
         """Return an error about the content, with the clip's name."""
         path = self.content.path if isinstance(self.content, Remote) else self.content
@@ -58,14 +67,18 @@ class Input(NamedTuple):
 
 @contextlib.contextmanager
 def fetched(remote: Remote) -> Iterator[str]:
-    """Store a file behind a URL; yields its path, and removes it.
+    """Store a file behind a URL, unless it stayed there; yields its path, and removes it.
 
     Raises UnreadableFile if it cannot be fetched, UserError if it is larger than the limit.
     """
     path = Path(remote.path)
+    # A reader that is killed meanwhile leaves no part of a file under the file's name.
+    part = path.with_suffix(".part")
     try:
         try:
-            _fetch(remote)
+            if not path.exists():
+                _fetch(remote, part)
+                part.rename(path)
         except (OSError, ValueError, urllib.error.URLError) as error:
             if isinstance(error, UserError):
                 raise
@@ -77,10 +90,12 @@ def fetched(remote: Remote) -> Iterator[str]:
             ) from None
         yield str(path)
     finally:
-        path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+        if not remote.stays:
+            path.unlink(missing_ok=True)
 
 
-def _fetch(remote: Remote):
+def _fetch(remote: Remote, path: Path):
     # Only these: the library's usual opener also takes files and FTP, to which a server could send.
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -94,7 +109,7 @@ def _fetch(remote: Remote):
     ):
         opener.add_handler(handler())
     request = urllib.request.Request(remote.url, headers={"User-Agent": "ugc_jax"})
-    with opener.open(request, timeout=FETCH_SECONDS) as answer, open(remote.path, "wb") as file:
+    with opener.open(request, timeout=FETCH_SECONDS) as answer, path.open("wb") as file:
         size = int(answer.headers.get("Content-Length") or 0)
         while size <= remote.limit and (part := answer.read(_PART)):
             file.write(part)
@@ -103,5 +118,5 @@ def _fetch(remote: Remote):
         raise UserError(
             f"{remote.url}: has more than {remote.limit} bytes; raise url_bytes, or download it"
         )
-    if Path(remote.path).stat().st_size < size:
+    if path.stat().st_size < size:
         raise UnreadableFile(f"{remote.url}: was cut off while it was fetched; try it again")
