@@ -28,7 +28,7 @@ from ugc_jax.data.batching import bucket_of
 from ugc_jax.data.example import build_example
 from ugc_jax.data.reading import Prompt
 from ugc_jax.generate.captioner import BUCKETS, Captioner
-from ugc_jax.generate.live import Asked, Busy, Failure, Live, Piece
+from ugc_jax.generate.live import Busy, Failure, GenerationOptions, Live, Piece
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.jobs import init
 
@@ -157,7 +157,9 @@ def text_prompt(captioner: Captioner, text: str) -> Prompt:
     return Prompt(example, None, bucket_of(example, BUCKETS, captioner.config), 0.0, ())
 
 
-def submit(live: Live, prompt: Prompt, asked: Asked, answer: Answer | None = None) -> Answer:
+def submit(
+    live: Live, prompt: Prompt, asked: GenerationOptions, answer: Answer | None = None
+) -> Answer:
     """Submit when there is room."""
     answer = answer or Answer()
     while True:
@@ -184,7 +186,7 @@ class Figures(NamedTuple):
 def check(captioner: Captioner, count: int, seed: int = 0, new_tokens: int = NEW_TOKENS) -> Figures:
     """Complete prompts under `count` random schemas."""
     prompts = [text_prompt(captioner, "word " * n) for n in (1, 7, 60)]
-    plain = Asked(SamplingConfig(max_new_tokens=24).resolve())
+    plain = GenerationOptions(SamplingConfig(max_new_tokens=24).resolve())
     live = Live(captioner, places=PLACES, new_tokens=new_tokens, waiting=2 * PLACES)
     try:
         alone = []
@@ -196,7 +198,7 @@ def check(captioner: Captioner, count: int, seed: int = 0, new_tokens: int = NEW
             schema = random_schema(random.Random(f"{seed} {number}"))
             how = dict(temperature=1.0, top_p=0.95) if number % 4 else dict(temperature=0.0)
             sampling = SamplingConfig(max_new_tokens=new_tokens, seed=number, **how).resolve()
-            asked = Asked(sampling, schema=schema)
+            asked = GenerationOptions(sampling, schema=schema)
             bound.append((schema, submit(live, prompts[number % 3], asked)))
             if number % 2:
                 others.append((number % 3, submit(live, prompts[number % 3], plain)))
@@ -235,7 +237,7 @@ def speed(captioner: Captioner, seconds: float = 8.0, turns: int = 3) -> tuple[f
                 continue
             sampling = SamplingConfig(max_new_tokens=rng.randint(new // 4, new), temperature=1.0)
             answer, before = Answer(), 0
-            asked = Asked(sampling.resolve(), schema=schema if bound else None)
+            asked = GenerationOptions(sampling.resolve(), schema=schema if bound else None)
             ticket = live.submit(prompt, asked, answer)
             while not (answer.over.wait(0.02) or over.is_set() or (bound and not beside.is_set())):
                 now = 0 if bound else len(answer.tokens)

@@ -13,7 +13,7 @@ from PIL import Image
 from ugc_jax.data import example as module
 from ugc_jax.data.batching import Buckets, bucket_of, collate
 from ugc_jax.data.example import (
-    Wanted,
+    MediaRequest,
     build_example,
     clip_messages,
     load_example,
@@ -399,7 +399,9 @@ def test_odd_but_good_files(seconds, audio, frames, tmp_path, tokenizer):
 def several(files, tokenizer, names, **fields):
     """What is read of some files, and their settings."""
     settings = resolve(ClipSettings(**SMALL | fields))
-    wanted = Wanted([files[name] for name in names], settings, text_tokens(settings, tokenizer))
+    wanted = MediaRequest(
+        [files[name] for name in names], settings, text_tokens(settings, tokenizer)
+    )
     return list(read_several(wanted, CONFIG)), settings
 
 
@@ -436,7 +438,7 @@ def test_several_media_share_the_budget(files, tokenizer):
 
 def test_the_sound_of_a_video_alone(files, tokenizer):
     settings = resolve(ClipSettings(**SMALL))
-    ((raw, _, info),) = read_several(Wanted([files["loud"]], settings, 30, False), CONFIG)
+    ((raw, _, info),) = read_several(MediaRequest([files["loud"]], settings, 30, False), CONFIG)
     assert (raw.kind, raw.frames, info.kind) == ("audio", None, "audio")
     assert info.audio_seconds == pytest.approx(2.0, abs=0.2)
 

@@ -13,7 +13,7 @@ from ugc_jax.data.batching import bucket_of, collate
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import BUCKETS
 from ugc_jax.generate.constraints import Schemas
-from ugc_jax.generate.live import Asked, Live
+from ugc_jax.generate.live import GenerationOptions, Live
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni import thinker
 
@@ -26,9 +26,9 @@ ANSWER = {
 }
 
 
-def asked(schema, samples=1, top_logprobs=0, **options) -> Asked:
+def asked(schema, samples=1, top_logprobs=0, **options) -> GenerationOptions:
     sampling = SamplingConfig(**(dict(max_new_tokens=256) | options)).resolve()
-    return Asked(sampling, samples, top_logprobs, schema=schema)
+    return GenerationOptions(sampling, samples, top_logprobs, schema=schema)
 
 
 def allowed(bits: np.ndarray) -> list[int]:

@@ -19,7 +19,7 @@ from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import BUCKETS, Captioner
 from ugc_jax.generate.engine import Engine
-from ugc_jax.generate.live import Asked, Busy, Closed, Failure, Live, Piece
+from ugc_jax.generate.live import Busy, Closed, Failure, GenerationOptions, Live, Piece
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -62,12 +62,16 @@ class Told:
         return tokens, "".join(piece.text for piece in own), own[-1].finish_reason
 
 
-def asked(samples: int = 1, top_logprobs: int = 0, stop=(), schema=None, **options) -> Asked:
+def asked(
+    samples: int = 1, top_logprobs: int = 0, stop=(), schema=None, **options
+) -> GenerationOptions:
     options = dict(max_new_tokens=NEW) | options
-    return Asked(SamplingConfig(**options).resolve(), samples, top_logprobs, stop, schema)
+    return GenerationOptions(
+        SamplingConfig(**options).resolve(), samples, top_logprobs, stop, schema
+    )
 
 
-def submit(live: Live, prompt: Prompt, what: Asked = None, told: Told | None = None):
+def submit(live: Live, prompt: Prompt, what: GenerationOptions = None, told: Told | None = None):
     told, what = told or Told(), what or asked()
     told.samples = what.samples
     return live.submit(prompt, what, told), told
@@ -111,7 +115,7 @@ def running(captioner, places=2, new_tokens=NEW, waiting=100):
         assert not live._thread.is_alive()
 
 
-def alone(captioner, prompt: Prompt, what: Asked, sample: int = 0) -> list[int]:
+def alone(captioner, prompt: Prompt, what: GenerationOptions, sample: int = 0) -> list[int]:
     """The tokens of a sample by the engine's other way: one batch."""
     batch = collate([prompt.example], prompt.bucket, 1, captioner.config)
     made = captioner.engine.generate(captioner.params, batch, what.sampling, [sample])

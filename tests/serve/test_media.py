@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.serve.media import Medium, Store, described
+from ugc_jax.serve.media import Medium, Store, refusal_of
 from ugc_jax.serve.protocol import Refusal
 
 
@@ -75,6 +75,6 @@ def test_data_of_the_request(tmp_path):
 def test_the_field_of_many_media_that_cannot_be_read(tmp_path, number):
     media = [Medium(f"messages[0].content[{n}]", "video_url", "") for n in range(12)]
     files = [tmp_path / str(n) for n in range(12)]
-    refusal = described(UserError(f"{files[number]}: not readable"), media, files)
+    refusal = refusal_of(UserError(f"{files[number]}: not readable"), media, files)
     assert refusal.message == f"messages[0].content[{number}]: not readable"
     assert refusal.param == f"messages[0].content[{number}]"

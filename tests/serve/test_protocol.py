@@ -38,9 +38,9 @@ def test_a_whole_request():
             response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
         )  # fmt: skip
     )
-    assert (chat.stops(), chat.most_tokens(), chat.schema_asked()) == (("x",), 9, {})
-    assert parse(body(response_format={"type": "json_object"})).schema_asked() == {}
-    assert parse(body(response_format={"type": "text"})).schema_asked() is None
+    assert (chat.stops(), chat.most_tokens(), chat.answer_schema()) == (("x",), 9, {})
+    assert parse(body(response_format={"type": "json_object"})).answer_schema() == {}
+    assert parse(body(response_format={"type": "text"})).answer_schema() is None
 
 
 @pytest.mark.parametrize(

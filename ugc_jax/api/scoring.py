@@ -166,7 +166,7 @@ def evaluate(
     options |= {name: value for name, value in dict(qa=qa, output=output).items() if value}
     with progress.shown(), contextlib.ExitStack() as stack:
         if predictions is not None:
-            options["predictions"] = stack.enter_context(_stored(predictions))
+            options["predictions"] = stack.enter_context(_as_path(predictions))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ugc-jax-")))
         unnamed = str(folder / "result.json")
         settings = job.SETTINGS.from_options({"output": unnamed} | options, config)
@@ -218,7 +218,7 @@ def compare(
 
 
 @contextlib.contextmanager
-def _stored(predictions) -> Iterator[str]:
+def _as_path(predictions) -> Iterator[str]:
     """The path of predictions, of those in memory while the block lasts."""
     if isinstance(predictions, str | os.PathLike):
         yield os.fspath(predictions)

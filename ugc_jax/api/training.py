@@ -146,7 +146,7 @@ def sft(
     UserError for a value out of range, and as the job.
     """
     require_extra("train", "sft")
-    options = _named(options, output=output, checkpoint=checkpoint)
+    options = _merge(options, output=output, checkpoint=checkpoint)
     with progress.shown():
         settings = _settings(sft_job.SETTINGS, config, options, extract, train=train, eval=eval)
         _end(sft_job.main(settings, []))
@@ -194,7 +194,7 @@ def grpo(
     Other arguments, signals and errors: as of `sft`. Captions of rows are only references.
     """
     require_extra("train", "grpo")
-    options = _named(options, output=output, checkpoint=checkpoint)
+    options = _merge(options, output=output, checkpoint=checkpoint)
     own, options = _rewards(rewards, options)
     with progress.shown():
         settings = _settings(grpo_job.SETTINGS, config, options, extract, train=train, eval=eval)
@@ -202,7 +202,7 @@ def grpo(
     return Run.read(settings)
 
 
-def _named(options: dict[str, Any], **arguments) -> dict[str, Any]:
+def _merge(options: dict[str, Any], **arguments) -> dict[str, Any]:
     """Options, and the arguments that are not None."""
     return options | {name: value for name, value in arguments.items() if value is not None}
 
@@ -257,12 +257,12 @@ def _rewards(rewards, options: dict[str, Any]) -> tuple[dict[str, Callable], dic
         function, weight = one if isinstance(one, tuple) and len(one) == 2 else (one, None)
         if weight is not None and not isinstance(weight, int | float):
             raise TypeError(f"rewards: expected (function, weight), got {one!r:.60}")
-        for name in _named_functions(function, own):
+        for name in _own_functions(function, own):
             words.append(name if weight is None else f"{name}={float(weight)!r}")
     return own, options | {"rewards": settings | {"functions": ",".join(words)}}
 
 
-def _named_functions(function, own: dict[str, Callable]) -> list[str]:
+def _own_functions(function, own: dict[str, Callable]) -> list[str]:
     """Add a function, or {name: function}, to `own`; return the names of what is given."""
     if isinstance(function, str):
         return [function]

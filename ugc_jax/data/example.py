@@ -175,7 +175,7 @@ def read_media_once(
     return results
 
 
-class Wanted(NamedTuple):
+class MediaRequest(NamedTuple):
     """The media of a prompt of several. paths: of the files, in the order of the prompt.
 
     settings: resolved. text_tokens: of the text around the media. picture: false for the sound of
@@ -189,18 +189,18 @@ class Wanted(NamedTuple):
 
 
 def read_several(
-    wanted: Wanted, config: OmniConfig
+    request: MediaRequest, config: OmniConfig
 ) -> Iterator[tuple[RawMedium, MediumInput, ClipInfo]]:
     """Read the media of a prompt, any number of them, as `read_media` reads one.
 
     Sounds take their tokens first. If the pictures do not fit into the rest, it is divided: what
     needs less than an equal part gets what it needs. Raises UserError as `read_media`.
     """
-    settings = wanted.settings
-    allowance = _allowance(settings, wanted.text_tokens, config)
-    sources = [probe(path) for path in wanted.paths]
+    settings = request.settings
+    allowance = _allowance(settings, request.text_tokens, config)
+    sources = [probe(path) for path in request.paths]
     allow(sum(source.length for source in sources))
-    if not wanted.picture:
+    if not request.picture:
         heard = lambda one: one._replace(kind="audio") if one.kind == "video" else one  # noqa: E731
         sources = [heard(source) for source in sources]
     sounds, fixed, pictures = [], [], []

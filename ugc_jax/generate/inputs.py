@@ -45,7 +45,7 @@ class Inputs:
         self.clips: list[Input] = []
         try:
             for number, video in enumerate(videos):
-                self.clips += self._found(video, f"videos[{number}]")
+                self.clips += self._inputs_of(video, f"videos[{number}]")
         except BaseException:
             self.close()
             raise
@@ -55,7 +55,7 @@ class Inputs:
         if self._folder is not None:
             self._folder.close()
 
-    def _found(self, video: Video, name: str) -> list[Input]:
+    def _inputs_of(self, video: Video, name: str) -> list[Input]:
         """The clips that one argument names; `name` is that of one without any."""
         match video:
             case str() if _URL.match(video):
@@ -72,13 +72,13 @@ class Inputs:
                         )
                     return [Input(clip, clip) for clip in find_clips([path])]
             case bytes() | bytearray() | memoryview():
-                return [Input(name, self._stored(name, lambda file: file.write(video)))]
+                return [Input(name, self._store(name, lambda file: file.write(video)))]
             case Clip():
                 return [Input(video.name or name, video)]
             case _ if callable(getattr(video, "read", None)):
                 own = getattr(video, "name", None)
                 name = own if isinstance(own, str) else name
-                return [Input(name, self._stored(name, lambda file: _copy(video, file, name)))]
+                return [Input(name, self._store(name, lambda file: _copy(video, file, name)))]
         raise TypeError(f"{name}: expected {_EXPECTED}, got {video!r:.60}")
 
     def _place(self) -> str:
@@ -88,7 +88,7 @@ class Inputs:
         self._count += 1
         return str(self._folder.path / str(self._count))
 
-    def _stored(self, name: str, write) -> str:
+    def _store(self, name: str, write) -> str:
         """The path of a temporary file that `write` fills."""
         path = self._place()
         try:
@@ -131,7 +131,9 @@ def questions_of(
         return [question] * len(clips)
     found = _each(clips, messages, "messages")
     return [
-        question if one is None else _checked(one, f"messages of {clip.name}", question, system)
+        question
+        if one is None
+        else _check_messages(one, f"messages of {clip.name}", question, system)
         for clip, one in zip(clips, found, strict=True)
     ]
 
@@ -156,7 +158,7 @@ def _key(key, what: str) -> str:
     return str(key)
 
 
-def _checked(messages, place: str, question: str, system: str) -> list[dict]:
+def _check_messages(messages, place: str, question: str, system: str) -> list[dict]:
     """Return messages with a system message and one medium, as a row of a manifest has them."""
     if not isinstance(messages, list | tuple) or not all(isinstance(m, Mapping) for m in messages):
         raise TypeError(f"{place}: expected a list of dicts, got {messages!r:.60}")

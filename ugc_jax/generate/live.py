@@ -54,7 +54,7 @@ RETRY_SECONDS = 1.0, 60.0  # least and most of Busy
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class GenerationOptions:
     """What to do with a prompt.
 
     Sample number s has the random numbers of key id s: completions depend on the seed alone. A
@@ -147,19 +147,19 @@ class Ticket:
     def __init__(
         self,
         prompt: Prompt,
-        asked: Asked,
+        options: GenerationOptions,
         tell: Callable,
         texts: list[TextStream],
         constraint: Constraint | None,
     ):
         self._prompt: Prompt | None = prompt  # until it is prefilled
-        self._asked, self._tell, self._texts = asked, tell, texts
+        self._options, self._tell, self._texts = options, tell, texts
         self._constraint = constraint
         self._lock = threading.RLock()  # held while told: nothing is told after the end
         self._over = False  # nothing is told any more
         self._ended: set[int] = set()  # samples whose last piece is told
-        self._told = [0] * asked.samples  # tokens of each
-        self._left = set(range(asked.samples))  # samples that the engine has not ended
+        self._token_counts = [0] * options.samples  # tokens passed on, of each
+        self._left = set(range(options.samples))  # samples that the engine has not ended
 
     def _unwanted(self, sample: int) -> bool:
         return self._over or sample in self._ended
@@ -210,7 +210,7 @@ class Live:
     # ---- from any thread -------------------------------------------------------------------------
 
     def submit(
-        self, prompt: Prompt, asked: Asked, tell: Callable[[Piece | Failure], None]
+        self, prompt: Prompt, options: GenerationOptions, tell: Callable[[Piece | Failure], None]
     ) -> Ticket:
         """Queue a prompt. Thread-safe.
 
@@ -219,12 +219,12 @@ class Live:
         Failure or `cancel`. Raises UserError for a prompt or settings that do not fit, Busy where
         too many wait, and Closed; EnvironmentFailure for a schema without the library for it.
         """
-        self._check_fit(prompt, asked)
+        self._check_fit(prompt, options)
         constraint = None
-        if asked.schema is not None:
-            constraint = self._schemas().compile(asked.schema)
-        texts = [TextStream(self._bytes_of, asked.stop) for _ in range(asked.samples)]
-        ticket = Ticket(prompt, asked, tell, texts, constraint)
+        if options.schema is not None:
+            constraint = self._schemas().compile(options.schema)
+        texts = [TextStream(self._bytes_of, options.stop) for _ in range(options.samples)]
+        ticket = Ticket(prompt, options, tell, texts, constraint)
         with self._changed:
             if self._error is not None:
                 raise Closed(self._error)
@@ -288,8 +288,8 @@ class Live:
 
     # ---- what fits -------------------------------------------------------------------------------
 
-    def _check_fit(self, prompt: Prompt, asked: Asked):
-        tokens, new = len(prompt.example.tokens), asked.sampling.max_new_tokens
+    def _check_fit(self, prompt: Prompt, options: GenerationOptions):
+        tokens, new = len(prompt.example.tokens), options.sampling.max_new_tokens
         if new > self._new_tokens:
             raise UserError(f"max_new_tokens is {new}; use at most {self._new_tokens}")
         if tokens > self._longest:
@@ -313,7 +313,7 @@ class Live:
             for one in self._engine.run(
                 self._captioner.params, self, self._places, self._new_tokens, check=self._check
             ):
-                self._told(one)
+                self._pass_on(one)
         except _Aborted:
             pass
         except BaseException as error:  # noqa: BLE001 - whoever waits is told, whatever it is
@@ -370,7 +370,7 @@ class Live:
         rows = most if 2 * len(same[:most]) > most else least
         return same[:rows], rows
 
-    def _told(self, one: Finished | Streamed):
+    def _pass_on(self, one: Finished | Streamed):
         """Tell what the engine gave of a sample."""
         ticket = one.tag
         over = isinstance(one, Finished)
@@ -387,7 +387,7 @@ class Live:
                 self._counts["tokens"] += len(piece.tokens)
                 self._rates["tokens"].add(len(piece.tokens))
                 self._rates["completions"].add(piece.finish_reason is not None)
-            last = len(ticket._ended) == ticket._asked.samples
+            last = len(ticket._ended) == ticket._options.samples
             self._end(ticket, piece) if last else self._tell(ticket, piece)
         if over:
             with self._changed:
@@ -396,18 +396,18 @@ class Live:
                     self._running.discard(ticket)
 
     def _piece(self, one: Finished | Streamed) -> Piece:
-        """The tokens of a sample that were not told yet, and their text."""
+        """The tokens of a sample that are new, and their text."""
         ticket = one.tag
-        text, count = ticket._texts[one.sample], ticket._asked.top_logprobs
-        told = ticket._told[one.sample] if isinstance(one, Finished) else 0
+        text, count = ticket._texts[one.sample], ticket._options.top_logprobs
+        start = ticket._token_counts[one.sample] if isinstance(one, Finished) else 0
         tokens, parts, reason = [], [], None
-        for n in range(told, len(one.tokens)):
+        for n in range(start, len(one.tokens)):
             tokens.append(self._token(one, n, count))
             parts.append(text.add(tokens[-1].id))
             if text.stopped:
                 reason = "stop"
                 break
-        ticket._told[one.sample] += len(tokens)
+        ticket._token_counts[one.sample] += len(tokens)
         if reason is None and isinstance(one, Finished):
             parts.append(text.end())
             reason = "stop" if text.stopped else finish_reason(one.stopped)
@@ -456,13 +456,13 @@ class _Aborted(Exception):
 
 
 def _request(ticket: Ticket) -> Request:
-    asked = ticket._asked
+    options = ticket._options
     return Request(
         ticket,
-        asked.sampling,
-        range(asked.samples),
+        options.sampling,
+        range(options.samples),
         streams=True,
-        top_logprobs=asked.top_logprobs > 0,
+        top_logprobs=options.top_logprobs > 0,
         spreads=True,
         cancelled=ticket._unwanted,
         constraint=ticket._constraint,

@@ -83,7 +83,7 @@ def main(config: ServeConfig, _: list[str]) -> int:
             "clips and keys cross the network unencrypted; give certificate and certificate_key, "
             "or serve on 127.0.0.1 behind a proxy with https"
         )
-    signal.signal(signal.SIGTERM, _ended)  # raised again by the server after its end
+    signal.signal(signal.SIGTERM, _exit)  # raised again by the server after its end
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(server.bind(config.host, config.port))
         answering = _answering(config, stack)
@@ -151,5 +151,5 @@ def _too_large(text: str, status: int, headers: dict[str, str]):
     return error_response(text, status, headers)
 
 
-def _ended(*_):
+def _exit(*_):
     sys.exit(128 + signal.SIGTERM)

@@ -1,7 +1,6 @@
 """Small pictures of clips for a page: a strip of frames and a mel spectrogram, as data URIs."""
 
 import base64
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ugc_jax.data.drawing import draw_mel, encode
 from ugc_jax.data.features import log_mel
 from ugc_jax.data.workers import Pool, allow
 from ugc_jax.errors import UserError
@@ -120,10 +120,8 @@ def _mel(source: Source) -> tuple[Image.Image | None, list[str]]:
     sound = read_sound(source, 0.0, None, MAX_SOUND)
     if sound.waveform is None or np.abs(sound.waveform).max() < SILENCE:
         return None, sound.notes
-    mel = log_mel(sound.waveform).T[::-1]
-    low, high = mel.min(), mel.max()
-    tones = ((mel - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
-    small = np.asarray(Image.fromarray(tones).resize(MEL_SIZE, Image.Resampling.BOX))
+    drawn = draw_mel(log_mel(sound.waveform))
+    small = np.asarray(drawn.resize(MEL_SIZE, Image.Resampling.BOX))
     picture = Image.fromarray((small * (TONES / 256)).astype(np.uint8))
     picture.putpalette(_palette())
     return picture, sound.notes
@@ -138,6 +136,5 @@ def _palette() -> bytes:
 
 
 def _uri(kind: str, picture: Image.Image, **options) -> str:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = base64.b64encode(encode(picture, kind, **options)).decode()
+    return f"data:image/{kind};base64,{content}"

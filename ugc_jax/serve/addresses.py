@@ -87,7 +87,7 @@ class Fetching(NamedTuple):
         """
         end = time.monotonic() + self.seconds
         for _ in range(MOST_REDIRECTS + 1):
-            parts = self._checked(url)
+            parts = self._check(url)
             connection, link = self._connect(parts, end)
             done = threading.Event()
             # A server may send a byte at a time, each within the socket's time limit, or nothing
@@ -116,7 +116,7 @@ class Fetching(NamedTuple):
             except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
                 if gone.is_set():
                     raise Gone from None
-                _left(end, self.seconds)
+                _seconds_left(end, self.seconds)
                 raise UserError(f"it cannot be fetched ({_reason(error)})") from None
             finally:
                 done.set()
@@ -124,7 +124,7 @@ class Fetching(NamedTuple):
                 link.close()
         raise UserError(f"it leads on more than {MOST_REDIRECTS} times")
 
-    def _checked(self, url: str) -> SplitResult:
+    def _check(self, url: str) -> SplitResult:
         """Return the parts of a URL that may be fetched as far as its text tells."""
         if len(url) > LONGEST:
             raise UserError(f"its URL has more than {LONGEST} characters")
@@ -163,10 +163,12 @@ class Fetching(NamedTuple):
             raise UserError("its host is not one of the public internet")
         for last, address in enumerate(addresses, 1 - len(addresses)):  # 0: the last one
             try:
-                link = socket.create_connection((address, port), timeout=_left(end, self.seconds))
+                link = socket.create_connection(
+                    (address, port), timeout=_seconds_left(end, self.seconds)
+                )
                 break
             except OSError as error:
-                _left(end, self.seconds)
+                _seconds_left(end, self.seconds)
                 if last == 0:
                     raise UserError(f"its host cannot be reached ({_reason(error)})") from None
         kind = http.client.HTTPConnection
@@ -192,10 +194,11 @@ class Fetching(NamedTuple):
                 file.write(block)
                 if gone.is_set():
                     raise Gone
-                _left(end, self.seconds)
+                _seconds_left(end, self.seconds)
         if gone.is_set():
             raise Gone
-        _left(end, self.seconds)  # else the connection was cut, and nothing tells of the rest
+        # Else the connection was cut, and nothing tells of the rest.
+        _seconds_left(end, self.seconds)
         if answer.length:
             raise UserError("the server ended before it had sent all")
 
@@ -209,7 +212,7 @@ def _watch(link: socket.socket, done: threading.Event, gone: threading.Event, en
         link.shutdown(socket.SHUT_RDWR)
 
 
-def _left(end: float, seconds: float) -> float:
+def _seconds_left(end: float, seconds: float) -> float:
     """Seconds until the end. Raises UserError where there are none."""
     if (left := end - time.monotonic()) <= 0:
         raise UserError(f"it was not fetched within {seconds:g} s")

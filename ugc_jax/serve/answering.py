@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from ugc_jax.data.prompt import AUDIO
 from ugc_jax.data.reading import Prompt
 from ugc_jax.errors import UserError, environment_failure
-from ugc_jax.generate.live import Asked, Busy, Closed, Failure, Live, Piece
+from ugc_jax.generate.live import Busy, Closed, Failure, GenerationOptions, Live, Piece
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.serve import protocol
 from ugc_jax.serve.addresses import Gone
@@ -136,13 +136,13 @@ class Answering:
                 self._admitted -= 1
                 self.metrics.under_way.set(self._admitted)
         except Refusal as refusal:
-            await self._refused(sending, refusal)
+            await self._refuse(sending, refusal)
         except UserError as error:
-            await self._refused(sending, protocol.of_user(error))
+            await self._refuse(sending, protocol.of_user(error))
         except TimeoutError:
             late = f"the request was not answered within {self.limits.timeout:g} s"
             refusal = Refusal(504, late, code="timeout")
-            await self._refused(sending, Refusal(503, _STOPPING) if self._over else refusal)
+            await self._refuse(sending, Refusal(503, _STOPPING) if self._over else refusal)
         except (ClientDisconnect, _ClientGone):
             self.metrics.gone.inc()
             self.metrics.requests.labels("gone").inc()
@@ -154,12 +154,12 @@ class Answering:
             else:
                 logger.exception("unexpected")
                 refusal = Refusal(500, "an error of the server; see its log")
-            await self._refused(sending, refusal)
+            await self._refuse(sending, refusal)
         else:
             self.metrics.requests.labels("200").inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
 
-    async def _refused(self, sending: "Sending", refusal: Refusal):
+    async def _refuse(self, sending: "Sending", refusal: Refusal):
         self.metrics.requests.labels(str(refusal.status)).inc()
         shown = protocol.one_line(refusal.message)[:500]
         logger.warning("refused (%d): %s", refusal.status, shown)
@@ -169,7 +169,8 @@ class Answering:
 
     async def _until_gone(self, work: Awaitable[None], receive: Receive):
         """Wait for some work; cancel it when the client goes. Raises _ClientGone, and its own."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -219,9 +220,9 @@ class Answering:
                 f"{self.model.name!r}", param="model", code="model_not_found",
             )  # fmt: skip
 
-    # ---- what is asked ---------------------------------------------------------------------------
+    # ---- what is to be generated -----------------------------------------------------------------
 
-    def asked(self, chat: Chat) -> Asked:
+    def options(self, chat: Chat) -> GenerationOptions:
         """Return what the engine is to do. Raises Refusal for what is beyond the limits."""
         count, most = chat.n or 1, self.limits.choices
         if count > most:
@@ -249,7 +250,7 @@ class Answering:
         except UserError as error:  # begins with the field's name
             raise protocol.of_user(error, str(error).partition(" ")[0]) from None
         top = chat.top_logprobs or 0
-        return Asked(sampling, count, top, chat.stops(), chat.schema_asked())
+        return GenerationOptions(sampling, count, top, chat.stops(), chat.answer_schema())
 
     @contextlib.asynccontextmanager
     async def files(self, chat: Chat) -> AsyncIterator[tuple[Sequence[Medium], Sequence[Path]]]:
@@ -276,7 +277,7 @@ class Answering:
             gone.set()
             await asyncio.to_thread(shutil.rmtree, folder, True)
 
-    async def pieces(self, prompt: Prompt, asked: Asked) -> AsyncIterator[Piece]:
+    async def pieces(self, prompt: Prompt, options: GenerationOptions) -> AsyncIterator[Piece]:
         """Yield the pieces of all completions of a prompt. Raises Refusal."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -285,9 +286,9 @@ class Answering:
                 loop.call_soon_threadsafe(queue.put_nowait, what)
 
         # A schema may take a while to compile.
-        threads = None if asked.schema is None else self._slow
-        submitting = loop.run_in_executor(threads, self.live.submit, prompt, asked, tell)
-        left = asked.samples
+        threads = None if options.schema is None else self._slow
+        submitting = loop.run_in_executor(threads, self.live.submit, prompt, options, tell)
+        left = options.samples
         try:
             await asyncio.shield(submitting)
             while left:
@@ -301,7 +302,7 @@ class Answering:
         except Closed as closed:
             raise Refusal(503, str(closed)) from None
         except UserError as error:
-            field = "messages" if asked.schema is None else protocol.SCHEMA
+            field = "messages" if options.schema is None else protocol.SCHEMA
             raise protocol.of_user(error, field) from None
         finally:
             if left:
@@ -315,7 +316,7 @@ class Answering:
 
     async def complete(self, chat: Chat, sending: "Sending"):
         """Answer with completions: `POST /v1/chat/completions`."""
-        asked = self.asked(chat)
+        options = self.options(chat)
         prompt = await self._prompt(chat)
         self.metrics.prompt_tokens.inc(len(prompt.example.tokens))
         facts = protocol.Facts.new(self.model.name)
@@ -323,10 +324,10 @@ class Answering:
             len(prompt.example.tokens), int((prompt.example.source == AUDIO).sum())
         )
         end = self.model.end if chat.logprobs else None
-        choices, first = protocol.Choices(asked.samples), True
+        choices, first = protocol.Choices(options.samples), True
         includes = bool(chat.stream_options and chat.stream_options.include_usage)
         more = {"usage": None} if includes else {}
-        async with contextlib.aclosing(self.pieces(prompt, asked)) as pieces:
+        async with contextlib.aclosing(self.pieces(prompt, options)) as pieces:
             async for piece in pieces:
                 usage.generated += len(piece.tokens)
                 self.metrics.generated_tokens.inc(len(piece.tokens))
@@ -337,7 +338,7 @@ class Answering:
                 else:
                     if first:
                         await sending.begin()
-                        roles = [_role(number) for number in range(asked.samples)]
+                        roles = [_role(number) for number in range(options.samples)]
                         noted = {"notes": list(prompt.notes)} if prompt.notes else {}
                         await sending.event(protocol.chunk(facts, roles, **more, **noted))
                     await sending.event(protocol.chunk(facts, [protocol.delta(piece, end)], **more))
@@ -352,10 +353,10 @@ class Answering:
 
     async def show(self, chat: Chat, sending: "Sending"):
         """Answer with what the model gets of the media: `POST /v1/inputs`."""
-        new = self.asked(chat).sampling.max_new_tokens
+        new = self.options(chat).sampling.max_new_tokens
         async with self.files(chat) as (media, files):
-            shown = await self._reader.shown(chat, media, files, new)
-        body = await asyncio.to_thread(record, media, shown)
+            previews = await self._reader.previews(chat, media, files, new)
+        body = await asyncio.to_thread(record, media, previews)
         await sending.whole({"object": "list", "data": body})
 
     async def _prompt(self, chat: Chat) -> Prompt:
@@ -425,7 +426,7 @@ class _ClientGone(Exception):
     """The client went before its answer."""
 
 
-async def _disconnected(receive: Receive):
+async def _wait_for_disconnect(receive: Receive):
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -129,7 +129,7 @@ def _write(data: str, folder: Path, number: int) -> Path:
     return target
 
 
-def described(error: UserError, media: list[Medium], files: list[Path]) -> Refusal:
+def refusal_of(error: UserError, media: list[Medium], files: list[Path]) -> Refusal:
     """Return the refusal of a medium that cannot be read; its field stands for the file's path."""
     text, param = str(error), None
     for medium, path in zip(media, files, strict=True):

@@ -215,7 +215,7 @@ class Chat(BaseModel):
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(dict.fromkeys(given))
 
-    def schema_asked(self) -> dict | None:
+    def answer_schema(self) -> dict | None:
         """Return the JSON schema of the answer; {} for any JSON object, None for text."""
         form = self.response_format
         if form is None or form.type == "text":

@@ -8,7 +8,6 @@ import asyncio
 import base64
 import dataclasses
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ugc_jax.data.batching import Buckets, bucket_of
-from ugc_jax.data.example import ClipInfo, MediumInput, Wanted, build_example, read_several
+from ugc_jax.data.drawing import draw_mel, encode
+from ugc_jax.data.example import ClipInfo, MediaRequest, MediumInput, build_example, read_several
 from ugc_jax.data.prompt import ChatTokenizer, Medium, text_counts
 from ugc_jax.data.reading import Prompt
 from ugc_jax.data.workers import Outcome, Pool, ReadingConfig
@@ -32,7 +32,7 @@ _BUCKETS = Buckets()
 PICTURES, SIDE, MEL_COLUMNS = 128, 320, 3000  # most of what `inputs` shows
 
 
-class Shown(NamedTuple):
+class Preview(NamedTuple):
     """A medium as the model gets it. pictures: JPEG of frames. mel: PNG of the log-mel, or None.
 
     numbers: of these frames. size: (width, height) of a frame as the model gets it, or None.
@@ -46,20 +46,20 @@ class Shown(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What a worker reads. kinds: that each file may be. shows: return Shown, not inputs."""
+    """What a worker reads. kinds: that each file may be. shows: return Preview, not inputs."""
 
-    wanted: Wanted
+    request: MediaRequest
     kinds: tuple[tuple[str, ...], ...]
     shows: bool = False
 
 
-def read(item: Item, config: OmniConfig) -> list[tuple[MediumInput, ClipInfo]] | list[Shown]:
+def read(item: Item, config: OmniConfig) -> list[tuple[MediumInput, ClipInfo]] | list[Preview]:
     """Read the media of a request, in a worker. Raises UserError."""
     found = []
-    several = read_several(item.wanted, config)
-    for path, kinds in zip(item.wanted.paths, item.kinds, strict=True):
+    several = read_several(item.request, config)
+    for path, kinds in zip(item.request.paths, item.kinds, strict=True):
         raw, medium, info = next(several)
-        if info.kind not in kinds and item.wanted.picture:
+        if info.kind not in kinds and item.request.picture:
             raise UserError(f"{path}: holds {_ARTICLES[info.kind]}, not {_ARTICLES[kinds[0]]}")
         if not item.shows:
             found.append((medium, info))
@@ -69,7 +69,7 @@ def read(item: Item, config: OmniConfig) -> list[tuple[MediumInput, ClipInfo]] |
         pictures = tuple(_jpeg(frames[number]) for number in numbers)
         size = tuple(frames.shape[2:0:-1]) if len(frames) else None
         mel = None if raw.mel is None else _png(raw.mel)
-        found.append(Shown(info, pictures, tuple(numbers.tolist()), size, mel))
+        found.append(Preview(info, pictures, tuple(numbers.tolist()), size, mel))
     return found
 
 
@@ -77,20 +77,15 @@ _ARTICLES = {"image": "a picture", "video": "a video", "audio": "a sound"}
 
 
 def _jpeg(frame: np.ndarray) -> bytes:
-    image, out = Image.fromarray(np.ascontiguousarray(frame)), io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(frame))
     image.thumbnail((SIDE, SIDE))
-    image.save(out, "JPEG", quality=80)
-    return out.getvalue()
+    return encode(image, "jpeg", quality=80)
 
 
 def _png(mel: np.ndarray) -> bytes:
-    """The log-mel f32[frames, 128] as grey levels, low frequencies at the bottom."""
-    step, out = -(-len(mel) // MEL_COLUMNS) or 1, io.BytesIO()
-    columns = mel[: len(mel) // step * step].reshape(-1, step, mel.shape[1]).mean(axis=1)
-    low, high = columns.min(initial=0.0), columns.max(initial=1e-6)
-    grey = (255 * (columns - low) / max(high - low, 1e-6)).astype(np.uint8)
-    Image.fromarray(np.ascontiguousarray(grey.T[::-1])).save(out, "PNG")
-    return out.getvalue()
+    drawn = draw_mel(mel)
+    size = min(drawn.width, MEL_COLUMNS), drawn.height
+    return encode(drawn.resize(size, Image.Resampling.BOX), "png")
 
 
 class Reader:
@@ -135,9 +130,9 @@ class Reader:
             raise of_user(error, "messages") from None
         return Prompt(example, None, bucket, seconds, notes)
 
-    async def shown(
+    async def previews(
         self, chat: Chat, media: Sequence[parts.Medium], files: Sequence[Path], new_tokens: int
-    ) -> list[Shown]:
+    ) -> list[Preview]:
         """Return what the model gets of the media of a request. Errors: as of `prompt`."""
         settings = self._settings(chat, new_tokens)
         return (await self._read(chat, settings, media, files, shows=True)).value
@@ -170,8 +165,8 @@ class Reader:
         messages = messages_of(chat, settings, stand_ins)
         (text,) = await asyncio.to_thread(text_counts, [(messages, stand_ins)], self._tokenizer)
         picture = chat.clip is None or chat.clip.picture
-        wanted = Wanted([str(file) for file in files], settings, text, picture)
-        item = Item(wanted, tuple(parts.KINDS[medium.type] for medium in media), shows)
+        request = MediaRequest([str(file) for file in files], settings, text, picture)
+        item = Item(request, tuple(parts.KINDS[medium.type] for medium in media), shows)
         future = self._pool.submit(item)
         try:
             outcome = await asyncio.wrap_future(future)
@@ -180,7 +175,7 @@ class Reader:
             asyncio.get_running_loop().run_in_executor(None, self._pool.cancel, future)
             raise
         if isinstance(outcome.value, UserError):
-            raise parts.described(outcome.value, list(media), list(files))
+            raise parts.refusal_of(outcome.value, list(media), list(files))
         return outcome
 
 
@@ -222,8 +217,8 @@ def _text(content: str | list[dict]) -> str:
 _NAME = "the media"  # in messages about a process that died with them
 
 
-def record(media: Sequence[parts.Medium], shown: Sequence[Shown]) -> list[dict]:
-    """Return what `Reader.shown` returned as JSON objects."""
+def record(media: Sequence[parts.Medium], previews: Sequence[Preview]) -> list[dict]:
+    """Return what `Reader.previews` returned as JSON objects."""
     return [
         {
             "field": medium.name,
@@ -239,5 +234,5 @@ def record(media: Sequence[parts.Medium], shown: Sequence[Shown]) -> list[dict]:
             "picture_numbers": list(one.numbers),
             "mel": None if one.mel is None else base64.b64encode(one.mel).decode(),
         }
-        for medium, one in zip(media, shown, strict=True)
+        for medium, one in zip(media, previews, strict=True)
     ]
