@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = PROJECT["optional-dependencies"]
 ACCELERATORS = {"tpu", "cuda12", "cuda13"}
+SITE = {"docs"}  # for those who write the documentation; no job needs it
 GROUPS = {"all", "test"}  # of other extras
 # Libraries that only the extras name; flax itself needs optax and orbax-checkpoint, jax scipy.
 COME_ANYWAY = {"optax", "orbax", "scipy", "absl"}
@@ -60,7 +61,7 @@ def run_without_extras(code: str) -> subprocess.CompletedProcess:
 
 
 def test_the_table_is_that_of_pyproject():
-    assert set(DECLARED) - ACCELERATORS - GROUPS == set(extras.EXTRAS)
+    assert set(DECLARED) - ACCELERATORS - SITE - GROUPS == set(extras.EXTRAS)
     for name, extra in extras.EXTRAS.items():
         assert set(extra.libraries) == names(DECLARED[name]), name
         assert not set(extra.libraries) & (names(PROJECT["dependencies"]) - {"etils"}), name
@@ -69,7 +70,7 @@ def test_the_table_is_that_of_pyproject():
 def test_the_groups_name_extras_that_exist():
     for group in GROUPS:
         (own,) = (one for one in DECLARED[group] if one.startswith("ugc_jax["))
-        assert set(own[8:-1].split(",")) <= set(extras.EXTRAS)
+        assert set(own[8:-1].split(",")) <= set(extras.EXTRAS) | SITE
 
 
 def test_the_packages_that_the_project_promises_are_declared():
@@ -81,7 +82,7 @@ def test_the_packages_that_the_project_promises_are_declared():
 
 
 def test_jobs_name_extras_that_exist():
-    assert {job.extra for job in cli.JOBS.values()} - {""} <= set(extras.EXTRAS)
+    assert {job.extra for job in cli.JOBS.values()} - {""} <= set(extras.EXTRAS) | SITE
 
 
 def test_what_is_installed_is_told_from_what_is_not(monkeypatch):

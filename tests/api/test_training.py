@@ -420,3 +420,12 @@ def test_ctrl_c_is_no_status(options):
         training._end(128 + signal.SIGINT)
     with pytest.raises(SystemExit, match="143"):
         training._end(128 + signal.SIGTERM)
+
+
+def test_the_extraction_of_a_call_takes_a_config():
+    plain = api_rows.extraction({"config": "world"})
+    changed = api_rows.extraction({"config": "world", "frames": 6})
+    assert (plain.clip.frames, changed.clip.frames) == (4, 6)
+    assert plain.clip.max_pixels == changed.clip.max_pixels == 112 * 112
+    with pytest.raises(UserError, match="no such file or name"):
+        api_rows.extraction({"config": "wrld"})

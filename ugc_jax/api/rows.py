@@ -28,7 +28,10 @@ _OF_THE_JOB = ("output", "overwrite", "runner", "beam_options", "remove", "runs"
 
 
 def extraction(options: Mapping[str, Any] | ExtractConfig | None) -> ExtractConfig:
-    """Return the settings of an extraction. Raises TypeError as `Schema.from_options`."""
+    """Return the settings of an extraction, whose "config" names one of configs/ or a file.
+
+    Raises TypeError as `Schema.from_options`.
+    """
     if isinstance(options, ExtractConfig):
         return options
     if not isinstance(options, Mapping | None):
@@ -36,7 +39,8 @@ def extraction(options: Mapping[str, Any] | ExtractConfig | None) -> ExtractConf
     for name in options or {}:
         if name in _OF_THE_JOB:
             raise TypeError(f"extract: {name} is of the job on the command line; leave it out")
-    return extract.SETTINGS.from_options(options or {})
+    own = {name: value for name, value in (options or {}).items() if name != "config"}
+    return extract.SETTINGS.from_options(own, (options or {}).get("config"))
 
 
 def is_extracted(data) -> bool:
