@@ -424,8 +424,8 @@ def test_ctrl_c_is_no_status(options):
 
 def test_the_extraction_of_a_call_takes_a_config():
     plain = api_rows.extraction({"config": "world"})
-    changed = api_rows.extraction({"config": "world", "frames": 6})
-    assert (plain.clip.frames, changed.clip.frames) == (4, 6)
-    assert plain.clip.max_pixels == changed.clip.max_pixels == 112 * 112
+    changed = api_rows.extraction({"config": "world", "fps": 1})
+    assert (plain.clip.fps, changed.clip.fps) == (2, 1)
+    assert plain.clip.min_pixels == changed.clip.min_pixels == 112 * 112
     with pytest.raises(UserError, match="no such file or name"):
         api_rows.extraction({"config": "wrld"})
