@@ -26,6 +26,7 @@ from etils import epath
 from ugc_jax import processes
 from ugc_jax.data.batching import Batch, collate_rows
 from ugc_jax.data.example import Example, build_example
+from ugc_jax.data.hiding import hide_some
 from ugc_jax.data.planning import (
     DataConfig,
     DataPlan,
@@ -60,17 +61,19 @@ def training(
     steps: int | None = None,
     epochs: float = 1.0,
     packing: bool = True,
+    hide_media: float = 0.0,
 ) -> "Pipeline":
     """Return the batches of a training run over the folders of `data.train`.
 
     rows: the rows of the global batch that this process feeds. steps: of the run; None: as many as
-    `epochs` take. packing: as `make_plan` takes it. Raises UserError for a folder that cannot be
+    `epochs` take. packing: as `make_plan` takes it. hide_media: share of the examples whose sound,
+    picture or both are hidden (`hiding.hide_some`). Raises UserError for a folder that cannot be
     read or has nothing to train on.
     """
     sources, sets = _mixture(data, training_set, tokenizer, model)
     planner = functools.partial(make_plan, sets, data, packing=packing)
     plan = planner(steps, epochs)
-    loader = Loader(sources, plan, tokenizer, model, rows)
+    loader = Loader(sources, plan, tokenizer, model, rows, hide_media=hide_media)
     return Pipeline(plan, loader, data, planner, (steps, epochs))
 
 
@@ -344,7 +347,7 @@ def _copied(batch: Batch) -> Batch:
 class Loader:
     """Step number -> Batch of this process's rows. It is pickled to the workers.
 
-    answers: false leaves the last answer of each example out.
+    answers: false leaves the last answer of each example out. hide_media: as of `training`.
     """
 
     sources: Sequence[RecordSource]
@@ -353,11 +356,15 @@ class Loader:
     model: OmniConfig
     rows: Sequence[int]
     answers: bool = True
+    hide_media: float = 0.0
 
     def __call__(self, number: int) -> Batch:
         step = self.plan.step(number)
         rows = [[self._example(*item) for item in step.rows[row]] for row in self.rows]
-        return collate_rows(rows, step.key, len(rows), self.model)
+        batch = collate_rows(rows, step.key, len(rows), self.model)
+        if self.hide_media:
+            hide_some(batch, self.hide_media, number, self.rows, self.model)
+        return batch
 
     def _example(self, source: int, number: int) -> Example:
         entry, media = self.sources[source][number]

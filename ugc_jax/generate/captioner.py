@@ -51,8 +51,10 @@ from ugc_jax.generate.engine import (
     plan_places,
     prefill_tokens,
 )
+from ugc_jax.generate.evidence import Explanation
+from ugc_jax.generate.explaining import explanations, with_evidence
 from ugc_jax.generate.inputs import Inputs, Video, questions_of
-from ugc_jax.generate.settings import EngineConfig, SamplingConfig, leave_room
+from ugc_jax.generate.settings import EngineConfig, EvidenceConfig, SamplingConfig, leave_room
 from ugc_jax.generate.texts import TextStream
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -67,7 +69,7 @@ from ugc_jax.settings import closest, from_options
 
 logger = logging.getLogger(__name__)
 
-BUCKETS, NO_DEFAULTS = Buckets(), Defaults("the model")
+BUCKETS, NO_DEFAULTS, NO_EVIDENCE = Buckets(), Defaults("the model"), EvidenceConfig()
 URL_BYTES = 1 << 30  # most of a file behind a URL
 Messages = Sequence[Mapping[str, Any]]  # of a chat, with one place of a medium at most
 # Tokens of a chunk that a tower processes at a time on one device; 0: all. An accelerator: enough
@@ -89,13 +91,22 @@ class Caption:
     seconds: float = 0.0  # to read the clip, plus from its prefill to its end, beside others
     notes: tuple[str, ...] = ()  # what the model saw or heard differently from the file
     error: str | None = None  # one line that says what is wrong with the clip
+    evidence: Explanation | None = None  # what its words rest on, if it was asked for
+
+    def with_evidence(self, evidence: Explanation) -> "Caption":
+        """Return the caption with an explanation of it, or with a note on why it has none."""
+        if evidence.error is None:
+            return dataclasses.replace(self, evidence=evidence)
+        return dataclasses.replace(self, notes=(*self.notes, f"no evidence: {evidence.error}"))
 
     def record(self, token_ids: bool = False) -> dict:
         """Return the caption as a JSON object, or {"video", "error"}."""
         if self.error is not None:
             return {"video": self.video, "error": self.error}
-        fields = dataclasses.asdict(self)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["error"]
+        if (evidence := fields.pop("evidence")) is not None:
+            fields["evidence"] = evidence.record()
         if not token_ids:
             del fields["token_ids"]
         if not self.notes:
@@ -303,6 +314,85 @@ class Captioner:
         inputs, asked, *how = self._asked(videos, options)
         return self._pieces(self._captions(inputs, asked, *how, streams=True), asked)
 
+    def explain(
+        self,
+        videos: Video | Iterable[Video],
+        captions: str | Sequence[str] | None = None,
+        *,
+        by_time: bool = False,
+        **options: Unpack[CaptionOptions],
+    ) -> list[Explanation]:
+        """Say what each word of captions rests on: sound, picture, both, or the text alone.
+
+        >>> from ugc_jax import Captioner
+        >>> captioner = Captioner.from_pretrained("tiny")
+        >>> told = captioner.explain("clip.mp4", "A dog barks.", fps=1)[0]
+        >>> [word.text for word in told.words]
+        ['A', 'dog', 'barks']
+
+        captions: a text for each clip, by anybody; a clip may be given several times, with another
+          text each. None: the model captions the clips first. by_time: also which second of sound
+          and picture each word rests on (`Word.curve`), for a prefill of each.
+        videos, options and errors: as of `caption`. A clip that cannot be read has an `error`.
+
+        Costs four prefills of a clip, whose sound and pictures are encoded once, and no decoding.
+        Several texts of a clip share them. docs/evidence.md says how far to trust it.
+        """
+        if captions is None:
+            return self._explained_own(videos, by_time, options)
+        inputs, asked, *how = self._asked(videos, options)
+        texts = [captions] if isinstance(captions, str) else list(captions)
+        with contextlib.closing(inputs):
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"captions: expected a text for each clip, got {captions!r:.60}")
+            if len(texts) != len(asked):
+                raise UserError(
+                    f"captions: there are {len(texts)} for {len(asked)} clips; give one for each"
+                )
+            return self._explained(asked, texts, by_time, *how)
+
+    def _explained_own(
+        self, videos: Video | Iterable[Video], by_time: bool, options: Mapping[str, Any]
+    ) -> list[Explanation]:
+        """Explain the model's own captions."""
+        inputs, asked, *how = self._asked(videos, options)
+        with contextlib.closing(inputs):
+            own = dict(self._captions(None, asked, *how))
+            found = self._explained(
+                asked, [own[place].caption or "" for place in range(len(asked))], by_time, *how
+            )
+        return [
+            one if own[place].error is None else Explanation(one.video, error=own[place].error)
+            for place, one in enumerate(found)
+        ]
+
+    def _explained(
+        self,
+        asked: Sequence[_Ask],
+        texts: Sequence[str],
+        by_time: bool,
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        warm: bool,
+    ) -> list[Explanation]:
+        """Explain a text of each of `asked`; those of one clip and question share its prompt."""
+        alike: dict[object, list[int]] = {}
+        for place, (given, question) in enumerate(asked):
+            content = given.content if isinstance(given.content, str) else place
+            key = content, question if isinstance(question, str) else repr(question)
+            alike.setdefault(key, []).append(place)
+        groups = list(alike.values())
+        clips = [(asked[group[0]][0], [asked[group[0]][1]]) for group in groups]
+        how = clip, self.tokenizer, self.config, BUCKETS, engine
+        read = functools.partial(read_questions, clips, *how)
+        by_clip = [[texts[place] for place in group] for group in groups]
+        found: dict[int, Explanation] = {}
+        for number, text, one in explanations(self, read, by_clip, by_time):
+            place = groups[number][text]
+            found[place] = one._replace(video=asked[place][0].name)
+        return [found[place] for place in range(len(asked))]
+
     def _pieces(
         self, stream: Iterator[tuple[int, "Caption | Streamed"]], asked: Sequence[_Ask]
     ) -> Iterator[Piece]:
@@ -355,8 +445,11 @@ class Captioner:
         sampling: SamplingConfig,
         engine: EngineConfig,
         warm: bool = False,
+        evidence: EvidenceConfig = NO_EVIDENCE,
     ) -> Iterator[Caption]:
         """As `stream` of files, with resolved settings (`Defaults.apply`).
+
+        evidence: whether and how captions are explained; the clips are then read a second time.
 
         Clips of one bucket are prefilled together, and then take the places of clips that are
         finished (`Engine.run`). A program is compiled once a bucket, not once a clip, and a caption
@@ -369,7 +462,16 @@ class Captioner:
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
         asked = [(Input(video, video), clip.question) for video in videos]
         answers = self._captions(None, asked, clip, sampling, engine, warm)
-        return (caption for _, caption in answers)
+        captions = (caption for _, caption in answers)
+        if not evidence.words:
+            return captions
+        how = clip, self.tokenizer, self.config, BUCKETS, engine
+
+        def read_of(names: Sequence[str]) -> Callable[..., Iterator]:
+            clips = [(Input(name, name), [clip.question]) for name in names]
+            return functools.partial(read_questions, clips, *how)
+
+        return with_evidence(self, captions, read_of, evidence.by_time)
 
     def _captions(
         self,
@@ -426,6 +528,7 @@ class Captioner:
         sampling: SamplingConfig,
         engine: EngineConfig,
         warm: bool = False,
+        evidence: EvidenceConfig = NO_EVIDENCE,
     ) -> Iterator[Caption]:
         """As `run`, of extracted records; their ids are the `video` of the results.
 
@@ -436,7 +539,16 @@ class Captioner:
         read = functools.partial(read_records, source, prompts, *how, engine)
         sizes = functools.partial(record_buckets, source, prompts, *how) if warm else None
         answers = self._run(read, len(prompts), sampling, engine, sizes=sizes)
-        return (caption for _, caption in answers)
+        captions = (caption for _, caption in answers)
+        if not evidence.words:
+            return captions
+        numbers = {source.entries[number].id: number for number in prompts}
+
+        def read_of(names: Sequence[str]) -> Callable[..., Iterator]:
+            some = {numbers[name]: prompts[numbers[name]] for name in names}
+            return functools.partial(read_records, source, some, *how, engine)
+
+        return with_evidence(self, captions, read_of, evidence.by_time)
 
     def _run(
         self,

@@ -26,7 +26,7 @@ import numpy as np
 
 from ugc_jax.data.batching import Batch, Shared
 from ugc_jax.errors import UserError
-from ugc_jax.generate import decode, sampling
+from ugc_jax.generate import decode, sampling, scoring
 from ugc_jax.generate.decode import DecodeState, Prefilled
 from ugc_jax.generate.settings import NEW_TOKENS, SamplingConfig
 from ugc_jax.models.compute import Compute
@@ -297,6 +297,7 @@ class Engine:
         self._embed = jax.jit(bind(_embed, compute=compute))
         self._prefill = jax.jit(bind(_prefill, config=config, compute=compute))
         self._prefill_shared = jax.jit(bind(_prefill_shared, config=config, compute=compute))
+        self._score = jax.jit(bind(scoring.logprobs, config=config, compute=compute))
         everywhere = None if mesh is None else replicated(mesh)
         self._first = jax.jit(
             bind(decode.first_tokens), static_argnames="mode", out_shardings=everywhere
@@ -397,6 +398,31 @@ class Engine:
             media = self._place(batch.media)
             return {name: run(params, *media[name]) for name, run in self._encoders.items()}
 
+    def score(
+        self,
+        params,
+        rows: scoring.TextRows,
+        segments_BCT: np.ndarray | Sequence[np.ndarray],
+        media: dict[str, jax.Array] | None = None,
+    ) -> np.ndarray:
+        """Return the log-probability of each slot's token with the segments of each way, f32[B, C,
+        S], in every process.
+
+        segments_BCT: of `scoring.hidden_ways`; or several such arrays of one shape, for more ways
+        with the same program, one after the other. media: `encode` of the rows, if it is at hand.
+        """
+        several = segments_BCT if isinstance(segments_BCT, list | tuple) else [segments_BCT]
+        with self.on_mesh():
+            batch = self._place(rows.batch)
+            media = media or self.encode(params, batch)
+            x = self._embed(params, batch.tokens, batch.splice, media)
+            ends = self._place((rows.previous, rows.tokens))
+            out = [
+                self._score(params, x, batch.positions, self._place(segments), *ends)
+                for segments in several
+            ]
+            return np.concatenate([self.to_host(one) for one in out], axis=1)
+
     def decode(
         self,
         params,
@@ -472,6 +498,7 @@ class Engine:
             "first": self._first,
             "insert": self._insert,
             "decode": self._advance,
+            "score": self._score,
         }
         sizes = {name: stage._cache_size() for name, stage in stages.items()}
         sizes["prefill"] += self._prefill_shared._cache_size()

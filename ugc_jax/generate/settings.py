@@ -109,6 +109,19 @@ class EngineConfig(ReadingConfig):
         check_minimum(self, batch_size=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvidenceConfig:
+    """What the words of captions rest on (docs/evidence.md)."""
+
+    words: bool = False  # say of each word whether it is heard, seen or unsupported
+    by_time: bool = False  # also which second it rests on, for a prefill of each second
+
+    def __post_init__(self):
+        check_types(self)
+        if self.by_time and not self.words:
+            raise UserError("by_time needs evidence; set it, too")
+
+
 def leave_room(clip: ClipSettings, new_tokens: int, config: OmniConfig) -> ClipSettings:
     """Lower max_tokens of `clip` so that a caption of `new_tokens` has positions left.
 

@@ -26,7 +26,8 @@ def main(config: SftConfig, args: list[str]) -> int:
     """Exit status 0, or after a signal 143 or 130."""
     run, data, loop = open_run(config), config.data, config.loop
     source = data, run.tokenizer, run.model, run.rows
-    training = pipeline.training(*source, loop.steps, loop.epochs, config.packing)
+    length = loop.steps, loop.epochs
+    training = pipeline.training(*source, *length, config.packing, config.hide_media)
     batches = iter(training)
     continue_data(run, batches)
     logger.info("%s: %s", data.train, training.plan.describe())

@@ -97,7 +97,15 @@ class SftConfig(TrainConfig):
 
     KIND: ClassVar[str] = "sft"
     packing: bool = True  # several examples in a row of data.tokens; false: one, in its bucket
+    # share of the examples in which sound, picture or both are hidden, so that the model also knows
+    # what to expect without them (see docs/evidence.md); 0 for checkpoints that know it already
+    hide_media: float = 0.0
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)  # of the sample captions
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.hide_media <= 1:
+            raise UserError(f"hide_media is {self.hide_media}; use a share from 0 to 1")
 
 
 # Short names of the settings of sft and grpo.
