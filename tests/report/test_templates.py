@@ -8,11 +8,13 @@ import random
 import shutil
 import urllib.parse
 
+import numpy as np
 import pytest
 from clips import write_clip
 from fake_results import DISPLAYS, NASTY, captions, options, result, world
 
 from ugc_jax.files import write_text
+from ugc_jax.generate.evidence import explain
 from ugc_jax.jobs import report as job
 from ugc_jax.report import page as report
 from ugc_jax.report.pictures import make_album
@@ -28,6 +30,17 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 LAPTOP, PHONE = (1440, 900), (375, 812)
+# of "A red circle."
+EVIDENCE = explain(
+    "clip",
+    "A red circle.",
+    [(0, 1), (1, 5), (5, 12), (12, 13)],
+    np.log(
+        [[0.9, 0.9, 0.01, 0.9], [0.9, 0.9, 0.01, 0.9], [0.9, 0.2, 0.9, 0.9], [0.9, 0.2, 0.9, 0.9]]
+    ),
+    [(0.0, 1.0), (1.0, 2.0)],
+    np.log([[[0.9] * 4] * 2, [[0.9, 0.2, 0.01, 0.9], [0.9] * 4]]),
+).record()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +66,9 @@ def page(tmp_path_factory) -> str:
     small = dict(seconds=1.2, fps=10, size=(96, 64))
     write_clip(folder / "clip-1.mp4", **small)
     write_clip(folder / "clip-3.mp4", audio=False, **small)
-    results = [first, second, world("World", [["shape"], [], ["shape", "text"]])]
+    third = world("World", [["shape"], [], ["shape", "text"]])
+    third["clips"]["world"][1]["evidence"] = EVIDENCE
+    results = [first, second, third]
     ids = report.worst_first(results, DISPLAYS)
     album = make_album(str(folder), ids, 10)
     write_text(folder / "report.html", report.make_page(results, album, DISPLAYS))
@@ -377,3 +392,22 @@ def test_the_released_results(browser, shared_data, tmp_path):
         mean = sum(rating[key] for key in keys) / 15 * 100
         assert find(driver, ".clip .score").text == f"{mean:.1f}"
         assert texts(driver, ".clip [data-result='0'] .body") == [said[name]]
+
+
+def test_words_have_the_colours_of_what_they_rest_on(laptop):
+    """A content word has its verdict's colour, and on hovering its nats and its curve."""
+    laptop.execute_script("location.hash = '#task=world&sort=id'")
+    spans = laptop.find_elements("css selector", ".clip .body .e-word")
+    told = [(one.text, one.get_attribute("class")) for one in spans]
+    assert told == [("red", "e-word e-seen"), ("circle", "e-word e-unsupported")]
+    body = texts(laptop, ".clip .text[data-result='2'] .body")
+    assert body == ["A red circle."] * 3
+    assert texts(laptop, ".e-item") == ["seen 50 %", "no support 50 %"]
+    hover = "arguments[0].dispatchEvent(new PointerEvent('pointerenter'))"
+    laptop.execute_script(hover, spans[0])
+    assert "without picture 1.50" in texts(laptop, ".e-tip")[0]
+    heights = [float(one.get_attribute("height")) for one in
+               laptop.find_elements("css selector", ".e-curve.e-seen rect")]  # fmt: skip
+    assert heights == [26.0, 1.0]
+    laptop.execute_script(hover.replace("enter", "leave"), spans[0])
+    assert texts(laptop, ".e-tip") == []

@@ -34,13 +34,14 @@ LESSER = 0.25
 SMOOTHING = 1e-3
 UNEXPECTED = math.log(0.1)  # a word less likely than this, which the media do not explain
 
-# English words that state nothing which could be seen or heard. In other languages all words count.
-_FUNCTION = frozenset(
-    "a an and are as at be been being but by can could did do does for from had has have he her "
-    "his i if in into is it its may might of on one or our over she so some such than that the "
-    "their them then there these they this those to was we were what when where which while who "
-    "will with would you your also both each other any all not no".split()
-)  # fmt: skip
+# English words that state nothing to be seen or heard. In other languages all words count.
+_FUNCTION_WORDS = """
+a an and are as at be been being but by can could did do does for from had has have he her his i
+if in into is it its may might of on one or our over she so some such than that the their them
+then there these they this those to was we were what when where which while who will with would
+you your also both each other any all not no
+"""
+_FUNCTION = frozenset(_FUNCTION_WORDS.split())
 _SENTENCE = regex.compile(
     r"(?:[^\p{Sentence_Terminal}…\n]|(?<=\d)[.](?=\d))*+(?:[\p{Sentence_Terminal}…]++|\n|$)"
     r"[\p{Pe}\p{Pf}\p{Pi}\"']*+",

@@ -59,7 +59,7 @@ def explanations(
     read: of data/reading.py, of one prompt a clip, with `ahead` and `waits` to be given. texts: of
     each clip. A text's explanation does not depend on the other texts and clips, up to rounding.
     """
-    config, mesh = captioner.config, captioner.engine.mesh
+    mesh = captioner.engine.mesh
     waiting: dict[tuple[BucketKey, int], list[_Unit]] = {}
     total = sum(map(len, texts))
 

@@ -1,8 +1,10 @@
 """The captions of a run as a JSON Lines file that a later run continues, and its totals."""
 
 import dataclasses
+import itertools
 import json
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -86,7 +88,8 @@ class Results:
     def write(self, record: dict):
         """Append one line and flush. Raises UserError if the disk cannot be written."""
         if self.is_terminal:
-            tqdm.write(readable(record))  # without breaking a progress bar
+            colours = not os.environ.get("NO_COLOR")
+            tqdm.write(readable(record, colours))  # without breaking a progress bar
             return
         try:
             self._file.write(files.to_json(record) + "\n")
@@ -181,14 +184,72 @@ def results_settings(
     }
 
 
-def readable(record: dict) -> str:
-    """Return one line of the results as text for a terminal."""
+def readable(record: dict, colours: bool = False) -> str:
+    """Return one line of the results as text for a terminal.
+
+    colours: show the verdicts on its words, if it has any, by ANSI colours.
+    """
     text = f"error: {record['error']}" if "error" in record else record["caption"]
+    told = record.get("evidence")
+    width = min(shutil.get_terminal_size().columns, 100)
+    if told is not None:
+        lines = [*coloured_lines(text, told["words"], width - 2, colours), _shares(told, colours)]
+        lines = [f"  {line}" for line in lines]
+        text = ""
+    else:
+        lines = []
     if "token_ids" in record:
         text += f" {list(record['token_ids'])}"
-    width = min(shutil.get_terminal_size().columns, 100)
-    lines = textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ")
     return "\n".join([record["video"], *lines, ""])
+
+
+# Verdict -> its ANSI colour: blue, green, magenta, cyan, none, white on red.
+COLOURS = {"heard": "34", "seen": "32", "both": "35", "either": "36", "unsupported": "97;41"}
+
+
+def coloured_lines(text: str, words: list[dict], width: int, colours: bool) -> list[str]:
+    """Return a text in lines of at most `width` characters, its words in the colours of verdicts.
+
+    words: records of evidence.Word. Lines of the text stay lines.
+    """
+    pieces, place = [], 0  # (text, colour)
+    for word in words:
+        code = COLOURS.get(word["verdict"]) if colours and word["content"] else None
+        pieces += [(text[place : word["start"]], None), (text[word["start"] : word["end"]], code)]
+        place = word["end"]
+    pieces.append((text[place:], None))
+    letters = [(letter, code) for piece, code in pieces for letter in piece]
+    lines = []
+    for first in text.splitlines(keepends=True):
+        own, letters = letters[: len(first)], letters[len(first) :]
+        plain = "".join(letter for letter, _ in own).rstrip()
+        at = 0
+        for line in textwrap.wrap(plain, width, drop_whitespace=True) or [""]:
+            at = plain.index(line[:1], at) if line else at
+            lines.append(_painted(own[at : at + len(line)]))
+            at += len(line)
+    return lines
+
+
+def _painted(letters: list[tuple[str, str | None]]) -> str:
+    """Letters with their colours, a code for each run."""
+    runs = itertools.groupby(letters, key=lambda letter: letter[1])
+    texts = ((code, "".join(letter for letter, _ in run)) for code, run in runs)
+    return "".join(f"\x1b[{code}m{text}\x1b[0m" if code else text for code, text in texts)
+
+
+def _shares(told: dict, colours: bool) -> str:
+    """The shares of the verdicts, and the words that nothing supports."""
+    shares = [
+        f"\x1b[{COLOURS[name]}m{name}\x1b[0m {share:.0%}"
+        if colours and name in COLOURS
+        else f"{name} {share:.0%}"
+        for name, share in told["shares"].items()
+        if share
+    ]
+    line = f"({', '.join(shares) or 'no words'})"
+    return line + (f" unsupported: {', '.join(told['unsupported'])}" if told["unsupported"] else "")
 
 
 @dataclasses.dataclass

@@ -85,9 +85,7 @@ def text_rows(
     return TextRows(batch, previous, tokens, places)
 
 
-def hidden_ways(
-    batch: Batch, ways: Sequence[Sequence[str]], config: OmniConfig
-) -> np.ndarray:
+def hidden_ways(batch: Batch, ways: Sequence[Sequence[str]], config: OmniConfig) -> np.ndarray:
     """Return the segments of rows in which media of kinds are hidden, i32[B, C, T].
 
     ways: of each, the kinds (hiding.SOUND, hiding.PICTURE).

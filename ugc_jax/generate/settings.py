@@ -61,14 +61,17 @@ class SamplingConfig:
         )
 
 
-def caption_schema(job: type) -> Schema:
-    """Return the schema of a job that captions, with the sections clip, sampling, ..., mesh."""
+def caption_schema(job: type, **further: str) -> Schema:
+    """Return the schema of a job that captions, with the sections clip, sampling, ..., mesh.
+
+    further: short names of its own, with the settings that they stand for.
+    """
     short = short_names(
         clip=ClipSettings, sampling=SamplingConfig, engine=EngineConfig, compute=ComputeConfig
     )
     del short["max_tokens"]
     moved = MOVED | {"data": "mesh.data", "tensor": "mesh.tensor"}
-    return Schema(job, short=short, moved=moved)
+    return Schema(job, short=short | further, moved=moved)
 
 
 def preset_changes(preset: str) -> dict[str, float]:

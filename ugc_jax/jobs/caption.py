@@ -6,7 +6,8 @@ its own conversation asks (its last answer is left out), or what --question says
 the record's id.
 
 A line has video, caption, prompt_tokens, new_tokens, finish_reason and seconds; for a clip that
-cannot be read it has video and error.
+cannot be read it has video and error. With --evidence it also says of each word whether it was
+heard, seen, rests on both or on the text alone, or is unsupported; on a terminal these are colours.
 
 Without a checkpoint, the published captioner is downloaded from the hub. The clip settings, the
 system prompt and the question are by default those that the model was trained with, and for a
@@ -32,7 +33,12 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.results import Results, Totals, record_all, results_settings
-from ugc_jax.generate.settings import EngineConfig, SamplingConfig, caption_schema
+from ugc_jax.generate.settings import (
+    EngineConfig,
+    EvidenceConfig,
+    SamplingConfig,
+    caption_schema,
+)
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
@@ -59,12 +65,13 @@ class CaptionConfig:
     clip: ClipSettings = ClipSettings()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     mesh: MeshConfig = MeshConfig(data=1, fsdp=1, tensor=1)
     compute: ComputeConfig = ComputeConfig()
 
 
 _TEXTS = ("system", "question")  # the settings of a prompt that may replace those of records
-SETTINGS = caption_schema(CaptionConfig)
+SETTINGS = caption_schema(CaptionConfig, evidence="evidence.words")
 
 
 def main(config: CaptionConfig, videos: list[str]) -> int:
@@ -83,6 +90,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
     compute = config.compute.resolve(device, load_config(directory).text.head_dim)
     weights = config.checkpoint, config.revision, weights_digest(directory)
     how = results_settings(*weights, compute, clip, sampling)
+    how["evidence"] = dataclasses.asdict(config.evidence)
     with Results(config.output, clips, how) as results:
         todo = results.missing(clips)
         totals = Totals(skipped=len(clips) - len(todo))
@@ -91,7 +99,8 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
                 directory, mesh=mesh, **dataclasses.asdict(config.compute)
             )
             if source is None:
-                stream = captioner.run(todo, clip, sampling, config.engine, config.warm)
+                rest = sampling, config.engine, config.warm, config.evidence
+                stream = captioner.run(todo, clip, *rest)
             else:
                 missing = set(todo)
                 prompts = {
@@ -99,7 +108,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
                     for number, entry in enumerate(source.entries)
                     if entry.id in missing
                 }
-                rest = sampling, config.engine, config.warm
+                rest = sampling, config.engine, config.warm, config.evidence
                 stream = captioner.run_records(source, prompts, *rest)
             record_all(stream, len(todo), results, totals, token_ids=config.token_ids)
             totals.programs = sum(captioner.engine.programs().values())

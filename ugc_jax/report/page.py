@@ -245,7 +245,7 @@ def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
 
 def _outcome(clip: dict, keys: Sequence[str]) -> dict:
     """The fields of a clip that the page displays."""
-    kept = ("prediction", "failure", "said", "answer", "note", "wrong")
+    kept = ("prediction", "failure", "said", "answer", "note", "wrong", "evidence")
     numbers = {key: _number(clip.get(key)) for key in ("score", *keys)}
     return {key: value for key, value in numbers.items() if value is not None} | {
         key: clip[key] for key in kept if clip.get(key) is not None

@@ -160,6 +160,13 @@
     return made;
   }
 
+  /** The prediction: with the evidence of its words, unless something is searched for. */
+  function told(outcome) {
+    const text = outcome.prediction ?? '';
+    if (!outcome.evidence || state.q) return marked(text);
+    return evidence.text(text, outcome.evidence);
+  }
+
   function column(clip, place) {
     const outcome = clip.of[place];
     const who = element('span', { class: 'who' }, swatch(place), data.results[place]);
@@ -176,7 +183,8 @@
       outcome.failure === undefined ? null
         : element('p', { class: 'said bad' }, `no score: ${outcome.failure}`),
       said(outcome),
-      element('p', { class: 'body' }, ...marked(outcome.prediction ?? '')),
+      element('p', { class: 'body' }, ...told(outcome)),
+      outcome.evidence && !state.q ? evidence.legend(outcome.evidence) : null,
       note === null ? null : element('p', { class: 'judge' }, ...marked(note)));
   }
 
