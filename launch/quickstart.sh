@@ -84,6 +84,7 @@ done
 ugc_jax compare "${results[1]}" "${results[2]}"
 # the page sorts by the first result
 ugc_jax report --output "$run/report.html" --videos "$run/world/test" \
+    --runs "$run/sft,$run/grpo" --fold before \
     -- "${results[2]}" "${results[1]}" "${results[0]}" "${results[3]}" "${results[4]}"
 
 step 10 yours "your clips"

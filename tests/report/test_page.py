@@ -106,7 +106,7 @@ def test_clips_of_all_results(one):
 def test_plots(one):
     titles = page(one, world("W", [["shape"]])).in_element("h3")
     assert titles == [
-        "UGC-VideoCap", "What compares", "The synthetic world", "What compares",
+        "UGC-VideoCap", "The synthetic world",
         "Scores", "Length of texts: Caption", "Tone: One",
         "Scores", "Attributes of the world", "Length of texts: World",
     ]  # fmt: skip
@@ -136,8 +136,12 @@ def test_pictures(one):
         "clip-1": {
             "frames": "data:image/jpeg;base64,AA",
             "mel": None,
-            "seconds": 2.0,
+            "seconds": 2.04,
             "notes": ["mirrored"],
+            "kind": "video",
+            "seen": 0.0,
+            "heard": 0.0,
+            "play": None,
         }
     }
     text = " ".join(made.in_element("p"))

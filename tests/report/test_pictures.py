@@ -88,3 +88,24 @@ def test_folders_that_cannot_be_used(clips, tmp_path):
         pictures.make_album(str(tmp_path), ["a"], 1)
     album = pictures.make_album(str(tmp_path), ["nowhere"], 1)
     assert album.missing == ["nowhere"]
+
+
+def test_what_plays_a_clip(tmp_path):
+    """Links are relative to the page, copies are in it as far as they fit."""
+    clips = tmp_path / "the clips"
+    clips.mkdir()
+    for name in ("a#1", "b"):
+        write_clip(clips / f"{name}.mp4", seconds=0.5, fps=10, size=(32, 32))
+    ids, page = ["a#1", "b"], tmp_path / "pages/report.html"
+
+    def plays(*playing) -> list:
+        album = pictures.make_album(str(clips), ids, 10, pictures.Playing(*playing))
+        return [album.pictures[name].play for name in ids], list(album.linked)
+
+    links = ["../the%20clips/a%231.mp4", "../the%20clips/b.mp4"]
+    assert plays("none", page) == ([None] * 2, [])
+    assert plays("link", page) == (links, [])
+    (first, _), linked = plays("embed", page, 1e6)
+    assert first.startswith("data:video/mp4;base64,")
+    assert linked == []
+    assert plays("embed", page, len(first) + 10) == ([first, links[1]], ["b"])

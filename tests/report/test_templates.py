@@ -17,7 +17,8 @@ from ugc_jax.files import write_text
 from ugc_jax.generate.evidence import explain
 from ugc_jax.jobs import report as job
 from ugc_jax.report import page as report
-from ugc_jax.report.pictures import make_album
+from ugc_jax.report.pictures import Playing, make_album
+from ugc_jax.report.runs import Run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -41,6 +42,19 @@ EVIDENCE = explain(
     [(0.0, 1.0), (1.0, 2.0)],
     np.log([[[0.9] * 4] * 2, [[0.9, 0.2, 0.01, 0.9], [0.9] * 4]]),
 ).record()
+
+
+# The completions of two clips, the second one of seven.
+GROUPS = [
+    {"clip": f"clip-{number}", "prompt": "What?", "completions": [
+        {"completion": NASTY, "reward": 0.25, "advantage": -1.0, "tokens": 3,
+         "finish_reason": "length", "rewards/rouge": 0.25},
+        {"completion": "a better one", "reward": 0.75, "advantage": 1.0, "tokens": 4,
+         "finish_reason": "stop", "rewards/rouge": 0.75},
+        {"completion": "lost", "tokens": 2, "finish_reason": "stop"},
+    ]}
+    for number in range(7)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +84,10 @@ def page(tmp_path_factory) -> str:
     third["clips"]["world"][1]["evidence"] = EVIDENCE
     results = [first, second, third]
     ids = report.worst_first(results, DISPLAYS)
-    album = make_album(str(folder), ids, 10)
-    write_text(folder / "report.html", report.make_page(results, album, DISPLAYS))
+    album = make_album(str(folder), ids, 10, Playing("link", folder / "report.html"))
+    run = Run("grpo", [], [{"step": 5, "groups": GROUPS}])
+    content = report.make_page(results, album, DISPLAYS, [run], folded=[1])
+    write_text(folder / "report.html", content)
     return (folder / "report.html").as_uri()
 
 
@@ -148,10 +164,8 @@ def test_the_worst_clip(opened):
     assert find(opened, "#count").text == "25 of 25 clips"
     assert names(opened)[:2] == ["clip-1", "clip-10"]
     worst = find(opened, ".clip")
-    assert [one.text for one in worst.find_elements("css selector", ".score")] == [
-        "40.0",
-        "+0.0 40.0",
-    ]
+    scores = worst.find_elements("css selector", ".score")
+    assert [one.get_property("textContent") for one in scores] == ["40.0", "+0.0 40.0"]
     parts = worst.find_element("css selector", "[data-result='0'] .parts").text
     assert parts.split() == ["visual", "40.0", "audio", "60.0", "details", "20.0"]
     assert texts(opened, ".clip:first-child .reference .body") == ["word word"]
@@ -230,7 +244,7 @@ def test_options(laptop):
     ]  # fmt: skip
     choose(laptop, "show", "No→Yes")
     assert names(laptop) == ["clip-1"]
-    assert find(laptop, ".clip .said").text == "wrong: said Yes"
+    assert find(laptop, ".clip .said").text == "wrong: said Yes; the answer is No"
     assert find(laptop, "#count").text == "1 of 4 clips"
 
 
@@ -411,3 +425,84 @@ def test_words_have_the_colours_of_what_they_rest_on(laptop):
     assert heights == [26.0, 1.0]
     laptop.execute_script(hover.replace("enter", "leave"), spans[0])
     assert texts(laptop, ".e-tip") == []
+
+
+def play_at(browser, css: str, share: float) -> float:
+    """Click into a strip of the first clip; the second at which its player begins."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    track = find(browser, css)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", track)
+    across = track.rect["width"]
+    note = (
+        "sought = []; document.addEventListener('seeking', e => sought.push(e.target.currentTime)"
+    )
+    browser.execute_script(f"{note}, true)")
+    ActionChains(browser).move_to_element_with_offset(
+        track, round((share - 0.5) * across), 0
+    ).click().perform()
+    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script("return sought.length"))
+    browser.execute_script("document.querySelector('.clip video').pause()")
+    return browser.execute_script("return sought.shift()")
+
+
+def test_a_clip_is_played_from_the_second_that_is_clicked(laptop):
+    """clip-1 has 1.2 s of picture and sound."""
+    laptop.execute_script("location.hash = '#task=final_caption&q=clip-1'")
+    assert names(laptop)[0] == "clip-1"
+    assert play_at(laptop, ".clip .track:has(.frames)", 0.5) == pytest.approx(0.6, abs=0.02)
+    assert play_at(laptop, ".clip .track:has(.mel)", 0.1) == pytest.approx(0.12, abs=0.02)
+    assert find(laptop, ".clip .playhead").is_displayed()
+
+
+def test_a_file_that_went_is_said(browser, page, tmp_path):
+    import shutil
+    from pathlib import Path
+    from urllib.parse import unquote, urlsplit
+
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    shutil.copy(Path(unquote(urlsplit(page).path)), tmp_path / "report.html")
+    browser.get((tmp_path / "report.html").as_uri() + "#task=final_caption&q=clip-1")
+    find(browser, ".clip .play").click()
+    WebDriverWait(browser, 20).until(lambda _: texts(browser, ".media .note.bad"))
+    assert texts(browser, ".media .note.bad") == [
+        "clip-1.mp4 cannot be played: it is not there, or of a codec that this browser lacks"
+    ]
+    browser.get_log("browser")
+
+
+def test_words_that_differ_are_marked(laptop):
+    laptop.execute_script("location.hash = '#task=final_caption&q='")
+    laptop.execute_script("location.hash = '#task=final_caption&sort=id'")
+    first = ".clip .text[data-result='0'] .body"
+    assert set(texts(laptop, f"{first} .extra")) >= {"first", "said"}
+    assert "word" in texts(laptop, ".clip .reference .lacking")
+    find(laptop, "#differ").click()
+    assert texts(laptop, ".extra, .lacking") == []
+    assert "differ=false" in laptop.current_url
+
+
+def test_results_are_folded_away(laptop):
+    laptop.execute_script("location.hash = '#task=final_caption&sort=id'")
+    folded = laptop.find_elements("css selector", ".clip .folded")[0]
+    assert folded.find_element("css selector", "summary").text == "Second one"
+    inside = folded.find_element("css selector", ".text[data-result='1']")
+    assert not inside.is_displayed()
+    folded.find_element("css selector", "summary").click()
+    assert inside.is_displayed()
+
+
+def test_completions_are_browsed_by_group(laptop):
+    assert find(laptop, "#group-count").text == "step 5: 7 groups, page 1 of 2"
+    groups = laptop.find_elements("css selector", "#groups details")
+    assert [one.get_property("open") for one in groups] == [True] + [False] * 5
+    rows = [row.text for row in groups[0].find_elements("css selector", "li .parts")]
+    assert [row.split("\n")[0].split(" advantage")[0] for row in rows] == [
+        "reward 0.750", "reward 0.250", "reward none"
+    ]  # fmt: skip
+    assert "advantage −1.00" in rows[1].replace("\n", " ")
+    assert "cut off" in rows[1]
+    find(laptop, "#group-after").click()
+    assert find(laptop, "#group-count").text == "step 5: 7 groups, page 2 of 2"

@@ -68,12 +68,20 @@ def stills(source: Source, count: int, side: int) -> list[Part]:
     """
     shrink = min(1.0, side / max(source.width, source.height))
     size = tuple(max(1, round(one * shrink)) for one in (source.height, source.width))
+    return [_jpeg(frame) for frame in middles(source, count, size)[0]]
+
+
+def middles(source: Source, count: int, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """Return the pictures at the middles of `count` equal parts of a probed video or image.
+
+    size: (height, width). Returns u8[count, *size, 3] and notes on how they are shown.
+    """
     parts = (np.arange(count) + 0.5) / count
     places = (parts * source.frames).astype(int)
     if source.by_time:
         places = shown(source, parts * source.seconds)
-    frames, _ = read_pictures(source, places, size, lambda frame, to: resize(frame, *to))
-    return [_jpeg(frame) for frame in frames]
+    frames, notes = read_pictures(source, places, size, lambda frame, to: resize(frame, *to))
+    return np.broadcast_to(frames, (count, *frames.shape[1:])), notes
 
 
 def _jpeg(frame: np.ndarray) -> Part:

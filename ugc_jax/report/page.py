@@ -21,14 +21,22 @@ from ugc_jax.evals.intervals import RESAMPLES
 from ugc_jax.evals.results import column_names
 from ugc_jax.report import notes, plots, tables
 from ugc_jax.report.pictures import Album
+from ugc_jax.report.runs import Run
 from ugc_jax.report.tables import Display, Displays, Members
 from ugc_jax.words import count_words
 
 
-def make_page(results: Sequence[dict], album: Album | None, displays: Displays) -> str:
+def make_page(
+    results: Sequence[dict],
+    album: Album | None,
+    displays: Displays,
+    runs: Sequence[Run] = (),
+    folded: Sequence[int] = (),
+) -> str:
     """The page of results of `ugc-jax evaluate`; the others are compared with the first.
 
-    displays: of the tasks (tables.DISPLAYS and any others).
+    displays: of the tasks (tables.DISPLAYS and any others). folded: numbers of results whose texts
+    are folded away.
     """
     import jinja2
 
@@ -52,7 +60,10 @@ def make_page(results: Sequence[dict], album: Album | None, displays: Displays) 
         colours=plots.SERIES,
         resamples=RESAMPLES,
         album=None if album is None else album_lines(album),
+        runs=runs,
         data={
+            "folded": list(folded),
+            "runs": [{"name": run.name, "steps": run.steps} for run in runs],
             "results": names,
             "colours": plots.SERIES,
             "main": next(filter(None, (tables.main_task(one, displays) for one in results)), None),
@@ -260,7 +271,8 @@ def _number(value: object) -> float | None:
 
 def _pictures(album: Album) -> dict[str, dict]:
     return {
-        name: picture._asdict() | {"seconds": round(picture.seconds, 1)}
+        name: picture._asdict()
+        | {key: round(getattr(picture, key), 2) for key in ("seconds", "seen", "heard")}
         for name, picture in album.pictures.items()
     }
 
@@ -270,6 +282,10 @@ def album_lines(album: Album) -> list[str]:
     lines = [f"{len(album.pictures)} clips have pictures"]
     if album.left_out:
         lines[0] += f"; {len(album.left_out)} more were left out (pictures=N asks for more)"
+    if album.linked:
+        lines.append(
+            f"{len(album.linked)} copies did not fit (play_mb): the page plays the files themselves"
+        )
     if album.missing:
         lines.append(f"{len(album.missing)} have no file in the folder, {album.missing[0]} first")
     if album.unreadable:

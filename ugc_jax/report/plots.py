@@ -6,7 +6,7 @@ variables, so that one plot fits the light and the dark theme, and text stays te
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 SERIES = 6  # number of colours before they repeat
@@ -90,6 +90,26 @@ def length_histogram(
     axes.set_ylabel("texts", fontsize=9, color=_MUTED)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", color=_LINE, linewidth=0.7)
+    return _svg(figure, label)
+
+
+def curves(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], label: str) -> str:
+    """SVG of values by step, a line for each name; few values have marks.
+
+    lines: name -> (steps, values).
+    """
+    figure, axes = _figure(2.4)
+    for number, (name, (steps, values)) in enumerate(lines.items()):
+        mark = dict(marker="o", markersize=3) if len(steps) < 30 else {}
+        style = "--" if name.startswith("eval_") else "-"
+        axes.plot(
+            steps, values, style, color=series(number), linewidth=1.4, label=_plain(name), **mark
+        )
+    axes.set_xlabel("step", fontsize=9, color=_MUTED)
+    axes.grid(axis="y", color=_LINE, linewidth=0.7)
+    axes.spines["left"].set_visible(False)
+    if len(lines) > 1:
+        axes.legend(fontsize=8, labelcolor=_INK, frameon=False)
     return _svg(figure, label)
 
 

@@ -35,7 +35,10 @@ def score_caption(sample: Sample, caption: str) -> dict:
     """`caption_scores`, and the attributes that are not right: "wrong", and as a "note"."""
     stated, right = world.parse_caption(caption), world.check(caption, sample.reference)
     wrong = [name for name in sample.reference if not right[name]]
-    listed = (f"{name}: {stated[name] or 'nothing clear'}" for name in wrong)
+    listed = (
+        f"{name} {stated[name] or 'not clear'} instead of {sample.reference[name]}"
+        for name in wrong
+    )
     note = f"wrong: {', '.join(listed)}" if wrong else "all right"
     return caption_scores(caption, sample.reference) | {"wrong": wrong, "note": note}
 

@@ -1,5 +1,4 @@
 // The browser of clips. All texts of models are set as text, never as HTML.
-'use strict';
 (() => {
   const data = JSON.parse(document.getElementById('data').textContent);
   const control = name => document.getElementById(name);
@@ -8,7 +7,7 @@
   const main = data.tasks.find(one => one.name === data.main);
   const FRESH = {
     task: main?.name ?? '', result: main?.results[0] ?? 0, by: 'score', sort: 'worst', show: 'all',
-    min: '', max: '', q: '', whole: false, page: 1,
+    min: '', max: '', q: '', whole: false, differ: true, page: 1,
   };
   const WORDS = ['task', 'result', 'by', 'sort', 'show', 'min', 'max', 'q'];
   let state = { ...FRESH };
@@ -126,19 +125,14 @@
 
   function media(clip) {
     const picture = pictures.get(clip.id);
-    if (!picture) return null;
-    const image = (name, src, alt) => element('img', { class: name, src, alt, decoding: 'async' });
-    return element('div', { class: 'media' },
-      picture.frames ? image('frames', picture.frames, `Six frames of ${clip.id}`) : null,
-      picture.mel ? image('mel', picture.mel, `Mel spectrogram of the sound of ${clip.id}`)
-        : element('p', { class: 'silent' }, 'no sound'),
-      ...picture.notes.map(note => element('p', { class: 'note' }, note)));
+    return picture ? player.media(clip.id, picture) : null;
   }
 
   function said(outcome) {
     if (outcome.said === undefined) return null;
     const verdict = isWrong(outcome) ? ['bad', 'wrong'] : ['right', 'right'];
-    return element('p', { class: `said ${verdict[0]}` }, `${verdict[1]}: said ${outcome.said}`);
+    const right = isWrong(outcome) ? `; the answer is ${outcome.answer}` : '';
+    return element('p', { class: `said ${verdict[0]}` }, `${verdict[1]}: said ${outcome.said}${right}`);
   }
 
   /** The value that clips are ordered by, and by how much it is above the chosen result's. */
@@ -160,11 +154,22 @@
     return made;
   }
 
-  /** The prediction: with the evidence of its words, unless something is searched for. */
-  function told(outcome) {
+  /** The prediction: what is searched for, else the evidence of its words, else the words that the
+   * reference does not have. */
+  function predicted(clip, outcome) {
     const text = outcome.prediction ?? '';
-    if (!outcome.evidence || state.q) return marked(text);
-    return evidence.text(text, outcome.evidence);
+    if (state.q) return marked(text);
+    if (outcome.evidence) return evidence.text(text, outcome.evidence);
+    if (!state.differ || !clip.reference) return marked(text);
+    return differing.parts(text, clip.reference, 'extra', 'not in the reference');
+  }
+
+  /** The reference, with the words that the chosen result does not have. */
+  function expected(clip) {
+    const text = clip.reference ?? 'not known';
+    const prediction = clip.of[state.result]?.prediction;
+    if (state.q || !state.differ || !clip.reference || !prediction) return marked(text);
+    return differing.parts(text, prediction, 'lacking', `not in ${data.results[state.result]}`);
   }
 
   function column(clip, place) {
@@ -183,7 +188,7 @@
       outcome.failure === undefined ? null
         : element('p', { class: 'said bad' }, `no score: ${outcome.failure}`),
       said(outcome),
-      element('p', { class: 'body' }, ...told(outcome)),
+      element('p', { class: 'body' }, ...predicted(clip, outcome)),
       outcome.evidence && !state.q ? evidence.legend(outcome.evidence) : null,
       note === null ? null : element('p', { class: 'judge' }, ...marked(note)));
   }
@@ -192,18 +197,29 @@
     const address = `#${new URLSearchParams({ task: state.task, q: clip.id })}`;
     const link = element('a', { href: address, title: 'Link to this clip' }, ...marked(clip.id));
     const seconds = pictures.get(clip.id)?.seconds;
+    const folded = task().results.filter(place => data.folded.includes(place));
+    const open = task().results.filter(place => !folded.includes(place));
     const box = element('article', { class: 'clip', 'aria-label': `Clip ${clip.id}` },
       element('header', {},
         element('h3', {}, link),
-        seconds ? element('span', { class: 'muted' }, `${seconds} s`) : null),
+        seconds ? element('span', { class: 'muted' }, `${seconds.toFixed(1)} s`) : null),
       media(clip),
       element('div', { class: 'texts' },
         element('div', { class: 'text reference' },
           element('h4', {}, element('span', { class: 'who' }, 'Reference')),
-          element('p', { class: 'body' }, ...marked(clip.reference ?? 'not known'))),
-        ...task().results.map(place => column(clip, place))));
+          element('p', { class: 'body' }, ...expected(clip))),
+        ...open.map(place => column(clip, place))),
+      folded.length ? folds(clip, folded) : null);
+    if (pictures.has(clip.id)) box.classList.add('pictured');
     if (state.whole) box.classList.add('whole');
     return box;
+  }
+
+  /** The texts of results that are folded away. */
+  function folds(clip, places) {
+    return element('details', { class: 'folded' },
+      element('summary', {}, places.map(place => data.results[place]).join(', ')),
+      element('div', { class: 'texts' }, ...places.map(place => column(clip, place))));
   }
 
   /** A button that opens cut texts, where there are any; asked for when the card is in the page. */
@@ -235,6 +251,7 @@
       if (control(name).value !== state[name]) control(name).value = state[name];
     }
     control('whole').checked = state.whole;
+    control('differ').checked = state.differ;
   }
 
   function pages(count) {
@@ -298,7 +315,7 @@
   function address() {
     const words = new URLSearchParams({ task: state.task });
     for (const [name, word] of Object.entries(state)) {
-      if (name !== 'task' && word !== FRESH[name]) words.set(name, word === true ? '1' : word);
+      if (name !== 'task' && word !== FRESH[name]) words.set(name, Number(word === true) || word);
     }
     return words;
   }
@@ -309,7 +326,7 @@
     if (!hash.includes('=')) return null;
     const words = new URLSearchParams(hash);
     const page = Math.trunc(Number(words.get('page') ?? 1));
-    const part = { whole: words.get('whole') === '1', page };
+    const part = { whole: words.get('whole') === '1', differ: words.get('differ') !== 'false', page };
     for (const name of WORDS) part[name] = words.get(name) ?? FRESH[name];
     for (const bound of ['min', 'max']) part[bound] = part[bound].trim();
     part.result = Number(part.result);
@@ -336,6 +353,9 @@
   }
   control('whole').addEventListener('change', () => {
     change({ whole: control('whole').checked, page: state.page });
+  });
+  control('differ').addEventListener('change', () => {
+    change({ differ: control('differ').checked, page: state.page });
   });
   control('reset').addEventListener('click', () => change({ ...FRESH, task: state.task }));
   control('controls').addEventListener('submit', event => event.preventDefault());
