@@ -38,8 +38,11 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ugc_jax").rglob("*.py")}
     expected |= {f"ugc_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    templates = "cells.html", "differences.html", "report.css", "report.html", "report.js"
-    expected |= {f"ugc_jax/report/templates/{name}" for name in (*templates, "table.html")}
+    pages = "cells.html", "differences.html", "report.html", "runs.html", "table.html"
+    scripts = "differing.js", "evidence.js", "player.js", "report.js", "runs.js"
+    styles = "evidence.css", "report.css"
+    templates = (*pages, *scripts, *styles)
+    expected |= {f"ugc_jax/report/templates/{name}" for name in templates}
     prompts = "sound", "picture", "both", "again"
     expected |= {f"ugc_jax/label/prompts/{name}.txt" for name in prompts}
     pages = "base clip clip_questions clips done fault form home log login people player project"

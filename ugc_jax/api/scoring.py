@@ -144,12 +144,13 @@ def evaluate(
 ) -> Evaluation:
     """Score captions and answers, as the job `ugc-jax evaluate` does. No model is loaded for that.
 
-    >>> captions = [{"video_id": "000000", "caption": "A red circle moves left."}]
-    >>> result = ugc_jax.evaluate(captions, qa="world/test.jsonl", name="mine")
-    >>> result.tasks["world"].n, result.tasks["world"].failed
-    (1, 0)
-    >>> 0 < result.tasks["world"].scores["000000"] < 100
-    True
+    Examples:
+        >>> captions = [{"video_id": "000000", "caption": "A red circle moves left."}]
+        >>> result = ugc_jax.evaluate(captions, qa="world/test.jsonl", name="mine")
+        >>> result.tasks["world"].n, result.tasks["world"].failed
+        (1, 0)
+        >>> 0 < result.tasks["world"].scores["000000"] < 100
+        True
 
     predictions: the texts to score, a file of them, lines of one ({"video_id", "caption"}, or what
       `Captioner.caption` returns) or {id: text}; for several tasks a folder, or {task: these}.
@@ -187,12 +188,13 @@ def compare(
 ) -> Comparison:
     """Compare results clip by clip, the first one with each of the others, as `ugc-jax compare`.
 
-    >>> better, worse = (
-    ...     ugc_jax.evaluate({"000000": text}, qa="world/test.jsonl", name=name)
-    ...     for name, text in (("mine", "A red circle moves left."), ("base", "Nothing."))
-    ... )
-    >>> ugc_jax.compare(worse, better).against["mine"]["world"]["score"].wins
-    1
+    Examples:
+        >>> better, worse = (
+        ...     ugc_jax.evaluate({"000000": text}, qa="world/test.jsonl", name=name)
+        ...     for name, text in (("mine", "A red circle moves left."), ("base", "Nothing."))
+        ... )
+        >>> ugc_jax.compare(worse, better).against["mine"]["world"]["score"].wins
+        1
 
     results: of `evaluate`, or files of them. output: also write the comparison there, as JSON.
     Raises TypeError for anything else, UserError as the job.

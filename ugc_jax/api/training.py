@@ -107,21 +107,22 @@ def sft(
 ) -> Run:
     """Fine-tune a checkpoint on clips and their captions, as the job `ugc-jax sft` does.
 
-    >>> run = ugc_jax.sft(
-    ...     [{"path": "clip.mp4", "caption": "A red ball falls."}],
-    ...     checkpoint="tiny",
-    ...     output="runs/mine",
-    ...     steps=2,
-    ...     batch_size=1,
-    ...     optimizer={"learning_rate": 1e-3},
-    ...     loop={"log_every": 1},
-    ...     extract={"fps": 1},
-    ... )
-    >>> steps, losses = run.metrics["loss"]
-    >>> steps.tolist(), losses.shape
-    ([1, 2], (2,))
-    >>> print(run.model)
-    runs/mine/model
+    Examples:
+        >>> run = ugc_jax.sft(
+        ...     [{"path": "clip.mp4", "caption": "A red ball falls."}],
+        ...     checkpoint="tiny",
+        ...     output="runs/mine",
+        ...     steps=2,
+        ...     batch_size=1,
+        ...     optimizer={"learning_rate": 1e-3},
+        ...     loop={"log_every": 1},
+        ...     extract={"fps": 1},
+        ... )
+        >>> steps, losses = run.metrics["loss"]
+        >>> steps.tolist(), losses.shape
+        ([1, 2], (2,))
+        >>> print(run.model)
+        runs/mine/model
 
     train, eval: what to train and to evaluate on: a list of rows in a form of a manifest
       ({"videos": [...], "messages": [...]}, a path and a caption, ...), a `datasets.Dataset` of
@@ -166,22 +167,23 @@ def grpo(
 ) -> Run:
     """Train a captioner by rewards of the captions that it samples, as the job `ugc-jax grpo` does.
 
-    >>> def brief(prompt, completion, reference, metadata):
-    ...     return 1 / (1 + len(completion.split()))
-    >>> run = ugc_jax.grpo(
-    ...     [{"path": "clip.mp4"}],
-    ...     rewards=[brief, "repetition=0.5"],
-    ...     checkpoint="tiny",
-    ...     output="runs/brief",
-    ...     steps=1,
-    ...     batch_size=1,
-    ...     samples=2,
-    ...     max_new_tokens=4,
-    ...     grpo={"mask_truncated": False},
-    ...     extract={"fps": 1},
-    ... )
-    >>> len(run.tables["completions"]), run.metrics["rewards/brief/mean"].values.shape
-    (2, (1,))
+    Examples:
+        >>> def brief(prompt, completion, reference, metadata):
+        ...     return 1 / (1 + len(completion.split()))
+        >>> run = ugc_jax.grpo(
+        ...     [{"path": "clip.mp4"}],
+        ...     rewards=[brief, "repetition=0.5"],
+        ...     checkpoint="tiny",
+        ...     output="runs/brief",
+        ...     steps=1,
+        ...     batch_size=1,
+        ...     samples=2,
+        ...     max_new_tokens=4,
+        ...     grpo={"mask_truncated": False},
+        ...     extract={"fps": 1},
+        ... )
+        >>> len(run.tables["completions"]), run.metrics["rewards/brief/mean"].values.shape
+        (2, (1,))
 
     rewards: functions `(prompt, completion, reference, metadata) -> float`, also async ones, and
       shipped ones by name, each perhaps with a weight: [brief, (other, 0.5), "length=0.5"]. The

@@ -244,18 +244,19 @@ class Captioner:
     ) -> list[Caption]:
         """Caption clips; the results have their order. One that cannot be read has an `error`.
 
-        >>> from ugc_jax import Captioner
-        >>> captioner = Captioner.from_pretrained("tiny")
-        >>> files = captioner.caption("clips/*.mp4", max_new_tokens=4, fps=1)
-        >>> [result.video for result in files]
-        ['clips/a.mp4', 'clips/b.mp4']
-        >>> asked = captioner.caption(
-        ...     ["clip.mp4", open("clip.mp4", "rb").read()],
-        ...     question=["What is seen?", "What is heard?"],
-        ...     max_new_tokens=4,
-        ... )
-        >>> [result.video for result in asked]
-        ['clip.mp4', 'videos[1]']
+        Examples:
+            >>> from ugc_jax import Captioner
+            >>> captioner = Captioner.from_pretrained("tiny")
+            >>> files = captioner.caption("clips/*.mp4", max_new_tokens=4, fps=1)
+            >>> [result.video for result in files]
+            ['clips/a.mp4', 'clips/b.mp4']
+            >>> asked = captioner.caption(
+            ...     ["clip.mp4", open("clip.mp4", "rb").read()],
+            ...     question=["What is seen?", "What is heard?"],
+            ...     max_new_tokens=4,
+            ... )
+            >>> [result.video for result in asked]
+            ['clip.mp4', 'videos[1]']
 
         Arguments and errors: as of `stream`.
         """
@@ -275,10 +276,11 @@ class Captioner:
     ) -> Iterator[Caption]:
         """Caption clips; yields each result when it is finished, not in the order of `videos`.
 
-        >>> from ugc_jax import Captioner
-        >>> captioner = Captioner.from_pretrained("tiny")
-        >>> for result in captioner.stream("clips/", max_new_tokens=4, fps=1):
-        ...     assert result.error is None
+        Examples:
+            >>> from ugc_jax import Captioner
+            >>> captioner = Captioner.from_pretrained("tiny")
+            >>> for result in captioner.stream("clips/", max_new_tokens=4, fps=1):
+            ...     assert result.error is None
 
         videos: clips, or one of them: the path of a file, a folder or a pattern, as the command
           line takes them; the bytes of a file, or a file that is open for reading bytes, which are
@@ -303,11 +305,12 @@ class Captioner:
     ) -> Iterator[Piece]:
         """Caption clips; yields the text of each in pieces, as its tokens come.
 
-        >>> from ugc_jax import Captioner
-        >>> captioner = Captioner.from_pretrained("tiny")
-        >>> pieces = list(captioner.stream_text("clip.mp4", max_new_tokens=40, fps=1))
-        >>> "".join(piece.text for piece in pieces) == pieces[-1].result.caption
-        True
+        Examples:
+            >>> from ugc_jax import Captioner
+            >>> captioner = Captioner.from_pretrained("tiny")
+            >>> pieces = list(captioner.stream_text("clip.mp4", max_new_tokens=40, fps=1))
+            >>> "".join(piece.text for piece in pieces) == pieces[-1].result.caption
+            True
 
         Arguments and errors: as of `stream`. A clip's last piece has its result.
         """
@@ -324,11 +327,12 @@ class Captioner:
     ) -> list[Explanation]:
         """Say what each word of captions rests on: sound, picture, both, or the text alone.
 
-        >>> from ugc_jax import Captioner
-        >>> captioner = Captioner.from_pretrained("tiny")
-        >>> told = captioner.explain("clip.mp4", "A dog barks.", fps=1)[0]
-        >>> [word.text for word in told.words]
-        ['A', 'dog', 'barks']
+        Examples:
+            >>> from ugc_jax import Captioner
+            >>> captioner = Captioner.from_pretrained("tiny")
+            >>> told = captioner.explain("clip.mp4", "A dog barks.", fps=1)[0]
+            >>> [word.text for word in told.words]
+            ['A', 'dog', 'barks']
 
         captions: a text for each clip, by anybody; a clip may be given several times, with another
           text each. None: the model captions the clips first. by_time: also which second of sound

@@ -12,15 +12,16 @@ from ugc_jax.errors import UserError
 class Clip:
     """Frames, sound, or both from the same second on, instead of a file.
 
-    >>> import numpy as np
-    >>> from ugc_jax import Captioner, Clip
-    >>> frames = np.zeros((10, 64, 96, 3), np.uint8)
-    >>> tone = np.sin(np.arange(8000) / 10).astype(np.float32)
-    >>> captioner = Captioner.from_pretrained("tiny")
-    >>> clip = Clip(frames=frames, fps=10, waveform=tone, rate=8000, name="tone")
-    >>> (result,) = captioner.caption(clip, max_new_tokens=4)
-    >>> result.video, result.error
-    ('tone', None)
+    Examples:
+        >>> import numpy as np
+        >>> from ugc_jax import Captioner, Clip
+        >>> frames = np.zeros((10, 64, 96, 3), np.uint8)
+        >>> tone = np.sin(np.arange(8000) / 10).astype(np.float32)
+        >>> captioner = Captioner.from_pretrained("tiny")
+        >>> clip = Clip(frames=frames, fps=10, waveform=tone, rate=8000, name="tone")
+        >>> (result,) = captioner.caption(clip, max_new_tokens=4)
+        >>> result.video, result.error
+        ('tone', None)
 
     They are read as those of a file are: the same frames are taken and resized, and the sound is
     resampled to 16 kHz. So a Clip of all frames and all sound of a file has the file's caption.
