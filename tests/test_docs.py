@@ -50,6 +50,16 @@ def test_every_page_is_on_the_site_and_in_the_overview():
     assert overview == pages - {"index.md"}
 
 
+def test_the_hardware_table_of_the_readme_is_that_of_its_command():
+    command = [sys.executable, str(ROOT / "launch/hardware.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 180
+
+
 def texts() -> str:
     """All constant texts of the package, where a value is inserted with NUL between."""
 

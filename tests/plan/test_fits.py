@@ -16,7 +16,8 @@ from ugc_jax.plan import fits
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-# Peaks in GiB a chip of `ugc-jax plan`, by config and number of chips (README, docs/paper.md).
+# Peaks in GiB a chip of `ugc-jax plan`, by config and number of chips (docs/training.md and
+# docs/paper.md).
 COMPILED = {
     ("sft_3b", 16): 7.69,
     ("sft_3b:lora", 8): 4.01,
@@ -56,7 +57,7 @@ def test_estimates_are_those_of_the_compiler_within_their_margin():
 
 
 def test_the_verdicts_are_those_of_the_margin():
-    assert [fits._verdict(100, has) for has in (99, 100, 111, 113)] == [
+    assert [fits.verdict(100, has) for has in (99, 100, 111, 113)] == [
         "no",
         "tight",
         "tight",

@@ -1,8 +1,8 @@
 """What fits on given devices, by arithmetic alone: estimates in a second, without a compiler.
 
 The state of a run is counted exactly, from its shapes and shardings; what a step needs besides is
-estimated. Against the compiler's figures (README, docs/paper.md) the sums are 15 % too high at most
-and 12 % too low; `ugc-jax plan` compiles the programs.
+estimated. Against the compiler's figures (docs/training.md, docs/paper.md) the sums are 15 % too
+high at most and 12 % too low; `ugc-jax plan` compiles the programs.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ def fits(devices: list[jax.Device], memory: int) -> list[Fit]:
     return found
 
 
-def _verdict(needs: int, has: int) -> str:
+def verdict(needs: int, has: int) -> str:
+    """Return whether bytes that are needed fit into those that are there."""
     return NO if needs > has else FITS if needs * _MARGIN <= has else TIGHT
 
 
@@ -81,7 +82,7 @@ def _caption(size: str, devices: list[jax.Device], memory: int) -> Fit:
     ]
     for tensor, dtype, words in ways:
         needs = caption_bytes(model, devices[:tensor], dtype)
-        fit = Fit("caption", size, needs, memory, _verdict(needs, memory), f"{words} clip.mp4")
+        fit = Fit("caption", size, needs, memory, verdict(needs, memory), f"{words} clip.mp4")
         if fit.verdict == FITS:
             break
     return fit
@@ -112,7 +113,29 @@ def _weights(model: OmniConfig, dtype: str) -> int:
 
 
 def _training(name: str, size: str, variant: str, devices: list[jax.Device], memory: int) -> Fit:
-    is_grpo, count = name == "grpo", len(devices)
+    config, words = _smallest(name, variant, size, len(devices))
+    needs = training_bytes(config, SIZES[size](), devices)
+    work = f"{name} lora" if variant else name
+    command = f"ugc-jax {name} {' '.join(words)}"
+    return Fit(work, size, needs, memory, verdict(needs, memory), command)
+
+
+def training_needs(
+    name: str, variant: str, size: str, devices: list[jax.Device], dtype: str = "auto"
+) -> int:
+    """Return the bytes of each device that a config needs in its smallest form.
+
+    name: "sft" or "grpo". variant: "" or ":lora". dtype: as of `ComputeConfig`.
+    """
+    config, _ = _smallest(name, variant, size, len(devices), "--dtype", dtype)
+    return training_bytes(config, SIZES[size](), devices)
+
+
+def _smallest(
+    name: str, variant: str, size: str, count: int, *further: str
+) -> tuple[SftConfig | GrpoConfig, list[str]]:
+    """A config with a row a device at a time, and the words that say so on the command line."""
+    is_grpo = name == "grpo"
     cls, short = (GrpoConfig, GRPO_SHORT) if is_grpo else (SftConfig, SFT_SHORT)
     schema, words = Schema(cls, short=short), ["--config", f"{name}_{size}{variant}"]
     config, _ = schema.parse(words)
@@ -124,12 +147,7 @@ def _training(name: str, size: str, variant: str, devices: list[jax.Device], mem
     if parts > 1:
         words += ["--loop.accumulate", str(parts)]
         words += ["--rollout.parts", str(parts)] if is_grpo else []
-    config, _ = schema.parse(words)
-    needs = training_bytes(config, SIZES[size](), devices)
-    work = f"{name} lora" if variant else name
-    return Fit(
-        work, size, needs, memory, _verdict(needs, memory), f"ugc-jax {name} {' '.join(words)}"
-    )
+    return schema.parse([*words, *further])[0], words
 
 
 def training_bytes(
