@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ugc_jax.evals.intervals import interval
+from ugc_jax.evals.intervals import interval, mean
 from ugc_jax.evals.results import VERSION, column_names
+from ugc_jax.evals.summary import groups, weights
 from ugc_jax.settings import flatten
 
 TIE = 1e-9  # smaller differences of scores are rounding errors
@@ -63,7 +64,7 @@ def _compare_task(base: dict, other: dict, task: str) -> dict:
     both = [one for one in common if is_same_clip(base_clips[one], other_clips[one])]
     protocol = _protocol(*(result["tasks"][task].get("protocol") or {} for result in (base, other)))
     shared = [name for name in column_names(base["tasks"][task]) if name in other["tasks"][task]]
-    table = {}
+    table, lower = {}, base["tasks"][task].get("lower") or ()
     for column in ("score", *shared):
         # a clip may have no value in a column
         pairs = [
@@ -71,7 +72,13 @@ def _compare_task(base: dict, other: dict, task: str) -> dict:
             for n in both
             if column in base_clips[n] and column in other_clips[n]
         ]
-        table[column] = difference([b[column] - a[column] for a, b in pairs])
+        firsts = [first for first, _ in pairs]
+        table[column] = difference(
+            [b[column] - a[column] for a, b in pairs],
+            weights(firsts),
+            groups(firsts),
+            is_lower_better=column in lower,
+        )
         if protocol:
             table[column]["verdict"] = "does not compare"
     return table | {
@@ -95,21 +102,32 @@ def is_same_clip(clip: dict, other: dict) -> bool:
     return first is None or second is None or first == second
 
 
-def difference(values: Sequence[float]) -> dict:
+def difference(
+    values: Sequence[float],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
+    is_lower_better: bool = False,
+) -> dict:
     """Statistics of n differences, one a clip: the other result minus the base.
 
+    weights, groups: as of `intervals.interval`. is_lower_better: of the scores, as of errors.
+
     "difference": their mean; "interval": its 95 % interval; "n", "wins", "ties", "losses": numbers
-    of clips; "verdict": "better" or "worse" if the interval excludes 0, else "noise"; "too few" and
-    no interval for less than MIN_CLIPS clips.
+    of differences; "verdict": "better" or "worse" if the interval excludes 0, else "noise"; "too
+    few" and no interval for less than MIN_CLIPS clips.
     """
     values = np.asarray(values, np.float64)
-    bounds = interval(values) if len(values) >= MIN_CLIPS else None
+    clips = len(values) if groups is None else len(set(groups))
+    bounds = interval(values, weights, groups) if clips >= MIN_CLIPS else None
     verdict = "too few"
     if bounds is not None:
         verdict = "better" if bounds[0] > 0 else "worse" if bounds[1] < 0 else "noise"
     wins, losses = int(np.sum(values > TIE)), int(np.sum(values < -TIE))
+    if is_lower_better:
+        wins, losses = losses, wins
+        verdict = {"better": "worse", "worse": "better"}.get(verdict, verdict)
     return {
-        "difference": float(values.mean()) if len(values) else None,
+        "difference": mean(values, weights),
         "interval": None if bounds is None else list(bounds),
         "n": len(values),
         "wins": wins,

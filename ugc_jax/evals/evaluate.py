@@ -15,7 +15,7 @@ from pathlib import Path
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
 from ugc_jax.evals import scores
-from ugc_jax.evals.judged import JudgedTasks, JudgingConfig
+from ugc_jax.evals.judged import Item, JudgedTasks, JudgingConfig
 from ugc_jax.evals.predictions import (
     FAULTS,
     Predictions,
@@ -167,12 +167,12 @@ def judge_for(
     Its answers are cached beside the output, unless the config names another file. Raises UserError
     for a judge that cannot be used, before it is asked anything.
     """
-    names = [task.name for task in tasks if task.is_judged]
-    if not names or config.model is None:
+    rubrics = {task.name: task.form.rubric for task in tasks if task.is_judged}
+    if not rubrics or config.model is None:
         yield None
         return
     cache = config.cache or str(beside(output, "judge.jsonl"))
-    with JudgedTasks(dataclasses.replace(config, cache=cache), names, judging) as judge:
+    with JudgedTasks(dataclasses.replace(config, cache=cache), rubrics, judging, rubrics) as judge:
         yield judge
 
 
@@ -218,31 +218,33 @@ def score_task(
 ) -> tuple[list[dict], float | None, list[str]]:
     """(clips of a result, one a sample and in their order; the judge's noise; notes).
 
-    A clip is {"id", "reference", "prediction" (what is scored: without thinking) if there is one}
-    with the items of `Form.score`, or with "failure": "missing" (no line), a kind of
+    A clip is {"id", "reference", "prediction" (what is scored: without thinking) if there is one;
+    "clip" and "weight" of the sample, if it has them} with the items of `Form.score`, or with "failure": "missing" (no line), a kind of
     `predictions.Failure` ("error", "null", "NaN", ...), one of `_no_answer` ("empty", "cut off",
     "refusal"), "judge" (no usable answer), or a kind of `Form.score`: one of `options.Choice`, or
     "skipped" (the OCR normalisation leaves nothing to compare). judge: scores the predictions of a
     judged task.
     """
-    clips, to_judge, empty, thought = [], [], 0, 0
+    clips, to_judge, empty, thought = [], [], 0, set()
     for sample in task.samples:
-        text = predicted.texts.get(sample.id)
+        text = predicted.texts.get(sample.of)
         clip = {"id": sample.id, "reference": reference_text(sample.reference)}
+        clip |= {"clip": sample.clip} if sample.clip else {}
+        clip |= {"weight": sample.weight} if sample.weight != 1 else {}
         clips.append(clip)
-        if (failure := predicted.failures.get(sample.id)) is not None:
+        if (failure := predicted.failures.get(sample.of)) is not None:
             clip |= {"failure": failure.kind, "note": failure.note}
             continue
         if text is None:
             clip["failure"] = "missing"
             continue
         answer = without_thinking(text)
-        thought += answer != text
+        thought |= {sample.of} if answer != text else set()
         clip["prediction"] = text if answer is None else answer
         if (kind := _no_answer(task, sample, answer)) is not None:
             clip["failure"] = kind
         elif task.is_judged:
-            to_judge.append(clip)
+            to_judge.append((clip, sample))
         else:
             empty += not answer.strip()
             clip |= task.form.score(sample, answer)
@@ -250,13 +252,16 @@ def score_task(
     if empty:
         notes.append(f"{empty} empty answers count as 0, as in the release")
     if thought:
-        notes.append(f"{thought} answers are scored without their thinking")
+        notes.append(f"{len(thought)} answers are scored without their thinking")
     if cut := len(predicted.cut & set(task.ids)):
         notes.append(f"{cut} answers end at the limit of tokens (finish_reason length)")
     if to_judge:
-        items = [(clip["id"], clip["reference"], clip["prediction"]) for clip in to_judge]
+        items = [
+            Item(clip["id"], clip["reference"], clip["prediction"], sample)
+            for clip, sample in to_judge
+        ]
         judged, noise, unanswered = judge.judge(task.name, items)
-        for clip, verdict in zip(to_judge, judged, strict=True):
+        for (clip, _), verdict in zip(to_judge, judged, strict=True):
             clip |= verdict
         if unanswered:
             notes.append(f"{unanswered} questions to the judge have no usable answer")

@@ -13,14 +13,17 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from ugc_jax.evals.prompts import RUBRICS, Prompt, load_prompts
+from ugc_jax.evals.prompts import RUBRICS, Rubric, load_prompts
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
 from ugc_jax.progress import Progress
 from ugc_jax.settings import check_minimum
+
+if TYPE_CHECKING:
+    from ugc_jax.evals.tasks import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +48,23 @@ DEFAULT = JudgingConfig()
 
 
 class Item(NamedTuple):
-    """One caption, or answer, that is judged; its texts are not empty."""
+    """One caption, or answer, that is judged; its texts are not empty.
+
+    sample: of the task, where its rubric reads more than the reference as text.
+    """
 
     id: str
     reference: str
     prediction: str
+    sample: "Sample | None" = None
 
 
 class Judged(NamedTuple):
     """The scores of a task.
 
     samples: one an item: {"id", "score" and columns in percent or "failure": "judge", "reference",
-    "prediction", "note": the judge's reason, or the error}.
+    "prediction", "note": the judge's reason, or the error}, and what else the rubric tells of its
+    first usable answer.
     noise: standard deviation of the task's score from one judging of all captions to the next, in
     percent; None if no caption was judged twice.
     unanswered: number of questions (`repeats` a caption) without a usable answer; a caption's score
@@ -75,13 +83,19 @@ class NotAsked(JudgeError):
 class JudgedTasks:
     """One judge for all judged tasks of a run; a context manager, not for use in an event loop."""
 
-    def __init__(self, config: JudgeConfig, tasks: Iterable[str], judging: JudgingConfig = DEFAULT):
-        """tasks: names of the tasks to judge, of `prompts.RUBRICS`.
+    def __init__(
+        self,
+        config: JudgeConfig,
+        tasks: Iterable[str],
+        judging: JudgingConfig = DEFAULT,
+        rubrics: Mapping[str, Rubric] = RUBRICS,
+    ):
+        """tasks: names of the tasks to judge, of `rubrics`.
 
         Asks nothing yet. Raises UserError for a prompt, a judge or a cache that cannot be used.
         """
-        self.config, self.judging = config, judging
-        self._prompts = load_prompts(judging.prompt, tasks)
+        self.config, self.judging, self._rubrics = config, judging, rubrics
+        self._prompts = load_prompts(judging.prompt, tasks, rubrics)
         self._judge = Judge(config)
         self._runner = asyncio.Runner()
 
@@ -104,22 +118,37 @@ class JudgedTasks:
             usage.tokens_in, usage.tokens_out, cost,
         )  # fmt: skip
 
-    def judge(self, task: str, items: Sequence[tuple[str, str, str]]) -> Judged:
-        """The judge's scores of n items (id, reference, prediction) of one task.
+    def judge(self, task: str, items: Sequence[tuple]) -> Judged:
+        """The judge's scores of n `Item`s, or tuples of their fields, of one task.
 
         Logs all failures in one line. Raises UserError for a mistake in the config, such as a wrong
         key; after a KeyboardInterrupt all answers so far are in the cache.
         """
         items = [Item(*item) for item in items]
-        repeats = self.judging.repeats
-        questions = _Round(self._judge, task, self._prompts[task], items, repeats)
-        outcomes = self._runner.run(questions.run())
+        rubric, prompt = self._rubrics[task], self._prompts[task]
+        cases = [
+            Case(
+                prompt.filled(rubric.texts(item) | {"caption": item.prediction}),
+                _parser(rubric, item),
+            )
+            for item in items
+        ]
+        outcomes = self.ask(task, cases, self.judging.repeats)
         failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
-        _log_failures(task, failures, len(items) * repeats)
-        columns = RUBRICS[task].columns
+        columns = rubric.columns
         samples = [_sample(*pair, columns) for pair in zip(items, outcomes, strict=True)]
         spread = noise([[o["score"] for o in _usable(all_)] for all_ in outcomes])
         return Judged(samples, spread, len(failures))
+
+    def ask(self, label: str, cases: Sequence["Case"], repeats: int = 1) -> list[list]:
+        """[n, repeats]: what `parse` of each of n cases gives, or the JudgeError without an answer.
+
+        label: names the questions in the progress and in the line on failures. Raises as `judge`.
+        """
+        outcomes = self._runner.run(_Round(self._judge, label, cases, repeats).run())
+        failures = [o for all_ in outcomes for o in all_ if isinstance(o, JudgeError)]
+        _log_failures(label, failures, len(cases) * repeats)
+        return outcomes
 
     def protocol(self, task: str) -> dict:
         """The settings that must be equal for two scores of the task to compare."""
@@ -149,10 +178,17 @@ def noise(scores: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(sum(variances)) / len(variances) if variances else None
 
 
-class _Question(NamedTuple):
-    item: int  # number of the item
-    repeat: int
+class Case(NamedTuple):
+    """A question, as messages, and a function: the judge's JSON object -> the outcome."""
+
     messages: list[dict]
+    parse: Callable[[dict], object]
+
+
+class _Question(NamedTuple):
+    number: int  # of the case
+    repeat: int
+    case: Case
 
 
 class _Round:
@@ -162,17 +198,15 @@ class _Round:
     questions would fail too, and cost money.
     """
 
-    def __init__(
-        self, judge: Judge, task: str, prompt: Prompt, items: Sequence[Item], repeats: int
-    ):
-        self._judge, self._task, self._parse = judge, task, _parser(task)
+    def __init__(self, judge: Judge, task: str, cases: Sequence[Case], repeats: int):
+        self._judge, self._task = judge, task
         self._questions = [  # all captions once, before any of them twice
-            _Question(number, repeat, prompt.messages(item.reference, item.prediction))
+            _Question(number, repeat, case)
             for repeat in range(repeats)
-            for number, item in enumerate(items)
+            for number, case in enumerate(cases)
         ]
         # [n, repeats]: the parsed answer, or the error
-        self.outcomes: list[list] = [[None] * repeats for _ in items]
+        self.outcomes: list[list] = [[None] * repeats for _ in cases]
         # failures in all, failures in a row, and the limit of these
         self._failed, self._row, self._limit = 0, 0, max(20, 2 * judge.config.concurrency)
 
@@ -180,7 +214,7 @@ class _Round:
         """`outcomes`, complete. Raises UserError for a mistake of the config."""
         new = []
         for question in self._questions:
-            if self._judge.knows(question.messages, self._parse, question.repeat):
+            if self._judge.knows(*question.case, question.repeat):
                 await self._ask(question)
             else:
                 new.append(question)
@@ -204,20 +238,20 @@ class _Round:
         try:
             if self._row >= self._limit:
                 raise NotAsked("not asked, as the judge was given up")
-            outcome = await self._judge.ask(question.messages, self._parse, question.repeat)
+            outcome = await self._judge.ask(*question.case, question.repeat)
             self._row = 0
         except JudgeError as error:
             outcome = error
             self._failed += 1
             self._row = self._limit if isinstance(error, Unreachable) else self._row + 1
-        self.outcomes[question.item][question.repeat] = outcome
+        self.outcomes[question.number][question.repeat] = outcome
 
 
-def _parser(task: str) -> Callable[[dict], dict]:
+def _parser(rubric: Rubric, item: Item) -> Callable[[dict], dict]:
     """A function: the judge's JSON object -> {"score", columns, "note": its reason, if any}."""
 
     def parse(answer: dict) -> dict:
-        scores, reason = RUBRICS[task].scores(answer), answer.get("reason")
+        scores, reason = rubric.scores(answer, item.sample), answer.get("reason")
         has_reason = isinstance(reason, str) and reason.strip()
         return scores | {"note": encodable(reason.strip())} if has_reason else scores
 
@@ -234,9 +268,13 @@ def _sample(item: Item, outcomes: Sequence[dict | JudgeError], columns: Sequence
     usable = _usable(outcomes)
     if not usable:
         return {"id": item.id, "failure": "judge", **texts, "note": str(outcomes[0])}
-    means = {name: statistics.fmean(o[name] for o in usable) for name in ("score", *columns)}
-    note = {"note": usable[0]["note"]} if "note" in usable[0] else {}
-    return {"id": item.id, **means, **texts, **note}
+    means = {  # a sample has a column in all answers or in none
+        name: statistics.fmean(o[name] for o in usable)
+        for name in ("score", *columns)
+        if name in usable[0]
+    }
+    facts = {key: value for key, value in usable[0].items() if key not in means}
+    return {"id": item.id, **means, **texts, **facts}
 
 
 def _log_failures(task: str, failures: Sequence[JudgeError], asked: int):

@@ -15,13 +15,16 @@ braces are part of the text, as in JSON.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.judge.messages import fenced, integer, with_system
+
+if TYPE_CHECKING:
+    from ugc_jax.evals.judged import Item
 
 PLACEHOLDERS = ("{reference}", "{caption}")
 
@@ -76,17 +79,25 @@ Answer with {"reason": "...", "matched": M, "total": N}: "reason" one short sent
 of objects (entries) in the reference, M the number of those that are matched."""
 
 
+def _reference(item: "Item") -> dict[str, str]:
+    return {"reference": item.reference}
+
+
 class Rubric(NamedTuple):
     """One judged task.
 
-    wording: the question, in which PLACEHOLDERS are replaced.
-    scores: the judge's JSON object -> {"score", each of `columns`} in percent; raises ValueError,
-      TypeError or KeyError for one of another form.
+    wording: the question, in which `placeholders` are replaced.
+    scores: (the judge's JSON object, the task's sample) -> {"score", each of `columns` that the
+      sample has} in percent, and further facts of the clip; raises ValueError, TypeError or
+      KeyError for an object of another form.
+    texts: what replaces the placeholders beside {caption}, by their names.
     """
 
     wording: str
-    scores: Callable[[dict], dict[str, float]]
+    scores: Callable[..., dict]
     columns: tuple[str, ...] = ()
+    placeholders: tuple[str, ...] = PLACEHOLDERS
+    texts: Callable[["Item"], dict[str, str]] = _reference
 
 
 def fill(template: str, **texts: str) -> str:
@@ -100,21 +111,21 @@ def _ratings(content: str, *columns: str) -> Rubric:
     aspects = "\n".join(f"{column}: {ASPECTS[column]}" for column in columns)
     wording = fill(RATE, content=content, aspects=aspects, ratings=ratings)
 
-    def scores(answer: dict) -> dict[str, float]:
+    def scores(answer: dict, _=None) -> dict[str, float]:
         rated = {column: integer(answer, column, 1, 5) / 5 * 100 for column in columns}
         return {"score": sum(rated.values()) / len(rated)} | rated
 
     return Rubric(wording, scores, columns)
 
 
-def _is_consistent(answer: dict) -> dict[str, float]:
+def _is_consistent(answer: dict, _=None) -> dict[str, float]:
     verdict = str(answer["consistent"]).strip().lower()
     if verdict not in ("yes", "true", "no", "false"):
         raise ValueError(f'consistent is {verdict!r:.40}, not "yes" or "no"')
     return {"score": 100.0 if verdict in ("yes", "true") else 0.0}
 
 
-def _share_matched(answer: dict) -> dict[str, float]:
+def _share_matched(answer: dict, _=None) -> dict[str, float]:
     total = integer(answer, "total", 1, 10**6)
     return {"score": integer(answer, "matched", 0, total) / total * 100}
 
@@ -134,66 +145,78 @@ class Prompt(NamedTuple):
     name: str
     template: str
     is_ours: bool
+    placeholders: tuple[str, ...] = PLACEHOLDERS
 
     @property
     def protocol(self) -> str:
         """An identifier of the wording, equal for equal wordings in files of any name."""
-        text = "\n".join(message["content"] for message in self.messages(*PLACEHOLDERS))
+        unfilled = {name.strip("{}"): name for name in self.placeholders}
+        text = "\n".join(message["content"] for message in self.filled(unfilled))
         return f"{'own wording' if self.is_ours else 'file'} {_number(text)}"
 
     def messages(self, reference: str, caption: str) -> list[dict]:
         """The messages of the question about two texts."""
-        texts = {"reference": reference, "caption": caption}
+        return self.filled({"reference": reference, "caption": caption})
+
+    def filled(self, texts: Mapping[str, str]) -> list[dict]:
+        """The messages of the question with a text for each placeholder."""
         if self.is_ours:
             tagged = {name: fenced(name, text) for name, text in texts.items()}
             return with_system(fill(self.template, **tagged))
         return [{"role": "user", "content": fill(self.template, **texts)}]
 
 
-def load_prompts(path: str | None, tasks: Iterable[str]) -> dict[str, Prompt]:
-    """The wording for each of the tasks.
+def load_prompts(
+    path: str | None, tasks: Iterable[str], rubrics: Mapping[str, Rubric] = RUBRICS
+) -> dict[str, Prompt]:
+    """The wording for each of the tasks, which are keys of rubrics.
 
     path: a text file for the one task, or a folder with TASK.txt of each; None for our wording.
     Raises UserError for a file that is missing or cannot be used.
     """
     tasks = list(tasks)
     if path is None:
-        return {task: Prompt("ugc_jax", RUBRICS[task].wording, True) for task in tasks}
+        return {
+            task: Prompt("ugc_jax", rubrics[task].wording, True, rubrics[task].placeholders)
+            for task in tasks
+        }
     folder = Path(path)
     if folder.is_dir():
-        return {task: _read(folder / f"{task}.txt") for task in tasks}
+        return {
+            task: _read(folder / f"{task}.txt", rubrics[task].placeholders) for task in tasks
+        }
     if len(tasks) > 1:
         raise UserError(
             f"judging.prompt={path}: is one file for {len(tasks)} tasks ({', '.join(tasks)}); "
             "give a folder with TASK.txt of each, or one task"
         )
-    return {task: _read(folder) for task in tasks}
+    return {task: _read(folder, rubrics[task].placeholders) for task in tasks}
 
 
-def _read(path: Path) -> Prompt:
+def _read(path: Path, placeholders: tuple[str, ...]) -> Prompt:
     """The wording in a user's file. Raises UserError with the line of a fault."""
     text = files.read_text(path, "give a UTF-8 text file as judging.prompt")
     text = re.sub("\r\n?", "\n", text)  # equal on all systems
-    for placeholder in PLACEHOLDERS:
+    for placeholder in placeholders:
         if placeholder not in text:
             raise UserError(f"{path}: has no {placeholder}; write it where that text belongs")
-    if fault := _fault(text):
+    if fault := _fault(text, placeholders):
         place, reason = fault
         raise UserError(f"{path}:{text.count(chr(10), 0, place) + 1}: {reason}")
-    return Prompt(f"{path.name} ({_number(text)})", text, False)
+    return Prompt(f"{path.name} ({_number(text)})", text, False, placeholders)
 
 
 def _number(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _fault(text: str) -> tuple[int, str] | None:
+def _fault(text: str, placeholders: tuple[str, ...]) -> tuple[int, str] | None:
     """(place, description) of a fault in the braces of a template; None without one."""
     if doubled := re.search(r"\{\s*\{", text):
         return doubled.start(), "has a doubled brace; write each brace once, in JSON as well"
     for found in re.finditer(r"\{\s*(\w+)\s*\}", text):
-        if found[0] not in PLACEHOLDERS:
-            names = " and ".join(PLACEHOLDERS)
+        if found[0] not in placeholders:
+            names = " and ".join(placeholders)
             return found.start(), f"unknown placeholder {found[0]}; there are {names}"
     unclosed = []
     for found in re.finditer(r"[{}]", text):

@@ -1,10 +1,9 @@
 """The scored clips of a task -> its score, intervals and further facts; a result as a table."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ugc_jax.evals.intervals import interval
+from ugc_jax.evals.intervals import interval, mean
 from ugc_jax.evals.tasks import Task
 
 # The columns whose mean is "Avg." in the paper's table 2 (the OCR fraction counts as percent).
@@ -28,8 +27,9 @@ def summarize(
     """The facts of a task in a result.
 
     clips: one a sample: {"id", "score" and the task's columns, or "failure"}, and what the task's
-      `Form.facts` reads. Means are over the clips with a score; "floor" is the score with each
-      failure counted as zero.
+      `Form.facts` reads. Means are over the clips with a score, each with its "weight", if any;
+      samples of one "clip" are not independent. "floor" is the score with each failure counted as
+      the worst, zero for most tasks.
     protocol: the settings that must be equal for two scores to compare.
     noise: standard deviation of the score from one judging to the next; None if judged once.
     """
@@ -37,21 +37,25 @@ def summarize(
     failures = Counter(clip["failure"] for clip in clips if "score" not in clip)
     means, intervals = {}, {}
     for name in ("score", *task.form.columns):
-        values = [clip[name] for clip in scored if name in clip]
-        means[name] = math.fsum(values) / len(values) if values else None
-        intervals[name] = list(interval(values)) if len(values) > 1 else None
+        having = [clip for clip in scored if name in clip]
+        values, how = [clip[name] for clip in having], (weights(having), groups(having))
+        means[name] = mean(values, how[0])
+        bounds = interval(values, *how)
+        intervals[name] = None if bounds is None else list(bounds)
     facts = means | {
         "unit": task.form.unit,
         "n": len(scored),
         "failed": sum(failures.values()),
         "failures": dict(failures),
-        "floor": means["score"] * len(scored) / len(clips) if scored else None,
+        "floor": _floor(means["score"], clips, task.form.worst),
         "interval": intervals.pop("score"),
         "intervals": intervals,
         "noise": noise,
         "metric": task.form.metric,
         "protocol": protocol,
     }
+    if task.form.lower:
+        facts |= {"lower": list(task.form.lower), "worst": task.form.worst}
     extra = task.form.facts(task.samples, scored) if task.form.facts else {}
     return (
         facts
@@ -61,6 +65,31 @@ def summarize(
             "notes": [*notes, *extra.get("notes", [])],
         }
     )
+
+
+def weights(clips: Sequence[Mapping]) -> list[float] | None:
+    """The weights of clips of a result in a mean; None where all are equal."""
+    found = [clip.get("weight", 1) for clip in clips]
+    return found if len(set(found)) > 1 else None
+
+
+def groups(clips: Sequence[Mapping]) -> list[str] | None:
+    """The clips of samples of a result; None where each is of a clip of its own."""
+    return [clip["clip"] for clip in clips] if clips and all("clip" in c for c in clips) else None
+
+
+def _floor(score: float | None, clips: Sequence[dict], worst: float) -> float | None:
+    """The score with each failure counted as `worst`."""
+    if score is None:
+        return None
+    counted = sum(clip.get("weight", 1) for clip in clips if "score" in clip)
+    failed = sum(clip.get("weight", 1) for clip in clips if "score" not in clip)
+    return (score * counted + worst * failed) / (counted + failed)
+
+
+def as_worst(task: dict) -> str:
+    """How the floor of a task in a result counts its failures, in words."""
+    return f"if they counted as {task['worst']:g}" if task.get("worst") else "if they were zeros"
 
 
 def average(tasks: dict[str, dict]) -> float | None:
@@ -128,7 +157,7 @@ def _warnings(task: dict) -> list[str]:
     if task["failed"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in task["failures"].items())
         digits = 3 if task["unit"] == "fraction" else 2
-        floor = "" if task["floor"] is None else f"; {task['floor']:.{digits}f} if they were zeros"
+        floor = "" if task["floor"] is None else f"; {task['floor']:.{digits}f} {as_worst(task)}"
         warnings.append(f"failed, and not in the means: {kinds}{floor}")
     return warnings
 

@@ -32,11 +32,22 @@ OCR_QUESTION = (
 
 
 class Sample(NamedTuple):
-    """id: of the clip. reference: a text, or the type that the task's `Form` reads and scores."""
+    """id: of the clip. reference: a text, or the type that the task's `Form` reads and scores.
+
+    clip: of the clip where one has several samples, each with an id of its own; else "".
+    weight: of its score in the mean, such as the number of its events.
+    """
 
     id: str
     reference: str | list[str] | dict[str, str]
     options: tuple[str, ...] = ()
+    clip: str = ""
+    weight: int = 1
+
+    @property
+    def of(self) -> str:
+        """The id of its clip."""
+        return self.clip or self.id
 
 
 class Form(NamedTuple):
@@ -45,8 +56,10 @@ class Form(NamedTuple):
     file: its name in a folder of qa files. metric: a description of the score in one line.
     read: text of the file -> (question, samples); raises ValueError with a fault and its place.
     score: (sample, answer) -> the clip in a result: {"score", each of `columns`, ...}, or
-      {"failure": kind}; None: an LLM judges the answers (evals/judged.py).
+      {"failure": kind}; None: an LLM judges the answers (evals/judged.py) by the rubric.
     columns: names of further scores. unit: of the score and the columns.
+    lower: those of "score" and the columns of which a lower value is better. worst: the score that
+      a failure would have, for the bound that a result states.
     aliases: other names of the task. count: samples in the released file; None: not released.
     protocol: the settings that must be equal for two scores to compare, if no LLM judges.
     scores_blank: a blank answer is scored like any other, as in the release; else it is a failure.
@@ -71,6 +84,9 @@ class Form(NamedTuple):
     facts: Callable[[Sequence[Sample], Sequence[dict]], dict] | None = None
     recognize: Callable[[str], bool] | None = None
     benchmark: str = "UGC-VideoCap"
+    rubric: prompts.Rubric | None = None
+    lower: tuple[str, ...] = ()
+    worst: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +100,8 @@ class Task:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of its clips."""
-        return tuple(sample.id for sample in self.samples)
+        """The ids of its clips, each once."""
+        return tuple(dict.fromkeys(sample.of for sample in self.samples))
 
     @property
     def is_judged(self) -> bool:
@@ -194,8 +210,10 @@ def _options(file: str, count: int, aliases: tuple[str, ...] = ()) -> Form:
 def _judged(
     name: str, file: str, count: int, metric: str = _RATING, aliases: tuple[str, ...] = ()
 ) -> Form:
-    columns = prompts.RUBRICS[name].columns
-    return Form(file, metric, _read_texts, None, columns, aliases=aliases, count=count)
+    rubric = prompts.RUBRICS[name]
+    return Form(
+        file, metric, _read_texts, None, rubric.columns, aliases=aliases, count=count, rubric=rubric
+    )
 
 
 def ocr_form(normalisation: ocr.Normalisation) -> Form:
