@@ -14,14 +14,15 @@ from pathlib import Path
 
 from ugc_jax import __version__
 from ugc_jax.errors import UserError
-from ugc_jax.evals import scores
-from ugc_jax.evals.judged import Item, JudgedTasks, JudgingConfig
+from ugc_jax.evals import scores, structured
+from ugc_jax.evals.judged import JudgedTasks, JudgingConfig
 from ugc_jax.evals.predictions import (
     FAULTS,
     Predictions,
     find_predictions,
     read_predictions,
 )
+from ugc_jax.evals.prompts import Item
 from ugc_jax.evals.results import VERSION
 from ugc_jax.evals.summary import average, summarize
 from ugc_jax.evals.tasks import FORMS, Form, Sample, Task
@@ -57,8 +58,11 @@ class Evaluation:
         scores: str | None,
         checkpoint: str | None,
         judge: str | None = None,
+        benchmark_data: str | None = None,
     ) -> "Evaluation":
         """name: None takes that of the file or the checkpoint. judge: name of the judge's model.
+
+        benchmark_data: the file or folder of a benchmark that has no qa files.
 
         Raises UserError if there is nothing to score, or if arguments exclude each other.
         """
@@ -72,11 +76,13 @@ class Evaluation:
             )
         if scores and judge:
             raise UserError("scores and judge.model are both given; give one or the other")
-        if qa is None and (predictions or checkpoint):
+        if qa is None and benchmark_data is None and (predictions or checkpoint):
             raise UserError(
                 "qa=DIR is needed: the folder of the qa files, or the manifest of a world"
             )
         sources = {"qa": qa, "predictions": predictions, "scores": scores, "checkpoint": checkpoint}
+        if benchmark_data is not None:
+            sources["benchmark_data"] = benchmark_data
         return cls(name or checkpoint or Path(predictions or scores).stem, sources)
 
     def add(
@@ -197,7 +203,8 @@ def score_all(
         if name not in texts:
             evaluation.unscored[name] = "it has no predictions"
         elif task.is_judged and judge is None:
-            scores_help = ", or scores=FILE of a judge's scores" if task.form.columns else ""
+            is_rated = name in FORMS and task.form.columns
+            scores_help = ", or scores=FILE of a judge's scores" if is_rated else ""
             evaluation.unscored[name] = NEEDS_JUDGE + scores_help
     todo = [task for name, task in benchmark.items() if name not in evaluation.unscored]
     if not todo:
@@ -206,9 +213,14 @@ def score_all(
         )
     for task in todo:
         predicted = texts[task.name]
-        evaluation.predictions.append(predicted)
-        clips, noise, notes = score_task(task, predicted, judge)
+        if not any(one is predicted for one in evaluation.predictions):
+            evaluation.predictions.append(predicted)
         protocol = judge.protocol(task.name) if task.is_judged else dict(task.form.protocol)
+        if structured.is_by_units(task):
+            units = structured.UnitFile.beside(evaluation.sources["qa"], task, judge.judging.units)
+            task, predicted, facts = units.fill(task, predicted, judge)  # noqa: PLW2901
+            protocol |= facts
+        clips, noise, notes = score_task(task, predicted, judge)
         evaluation.add(task, clips, protocol, noise, notes)
     return evaluation.result(judge and judge.record())
 
@@ -218,10 +230,11 @@ def score_task(
 ) -> tuple[list[dict], float | None, list[str]]:
     """(clips of a result, one a sample and in their order; the judge's noise; notes).
 
-    A clip is {"id", "reference", "prediction" (what is scored: without thinking) if there is one;
-    "clip" and "weight" of the sample, if it has them} with the items of `Form.score`, or with "failure": "missing" (no line), a kind of
-    `predictions.Failure` ("error", "null", "NaN", ...), one of `_no_answer` ("empty", "cut off",
-    "refusal"), "judge" (no usable answer), or a kind of `Form.score`: one of `options.Choice`, or
+    A clip is {"id", "reference", "prediction" (what is scored: without thinking) if there is one,
+    "clip" and "weight" of the sample if it has them} with the items of `Form.score`, or with
+    "failure": "missing" (no line), a kind of `predictions.Failure` ("error", "null", "NaN", ...),
+    one of `_no_answer` ("empty", "cut off", "refusal"), "judge" (no usable answer), "units" (the
+    reference has none: structured.py), or a kind of `Form.score`: one of `options.Choice`, or
     "skipped" (the OCR normalisation leaves nothing to compare). judge: scores the predictions of a
     judged task.
     """
@@ -289,7 +302,9 @@ def reference_text(reference: object) -> str:
     """The reference of a sample as text."""
     if isinstance(reference, dict):
         return ", ".join(f"{name}: {value}" for name, value in reference.items())
-    return reference if isinstance(reference, str) else "\n".join(reference)
+    if isinstance(reference, str):
+        return reference
+    return "\n".join(one if isinstance(one, str) else one["text"] for one in reference)
 
 
 def take_scores(

@@ -14,16 +14,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
-from ugc_jax.evals.prompts import RUBRICS, Rubric, load_prompts
+from ugc_jax.errors import UserError
+from ugc_jax.evals.prompts import RUBRICS, Item, Rubric, load_prompts
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
 from ugc_jax.judge.messages import encodable
 from ugc_jax.progress import Progress
 from ugc_jax.settings import check_minimum
-
-if TYPE_CHECKING:
-    from ugc_jax.evals.tasks import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +36,20 @@ class JudgingConfig:
     # audio, details; visual_caption visual, details; background {"consistent": "yes" or "no"};
     # objects {"matched": M, "total": N}; a "reason" beside them is kept; none: a wording of our own
     prompt: str | None = None
+    # how captions are scored: holistic, ratings from 1 to 5; structured, a verdict on each atomic
+    # unit of the reference (tasks final_caption_units and so on); both
+    form: Literal["holistic", "structured", "both"] = "holistic"
+    # JSON Lines file of the units; none: beside the qa file, as final_caption_qa.units.jsonl
+    units: str | None = None
     repeats: int = 1  # times that each caption is judged, for the mean and, from 2 on, the noise
 
     def __post_init__(self):
         check_minimum(self, repeats=1)
+        if self.units is not None and self.form == "holistic":
+            raise UserError("units is given, but form is holistic; set form=structured or both")
 
 
 DEFAULT = JudgingConfig()
-
-
-class Item(NamedTuple):
-    """One caption, or answer, that is judged; its texts are not empty.
-
-    sample: of the task, where its rubric reads more than the reference as text.
-    """
-
-    id: str
-    reference: str
-    prediction: str
-    sample: "Sample | None" = None
 
 
 class Judged(NamedTuple):

@@ -15,16 +15,13 @@ braces are part of the text, as in JSON.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.judge.messages import fenced, integer, with_system
-
-if TYPE_CHECKING:
-    from ugc_jax.evals.judged import Item
 
 PLACEHOLDERS = ("{reference}", "{caption}")
 
@@ -79,7 +76,19 @@ Answer with {"reason": "...", "matched": M, "total": N}: "reason" one short sent
 of objects (entries) in the reference, M the number of those that are matched."""
 
 
-def _reference(item: "Item") -> dict[str, str]:
+class Item(NamedTuple):
+    """One caption, or answer, that is judged; its texts are not empty.
+
+    sample: of the task (`tasks.Sample`), for rubrics that read more than the reference as text.
+    """
+
+    id: str
+    reference: str
+    prediction: str
+    sample: Any = None
+
+
+def _reference(item: Item) -> dict[str, str]:
     return {"reference": item.reference}
 
 
@@ -97,12 +106,37 @@ class Rubric(NamedTuple):
     scores: Callable[..., dict]
     columns: tuple[str, ...] = ()
     placeholders: tuple[str, ...] = PLACEHOLDERS
-    texts: Callable[["Item"], dict[str, str]] = _reference
+    texts: Callable[[Item], dict[str, str]] = _reference
 
 
 def fill(template: str, **texts: str) -> str:
     """`template` with each {name} of `texts` replaced; all other braces stay."""
     return re.sub(r"\{(\w+)\}", lambda found: texts.get(found[1], found[0]), template)
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """Texts, a line each, by number from 1."""
+    return "\n".join(f"{n}. {' '.join(text.split())}" for n, text in enumerate(texts, 1))
+
+
+def verdicts(answer: object, count: int, allowed: Sequence[str]) -> list[str]:
+    """The words in {"1": word, "2": word, ...}, one for each of `count` numbers and no other.
+
+    Each is one of `allowed`, exactly: "not told" is not "told". Raises ValueError or KeyError.
+    """
+    if not isinstance(answer, dict):
+        raise ValueError("the verdicts are not an object by number")
+    numbers = [str(number) for number in range(1, count + 1)]
+    if others := [key for key in answer if key not in numbers and key != "reason"]:
+        raise ValueError(f"a verdict on {others[0]!r:.40}, but the numbers are 1 to {count}")
+    found = []
+    for number in numbers:
+        value = answer[number]
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in allowed:
+            raise ValueError(f"verdict {number} is {value!r:.40}, not {', '.join(allowed)}")
+        found.append(word)
+    return found
 
 
 def _ratings(content: str, *columns: str) -> Rubric:
@@ -182,9 +216,7 @@ def load_prompts(
         }
     folder = Path(path)
     if folder.is_dir():
-        return {
-            task: _read(folder / f"{task}.txt", rubrics[task].placeholders) for task in tasks
-        }
+        return {task: _read(folder / f"{task}.txt", rubrics[task].placeholders) for task in tasks}
     if len(tasks) > 1:
         raise UserError(
             f"judging.prompt={path}: is one file for {len(tasks)} tasks ({', '.join(tasks)}); "

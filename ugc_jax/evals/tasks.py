@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     """
 
     id: str
-    reference: str | list[str] | dict[str, str]
+    reference: str | list[str] | list[dict] | dict[str, str]
     options: tuple[str, ...] = ()
     clip: str = ""
     weight: int = 1

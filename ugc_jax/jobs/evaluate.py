@@ -1,4 +1,4 @@
-"""Score captions and answers on UGC-VideoCap, or on the offline world.
+"""Score captions and answers on UGC-VideoCap, other benchmarks, or the offline world.
 
 The texts to score come from a file of any model's predictions (`predictions`) or from a model that
 answers every question first (`ask.checkpoint` and `ask.videos`); a file of a judge's scores, such
@@ -9,6 +9,10 @@ as the released ones, replaces the judge (`scores`). A line of predictions is {"
 Tasks: voice_source, tone, bgm, ocr, background, objects, audio_caption, visual_caption and
 final_caption, of which the last five need an LLM judge (`judge.model`); world, with its manifest as
 qa.
+
+benchmark=NAME scores captions on another benchmark, whose files benchmark_data names: events that
+captions miss or make up (video-salmonn-2), or questions that a text-only judge answers from the
+caption alone (daily-omni, worldsense). Predictions are a caption a video, as above.
 
 Failures are counted by kind, never as zeros: no prediction, an empty one, one that is no text (NaN,
 false, ...), thinking without an end, a refusal, a negation or several options instead of one, no
@@ -22,7 +26,8 @@ from pathlib import Path
 from typing import Literal
 
 from ugc_jax.errors import UserError
-from ugc_jax.evals import evaluate, tasks
+from ugc_jax.evals import evaluate, structured, tasks
+from ugc_jax.evals.benchmarks.table import BENCHMARKS, Name
 from ugc_jax.evals.judged import JudgingConfig
 from ugc_jax.evals.results import check_result_path, write_result
 from ugc_jax.evals.summary import result_table
@@ -44,6 +49,11 @@ class EvaluateConfig:
     # folder of the benchmark's qa files, one of them, or the manifest of a world (test.jsonl)
     qa: str | None = None
     task: str = "all"  # one, several separated by commas, or all
+    benchmark: Name | None = None  # a benchmark by caption; none: UGC-VideoCap, of which qa is
+    benchmark_data: str | None = None  # its file, or the folder of it
+    # columns of its file that are not as published: FIELD=COLUMN, several separated by commas;
+    # fields: video, events; or video, question, choices, answer
+    map: tuple[str, ...] = ()
     # file of the task's predictions; for several tasks a folder with TASK.jsonl or TASK.json
     predictions: str | None = None
     # column of the predictions' text; none: the one of predict, predict_ocr, prediction, caption
@@ -64,12 +74,32 @@ class EvaluateConfig:
     def __post_init__(self):
         if self.judging.prompt is not None and self.judge.model is None:
             raise UserError("judging.prompt needs judge.model, the name of the judge")
+        if self.judging.form != "holistic" and self.judge.model is None:
+            raise UserError("judging.form needs judge.model, the name of the judge")
+        self._check_benchmark()
         for name in ("clip", "sampling", "engine", "compute"):
             section = getattr(self, name)
             if self.ask.checkpoint is None and section != type(section)():
                 raise UserError(
                     f"settings of {name} need ask.checkpoint: the model that they are for"
                 )
+
+    def _check_benchmark(self):
+        """Raise UserError for settings that are of the other kind of benchmark."""
+        if self.benchmark is None:
+            for name in ("benchmark_data", "map"):
+                if getattr(self, name):
+                    raise UserError(f"{name} needs benchmark=NAME, the benchmark that it is of")
+            return
+        if self.benchmark_data is None:
+            raise UserError(f"benchmark={self.benchmark} needs benchmark_data=DIR, its files")
+        others = {
+            "qa": self.qa, "scores": self.scores, "task": self.task != "all",
+            "judging.form": self.judging.form != "holistic",
+        }  # fmt: skip
+        for name, is_given in others.items():
+            if is_given:
+                raise UserError(f"{name} is of UGC-VideoCap, not of benchmark={self.benchmark}")
 
 
 _OF_THE_MODEL = short_names(
@@ -82,6 +112,8 @@ SETTINGS = Schema(
         **{name: key for name, key in _OF_THE_MODEL.items() if name != "max_tokens"},
         **{f"ask.{name}": key for name, key in _OF_THE_MODEL.items()},
         "judge.prompt": "judging.prompt",
+        "judge.form": "judging.form",
+        "judge.units": "judging.units",
         "judge.repeats": "judging.repeats",
     },
     moved=MOVED,
@@ -105,18 +137,32 @@ def score(config: EvaluateConfig) -> dict:
     output, ask, scores = Path(config.output), config.ask, config.scores
     forms = tasks.FORMS | {"ocr": tasks.ocr_form(config.ocr_normalisation)} | world.TASKS
     evaluation = evaluate.Evaluation.create(
-        config.name, config.qa, config.predictions, scores, ask.checkpoint, config.judge.model
+        config.name,
+        config.qa,
+        config.predictions,
+        scores,
+        ask.checkpoint,
+        config.judge.model,
+        config.benchmark_data,
     )
     check_result_path(output, evaluation.sources.values())
     task = "final_caption" if scores and config.task == "all" else config.task
     names = tasks.task_names(task, forms)
     benchmark = {} if config.qa is None else tasks.load_tasks(config.qa, names, forms)
+    if config.benchmark is not None:
+        chosen = BENCHMARKS[config.benchmark]
+        loaded = chosen.load(config.benchmark_data, config.map)
+        benchmark = {chosen.task: loaded}
+        forms = {chosen.task: loaded.form}
     texts = {}
     if config.predictions is not None:
         texts = evaluate.read_all(config.predictions, benchmark, config.field, forms)
     if scores is not None:
         return evaluate.take_scores(evaluation, scores, names, benchmark, texts)
-    needed = [task for name, task in benchmark.items() if ask.checkpoint or name in texts]
+    scored = structured.as_units(benchmark, config.judging.form)
+    needed = [
+        task for name, task in scored.items() if ask.checkpoint or structured.base_of(name) in texts
+    ]
     with evaluate.judge_for(config.judge, config.judging, needed, output) as judge:
         if ask.checkpoint is not None:
             from ugc_jax.generate import asking  # imports jax, as nothing else here does
@@ -125,4 +171,7 @@ def score(config: EvaluateConfig) -> dict:
             how = config.clip, config.sampling, config.engine, config.compute
             evaluation.asked = asking.ask(ask, benchmark, folder, *how)
             texts = evaluate.read_all(folder, benchmark, forms=forms)
-        return evaluate.score_all(evaluation, benchmark, texts, judge)
+        texts = {
+            name: texts[base] for name in scored if (base := structured.base_of(name)) in texts
+        }
+        return evaluate.score_all(evaluation, scored, texts, judge)
