@@ -138,6 +138,7 @@ def test_every_help_without_any_extra_and_a_line_from_each_job_that_needs_one():
         words = {
             "extract": ["--output", "out", "m.jsonl"], "select": ["--count=1", "--output=o", "l"],
             "sft": ["--config", "sft_3b"], "grpo": ["--config", "grpo_3b"], "compare": ["a", "b"],
+            "calibrate": ["a", "b"],
             "plan": ["--config", "sft_3b", "--topology", "v5e:4x4"], "report": ["--output=o", "a"],
             "label": ["--output", "o", "a.mp4"], "evaluate": ["--output=o"],
             "annotate": ["--output", "o", "a"], "serve": ["--checkpoint", "a"],

@@ -63,6 +63,9 @@ JOBS = {
     "compare": Job(
         "tell better from noise: results of evaluate, clip by clip", "RESULT...", extra="eval"
     ),
+    "calibrate": Job(
+        "tell how much the judge matters: judges on the same captions", "RESULT...", extra="eval"
+    ),
     "report": Job("make one HTML page of results: tables, plots, clips", "RESULT...", extra="eval"),
     "annotate": Job(
         "serve a page on which people annotate clips: sound, picture, both", "CLIPS", extra="web"
@@ -108,6 +111,8 @@ def load_job(name: str) -> ModuleType:
             from ugc_jax.jobs import evaluate as job
         case "compare":
             from ugc_jax.jobs import compare as job
+        case "calibrate":
+            from ugc_jax.jobs import calibrate as job
         case "report":
             from ugc_jax.jobs import report as job
         case "annotate":

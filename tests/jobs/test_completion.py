@@ -125,7 +125,7 @@ def test_the_command_prints_the_script(capsys, scripts):
 
 def test_bash_jobs(scripts):
     assert bash(scripts, [""]) == [*JOBS, "completion", "--help", "--version"]
-    assert bash(scripts, ["ca"]) == ["caption"]
+    assert bash(scripts, ["ca"]) == ["caption", "calibrate"]
     assert bash(scripts, ["-v", "in"]) == ["init", "inspect"]
     assert bash(scripts, ["completion", ""]) == ["bash", "zsh"]
     assert bash(scripts, ["captoin", "--"]) == ["--help", "--version"]

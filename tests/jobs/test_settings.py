@@ -40,8 +40,12 @@ SHORT = {
         "timeout retries unusable backoff wait language min_words max_words distinct "
         "contradictions compare_with agreement question"
     ),
-    "evaluate": f"{MODEL} judge.prompt judge.repeats ask.preset ask.temperature ask.max_tokens",
+    "evaluate": (
+        f"{MODEL} judge.prompt judge.repeats judge.form judge.units ask.preset ask.temperature "
+        "ask.max_tokens"
+    ),
     "compare": "",
+    "calibrate": "",
     "completion": "",
     "report": "",
     "annotate": "workers clip_timeout clip_memory",

@@ -13,6 +13,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.jobs import (
     annotate,
     bench,
+    calibrate,
     caption,
     compare,
     convert,
@@ -56,6 +57,7 @@ _JOBS = {
     "label": label,
     "evaluate": evaluate,
     "compare": compare,
+    "calibrate": calibrate,
     "report": report,
     "annotate": annotate,
     "serve": serve,
@@ -66,8 +68,8 @@ _JOBS = {
     "doctor": doctor,
 }
 _TAKE_FILES = (
-    "inspect", "label", "extract", "select", "caption", "compare", "report", "annotate",
-    "push",
+    "inspect", "label", "extract", "select", "caption", "compare", "calibrate", "report",
+    "annotate", "push",
 )  # fmt: skip
 _ABOUT_HELP = "show the settings of the job"
 _ABOUT_CONFIG = "take the settings of a config"
