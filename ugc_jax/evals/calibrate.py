@@ -184,7 +184,7 @@ def _is_same(clip: dict, other: dict) -> bool:
 
 
 def _draws(pair: _Pair) -> np.ndarray | None:
-    """How often each clip is drawn in each resample, f32[resamples, clips]; whole groups.
+    """How often each clip is drawn in each resample, f64[resamples, clips]; whole groups.
 
     None for less than MIN_CLIPS groups: then there are no intervals.
     """
@@ -195,7 +195,7 @@ def _draws(pair: _Pair) -> np.ndarray | None:
     drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
     cells = (drawn + count * np.arange(RESAMPLES)[:, None]).ravel()
     counts = np.bincount(cells, minlength=RESAMPLES * count).reshape(RESAMPLES, count)
-    return counts.astype(np.float32)[:, groups]
+    return counts.astype(np.float64)[:, groups]  # as the scores: else products are slow
 
 
 def _figure(value: float | None, resampled: Iterable[float] | None) -> dict | None:
