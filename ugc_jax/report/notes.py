@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ugc_jax.evals.predictions import FAULTS
 from ugc_jax.evals.results import column_names
+from ugc_jax.evals.summary import as_worst
 from ugc_jax.report import published
 from ugc_jax.report.tables import Displays, Members, all_tasks, column_title, display
 
@@ -140,7 +141,8 @@ def _facts(task: dict) -> dict:
     digits = 3 if task.get("unit") == "fraction" else 2
     lines = list(task.get("notes") or [])
     if task["failed"] and task.get("floor") is not None:
-        lines.append(f"the score would be {task['floor']:.{digits}f} if failures were zeros")
+        counted = as_worst(task).replace("they", "failures")
+        lines.append(f"the score would be {task['floor']:.{digits}f} {counted}")
     if task.get("noise") is not None:
         lines.append(f"judge noise: standard deviation of the score {task['noise']:.{digits}f}")
     others = {name: task[name] for name in column_names(task) if task[name] is not None}

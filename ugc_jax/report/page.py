@@ -86,13 +86,18 @@ def unique_names(results: Sequence[dict]) -> list[str]:
 
 
 def worst_first(results: Sequence[dict], displays: Displays) -> list[str]:
-    """Ids of all clips: first those with a score in `main_task` of the first result, in ascending
-    order, then the others."""
+    """Ids of all clips: first those with a score in `main_task` of the first result, the worst
+    first, then the others."""
     task = tables.main_task(results[0], displays)
     clips = results[0]["clips"].get(task, [])
-    scored = sorted((clip for clip in clips if "score" in clip), key=lambda clip: clip["score"])
+    is_error = "score" in (results[0]["tasks"].get(task, {}).get("lower") or ())
+    scored = sorted(
+        (clip for clip in clips if "score" in clip),
+        key=lambda clip: clip["score"],
+        reverse=is_error,
+    )
     every = (clip for result in results for task in result["clips"].values() for clip in task)
-    return list(dict.fromkeys(clip["id"] for clip in (*scored, *every)))
+    return list(dict.fromkeys(clip.get("clip", clip["id"]) for clip in (*scored, *every)))
 
 
 # ---- tables and plots ----------------------------------------------------------------------------
@@ -220,8 +225,9 @@ def _confusion(title: str, number: int, facts: dict) -> dict:
 def clip_tasks(results: Sequence[dict], displays: Displays) -> list[dict]:
     """The clips of each task with their outcome in each result, as the page's script reads them.
 
-    A task: {"name", "title", "digits", "score": its title, "columns": [[key, title]], "results":
-    numbers, "clips"}. A clip: {"id", "reference", "of": [`_outcome` or None for each result]}.
+    A task: {"name", "title", "digits", "score": its title, "columns": [[key, title]], "lower":
+    those of which less is better, "results": numbers, "clips"}. A clip: {"id", "video" where it is
+    another id, "reference", "of": [`_outcome` or None for each result]}.
     """
     return [_clip_task(name, results, displays) for name in tables.all_tasks(results, displays)]
 
@@ -238,6 +244,7 @@ def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
             row = next((row for row in rows if is_same_clip(row, clip)), None)
             if row is None:
                 row = {"id": clip["id"], "of": [None] * len(results)}
+                row |= {"video": clip["clip"]} if "clip" in clip else {}
                 rows.append(row)
             if clip.get("reference") is not None:
                 row["reference"] = clip["reference"]
@@ -249,6 +256,7 @@ def _clip_task(name: str, results: Sequence[dict], displays: Displays) -> dict:
         "digits": 3 if facts[0].get("unit") == "fraction" else 1,
         "score": score if keys else "score",
         "columns": [[key, tables.column_title(key)] for key in keys],
+        "lower": facts[0].get("lower") or [],
         "results": having,
         "clips": [row for rows in clips.values() for row in rows],
     }

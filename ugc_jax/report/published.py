@@ -1,10 +1,13 @@
-"""Published scores on UGC-VideoCap and their protocols (spec/ugc_videocap.md).
+"""Published scores on UGC-VideoCap and their protocols (spec/ugc_videocap.md), and on others.
 
 The keys of scores: `task` for its score, `task.column` for one of its columns, and `average` for
 the mean of the paper's eight columns. Scores are kept as printed.
 """
 
 from typing import NamedTuple
+
+from ugc_jax.evals.benchmarks.benchmark import Benchmark
+from ugc_jax.evals.benchmarks.table import BENCHMARKS
 
 PAPER = "2507.11336"  # arXiv: UGC-VideoCaptioner, its table 2 and its model zoo
 COLUMNS = (
@@ -78,6 +81,25 @@ ROWS = (
     _caption("ASID-Captioner-7B", "81.2", source="2602.13013"),
     _caption("AVCap-30B", "85.1", source="2608.06930"),
 )
+
+
+def _by_caption(benchmark: Benchmark) -> tuple[Row, ...]:
+    """The published rows of another benchmark."""
+    return tuple(
+        Row(
+            figure.model,
+            {
+                benchmark.task if name == "score" else f"{benchmark.task}.{name}": text
+                for name, text in figure.scores.items()
+            },
+            source=figure.source,
+        )
+        for figure in benchmark.figures
+    )
+
+
+# Of UGC-VideoCap and of the benchmarks by caption; these are each in a table of its own.
+ALL_ROWS = (*ROWS, *(row for one in BENCHMARKS.values() for row in _by_caption(one)))
 
 
 def differences(task: str, protocol: dict) -> list[str]:

@@ -4,7 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from ugc_jax.evals.benchmarks import events
+from ugc_jax.evals.benchmarks.table import BENCHMARKS
 from ugc_jax.evals.results import column_names
+from ugc_jax.evals.structured import SUFFIX
 from ugc_jax.report import published
 
 Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) of one benchmark
@@ -39,6 +42,27 @@ DISPLAYS = {  # of UGC-VideoCap
     "audio_caption": Display("Audio caption", lengths="both"),
     "visual_caption": Display("Visual caption", lengths="both"),
     "final_caption": Display("Caption", ("audio", "visual", "details", "score"), lengths="both"),
+    **{  # captions by the units of the reference
+        f"{name}{SUFFIX}": Display(
+            f"{title} by units", ("audio", "visual", "contradicted", "score"), score="told"
+        )
+        for name, title in (
+            ("audio_caption", "Audio caption"),
+            ("visual_caption", "Visual caption"),
+            ("final_caption", "Caption"),
+        )
+    },
+} | {
+    one.task: Display(
+        one.title,
+        (*one.kind.form.columns, "score"),
+        score="their sum" if one.kind.form.columns else "score",
+        lengths="predictions" if one.kind is events.KIND else "",  # else one a question
+        heading=one.title,
+        compares=f"Published scores were judged by {one.judge}: only rows with the same judge, "
+        "temperature and prompt compare.",
+    )
+    for one in BENCHMARKS.values()
 }
 
 
@@ -155,7 +179,7 @@ def percent(result: dict, column: Column) -> tuple[float | None, list[float] | N
 def published_values(column: Column) -> list[float]:
     """The published scores of a column, in 0..100."""
     scale = 100 if column.task == "ocr" else 1
-    rows = published.ROWS
+    rows = published.ALL_ROWS
     return [scale * float(row.scores[column.key]) for row in rows if column.key in row.scores]
 
 
@@ -182,7 +206,7 @@ def score_table(members: Members, displays: Displays) -> dict:
             cells.append(Cell("–" if average is None else f"{average:.2f}"))
         rows.append((number, name, cells))
     keys = [column.key for column in shown] + ["average"] * has_average
-    printed = [(row, [row.scores.get(key, "–") for key in keys]) for row in published.ROWS]
+    printed = [(row, [row.scores.get(key, "–") for key in keys]) for row in published.ALL_ROWS]
     printed = [(row, texts) for row, texts in printed if set(texts) != {"–"}]
     return {
         "groups": [(display(task, displays).title, n) for task, n in groups.items()],

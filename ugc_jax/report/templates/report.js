@@ -94,9 +94,11 @@
     return kinds;
   }
 
+  /** 1, or -1 for an error: less of it is better. */
+  const direction = () => (task().lower.includes(state.by) ? -1 : 1);
   const ORDERS = {
-    worst: (a, b) => value(a) - value(b),
-    best: (a, b) => value(b) - value(a),
+    worst: (a, b) => direction() * (value(a) - value(b)),
+    best: (a, b) => direction() * (value(b) - value(a)),
     difference: (a, b) => Math.abs(difference(b)) - Math.abs(difference(a)),
   };
 
@@ -124,8 +126,8 @@
   const shown = score => score.toFixed(task().digits);
 
   function media(clip) {
-    const picture = pictures.get(clip.id);
-    return picture ? player.media(clip.id, picture) : null;
+    const picture = pictures.get(clip.video ?? clip.id);
+    return picture ? player.media(clip.video ?? clip.id, picture) : null;
   }
 
   function said(outcome) {
@@ -196,7 +198,7 @@
   function card(clip) {
     const address = `#${new URLSearchParams({ task: state.task, q: clip.id })}`;
     const link = element('a', { href: address, title: 'Link to this clip' }, ...marked(clip.id));
-    const seconds = pictures.get(clip.id)?.seconds;
+    const seconds = pictures.get(clip.video ?? clip.id)?.seconds;
     const folded = task().results.filter(place => data.folded.includes(place));
     const open = task().results.filter(place => !folded.includes(place));
     const box = element('article', { class: 'clip', 'aria-label': `Clip ${clip.id}` },
@@ -210,7 +212,7 @@
           element('p', { class: 'body' }, ...expected(clip))),
         ...open.map(place => column(clip, place))),
       folded.length ? folds(clip, folded) : null);
-    if (pictures.has(clip.id)) box.classList.add('pictured');
+    if (pictures.has(clip.video ?? clip.id)) box.classList.add('pictured');
     if (state.whole) box.classList.add('whole');
     return box;
   }
