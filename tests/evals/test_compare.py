@@ -48,6 +48,20 @@ class TestDifference:
         assert difference([1.0] * MIN_CLIPS)["verdict"] == "better"
         assert difference([])["difference"] is None
 
+    def test_less_is_better(self):
+        fact = difference([-1.0] * 19 + [-2.0, 1.0], is_lower_better=True)
+        assert (fact["verdict"], fact["wins"], fact["losses"]) == ("better", 20, 1)
+        assert fact["difference"] < 0
+        assert fact["interval"][1] < 0
+        assert difference([1.0] * 20, is_lower_better=True)["verdict"] == "worse"
+
+    def test_weights_and_groups(self):
+        assert difference([10.0, 40.0], [2, 1])["difference"] == 20
+        values = [1.0] * 4 * MIN_CLIPS
+        clips = [str(n // 4) for n in range(len(values))]
+        assert difference(values[:-4], groups=clips[:-4])["verdict"] == "too few"  # clips
+        assert difference(values, groups=clips)["verdict"] == "better"
+
 
 class TestCompare:
     def test_only_clips_that_both_have_scored(self):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from ugc_jax.evals.intervals import interval
+from ugc_jax.evals.intervals import interval, mean
 
 
 def test_of_normal_values_it_is_that_of_the_textbook():
@@ -42,6 +42,31 @@ def test_all_the_same():
 
 def test_two_values():
     assert interval([0, 100]) == (0, 100)
+
+
+def test_weights():
+    """As if each value stood there as often as its weight says, though drawn as one."""
+    assert mean([10, 40], [2, 1]) == 20
+    assert mean([10, 40]) == 25
+    assert mean([]) is None
+    rng = np.random.default_rng(5)
+    values, weights = rng.normal(50, 10, 400), rng.integers(1, 9, 400)
+    low, high = interval(values, weights)
+    # of a ratio: the variance of weight * (value - mean), over the mean weight
+    middle = mean(values, weights)
+    error = np.std(weights * (values - middle)) / weights.mean() / math.sqrt(400)
+    assert low == pytest.approx(middle - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(middle + 1.96 * error, abs=0.1 * error)
+    assert interval(values, np.full(400, 3)) == pytest.approx(interval(values), abs=0.1)
+
+
+def test_values_of_one_group_are_drawn_together():
+    values = np.repeat(np.random.default_rng(6).normal(50, 10, 100), 4)
+    groups = [f"v{n // 4}" for n in range(400)]
+    (low, high), (near, far) = interval(values, groups=groups), interval(values)
+    assert high - low == pytest.approx(2 * (far - near), rel=0.1)
+    assert interval(values[::4], groups=groups[::4]) == interval(values[::4])
+    assert interval([1.0, 2.0], groups=["a", "a"]) is None  # one group
 
 
 def test_the_benchmark_is_fast():
