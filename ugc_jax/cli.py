@@ -57,7 +57,7 @@ JOBS = {
         "label clips by a teacher: verified captions with provenance", "VIDEO...", extra="label"
     ),
     "evaluate": Job(
-        "score captions and answers on UGC-VideoCap, with intervals; LLM judge where needed",
+        "score captions and answers on UGC-VideoCap and others, with intervals; LLM judge",
         extra="eval",
     ),
     "compare": Job(

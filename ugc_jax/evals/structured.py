@@ -190,7 +190,8 @@ class UnitFile:
         ]
         texts = {one: text for one, text in predicted.texts.items() if one not in failed}
         kept = dataclasses.replace(predicted, texts=texts, failures=predicted.failures | failed)
-        by = sorted({self._known[_digest(s.reference)]["by"] for s in task.samples if self._has(s)})
+        scored = [s for s in task.samples if s.of in texts]
+        by = sorted({self._known[_digest(s.reference)]["by"] for s in scored})
         facts = {"units": f"by {', '.join(by)}, wording {_digest(EXTRACT)}"}
         return dataclasses.replace(task, samples=tuple(samples)), kept, facts
 
