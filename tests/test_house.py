@@ -16,7 +16,7 @@ LAYERS = (
     ("extras",),
     ("errors",),
     ("files", "processes", "progress", "scratch", "settings", "words"),
-    ("compilation", "sharding"),
+    ("compilation", "sharding", "watch"),
     ("models",),
     ("media",),
     ("data",),

@@ -9,7 +9,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.models.qwen2_5_omni.config import mid, tiny
 from ugc_jax.rl.settings import GrpoConfig
-from ugc_jax.train.run import check_settings, join_processes, resolve_weights, stored_settings
+from ugc_jax.train.run import check_settings, resolve_weights, stored_settings
 from ugc_jax.train.settings import TrainConfig
 
 BEFORE = {
@@ -87,8 +87,3 @@ def test_no_change_is_not_told(caplog):
     with caplog.at_level("INFO", logger="ugc_jax"):
         check(BEFORE, BEFORE)
     assert not caplog.records
-
-
-def test_processes_that_nobody_started_are_told():
-    with pytest.raises(UserError, match=r"^distributed: the other processes are not found \(.*\);"):
-        join_processes()

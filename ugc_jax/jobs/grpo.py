@@ -18,7 +18,7 @@ from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
 from ugc_jax.rl.step import Grpo
 from ugc_jax.settings import Schema
 from ugc_jax.toy.reward import REWARDS
-from ugc_jax.train.run import continue_data, open_run, train
+from ugc_jax.train.run import Together, continue_data, open_run, together, train
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,17 @@ SETTINGS = Schema(GrpoConfig, short=GRPO_SHORT)
 
 
 def main(config: GrpoConfig, args: list[str]) -> int:
-    """Exit status 0, or after a signal 143 or 130."""
+    """Exit status 0, or after a signal 143 or 130; of a lost distributed run 75."""
     return run_grpo(config)
 
 
 def run_grpo(config: GrpoConfig, functions: Mapping[str, Callable] | None = None) -> int:
     """Train; returns the exit status. functions: own rewards by name, instead of rewards.file."""
+    with together(config) as process:
+        return _train(config, functions, process)
+
+
+def _train(config: GrpoConfig, functions: Mapping[str, Callable] | None, process: Together) -> int:
     run, data, loop, further = open_run(config), config.data, config.loop, config.further_batches
     with contextlib.closing(Rewards(config.rewards, REWARDS, functions)) as rewards:
         source = data, run.tokenizer, run.model, run.rows
@@ -45,4 +50,4 @@ def run_grpo(config: GrpoConfig, functions: Mapping[str, Callable] | None = None
             evaluation = pipeline.prompt_evaluation(*source, count)
         setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
         work = Grpo(setup, config, prompts, batches, rewards, run.tokenizer, evaluation)
-        return train(run, work, Trained(prompts.shown_clip()))
+        return train(run, work, Trained(prompts.shown_clip()), process)

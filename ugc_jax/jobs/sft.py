@@ -12,7 +12,7 @@ from ugc_jax.hf.trained import Trained
 from ugc_jax.plan.chips import peak_flops
 from ugc_jax.plan.flops import step_flops
 from ugc_jax.settings import Schema
-from ugc_jax.train.run import continue_data, open_run, train
+from ugc_jax.train.run import Together, continue_data, open_run, together, train
 from ugc_jax.train.samples import make_sampler
 from ugc_jax.train.settings import SFT_SHORT, SftConfig
 from ugc_jax.train.supervised import Supervised
@@ -23,7 +23,12 @@ SETTINGS = Schema(SftConfig, short=SFT_SHORT)
 
 
 def main(config: SftConfig, args: list[str]) -> int:
-    """Exit status 0, or after a signal 143 or 130."""
+    """Exit status 0, or after a signal 143 or 130; of a lost distributed run 75."""
+    with together(config) as process:
+        return _train(config, process)
+
+
+def _train(config: SftConfig, process: Together) -> int:
     run, data, loop = open_run(config), config.data, config.loop
     source = data, run.tokenizer, run.model, run.rows
     length = loop.steps, loop.epochs
@@ -37,4 +42,4 @@ def main(config: SftConfig, args: list[str]) -> int:
     peak = peak_flops(run.mesh)
     count = None if peak is None else step_flops
     work = Supervised(setup, batches, data.batch_size, evaluation, sample, count)
-    return train(run, work, Trained(training.shown_clip()), peak)
+    return train(run, work, Trained(training.shown_clip()), process, peak)

@@ -12,6 +12,7 @@ from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.rows import Completions
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.train.feed import placed_batches
+from ugc_jax.train.meter import Meter
 from ugc_jax.train.state import TrainState
 from ugc_jax.train.stopping import StopRequest
 
@@ -23,6 +24,7 @@ def evaluate(
     rewards: Rewards,
     tokenizer: ChatTokenizer,
     config: GrpoConfig,
+    meter: Meter,
     stop: StopRequest,
 ) -> tuple[dict[str, float], list[dict]]:
     """Return (metrics, rows of the table "samples") of a state.
@@ -50,7 +52,8 @@ def evaluate(
     real = [row for row, entry in enumerate(entries) if entry is not None]
     leaves = zip(*(completions for _, completions, _ in batches), strict=True)
     completions = Completions(*(np.concatenate(leaf)[real] for leaf in leaves))
-    known = [scores.result(check=stop.waiting)[:, 0] for _, _, scores in batches]
+    with meter.phases("rewards"):
+        known = [scores.result(check=stop.waiting)[:, 0] for _, _, scores in batches]
     values = np.concatenate(known)[real]
     metrics = report.evaluation_metrics(completions, values, rewards.weights, rewards.names)
     sampled = real[: config.loop.samples]

@@ -122,9 +122,9 @@ class Grpo:
         clock = Clock()
         placed = self._take(meter, stop)
         try:
-            with clock("rollout"):
+            with clock("rollout"), meter.phases("rollout"):
                 self._rollout.load(state)
-            batch = self._sample_and_score(placed, clock, stop)
+            batch = self._sample_and_score(placed, meter, clock, stop)
             batches, places, groups = [batch], None, batch.groups
             if self.config.grpo.dynamic_sampling:
                 batches, places, groups = self._resample(batch, meter, clock, stop)
@@ -142,13 +142,15 @@ class Grpo:
             state, metrics = self._make_updates(state, rows)
         return state, self._result(batches, places, groups, rows, metrics, clock)
 
-    def evaluate(self, state: TrainState, stop: StopRequest) -> tuple[dict[str, float], list[dict]]:
+    def evaluate(
+        self, state: TrainState, meter: Meter, stop: StopRequest
+    ) -> tuple[dict[str, float], list[dict]]:
         """Return mean rewards of greedy completions of the evaluation's prompts, and samples.
 
         Raises Stopped between batches, and while it waits.
         """
         source = self._evaluation, self._rewards, self._tokenizer, self.config
-        return evaluate(state, self._rollout, *source, stop)
+        return evaluate(state, self._rollout, *source, meter, stop)
 
     # ---- prompts to groups -----------------------------------------------------------------------
 
@@ -156,7 +158,7 @@ class Grpo:
         return meter.wait(lambda: self._feed.take(stop.waiting))
 
     def _sample_and_score(
-        self, placed: PlacedBatch, clock: Clock, stop: StopRequest
+        self, placed: PlacedBatch, meter: Meter, clock: Clock, stop: StopRequest
     ) -> PromptBatch:
         """Sample G completions of each prompt and compute their rewards and advantages.
 
@@ -170,7 +172,7 @@ class Grpo:
         parts = []
         sampled = self._rollout.sample(placed.arrays, number, stop.check)
         while True:
-            with clock("rollout"):
+            with clock("rollout"), meter.phases("rollout"):
                 part = next(sampled, None)
             if part is None:
                 break
@@ -178,7 +180,7 @@ class Grpo:
             scores.submit(part.rows, part.completions)
         completions, media = self._rollout.join(parts)
         try:
-            with clock("reward"):
+            with clock("reward"), meter.phases("rewards"):
                 rewards = scores.result(check=stop.waiting)
         except UserError as error:  # such as a judge's key that is refused
             raise StepRefused(str(error), placed.before) from None
@@ -196,7 +198,7 @@ class Grpo:
         """Dynamic sampling: return (all batches drawn, places of the selected groups, groups)."""
 
         def draw() -> PromptBatch:
-            return self._sample_and_score(self._take(meter, stop), clock, stop)
+            return self._sample_and_score(self._take(meter, stop), meter, clock, stop)
 
         batches = resampling.draw(first, draw, self.config.further_batches)
         places = resampling.select([batch.groups.advantages.informative for batch in batches])

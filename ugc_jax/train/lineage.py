@@ -22,8 +22,8 @@ from ugc_jax.train.settings import TrainConfig
 _LEFT_OUT = (
     "checkpoint", "output", "revision", "distributed", "data.train", "data.workers",
     "data.read_ahead", "loop.log_every", "loop.save_every", "loop.keep", "loop.profile",
-    "loop.wandb", "loop.samples", "compute.compilation_cache", "rewards.judge.base_url",
-    "rewards.judge.cache", "rewards.judge.key",
+    "loop.wandb", "loop.samples", "loop.hang_seconds", "compute.compilation_cache",
+    "rewards.judge.base_url", "rewards.judge.cache", "rewards.judge.key",
 )  # fmt: skip
 _FOLDERS = "data.eval", "rewards.file"
 

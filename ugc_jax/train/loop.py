@@ -25,15 +25,17 @@ from ugc_jax.errors import EnvironmentFailure, UserError
 from ugc_jax.progress import Progress
 from ugc_jax.train.checkpoint import Checkpoints
 from ugc_jax.train.feed import StepRefused
+from ugc_jax.train.goodput import FINISHED, STOPPED, Goodput
 from ugc_jax.train.meter import Meter
 from ugc_jax.train.metrics import MetricsWriter
+from ugc_jax.train.phases import Phases
+from ugc_jax.train.profile import Trace
 from ugc_jax.train.settings import LoopConfig
 from ugc_jax.train.state import Setup, TrainState
 from ugc_jax.train.stopping import Stopped, StopRequest
 
 logger = logging.getLogger(__name__)
 
-PROFILE_STEPS = 3  # steps of a profiler trace
 LOG_METRICS = 11  # metrics of a line on the terminal; the files have them all
 
 
@@ -88,7 +90,9 @@ class Work(Protocol):
         Raises StepRefused, or Stopped by `stop`, before it changes anything.
         """
 
-    def evaluate(self, state: TrainState, stop: StopRequest) -> tuple[dict[str, float], list[dict]]:
+    def evaluate(
+        self, state: TrainState, meter: Meter, stop: StopRequest
+    ) -> tuple[dict[str, float], list[dict]]:
         """Return (metrics by column, rows of the table "samples") of a state. Raises Stopped."""
 
     def __enter__(self) -> "Work": ...
@@ -107,16 +111,19 @@ class Loop:
         checkpoints: Checkpoints,
         settings: dict,
         peak_flops: float | None = None,
+        phases: Phases | None = None,
     ):
         """output: the run's directory, local or an etils path.
 
         settings: the run's, stored with every checkpoint. peak_flops: operations a second of all
-        devices together, for MFU.
+        devices together, for MFU. phases: of this process since its start; None: from now on.
         """
         self._work, self.config, self.output = work, config, epath.Path(output)
         self.checkpoints, self.settings = checkpoints, settings
         self._last = work.setup.steps // work.updates  # step
-        self._meter = Meter(peak_flops)
+        self._phases = phases or Phases(config.hang_seconds)
+        self._meter = Meter(peak_flops, self._phases)
+        self.goodput: Goodput | None = None  # process 0 has one
         self._pending: tuple[int, StepResult] | None = None
         self._writer: MetricsWriter | None = None  # process 0 has one
 
@@ -132,21 +139,25 @@ class Loop:
         # What the checkpoint after `first` lacks if the run was stopped before its evaluation.
         missing = first > 0 and self._is_evaluation(first) and not self.checkpoints.evaluated(first)
         self._done, self._data = first, work.batches.get_state()
+        self._phases.step = first
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.set_mesh(work.setup.mesh))
-            stop = stack.enter_context(StopRequest())
+            stop = stack.enter_context(StopRequest(self._phases.point))
             if jax.process_index() == 0:
                 writer = MetricsWriter(
                     self.output, first, self.settings, self.config.wandb, work.tables, not missing
                 )
                 self._writer = _enter(stack, contextlib.closing(writer))
+                self.goodput = Goodput(self.output, first, self._phases)
             _enter(stack, work)
-            trace = _enter(stack, _Trace(self.config.profile, self.output / "profile"))
+            trace = _enter(stack, Trace(self.config.profile, self.output))
             self._progress = _enter(stack, Progress(last, "step", "training", first))
+            stack.enter_context(self._phases("step"))
             try:
                 if missing:
                     self._evaluate(first, state, stop)
                 for step in range(first + 1, last + 1):
+                    self._phases.step = step
                     trace.before(step)
                     state, result = self._step(step, state, stop)
                     previous, self._pending = self._pending, (step, result)
@@ -159,8 +170,17 @@ class Loop:
                 self._save(state)
                 done = self._done
                 logger.info("stopped after step %d of %d; run again to go on", done, last)
-            self.checkpoints.wait()
+            with self._phases("checkpoint"):
+                self.checkpoints.wait()
+        if self.goodput is not None:
+            self.goodput.end(STOPPED if stop.status else FINISHED)
+            logger.info("in steps that count %s", self.goodput.describe())
         return state, stop.status
+
+    def interrupted(self, reason: str):
+        """Note in goodput.json why the run ends, from another thread than its own."""
+        if self.goodput is not None:
+            self.goodput.end(reason)
 
     # ---- a step ----------------------------------------------------------------------------------
 
@@ -192,6 +212,9 @@ class Loop:
         if step % self.config.log_every == 0 or step == self._last or result.notable:
             self.checkpoints.check()
             self._report(step, values | self._meter.rates())
+            if self.goodput is not None:
+                self.goodput.made(step)
+                self._writer.scalars(step, self.goodput.values())
             for name, rows in result.tables.items():
                 self._write_texts(name, step, rows)
 
@@ -239,8 +262,9 @@ class Loop:
         A disk that refuses is part of that message, and does not take its place.
         """
         try:
-            self.checkpoints.save(step - 1, state, data, self.settings)
-            self.checkpoints.wait()
+            with self._phases("checkpoint"):
+                self.checkpoints.save(step - 1, state, data, self.settings)
+                self.checkpoints.wait()
         except (UserError, EnvironmentFailure) as error:
             return f"the state before it is not saved ({error})"
         return f"{self.checkpoints.folder / str(step - 1)} holds the state before it"
@@ -278,17 +302,22 @@ class Loop:
 
     def _save(self, state: TrainState):
         """Save the state after the last whole step."""
-        self.checkpoints.save(self._done, state, self._data, self.settings)
+        with self._phases("checkpoint"):
+            self.checkpoints.save(self._done, state, self._data, self.settings)
+        if self.goodput is not None:
+            self.goodput.saved(self._done)
 
     def _evaluate(self, step: int, state: TrainState, stop: StopRequest):
         try:
-            metrics, rows = self._work.evaluate(state, stop)
+            with self._phases("evaluation"):
+                metrics, rows = self._work.evaluate(state, self._meter, stop)
         except (UserError, EnvironmentFailure) as refused:  # the updates so far are saved
             before = self._save_before(step + 1, state, self._data)
             raise UserError(f"evaluation after step {step}: {refused}; {before}") from None
         self._report(step, metrics)
         self._write_texts("samples", step, rows)
-        self.checkpoints.record(step, metrics)
+        with self._phases("checkpoint"):
+            self.checkpoints.record(step, metrics)
 
 
 def _enter(stack: contextlib.ExitStack, manager: contextlib.AbstractContextManager):
@@ -308,34 +337,6 @@ def _enter(stack: contextlib.ExitStack, manager: contextlib.AbstractContextManag
     value = manager.__enter__()
     stack.push(leave)
     return value
-
-
-class _Trace:
-    """The profiler's trace of a few steps; a context manager."""
-
-    def __init__(self, first: int | None, folder: epath.Path):
-        """first: its first step; None for no trace."""
-        self._first, self._folder, self._last = first, folder, None
-
-    def before(self, step: int):
-        """Start or end the trace where it is due; call this before each step."""
-        if step == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._last = step + PROFILE_STEPS - 1
-        elif self._last is not None and step > self._last:
-            self._end()
-
-    def __enter__(self) -> "_Trace":
-        return self
-
-    def __exit__(self, *_):
-        if self._last is not None:
-            self._end()
-
-    def _end(self):
-        jax.profiler.stop_trace()
-        self._last = None
-        logger.info("%s: profiler trace; open it with TensorBoard or xprof", self._folder)
 
 
 def _short(value: float) -> str:

@@ -9,21 +9,27 @@ from typing import TypeVar
 
 import jax
 
+from ugc_jax.train.phases import Phases
+
 T = TypeVar("T")
 
 
 class Meter:
     """Rates since the last call of `rates`."""
 
-    def __init__(self, peak: float | None):
-        """peak: operations a second of all devices together; None: no MFU."""
-        self._peak = peak
+    def __init__(self, peak: float | None, phases: Phases | None = None):
+        """peak: operations a second of all devices together; None: no MFU.
+
+        phases: of the process, which the work tells what it does.
+        """
+        self._peak, self.phases = peak, phases or Phases()
         self._reset()
 
     def wait(self, function: Callable[[], T]) -> T:
         """Call a function for whose result the device may have to wait, and time it."""
         start = time.perf_counter()
-        result = function()
+        with self.phases("data"):
+            result = function()
         self._waited += time.perf_counter() - start
         return result
 

@@ -31,6 +31,7 @@ _OFFLINE = "set WANDB_MODE=offline, or leave it out"
 # Name in metrics.jsonl, or of a table of texts -> its tag in TensorBoard and W&B, by the first
 # pattern that matches all of it.
 TAGS = (
+    (r"(goodput/.+)", r"\1"),  # seconds by kind, over restarts
     (r"eval_(.+)", r"eval/\1"),  # eval_loss, eval_reward, eval_rewards/NAME, ...
     (r"samples", "eval/samples"),
     (r"(rewards/.+)", r"rollout/\1"),  # rewards/NAME/mean, .../std, .../failed
@@ -91,6 +92,13 @@ class MetricsWriter:
         tagged = {tag(name): value for name, value in values.items()}
         with self._disk_errors():
             _line(self._metrics, {"step": step} | values)
+            self._board.scalars(tagged, step)
+        self._log(tagged, step)
+
+    def scalars(self, step: int, values: dict[str, float]):
+        """Report values of a step that are in another file already: to TensorBoard and W&B."""
+        tagged = {tag(name): value for name, value in values.items()}
+        with self._disk_errors():
             self._board.scalars(tagged, step)
         self._log(tagged, step)
 

@@ -1,18 +1,20 @@
 """A training run from its initial weights to its exported model, shared by sft and grpo.
 
-open_run       processes, weights, tokenizer, mesh -> OpenRun
+together       the other processes, and the watch over them -> Together
+open_run       weights, tokenizer, mesh            -> OpenRun
 (the job)      data and steps                      -> loop.Work
 continue_data  ... from where an earlier run with the same output stopped
 train          create or restore the state, run the loop, export
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 
@@ -20,7 +22,7 @@ from ugc_jax import sharding
 from ugc_jax.compilation import keep_compiled
 from ugc_jax.data.pipeline import BatchIterator
 from ugc_jax.data.prompt import ChatTokenizer
-from ugc_jax.errors import UserError
+from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
@@ -35,11 +37,56 @@ from ugc_jax.train.export import export
 from ugc_jax.train.lineage import lineage
 from ugc_jax.train.loop import Loop, Work
 from ugc_jax.train.optimizer import learning_rates
+from ugc_jax.train.phases import Phases
 from ugc_jax.train.settings import LoopConfig, TrainConfig
 from ugc_jax.train.state import TrainState, abstract_state, create_state
 from ugc_jax.train.stopping import Stopped, stopped_at_once
+from ugc_jax.watch.hub import RESTART
+from ugc_jax.watch.join import join_processes
+from ugc_jax.watch.member import Member
 
 logger = logging.getLogger(__name__)
+
+
+class Together(NamedTuple):
+    """This process of a run. watch: None if it is the only one."""
+
+    phases: Phases
+    watch: Member | None
+
+
+@contextlib.contextmanager
+def together(config: TrainConfig) -> Iterator[Together]:
+    """Find the other processes, if `config.distributed`, and stay with them in the block.
+
+    If one of them is lost, hangs or fails, all end, each with a line that says which (watch/): with
+    status 75 if another start may succeed, with that of the failure for a user's mistake. Then, and
+    after an exception, this process ends here. Raises UserError if no launcher names any processes.
+    """
+    with Phases(config.loop.hang_seconds) as phases:
+        if not config.distributed:
+            yield Together(phases, None)
+            return
+        watch = join_processes(phases.position, config.loop.hang_seconds)
+        try:
+            yield Together(phases, watch)
+        except BaseException as error:
+            _fail(watch, phases, error)
+        watch.finish()
+
+
+def _fail(watch: Member, phases: Phases, error: BaseException) -> NoReturn:
+    """Tell all processes of an exception, and end this one."""
+    lost, status = isinstance(error, jax.errors.JaxRuntimeError), RESTART
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        text, status = "interrupted", 128 + signal.SIGINT
+    elif isinstance(error, UserError) and not isinstance(error, UnreadableFile):
+        status = 2
+    elif not (lost or isinstance(error, UserError | EnvironmentFailure)):
+        logger.error("", exc_info=error)
+        text = f"{type(error).__name__}: {text}"
+    watch.fail(f"{text:.1000}", lost, status)
 
 
 class OpenRun(NamedTuple):
@@ -58,12 +105,10 @@ class OpenRun(NamedTuple):
 
 
 def open_run(config: TrainConfig) -> OpenRun:
-    """Find the other processes (if `config.distributed`), the checkpoint, and the devices.
+    """Find the checkpoint and the devices, in the block of `together`.
 
     Raises UserError if one of them is missing or does not fit the settings.
     """
-    if config.distributed:
-        join_processes()
     weights = resolve_weights(config.checkpoint, config.revision)
     model = load_config(weights)
     tokenizer = load_chat_tokenizer(weights, model.tokens)
@@ -72,17 +117,6 @@ def open_run(config: TrainConfig) -> OpenRun:
     rows = sharding.local_rows(mesh, config.data.batch_size)
     abstract_state(config.setup(model, mesh, 1))  # refuses what does not fit before data are read
     return OpenRun(config, weights, model, tokenizer, mesh, rows)
-
-
-def join_processes():
-    """Connect to the other processes of this run. Raises UserError if no launcher names any."""
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"distributed: the other processes are not found ({str(error).splitlines()[0]}); "
-            "start it with a script of launch/, or leave distributed out"
-        ) from None
 
 
 def resolve_weights(checkpoint: str, revision: str | None = None, weights: bool = True) -> Path:
@@ -120,17 +154,28 @@ def _length(settings: dict) -> tuple[int | None, float]:
     return loop.get("loop.steps"), loop.get("loop.epochs", LoopConfig.epochs)
 
 
-def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None = None) -> int:
+def train(
+    run: OpenRun,
+    work: Work,
+    trained: Trained,
+    process: Together,
+    peak_flops: float | None = None,
+) -> int:
     """Train to the last step and export; resumes an earlier run with the same output.
 
-    trained: exported with the model. peak_flops: operations a second of all devices, for MFU.
+    trained: exported with the model. process: of `together`. peak_flops: operations a second of all
+    devices, for MFU.
     Returns the exit status: 0, or after a signal 143 or 130. Raises UserError as
     `create_or_restore`, `Loop.run` and `export`.
     """
     config, settings = run.config, stored_settings(run.config, run.model)
     with Checkpoints(config.output, config.loop.keep, *work.best_metric) as checkpoints:
         state = create_or_restore(run, work, checkpoints, settings)
-        loop = Loop(work, config.loop, config.output, checkpoints, settings, peak_flops)
+        loop = Loop(
+            work, config.loop, config.output, checkpoints, settings, peak_flops, process.phases
+        )
+        if process.watch is not None:
+            process.watch.at_end.append(loop.interrupted)
         state, status = loop.run(state)
         if status == 0 and config.loop.export == "best":
             del state  # frees its memory for the next one
@@ -139,7 +184,7 @@ def train(run: OpenRun, work: Work, trained: Trained, peak_flops: float | None =
         dtype = config.loop.export_dtype
         try:
             trained = trained._replace(training=lineage(config, run.weights))
-            with stopped_at_once():
+            with process.phases("export"), stopped_at_once():
                 export(state, work.setup, config.output, run.weights, dtype, trained)
         except Stopped:
             logger.info("stopped before the model was exported; run again to export it")

@@ -28,7 +28,12 @@ class LoopConfig:
     eval_every: int = 0  # steps between evaluations, besides those before a checkpoint
     save_every: int = 200  # steps between checkpoints; the last step has one, too
     keep: int = 2  # latest checkpoints to keep, besides the one of the best evaluation
-    profile: int | None = None  # first of three steps that a profiler trace is taken of
+    # first of three steps that a profiler trace is taken of; SIGUSR1 or `touch OUTPUT/profile.now`
+    # asks for the next three
+    profile: int | None = None
+    # seconds without progress after which the processes of a distributed run end (those that are
+    # lost are named); steps that took longer before get three times as long
+    hang_seconds: float = 45.0
     wandb: str | None = None  # project of Weights & Biases to report to
     seed: int = 0  # of a new adapter's weights
     export: Literal["last", "best"] = "last"  # which checkpoint becomes the exported model
@@ -38,6 +43,8 @@ class LoopConfig:
     def __post_init__(self):
         counts = ("steps", "accumulate", "log_every", "save_every", "keep", "profile")
         check_minimum(self, **dict.fromkeys(counts, 1), eval_every=0, seed=0, samples=0)
+        if not 5 <= self.hang_seconds <= 90:  # jax aborts at 100
+            raise UserError(f"hang_seconds is {self.hang_seconds:g}; use 5 to 90")
         if self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; use a positive number")
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,7 +31,9 @@ class StopRequest:
     same point, on which jax agrees; Ctrl-C interrupts as usual.
     """
 
-    def __init__(self):
+    def __init__(self, point: Callable[[], None] = lambda: None):
+        """point: called at each point that all processes pass."""
+        self._point = point
         self._signal: int | None = None
         self._before: dict[int, object] = {}
         self._points = 0  # that all processes have passed
@@ -73,6 +75,7 @@ class StopRequest:
 
     def _requested(self) -> bool:
         self._points += 1
+        self._point()
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._points):
             self._signal = signal.SIGTERM
         return self._signal is not None

@@ -81,7 +81,9 @@ class Supervised:
         replay = named_arrays(placed.rows)
         return state, StepResult(metrics, placed.before, placed.after, replay, flops)
 
-    def evaluate(self, state: TrainState, stop: StopRequest) -> tuple[dict[str, float], list[dict]]:
+    def evaluate(
+        self, state: TrainState, meter: Meter, stop: StopRequest
+    ) -> tuple[dict[str, float], list[dict]]:
         """Return mean loss and accuracy over the evaluation data's target tokens, and captions.
 
         Raises Stopped between batches.

@@ -1,0 +1,171 @@
+"""How a run spent its time, over all its restarts: OUTPUT/goodput.json.
+
+{"goodput": share of all seconds in steps that count, "seconds": all of them, "by": seconds by kind
+ of work, "restarts": their number, "attempts": [one a start: see `_Attempt`]}
+
+by: start (weights and data, of the first start), compile, steps (in GRPO with the rollout), data
+(waited for a batch), rewards (waited for them), evaluation, checkpoints, export; lost: work after
+the last checkpoint, which was made again, the time between an end and the next start, and that
+start itself. The time after a stop by a signal is not counted: somebody wanted it.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from etils import epath
+
+from ugc_jax import files
+from ugc_jax.errors import EnvironmentFailure, UserError
+from ugc_jax.progress import duration
+from ugc_jax.train.checkpoint import is_remote
+from ugc_jax.train.phases import Phases
+
+logger = logging.getLogger(__name__)
+
+LOCAL, REMOTE = 10.0, 60.0  # seconds between two writes of the file
+KEPT = 8  # checkpoints of an attempt that it may have to go on from
+RUNNING, STOPPED, FINISHED = "running", "stopped", "finished"
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """A start of the run.
+
+    began, written: Unix times. first: the step that it went on after. last: the last one it made.
+    end: "running" (also after a kill), "stopped", "finished", or what went wrong. seconds: by kind.
+    saved: step of a checkpoint -> seconds by kind until then.
+    """
+
+    began: float
+    first: int
+    last: int
+    written: float = 0.0
+    end: str = RUNNING
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    saved: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def kept(self, step: int) -> dict[str, float]:
+        """Return the seconds of what an attempt that goes on after `step` has of this one."""
+        if step >= self.last:
+            return self.seconds
+        known = [int(number) for number in self.saved if int(number) <= step]
+        return self.saved[str(max(known))] if known else {}
+
+
+class Goodput:
+    """Keeps goodput.json, in one process of a run."""
+
+    def __init__(
+        self,
+        output: epath.PathLike,
+        first: int,
+        phases: Phases,
+        clock: Callable[[], float] = time.time,
+    ):
+        """first: the step that the run goes on after. phases: since the start of the process.
+
+        A file of an earlier start that cannot be read is left out with a warning.
+        """
+        self._path, self._phases, self._clock = epath.Path(output) / "goodput.json", phases, clock
+        self._every = REMOTE if is_remote(output) else LOCAL
+        self._before = self._read()
+        now = clock()
+        began = now - sum(phases.seconds().values())
+        self._attempt = _Attempt(began, first, first)
+        self._warned = False
+        self.write()
+
+    def made(self, step: int):
+        """A step was made; writes the file if the last time is a while ago."""
+        self._attempt.last = step
+        if self._clock() - self._attempt.written >= self._every:
+            self.write()
+
+    def saved(self, step: int):
+        """A checkpoint is being written: what was done until now will not be lost."""
+        saved = self._attempt.saved
+        saved[str(step)] = self._phases.seconds()
+        while len(saved) > KEPT:
+            del saved[min(saved, key=int)]
+        self.write()
+
+    def end(self, how: str):
+        """The attempt ends: STOPPED, FINISHED, or what went wrong."""
+        self._attempt.end = how
+        self.write()
+
+    def write(self):
+        """Write the file. A disk that refuses is logged once; it does not end the run here."""
+        attempt = self._attempt
+        attempt.written, attempt.seconds = self._clock(), self._phases.seconds()
+        content = summary([*self._before, attempt])
+        try:
+            files.write_json(self._path, content)
+        except (UserError, EnvironmentFailure) as error:
+            if not self._warned:
+                logger.warning("%s", error)
+            self._warned = True
+
+    def values(self) -> dict[str, float]:
+        """Return the share and the seconds by kind, as metrics "goodput/NAME"."""
+        attempt = dataclasses.replace(self._attempt, seconds=self._phases.seconds())
+        content = summary([*self._before, attempt])
+        by = {f"goodput/{name}_seconds": value for name, value in content["by"].items()}
+        return {"goodput/share": content["goodput"]} | by
+
+    def describe(self) -> str:
+        """Return it in one line."""
+        content = summary([*self._before, self._attempt])
+        by = sorted(content["by"].items(), key=lambda one: -one[1])
+        parts = ", ".join(f"{name} {duration(value)}" for name, value in by if value >= 0.5)
+        restarts = f" over {content['restarts']} restarts" if content["restarts"] else ""
+        return f"{content['goodput']:.0%} of {duration(content['seconds'])}{restarts}: {parts}"
+
+    def _read(self) -> list[_Attempt]:
+        try:
+            if not self._path.exists():
+                return []
+            content = files.read_json(self._path, "remove it")
+            return [_Attempt(**one) for one in content["attempts"]]
+        except (UserError, OSError, TypeError, KeyError) as error:
+            logger.warning("%s: earlier starts are left out (%s)", self._path, error)
+            return []
+
+
+def summary(attempts: list[_Attempt]) -> dict:
+    """Return the content of goodput.json. attempts: in their order; the last one may be running."""
+    by: dict[str, float] = {}
+    lost = 0.0
+    for number, attempt in enumerate(attempts):
+        following = attempts[number + 1] if number + 1 < len(attempts) else None
+        kept = attempt.seconds if following is None else attempt.kept(following.first)
+        kept = dict(kept)
+        lost += sum(attempt.seconds.values()) - sum(kept.values())
+        if number:
+            lost += kept.pop("start", 0.0)
+        if following is not None and attempt.end not in (STOPPED, FINISHED):
+            lost += max(0.0, following.began - attempt.written)
+        for name, value in kept.items():
+            by[name] = by.get(name, 0.0) + value
+    by["lost"] = lost
+    total = sum(by.values())
+    return {
+        "goodput": round(by.get("steps", 0.0) / total, 4) if total else 0.0,
+        "seconds": round(total, 1),
+        "by": _rounded(by),
+        "restarts": len(attempts) - 1,
+        "attempts": [_attempt(one) for one in attempts],
+    }
+
+
+def _attempt(attempt: _Attempt) -> dict:
+    content = dataclasses.asdict(attempt)
+    content["seconds"] = _rounded(attempt.seconds)
+    content["saved"] = {step: _rounded(by) for step, by in attempt.saved.items()}
+    return content
+
+
+def _rounded(by: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in by.items()}
