@@ -31,7 +31,7 @@ step() {
 }
 
 step 1 "a world of clips, and a tiny random model, in $run"
-install data_life --editable "$root[train,eval,label,gemini,web]" "selenium>=4.20"
+install data_life --editable "${root}[train,eval,label,gemini,web]" "selenium>=4.20"
 ugc_jax world --output "$run/world" --train 200 --test 40
 if [ ! -f "$run/start/config.json" ]; then
     ugc_jax init --size tiny --output "$run/start"

@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 for word in "$@"; do
     if [ "$word" = --go ]; then
-        install package --editable "$root[train,eval,judge${EXTRA:+,$EXTRA}]"
+        install package --editable "${root}[train,eval,judge${EXTRA:+,$EXTRA}]"
     fi
 done
 if ! usable "$python"; then # a dry run installs nothing and needs only a Python

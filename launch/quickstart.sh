@@ -36,7 +36,7 @@ caption() {
 }
 
 step 1 install "installing into $root/.venv (minutes the first time)"
-install package --editable "$root[train,eval]"
+install package --editable "${root}[train,eval]"
 
 step 2 init "a tiny random model in $run/start"
 if [ ! -f "$run/start/config.json" ]; then

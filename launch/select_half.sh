@@ -17,7 +17,7 @@ ugc_jax() {
     "$python" -m ugc_jax.cli "$@"
 }
 
-install package --editable "$root[train,eval,label]"
+install package --editable "${root}[train,eval,label]"
 ugc_jax world --output "$run/world" --train "$clips" --test 200
 "$python" "$root/launch/select_half.py" pool "$run/world/train.jsonl" "$run/world/pool.jsonl" \
     "${REPOSTS:-0.5}"

@@ -13,7 +13,7 @@ if [ ! -d "$quick/records/train" ]; then
     echo "short_sft.sh: $quick/records does not exist; run bash launch/quickstart.sh first" >&2
     exit 2
 fi
-install package --editable "$root[train,eval]"
+install package --editable "${root}[train,eval]"
 mkdir -p "$run"
 
 ugc_jax() {

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 echo "[1/3] environment in $root/.venv"
 # torch is installed first and alone, so that pip takes a CPU build where it is configured for one.
 install torch torch==2.13.0
-install test --editable "$root[test]"
+install test --editable "${root}[test]"
 cd "$root"
 
 echo "[2/3] ruff"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: finds a Python, makes .venv in the project folder, installs the
 # package into it once.
 # Sets: root (the project folder) and python (the environment's interpreter).

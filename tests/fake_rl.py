@@ -206,7 +206,7 @@ def settings(folder, rows=None, options=None, rollout=None, **loop):
     )  # fmt: skip
 
 
-def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
+def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work, phases=None) -> Run:
     """Train, or go on, as jobs/grpo.py does."""
     data, loop_config, further = config.data, config.loop, config.further_batches
     feed = (data, tokenizer, MODEL, sharding.local_rows(mesh, data.batch_size))
@@ -225,7 +225,8 @@ def train(config, mesh, tokenizer, rewards=None, wrap=lambda work: work) -> Run:
             batches.set_state(data_state)
         rewards = rewards or Rewards()
         work = wrap(grpo.Grpo(setup, config, prompts, batches, rewards, tokenizer, evaluation))
-        whole = Loop(work, loop_config, config.output, checkpoints, dataclasses.asdict(config))
+        settings = dataclasses.asdict(config)
+        whole = Loop(work, loop_config, config.output, checkpoints, settings, phases=phases)
         state, status = whole.run(state)
     return Run(state, status, work)
 

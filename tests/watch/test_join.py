@@ -16,7 +16,5 @@ def test_processes_that_nobody_started_are_told():
 
 def test_a_number_of_processes_that_is_none_is_told(monkeypatch):
     monkeypatch.setenv("UGC_JAX_PROCESSES", "many")
-    with pytest.raises(
-        UserError, match=r"^distributed: .* \(invalid literal .*'many'\);"
-    ):
+    with pytest.raises(UserError, match=r"^distributed: .* \(invalid literal .*'many'\);"):
         join_processes(lambda: NOWHERE, 10.0)

@@ -182,6 +182,11 @@ class Loop:
         if self.goodput is not None:
             self.goodput.end(reason)
 
+    def export_ended(self):
+        """Count the seconds after the last step, too."""
+        if self.goodput is not None:
+            self.goodput.write()
+
     # ---- a step ----------------------------------------------------------------------------------
 
     def _step(

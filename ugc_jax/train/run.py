@@ -189,6 +189,8 @@ def train(
         except Stopped:
             logger.info("stopped before the model was exported; run again to export it")
             return 128 + signal.SIGTERM
+        finally:
+            loop.export_ended()
     return status
 
 
