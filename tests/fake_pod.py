@@ -1,7 +1,7 @@
 """A toy GRPO run as one of several processes, of which one is lost: `python fake_pod.py JSON`.
 
 JSON: {"folder": of the run, "steps": the last one, "hang": loop.hang_seconds, "fault": null or
-{"process", "how": "kill", "stop" or "unreadable", "kind": of train.phases, "step"}}. The fault comes
+{"process", "how": "kill", "stop" or "unreadable", "kind": of train.phases, "step"}}. It comes
 in work of that kind at that step or later; then its time is in the file FOLDER.fault.
 """
 

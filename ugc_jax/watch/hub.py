@@ -120,7 +120,8 @@ class Members:
             text = f"{_named({number: member})} failed during {member.report.what}: "
             return Verdict(text + member.fault.text, member.fault.status)
         lost = bool(failed) and now - min(m.faulted for m in failed.values()) >= SILENT
-        limit = min(self._silence, 3 * BEAT) if lost else self._silence
+        stuck = None if failed or died else _stuck(alive, now)
+        limit = min(self._silence, SILENT) if lost or stuck else self._silence
         silent = {n: m for n, m in alive.items() if m.fault is None and now - m.heard >= limit}
         if silent and not died:
             longest = max(now - m.heard for m in silent.values())
@@ -140,7 +141,7 @@ class Members:
                 which = f"process{'es' if len(absent) > 1 else ''} {_numbers(absent)}"
                 return Verdict(f"{which} did not come; see the log there")
             return None
-        return None if failed or died else _stuck(alive, now)
+        return stuck
 
 
 def _stuck(alive: dict[int, _Member], now: float) -> Verdict | None:
