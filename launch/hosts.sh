@@ -81,8 +81,7 @@ if [ -n "$dry" ]; then
 fi
 mkdir -p "$logs"
 rm -f "$logs"/host-*.log
-touch "$logs/host-0.log"
 echo "$job on ${#hosts[@]} hosts; logs in $logs"
 trap stop INT TERM
-tail --pid=$$ -n +1 -F "$logs/host-0.log" 2>/dev/null &
+print_log "$logs/host-0.log"
 retry start

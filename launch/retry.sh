@@ -23,6 +23,14 @@ retry() {
     done
 }
 
+# print_log FILE [COMMAND]: print what comes to a file until this script ends, which runs COMMAND.
+print_log() {
+    touch "$1"
+    tail -n +1 -F "$1" 2>/dev/null &
+    # shellcheck disable=SC2064 # its id now
+    trap "sleep 0.3; kill $! 2>/dev/null || true; ${2:-:}" EXIT
+}
+
 # worse A B: the status that stands for both: of a user's mistake, else of a stop, else the first.
 worse() {
     local status

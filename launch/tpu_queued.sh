@@ -37,6 +37,7 @@ queued() {
     gcloud compute tpus queued-resources "$1" "$name" --zone="$zone" "${@:2}"
 }
 
+# shellcheck disable=SC2329 # called by ready
 state() {
     queued describe --format='value(state.state)' 2>/dev/null || echo NONE
 }
@@ -50,6 +51,7 @@ create=(create --node-id="$name" --accelerator-type="$kind"
 if [ -n "${SPOT:-}" ]; then create+=(--spot); fi
 
 # ready: have the slice; waits in the queue.
+# shellcheck disable=SC2329 # called by start
 ready() {
     local now before=""
     while true; do
@@ -65,6 +67,7 @@ ready() {
     done
 }
 
+# shellcheck disable=SC2329 # called by retry
 start() {
     ready && RETRIES=0 bash "$launch/tpu_vm.sh" "$name" "$zone" "${words[@]}"
 }

@@ -66,7 +66,6 @@ trap 'rm -f "$archive"' EXIT
 copy
 
 echo "[2/2] $job on all hosts; logs in $logs"
-touch "$logs/host-0.log"
 
 # end HOST|all SIGNAL: send a signal to the job's process.
 end() {
@@ -93,5 +92,5 @@ start() {
 }
 
 trap stop INT TERM
-tail --pid=$$ -n +1 -F "$logs/host-0.log" 2>/dev/null &
+print_log "$logs/host-0.log" "rm -f $(printf %q "$archive")"
 retry start

@@ -45,7 +45,8 @@ def lose(folder, how: str, kind: str, victim: int, steps: int, processes: int):
     text = "\n".join(pod.logs)
     for number in others:
         assert pod.statuses[number] == (2 if how == "unreadable" else 75), text
-        (said,) = [line for line in pod.logs[number].splitlines() if " E " in line[:12]]
+        said, *more = [line for line in pod.logs[number].splitlines() if " E " in line[:12]]
+        assert not more, pod.logs[number]
         assert f"process {victim} (" in said
         assert SAID[how] in said
     assert "stack trace" not in text

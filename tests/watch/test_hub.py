@@ -61,7 +61,7 @@ def test_a_failed_operation_names_the_silent_process(members):
 def test_a_failed_operation_without_a_culprit(members):
     members.fail(1, Fault("out of memory", True, RESTART), 2.0)
     alive(members, (0, 2), 7.0)
-    said = "process 1 (host-1, pid 1) lost the others during step 3: out of memory"
+    said = "process 1 (host-1, pid 1) failed during step 3: out of memory"
     assert members.verdict(7.5) == Verdict(said)
 
 

@@ -54,6 +54,7 @@ class Phases:
         self._compiled: list[tuple[float, float]] = []  # intervals, since the last point
         self._compiling = False
         self._longest: dict[str, float] = {}  # between two points, without compilation
+        self._first: dict[str, int] = {}  # step at which a kind came first
         self._count = 0
 
     @contextlib.contextmanager
@@ -81,15 +82,15 @@ class Phases:
     def position(self) -> Report:
         """Return how far the process is; for another thread.
 
-        The next point may take `bound`, or three times the longest one of its kind before; the
-        first one of a kind, and one that compiles, FIRST.
+        The next point may take `bound`, or three times the longest one of its kind before; those of
+        a kind's first step and of the next one, and one that compiles, FIRST.
         """
         with self._lock:
             kind = self._stack[-1]
             allowed = max(self._bound, SLOWER * self._longest.get(kind, 0.0))
             if kind in _UNBOUNDED:
                 allowed = float("inf")
-            elif kind not in self._longest or self._compiling:
+            elif self.step < self._first.get(kind, self.step) + 2 or self._compiling:
                 allowed = max(FIRST, allowed)
             return Report(self._count, self._what(), self._clock() - self._last, allowed)
 
@@ -109,6 +110,7 @@ class Phases:
             self._count_time(now)
             compiled = sum(end - begin for begin, end in self._compiled)
             gap = now - self._last - compiled
+            self._first.setdefault(kind, self.step)
             self._longest[kind] = max(gap, self._longest.get(kind, 0.0))
             self._last, self._compiled, self._compiling = now, [], False
             self._count += 1

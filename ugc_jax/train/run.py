@@ -77,16 +77,15 @@ def together(config: TrainConfig) -> Iterator[Together]:
 
 def _fail(watch: Member, phases: Phases, error: BaseException) -> NoReturn:
     """Tell all processes of an exception, and end this one."""
-    lost, status = isinstance(error, jax.errors.JaxRuntimeError), RESTART
-    text = " ".join(str(error).split())
+    text, status, trace = " ".join(str(error).split()), RESTART, None
     if isinstance(error, KeyboardInterrupt):
         text, status = "interrupted", 128 + signal.SIGINT
     elif isinstance(error, UserError) and not isinstance(error, UnreadableFile):
         status = 2
-    elif not (lost or isinstance(error, UserError | EnvironmentFailure)):
-        logger.error("", exc_info=error)
-        text = f"{type(error).__name__}: {text}"
-    watch.fail(f"{text:.1000}", lost, status)
+    elif not isinstance(error, UserError | EnvironmentFailure):
+        # Also of a collective operation, because another process was lost: of several types.
+        text, trace = f"{type(error).__name__}: {text}", error
+    watch.fail(f"{text:.1000}", status, trace)
 
 
 class OpenRun(NamedTuple):

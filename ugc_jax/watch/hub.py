@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 class Fault(NamedTuple):
     """An exception that ended the work of a process.
 
-    lost: it only says that a collective operation failed, as it does if another process died.
+    lost: it may come of another process that was lost: collective operations fail then.
     """
 
     text: str
@@ -132,7 +132,7 @@ class Members:
         if lost and not died:
             number, member = next(iter(failed.items()))
             return Verdict(
-                f"{_named({number: member})} lost the others during {member.report.what}: "
+                f"{_named({number: member})} failed during {member.report.what}: "
                 f"{member.fault.text}"
             )
         if self._first is not None and len(self._members) < self._total:

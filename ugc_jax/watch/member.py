@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from ugc_jax.watch.hub import BEAT, RESTART, Report
 
@@ -46,6 +47,8 @@ class Member:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._ending = False
+        self._process = process
+        self._trace: BaseException | None = None
         name = f"{socket.gethostname()}, pid {os.getpid()}"
         self._send({"process": process, "name": name, "token": token})
         self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
@@ -57,21 +60,25 @@ class Member:
         self._send({"done": True})
         self._over.wait()
 
-    def fail(self, text: str, lost: bool, status: int):
+    def fail(self, text: str, status: int, trace: BaseException | None = None) -> NoReturn:
         """Tell all that this process ends by an exception; does not return.
 
-        text, lost, status: as of `hub.Fault`.
+        text, status: as of `hub.Fault`. trace: of an exception that the loss of another process may
+        have raised; it is logged if no other was lost.
         """
-        self._send({"fault": text, "lost": lost, "status": status})
+        self._trace = trace
+        self._send({"fault": text, "lost": trace is not None, "status": status})
         self._over.wait(self._silence)
         self.end(text, status)
 
-    def end(self, text: str, status: int = RESTART):
+    def end(self, text: str, status: int = RESTART) -> NoReturn:
         """End this process now, with one line in the log."""
         stuck = threading.Timer(_FLUSH, os._exit, (status,))  # whoever reads our log may be stopped
         stuck.daemon = True
         stuck.start()
         hint = "; run again to go on from the last checkpoint" if status == RESTART else ""
+        if self._trace is not None and text.startswith(f"process {self._process} "):
+            logger.error("it failed here:", exc_info=self._trace)
         logger.error("%s%s", text, hint)
         for call in self.at_end:
             with contextlib.suppress(Exception):
