@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 ROWS_FROM = "https://github.com/WPR001/UGC_VideoCaptioner"  # MIT
 CLIPS_FROM = "openinterx/UGC-VideoCap"  # a data set of the hub
-BASE = "Qwen/Qwen2.5-Omni-3B"
+BASE = {"3b": "Qwen/Qwen2.5-Omni-3B", "7b": "Qwen/Qwen2.5-Omni-7B"}
 
 # Rows of the training files. The released ones are sft_1k and grpo_1k.
 ROWS = {"sft_1k": 1000, "sft_10k": 10_000, "sft_20k": 20_000, "grpo_1k": 1073}
@@ -46,8 +46,13 @@ WORK = {
     "sft_3b:lora": (1328, 16),
     "grpo_3b": (4218, 16),
     "grpo_3b:lora": (3649, 16),
+    "sft_7b": (3329, 16),
+    "sft_7b:lora": (2466, 16),
+    "grpo_7b": (8917, 16),
+    "grpo_7b:lora": (7497, 16),
 }
-QUESTION_TFLOP = 31  # of one question about one clip: encoders and prefill, of the same plan
+# of one question about one clip: encoders and prefill, of the same plan
+QUESTION_TFLOP = {"3b": 31, "7b": 56}
 EPOCHS = {"sft_1k": 3, "sft_10k": 2, "sft_20k": 2, "grpo_1k": 1}
 # Shares of the peak that are assumed, slow and fast, as none is measured on these chips. A sampled
 # token reads all weights for few operations, so GRPO and answering stay far from the peak.
@@ -127,7 +132,8 @@ def options(words: list[str]) -> argparse.Namespace:
     add("--run", type=Path, help="folder of the results (default: runs/paper)")
     add("--chips", default="v6e:2x4", help="for the estimate: v6e:2x4, v5e:4x4, h100:8, ...")
     add("--lora", action="store_true", help="train adapters instead of the decoder")
-    add("--checkpoint", help=f"initial model (default: {BASE})")
+    add("--size", choices=tuple(BASE), default="3b", help="of the model; the paper's is 3b")
+    add("--checkpoint", help="initial model (default: Qwen2.5-Omni of that size)")
     add("--rows", type=int, help="only the first ROWS rows of each file, for a trial")
     add("--allow-missing", action="store_true", help="go on if many videos are missing")
     add("--launcher", default="", help="command that runs sft and grpo, on several hosts")
@@ -145,6 +151,8 @@ def options(words: list[str]) -> argparse.Namespace:
     for name in ("data", "videos", "run"):
         if "gs:" in str(getattr(args, name)):
             parser.error(f"--{name} {getattr(args, name)}: give a local or mounted folder")
+    if args.toy and args.size != "3b":
+        parser.error("--toy makes its own model; leave out --size")
     for name in ("data", "videos", "rows", "lora", "checkpoint"):
         if args.toy and getattr(args, name):
             parser.error(f"--toy makes its own clips and model; leave out --{name}")
@@ -157,7 +165,7 @@ def options(words: list[str]) -> argparse.Namespace:
     args.chip, args.count = chip, prod(map(int, sizes.split("x")))
     args.run = (args.run or ROOT / "runs" / ("paper_toy" if args.toy else "paper")).absolute()
     args.clips = args.run / "world/test" if args.toy else args.videos or args.run / "release/clips"
-    args.start = str(args.run / "start") if args.toy else args.checkpoint or BASE
+    args.start = str(args.run / "start") if args.toy else args.checkpoint or BASE[args.size]
     args.variant = VARIANTS[args.variant or ""]
     return args
 
@@ -204,7 +212,7 @@ def training(args) -> Iterator[Step]:
         if name is None:
             continue
         output = args.run / list(args.variant.models)[-1 if job == "grpo" else 1]
-        config, rows = f"{job}_3b{':lora' if args.lora else ''}", rows_of(args, name)
+        config, rows = f"{job}_{args.size}{':lora' if args.lora else ''}", rows_of(args, name)
         settings = {"checkpoint": start, "output": output}
         settings["data.train"] = args.run / "records" / name
         if args.toy:
@@ -227,7 +235,7 @@ def scoring(args) -> Iterator[Step]:
     """The steps that ask and score each model, and the report."""
     run, parts = args.run, parts_of(args)
     count = sum(questions(args, part) for part in parts)
-    hours = None if args.toy else hours_of(args, count * QUESTION_TFLOP, 1, "evaluate")
+    hours = None if args.toy else hours_of(args, count * QUESTION_TFLOP[args.size], 1, "evaluate")
     inputs = run / "world/test.jsonl" if args.toy else run / "data/qa"
     for name, title in args.variant.models.items():
         jobs, outputs = [], []
