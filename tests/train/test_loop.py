@@ -398,7 +398,12 @@ def test_a_trace_of_three_steps(tmp_path, mesh):
 
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
-    [("steps", 0, "1 or more"), ("epochs", -1.0, "positive"), ("eval_every", -1, "0 or more")],
+    [
+        ("steps", 0, "1 or more"),
+        ("epochs", -1.0, "positive"),
+        ("eval_every", -1, "0 or more"),
+        ("hang_seconds", 2, "5 or more"),
+    ],  # fmt: skip
 )
 def test_mistakes_are_told(field, value, remedy):
     with pytest.raises(UserError, match=rf"^{field} is {value}; use .*{remedy}"):

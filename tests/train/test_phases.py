@@ -63,9 +63,11 @@ def test_points_count_and_set_the_time_back(phases, clock):
         clock.wait(19)
         phases.point()
         assert phases.position() == Report(4, "step 12", 0, 60.0)  # three times 20 s
+        with phases("checkpoint"):
+            assert phases.position().allowed == FIRST
         with phases("rewards"):
             where = "waiting for the rewards of step 12"
-            assert phases.position() == Report(5, where, 0, math.inf)
+            assert phases.position() == Report(7, where, 0, math.inf)
 
 
 def test_what_an_exception_ended(phases):

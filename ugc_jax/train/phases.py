@@ -28,6 +28,7 @@ KINDS = {
     "checkpoint": ("checkpoints", "saving the checkpoint of step {}"),
     "export": ("export", "exporting the model"),
 }
+_SLOW = ("checkpoint", "export")  # storage may have to catch up with what was written before
 _UNBOUNDED = ("start", "rewards")  # rewards and judges have limits of their own (RewardConfig)
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # what follows is compilation
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -83,14 +84,16 @@ class Phases:
         """Return how far the process is; for another thread.
 
         The next point may take `bound`, or three times the longest one of its kind before; those of
-        a kind's first step and of the next one, and one that compiles, FIRST.
+        a kind's first step and of the next one, one that compiles, and one of a save, FIRST.
         """
         with self._lock:
             kind = self._stack[-1]
             allowed = max(self._bound, SLOWER * self._longest.get(kind, 0.0))
             if kind in _UNBOUNDED:
                 allowed = float("inf")
-            elif self.step < self._first.get(kind, self.step) + 2 or self._compiling:
+            elif (
+                kind in _SLOW or self.step < self._first.get(kind, self.step) + 2 or self._compiling
+            ):
                 allowed = max(FIRST, allowed)
             return Report(self._count, self._what(), self._clock() - self._last, allowed)
 

@@ -47,6 +47,8 @@ from ugc_jax.watch.member import Member
 
 logger = logging.getLogger(__name__)
 
+SILENCE = 90.0  # most seconds without a word of a process: jax aborts at 100
+
 
 class Together(NamedTuple):
     """This process of a run. watch: None if it is the only one."""
@@ -67,7 +69,7 @@ def together(config: TrainConfig) -> Iterator[Together]:
         if not config.distributed:
             yield Together(phases, None)
             return
-        watch = join_processes(phases.position, config.loop.hang_seconds)
+        watch = join_processes(phases.position, min(config.loop.hang_seconds, SILENCE))
         try:
             yield Together(phases, watch)
         except BaseException as error:

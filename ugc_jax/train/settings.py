@@ -43,8 +43,8 @@ class LoopConfig:
     def __post_init__(self):
         counts = ("steps", "accumulate", "log_every", "save_every", "keep", "profile")
         check_minimum(self, **dict.fromkeys(counts, 1), eval_every=0, seed=0, samples=0)
-        if not 5 <= self.hang_seconds <= 90:  # jax aborts at 100
-            raise UserError(f"hang_seconds is {self.hang_seconds:g}; use 5 to 90")
+        if not self.hang_seconds >= 5:  # a report comes every second
+            raise UserError(f"hang_seconds is {self.hang_seconds:g}; use 5 or more")
         if self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; use a positive number")
 
