@@ -121,7 +121,7 @@ def lose(args: argparse.Namespace, output: Path, seconds: float, times: random.R
     """
     how = times.choice(tuple(SAID))
     victim, moment = times.randrange(args.processes), times.uniform(0, seconds)
-    shard = times.choice(sorted((args.quickstart / "records").rglob("*.arrayrecord*")))
+    shard = times.choice(sorted((args.quickstart / "records").rglob("*.array_record-*")))
     before = checkpoints(output)
     for file in LOGS.glob("host-*"):
         file.unlink()

@@ -54,6 +54,7 @@ def lose(folder, how: str, kind: str, victim: int, steps: int, processes: int):
     if how == "unreadable":
         assert pod.statuses[victim] == 2
         assert "is damaged; extract it again" in text
+        assert "failed during the start" not in text
     assert latest(folder) >= before, "a checkpoint is lost"
 
 

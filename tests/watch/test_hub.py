@@ -31,8 +31,8 @@ def test_all_is_well(members):
 
 def test_one_that_died_is_told_before_those_that_it_takes_along(members):
     members.close(2, 2.0)
-    members.fail(0, Fault("connection closed by peer", True, RESTART), 2.1)
-    members.fail(1, Fault("a bug of its own", False, 2), 2.2)
+    members.fail(0, Fault("connection closed by peer", "step 3", True, RESTART), 2.1)
+    members.fail(1, Fault("a bug of its own", "step 3", False, 2), 2.2)
     assert members.verdict(2.5) is None  # another may still say more
     assert members.verdict(3.2) == Verdict("process 2 (host-2, pid 2) died during step 3")
 
@@ -44,22 +44,22 @@ def test_several_that_died(members):
 
 
 def test_a_failure_is_told_with_its_status(members):
-    members.fail(0, Fault("all-gather failed", True, RESTART), 2.0)
-    members.fail(1, Fault("records/0: record 7 is damaged", False, 2), 2.1)
+    members.fail(0, Fault("all-gather failed", "step 3", True, RESTART), 2.0)
+    members.fail(1, Fault("records/0: record 7 is damaged", "step 3", False, 2), 2.1)
     members.close(1, 2.2)
     said = "process 1 (host-1, pid 1) failed during step 3: records/0: record 7 is damaged"
     assert members.verdict(3.5) == Verdict(said, 2)
 
 
 def test_a_failed_operation_names_the_silent_process(members):
-    members.fail(0, Fault("all-gather failed", True, RESTART), 2.0)
-    members.fail(1, Fault("all-gather failed", True, RESTART), 2.0)
+    members.fail(0, Fault("all-gather failed", "step 3", True, RESTART), 2.0)
+    members.fail(1, Fault("all-gather failed", "step 3", True, RESTART), 2.0)
     assert members.verdict(6.5) is None
     assert members.verdict(7.5).text.startswith("process 2 (host-2, pid 2) does not answer")
 
 
 def test_a_failed_operation_without_a_culprit(members):
-    members.fail(1, Fault("out of memory", True, RESTART), 2.0)
+    members.fail(1, Fault("out of memory", "step 3", True, RESTART), 2.0)
     alive(members, (0, 2), 7.0)
     said = "process 1 (host-1, pid 1) failed during step 3: out of memory"
     assert members.verdict(7.5) == Verdict(said)

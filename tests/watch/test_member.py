@@ -26,7 +26,7 @@ member = Member(("localhost", port), token, number, where, 4.0)
 member.at_end.append(lambda text: print("hook:", text.split()[0], flush=True))
 print("ready", flush=True)
 if how == "fail":
-    member.fail("no such clip", 2)
+    member.fail("no such clip", "step 4", 2)
 if how == "done":
     member.finish()
     sys.exit(0)

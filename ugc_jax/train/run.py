@@ -87,7 +87,8 @@ def _fail(watch: Member, phases: Phases, error: BaseException) -> NoReturn:
     elif not isinstance(error, UserError | EnvironmentFailure):
         # Also of a collective operation, because another process was lost: of several types.
         text, trace = f"{type(error).__name__}: {text}", error
-    watch.fail(f"{text:.1000}", status, trace)
+    what = phases.failed or phases.position().what
+    watch.fail(f"{text:.1000}", what, status, trace)
 
 
 class OpenRun(NamedTuple):

@@ -1,7 +1,7 @@
 """The hub of a distributed run: what its processes report, and the verdict that one is lost.
 
     process -> hub   {"process", "name", "token"}, then every second {"count", "what", "age",
-                     "allowed"}; last {"done"} or {"fault", "lost", "status"}
+                     "allowed"}; last {"done"} or a Fault
     hub -> process   every second {"alive"}; last {"end"}, or {"verdict", "status"}
 
 JSON, one object a line. All processes of a run make the same steps, so the one with the fewest
@@ -47,10 +47,12 @@ class Verdict(NamedTuple):
 class Fault(NamedTuple):
     """An exception that ended the work of a process.
 
-    lost: it may come of another process that was lost: collective operations fail then.
+    what: the work, as of a Report. lost: it may come of another process that was lost: collective
+    operations fail then.
     """
 
     text: str
+    what: str
     lost: bool
     status: int
 
@@ -117,7 +119,7 @@ class Members:
         if not died and own and now - min(m.faulted for m in own.values()) >= FAILED:
             number = min(own, key=lambda n: own[n].faulted)
             member = own[number]
-            text = f"{_named({number: member})} failed during {member.report.what}: "
+            text = f"{_named({number: member})} failed during {member.fault.what}: "
             return Verdict(text + member.fault.text, member.fault.status)
         lost = bool(failed) and now - min(m.faulted for m in failed.values()) >= SILENT
         stuck = None if failed or died else _stuck(alive, now)
@@ -132,8 +134,7 @@ class Members:
         if lost and not died:
             number, member = next(iter(failed.items()))
             return Verdict(
-                f"{_named({number: member})} failed during {member.report.what}: "
-                f"{member.fault.text}"
+                f"{_named({number: member})} failed during {member.fault.what}: {member.fault.text}"
             )
         if self._first is not None and len(self._members) < self._total:
             absent = sorted(set(range(self._total)) - self._members.keys())
@@ -273,8 +274,7 @@ class Hub:
             self._process[connection] = message["process"]
         elif "done" in message:
             self._members.finish(process)
-        elif "fault" in message:
-            fault = Fault(message["fault"], message["lost"], message["status"])
-            self._members.fail(process, fault, now)
+        elif "text" in message:
+            self._members.fail(process, Fault(**message), now)
         else:
             self._members.report(process, Report(**message), now)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from ugc_jax.watch.hub import BEAT, RESTART, Report
+from ugc_jax.watch.hub import BEAT, RESTART, Fault, Report
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +60,16 @@ class Member:
         self._send({"done": True})
         self._over.wait()
 
-    def fail(self, text: str, status: int, trace: BaseException | None = None) -> NoReturn:
+    def fail(
+        self, text: str, what: str, status: int, trace: BaseException | None = None
+    ) -> NoReturn:
         """Tell all that this process ends by an exception; does not return.
 
-        text, status: as of `hub.Fault`. trace: of an exception that the loss of another process may
-        have raised; it is logged if no other was lost.
+        text, what, status: as of `hub.Fault`. trace: of an exception that the loss of another
+        process may have raised; it is logged if no other was lost.
         """
         self._trace = trace
-        self._send({"fault": text, "lost": trace is not None, "status": status})
+        self._send(Fault(text, what, trace is not None, status)._asdict())
         self._over.wait(self._silence)
         self.end(text, status)
 
