@@ -1,6 +1,7 @@
 """ugc_jax.evaluate and ugc_jax.compare: what the jobs give, from predictions in memory."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -189,3 +190,12 @@ def test_no_jax_is_imported(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "100.0\n"
+
+
+@pytest.mark.parametrize("task", ["../outside", "a/b", 3, ""])
+def test_the_name_of_a_task_names_no_other_file(tmp_path, monkeypatch, task):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rows = [{"video_id": "a", "caption": "b"}]
+    with pytest.raises(UserError, match=rf"^predictions: {re.escape(repr(task))} is not the name"):
+        ugc_jax.evaluate({task: rows}, qa="unused.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -247,7 +247,7 @@ def test_frames_alone_and_sound_alone(tiny_captioner, clips, tmp_path):
         (dict(frames=np.zeros((8, 8, 3), np.uint8)), UserError, r"frames: has shape \(8, 8, 3\)"),
         (dict(frames=np.zeros((2, 8, 8, 4), np.uint8)), UserError, "frames: has shape"),
         (dict(frames=np.zeros((0, 8, 8, 3), np.uint8)), UserError, "frames: has shape"),
-        (dict(fps=0), UserError, "fps is 0; give a positive number"),
+        (dict(fps=0), UserError, "fps is 0; give 0.001 to 1e[+]06"),
         (dict(fps=float("nan")), UserError, "fps is nan"),
         (dict(fps="10"), TypeError, "fps: expected a number, got '10'"),
         (dict(fps=None), UserError, "fps: is None; frames needs it"),
@@ -256,8 +256,10 @@ def test_frames_alone_and_sound_alone(tiny_captioner, clips, tmp_path):
         (dict(waveform=np.zeros((2, 8), np.float32)), UserError, "waveform: has shape"),
         (dict(waveform=np.full(8, np.nan, np.float32)), UserError, "waveform: has NaN"),
         (dict(waveform=None), UserError, "rate: is of waveform, and there is none"),
-        (dict(rate=16000.0), TypeError, "rate: expected a number, got 16000.0"),
+        (dict(rate=16000.0), TypeError, "rate: expected a whole number, got 16000.0"),
         (dict(rate=-1), UserError, "rate is -1"),
+        (dict(fps=1e-300), UserError, "fps is 1e-300; give 0.001"),  # times beyond int32
+        (dict(fps=True), TypeError, "fps: expected a number, got True"),
         (dict(name=3), TypeError, "name: expected a text, got 3"),
     ],
 )
@@ -303,6 +305,27 @@ def test_folders_and_patterns(call, clips):
     assert sorted(one.video for one in found) == [str(clips / name) for name in names[:3]]
     with pytest.raises(UserError, match="matches no file"):
         call(f"{clips}/*.mkv")
+
+
+def test_rates_may_be_numpys(tiny_captioner):
+    arrays = dict(
+        frames=np.zeros((2, 28, 28, 3), np.uint8), waveform=np.zeros(8000, np.float32), name="x"
+    )
+    own, numpys = (
+        Clip(fps=2, rate=8000, **arrays), Clip(fps=np.float32(2), rate=np.int64(8000), **arrays)
+    )  # fmt: skip
+    found = tiny_captioner.caption([own, numpys], **SMALL)
+    assert [one.error for one in found] == [None, None]
+    assert found[0].token_ids == found[1].token_ids
+
+
+def test_a_closed_file_and_a_url_of_another_kind(tiny_captioner, clips):
+    with open(clips / "a.mp4", "rb") as file:
+        pass
+    with pytest.raises(UserError, match=r"a.mp4: cannot be read or stored \(read of closed file"):
+        tiny_captioner.caption(file)
+    (result,) = tiny_captioner.caption("ftp://example.com/a.mp4", urls=True, **SMALL)
+    assert result.error.startswith("ftp://example.com/a.mp4: no such file")
 
 
 def test_a_folder_of_records_has_its_command(call, tmp_path):

@@ -167,7 +167,10 @@ def evaluate(
     options |= {name: value for name, value in dict(qa=qa, output=output).items() if value}
     with progress.shown(), contextlib.ExitStack() as stack:
         if predictions is not None:
-            options["predictions"] = stack.enter_context(_as_path(predictions))
+            path = stack.enter_context(_as_path(predictions))
+            options["predictions"] = path
+            if not isinstance(predictions, str | os.PathLike):
+                stack.enter_context(_naming_predictions(path))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ugc-jax-")))
         unnamed = str(folder / "result.json")
         settings = job.SETTINGS.from_options({"output": unnamed} | options, config)
@@ -228,12 +231,23 @@ def _as_path(predictions) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ugc-jax-") as folder:
         if _is_by_task(predictions):
             for task, rows in predictions.items():
+                if not isinstance(task, str) or not task.isidentifier():  # it names a file
+                    raise UserError(f"predictions: {task!r:.60} is not the name of a task")
                 files.write_text(Path(folder, f"{task}.jsonl"), _lines(rows))
             yield folder
         else:
             path = Path(folder, "predictions.jsonl")
             files.write_text(path, _lines(predictions))
             yield str(path)
+
+
+@contextlib.contextmanager
+def _naming_predictions(path: str) -> Iterator[None]:
+    """Let errors name predictions in memory, and not the file in which they are for a moment."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace(path, "predictions")) from None
 
 
 def _is_by_task(predictions) -> bool:

@@ -268,7 +268,10 @@ def is_records(path: str | epath.Path) -> bool:
     """Return whether a path is a folder that `extract` has made, complete or not."""
     if "://" not in str(path):  # no exception for a name that is too long or of a closed folder
         return any(os.path.exists(os.path.join(path, name)) for name in (EXTRACTION, SHARDS))
-    return any((epath.Path(path) / name).exists() for name in (EXTRACTION, SHARDS))
+    try:
+        return any((epath.Path(path) / name).exists() for name in (EXTRACTION, SHARDS))
+    except KeyError:  # a scheme that etils does not know, such as ftp://
+        return False
 
 
 def stored_clip(extraction: dict) -> ClipSettings:

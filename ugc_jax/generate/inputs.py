@@ -94,7 +94,7 @@ class Inputs:
         try:
             with open(path, "wb") as file:
                 write(file)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             fault = f"{name}: cannot be read or stored ({error}); give the path of a file"
             raise environment_failure(error, path) or UserError(fault) from None
         return path

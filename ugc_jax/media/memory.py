@@ -1,7 +1,7 @@
 """A clip in memory, which stands for a file."""
 
 import dataclasses
-import math
+import numbers
 
 import numpy as np
 
@@ -45,8 +45,8 @@ class Clip:
             raise UserError("frames and waveform are both None; give one of them")
         if not isinstance(self.name, str | None):
             raise TypeError(f"name: expected a text, got {self.name!r:.60}")
-        self._check_rate("frames", "fps", int | float)
-        self._check_rate("waveform", "rate", int)
+        self._check_rate("frames", "fps", numbers.Real, "a number", 1e-3, 1e6)
+        self._check_rate("waveform", "rate", numbers.Integral, "a whole number", 1, 10**7)
         frames, waveform = self.frames, self.waveform
         if frames is not None:
             if frames.dtype != np.uint8:
@@ -63,8 +63,11 @@ class Clip:
             if not np.isfinite(waveform).all():
                 raise UserError("waveform: has NaN or infinite samples; replace them")
 
-    def _check_rate(self, name: str, field: str, kind):
-        """Check the types of an array and of its rate, and that both are given."""
+    def _check_rate(self, name: str, field: str, kind, expected: str, least, most):
+        """Check the types of an array and of its rate, and that both are given.
+
+        The bounds of a rate are beyond all cameras; times stay within int32.
+        """
         array, rate = getattr(self, name), getattr(self, field)
         if array is None:
             if rate is not None:
@@ -75,6 +78,8 @@ class Clip:
         if rate is None:
             raise UserError(f"{field}: is None; {name} needs it")
         if isinstance(rate, bool) or not isinstance(rate, kind):
-            raise TypeError(f"{field}: expected a number, got {rate!r:.60}")
-        if not 0 < rate < math.inf:
-            raise UserError(f"{field} is {rate}; give a positive number")
+            raise TypeError(f"{field}: expected {expected}, got {rate!r:.60}")
+        if not least <= rate <= most:
+            raise UserError(f"{field} is {rate}; give {least:g} to {most:g}")
+        if isinstance(rate, np.generic):  # for libraries that take Python's own numbers only
+            object.__setattr__(self, field, rate.item())
