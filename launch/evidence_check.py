@@ -1,0 +1,57 @@
+"""How right evidence is on the synthetic world: python launch/evidence_check.py RUN [RUN ...]
+
+RUN is a folder of launch/quickstart.sh (runs/quickstart), with a model in grpo/model and clips in
+world/test; several, such as of other seeds, are set side by side. The model should be trained with
+hide_media. Prints, for each attribute, the share of its words with the verdict that is right, and
+how well words that are wrong are found as unsupported.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import fmean
+
+from ugc_jax import Captioner, files
+from ugc_jax.toy.evidence import RESTS, Figures, measure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--model", default="grpo", help="grpo or sft")
+    parser.add_argument("--clips", type=int, default=200, help="test clips of each run")
+    arguments = parser.parse_args()
+    figures = []
+    for run in arguments.runs:
+        captioner = Captioner.from_pretrained(run / arguments.model / "model")
+        lines = files.read_lines(run / "world/test.jsonl", "run quickstart.sh")
+        rows = [line.value for line in lines][: arguments.clips]
+        seed = len(figures)
+        figures.append(measure(captioner, run / "world", rows, seed, max_new_tokens=64))
+        print(f"{run}: measured on {len(rows)} clips", flush=True)
+    for name, verdict in RESTS.items():
+        values = [one.accuracy(name) for one in figures]
+        row(f"{name} {verdict}", [f"{100 * value:.1f} %" for value in values], values)
+    values = [one.auroc for one in figures]
+    row("wrong word", [f"{value:.4f}" for value in values], values, "AUROC")
+    for place, one in enumerate(figures):
+        confused(place, one)
+
+
+def row(name: str, texts: list[str], values: list[float], unit: str = ""):
+    print(f"{name:<18}" + "".join(f"{text:>10}" for text in texts), end="")
+    print(f"{fmean(values):>12.4f} mean {unit}")
+
+
+def confused(place: int, figures: Figures):
+    """What was said of words with another verdict, and the shares of right captions."""
+    wrong = {
+        name: {said: count for said, count in counts.items() if said != RESTS[name]}
+        for name, counts in figures.verdicts.items()
+    }
+    print(f"{place}: other verdicts: { ({name: said for name, said in wrong.items() if said}) }")
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in figures.shares.items())
+    print(f"{place}: content words of right captions: {shares}")
+
+
+if __name__ == "__main__":
+    main()
