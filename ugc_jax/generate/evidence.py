@@ -4,9 +4,10 @@
         -> Explanation: words, sentences, shares
 
 The log-probability of a word falls where what it rests on is hidden: the sound (heard), the
-picture (seen), either of them alone (both). It falls only without both where one is enough
-(either), and stays where the text before it is enough (text). A content word that the media make
-no likelier, and that the text does not foretell, is unsupported: a candidate for a hallucination.
+picture (seen), either of them alone (both). What one of them alone speaks against also takes both.
+It falls only without both where one is enough (either), and stays where the text before it is
+enough (text). A content word that the media make no likelier, and that the text does not foretell,
+is unsupported: a candidate for a hallucination.
 docs/evidence.md has the rules, their reasons and their limits. Imports no jax.
 """
 
@@ -27,9 +28,11 @@ WAYS = ((), (SOUND,), (PICTURE,), (SOUND, PICTURE))
 VERDICTS = ("heard", "seen", "both", "either", "text", "unsupported")
 SUPPORTED = VERDICTS[:4]  # by the media
 
-LEAST = 0.3  # nats that a log-probability falls by, at least, where something is missed
+LEAST = 0.15  # nats that a log-probability falls by, at least, where something is missed
 # Of two falls, the lesser counts if it is at least so much of the greater.
 LESSER = 0.25
+# The same of what sound alone, or picture alone, takes away from a log-probability.
+AGAINST = 0.5
 # Added to each probability: below it, a model's log-probabilities are noise (-14 or -16 nats).
 SMOOTHING = 1e-3
 UNEXPECTED = math.log(0.1)  # a word less likely than this, which the media do not explain
@@ -190,6 +193,13 @@ def verdict(logprobs: Sequence[float], content: bool = True) -> str:
     content: whether it states anything, without which it cannot be unsupported.
     """
     sound, picture, media = gains(logprobs)
+    greater = max(sound, picture)
+    _, no_sound, no_picture, neither = logprobs
+    # What one alone speaks against, only the two together say.
+    if greater >= LEAST and max(neither - no_sound, neither - no_picture) >= max(
+        LEAST, AGAINST * greater
+    ):
+        sound, picture = greater, greater
     if content and (media <= -LEAST or (media < LEAST and logprobs[0] < UNEXPECTED)):
         return "unsupported"
     return _verdict(sound, picture, media)

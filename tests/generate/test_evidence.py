@@ -1,0 +1,212 @@
+"""Evidence: verdicts by hand, scores in a row of several texts and in a batch, and their cost."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ugc_jax import UserError
+from ugc_jax.data.batching import collate
+from ugc_jax.data.hiding import PICTURE, SOUND, hide_some, is_of
+from ugc_jax.data.reading import read_prompts
+from ugc_jax.generate import explaining, scoring
+from ugc_jax.generate.captioner import BUCKETS
+from ugc_jax.generate.evidence import (
+    WAYS,
+    Explanation,
+    balance,
+    explain,
+    token_spans,
+    verdict,
+    word_tokens,
+)
+from ugc_jax.generate.results import coloured_lines, readable
+from ugc_jax.generate.settings import EngineConfig
+from ugc_jax.media.presets import ClipSettings
+from ugc_jax.models.qwen2_5_omni import thinker
+
+FEW = dict(fps=1, max_pixels=12544, min_pixels=784, max_new_tokens=4)
+TEXTS = ["A dog barks twice.", "Nobody speaks.", "红色的车。"]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ((0.9, 0.3, 0.9, 0.3), "heard"),
+        ((0.9, 0.9, 0.2, 0.2), "seen"),
+        ((0.9, 0.5, 0.4, 0.2), "both"),
+        ((0.9, 0.9, 0.9, 0.1), "either"),
+        ((0.9, 0.88, 0.9, 0.85), "text"),
+        ((0.05, 0.3, 0.05, 0.3), "unsupported"),  # the sound speaks against it
+        ((0.04, 0.04, 0.04, 0.04), "unsupported"),  # neither foretold nor supported
+        ((0.9, 0.9, 0.02, 0.3), "both"),  # sound alone speaks against it
+        ((1e-7, 1e-9, 1e-7, 1e-9), "unsupported"),  # differences of nothing
+    ],
+)
+def test_verdicts_by_hand(probabilities, expected):
+    smooth = [math.log(p + 1e-3) for p in probabilities]
+    assert verdict(smooth) == expected
+    assert verdict(smooth, content=False) != "unsupported"
+
+
+def test_words_take_their_tokens_and_sentences_their_words():
+    """A word of two tokens adds them up; function words do not count in shares."""
+    text = "A cat meows. It rains!"
+    spans = [(0, 1), (1, 3), (3, 5), (5, 11), (11, 12), (12, 15), (15, 21), (21, 22)]
+    assert [tokens for *_, tokens in word_tokens(text, spans)] == [[0], [1, 2], [3], [5], [6]]
+    p = np.full((4, 8), 0.9)
+    p[2:, 1], p[3, 2], p[[1, 3], 3] = 0.3, 0.3, 0.1  # cat is seen, meows is heard
+    p[:, 6] = 0.05, 0.4, 0.05, 0.4  # rains: the sound is against it
+    told = explain("clip", text, spans, np.log(p))
+    verdicts = {word.text: word.verdict for word in told.words}
+    assert verdicts == {"A": "text", "cat": "seen", "meows": "heard", "It": "text",
+                        "rains": "unsupported"}  # fmt: skip
+    cat = told.words[1]
+    assert cat.logprobs[0] == pytest.approx(2 * math.log(0.901))
+    assert cat.support == pytest.approx(2 * math.log(0.901 / 0.301), abs=1e-6)
+    assert [one.verdict for one in told.sentences] == ["both", "unsupported"]
+    assert [text[one.start : one.end] for one in told.sentences] == ["A cat meows.", "It rains!"]
+    assert told.shares["seen"] == pytest.approx(1 / 3)
+    assert balance(told) == pytest.approx(2 / 3 - 1 / 3)
+    assert balance(Explanation("clip")) == 0
+    assert json.loads(json.dumps(told.record()))["unsupported"] == ["rains"]
+
+
+def test_tokens_of_parts_of_characters_have_places(tokenizer):
+    text = "Ein grüner 红 🐕 bellt"
+    ids = tokenizer.encode(text)
+    spans = token_spans(ids, tokenizer)
+    assert spans[0][0] == 0
+    assert spans[-1][1] == len(text)
+    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_colours_of_a_terminal():
+    word = {"word": "cat", "start": 2, "end": 5, "verdict": "seen", "content": True}
+    (line,) = coloured_lines("A cat meows.", [word], 80, True)
+    assert line == "A \x1b[32mcat\x1b[0m meows."
+    assert coloured_lines("A cat meows.", [word], 6, False) == ["A cat", "meows."]
+    told = {"words": [word], "shares": {"seen": 1.0, "heard": 0.0}, "unsupported": []}
+    record = {"video": "a.mp4", "caption": "A cat meows.", "evidence": told}
+    assert readable(record) == "a.mp4\n  A cat meows.\n  (seen 100%)\n"
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_captioner, clips):
+    """The prompts of two clips, and of one without sound."""
+    c = tiny_captioner
+    settings = ClipSettings(fps=1, min_pixels=784, max_pixels=12544, question="What is it?")
+    files = [str(clips / name) for name in ("a.mp4", "b.mp4", "silent.mp4")]
+    how = c.tokenizer, c.config, BUCKETS, EngineConfig(workers=1)
+    return [prompt for _, prompt in read_prompts(files, settings, *how)]
+
+
+def scores(captioner, prompts, texts, rows=None):
+    """[clips][texts] f32[4, tokens] as `explaining` scores them, in rows of one batch."""
+    config, key = captioner.config, max(prompt.bucket for prompt in prompts)
+    ids = [[captioner.tokenizer.encode(text) for text in own] for own in texts]
+    batch = collate([prompt.example for prompt in prompts], key, rows or len(prompts), config)
+    made = scoring.text_rows(batch, ids, 64, config)
+    ways = scoring.hidden_ways(made.batch, WAYS, config)
+    found = captioner.engine.score(captioner.params, made, ways)
+    return [[found[b, :, place] for place in places] for b, places in enumerate(made.places)]
+
+
+def plain(captioner, prompt, text):
+    """The same of one text after one prompt, by another way: whole logits, own attention masks."""
+    import jax
+
+    config, compute, params = captioner.config, captioner.engine.compute, captioner.params
+    ids = captioner.tokenizer.encode(text)
+    batch = collate([prompt.example], prompt.bucket, 1, config)
+    n = len(prompt.example.tokens)
+    made = scoring.text_rows(batch, [[ids]], 16, config).batch
+    made.segment_ids[made.segment_ids == 2] = 1
+    out = []
+    for kinds in WAYS:
+        segments = np.where(is_of(made.tokens, kinds, config), 0, made.segment_ids)
+        hidden = thinker.hidden_states(params, config, compute, made._replace(segment_ids=segments))
+        logprobs = jax.nn.log_softmax(thinker.logits(thinker.head(params), hidden[0]))
+        out.append(np.asarray(logprobs)[np.arange(n - 1, n - 1 + len(ids)), ids])
+    return np.stack(out)
+
+
+def test_shared_rows_equal_plain_prompts_and_a_batch_equals_alone(tiny_captioner, prompts):
+    together = scores(tiny_captioner, prompts, [TEXTS] * 3)
+    for prompt, own in zip(prompts, together, strict=True):
+        alone = scores(tiny_captioner, [prompt], [TEXTS[::-1]], rows=2)[0][::-1]
+        for text, one, other in zip(TEXTS, own, alone, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+            np.testing.assert_allclose(one, plain(tiny_captioner, prompt, text), atol=1e-5)
+    silent = together[2][0]
+    np.testing.assert_allclose(silent[0], silent[1], atol=1e-5)  # without sound: no difference
+    assert np.abs(together[0][0][0] - together[0][0][1]).max() > 1e-4
+    assert np.abs(together[0][0][0] - together[0][0][2]).max() > 1e-4
+
+
+def test_one_program_for_a_bucket(tiny_captioner, prompts):
+    scores(tiny_captioner, prompts, [TEXTS] * 3)
+    before = tiny_captioner.engine.programs()
+    scores(tiny_captioner, prompts[::-1], [TEXTS[:1]] * 3)
+    assert tiny_captioner.engine.programs() == before
+
+
+def test_explain_texts_and_own_captions(tiny_captioner, clips):
+    files = [str(clips / name) for name in ("a.mp4", "broken.mp4", "a.mp4")]
+    told = tiny_captioner.explain(files, [TEXTS[0], "x", TEXTS[1]], **FEW)
+    assert [one.text for one in told] == [TEXTS[0], "x", TEXTS[1]]
+    assert [word.text for word in told[0].words] == ["A", "dog", "barks", "twice"]
+    assert "broken.mp4" in told[1].error
+    assert told[0].error is told[2].error is None
+    captions = tiny_captioner.caption(files[:1], **FEW)
+    (own,) = tiny_captioner.explain(files[:1], **FEW)
+    assert own.text == captions[0].caption
+    with pytest.raises(UserError, match="there are 1 for 2 clips"):
+        tiny_captioner.explain(files[:2], ["x"], **FEW)
+    with pytest.raises(TypeError, match="expected a text for each clip"):
+        tiny_captioner.explain(files[:1], [3], **FEW)
+
+
+def test_curves_sum_what_single_seconds_carry(tiny_captioner, clips):
+    """Each curve has a value a part of the time, and none without the medium."""
+    files = [str(clips / name) for name in ("a.mp4", "silent.mp4")]
+    sound, silent = tiny_captioner.explain(files, TEXTS[:2], by_time=True, **FEW)
+    assert sound.times == ((0.0, 1.0), (1.0, pytest.approx(1.2, abs=0.05)))
+    curves = [word.curve for word in sound.words]
+    assert {len(values) for curve in curves for values in curve.values()} == {2}
+    assert all(value >= 0 for curve in curves for values in curve.values() for value in values)
+    assert any(any(curve[PICTURE]) for curve in curves)
+    # rounding of equal scores is no loss
+    assert all(value < 1e-4 for word in silent.words for value in word.curve[SOUND])
+
+
+def test_time_parts_are_few_and_cover_the_clip(tiny_captioner, prompts):
+    example, config = prompts[0].example, tiny_captioner.config
+    parts, times = explaining.time_parts(example, config)
+    assert set(parts[example.source == 0]) == {-1}
+    assert set(parts[example.source > 0]) == {0, 1}
+    long = example._replace(positions=example.positions * 40)  # 48 s
+    parts, times = explaining.time_parts(long, config)
+    assert len(times) == explaining.PARTS
+    assert times[0][0] == 0
+    assert parts.max() == explaining.PARTS - 1
+
+
+def test_some_examples_of_training_have_hidden_media(tiny_captioner, prompts):
+    """About the share, a third each; the rest, and all other tokens, stay as they are."""
+    config, found = tiny_captioner.config, []
+    batch = collate([prompts[0].example], prompts[0].bucket, 1, config)
+    sound, picture = (is_of(batch.tokens[0], [kind], config) for kind in (SOUND, PICTURE))
+    for step in range(300):
+        one = batch._replace(segment_ids=batch.segment_ids.copy())
+        hide_some(one, 0.6, step, [7], config)
+        gone = one.segment_ids[0] != batch.segment_ids[0]
+        assert not (gone & ~(sound | picture)).any()
+        found.append((bool(gone[sound].all()), bool(gone[picture].all())))
+        again = batch._replace(segment_ids=batch.segment_ids.copy())
+        hide_some(again, 0.6, step, [7], config)
+        assert np.array_equal(again.segment_ids, one.segment_ids)
+    counts = [found.count(one) for one in ((True, False), (False, True), (True, True))]
+    assert all(35 <= count <= 85 for count in counts)
+    assert 140 <= sum(counts) <= 220
