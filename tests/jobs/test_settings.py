@@ -34,7 +34,7 @@ SHORT = {
         "rollout.tensor"
     ),
     "plan": "train eval batch_size tokens steps epochs clip.frames clip.height clip.width",
-    "caption": MODEL,
+    "caption": f"{MODEL} evidence",
     "label": (
         "model base_url price_in price_out concurrency requests_per_minute tokens_per_minute "
         "timeout retries unusable backoff wait language min_words max_words distinct "

@@ -170,6 +170,13 @@ def _remarks(task: dict) -> list[str]:
     if task.get("recall"):
         shares = (f"{answer} {share:.1f}" for answer, share in task["recall"].items())
         remarks.append(f"right of each answer: {', '.join(shares)}")
+    if told := task.get("evidence"):
+        heard, seen, unsupported = (told[name] for name in ("heard", "seen", "unsupported"))
+        remarks.append(
+            f"words heard {heard:.1f} %, seen {seen:.1f} %, unsupported {unsupported:.1f} %, by "
+            f"{told['model']} in {told['n']} captions"
+            + (f", {told['missing']} without a clip" if told["missing"] else "")
+        )
     if task["noise"] is not None:
         remarks.append(f"judge noise: {task['noise']:.2f} (standard deviation of one judging)")
     return remarks + task["notes"]

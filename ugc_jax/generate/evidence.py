@@ -31,8 +31,9 @@ SUPPORTED = VERDICTS[:4]  # by the media
 LEAST = 0.15  # nats that a log-probability falls by, at least, where something is missed
 # Of two falls, the lesser counts if it is at least so much of the greater.
 LESSER = 0.25
-# The same of what sound alone, or picture alone, takes away from a log-probability.
-AGAINST = 0.5
+# What sound alone, or picture alone, takes away from a log-probability counts if it is at least so
+# many nats, and half of the greater fall.
+AGAINST = 1.0
 # Added to each probability: below it, a model's log-probabilities are noise (-14 or -16 nats).
 SMOOTHING = 1e-3
 UNEXPECTED = math.log(0.1)  # a word less likely than this, which the media do not explain
@@ -196,10 +197,9 @@ def verdict(logprobs: Sequence[float], content: bool = True) -> str:
     greater = max(sound, picture)
     _, no_sound, no_picture, neither = logprobs
     # What one alone speaks against, only the two together say.
-    if greater >= LEAST and max(neither - no_sound, neither - no_picture) >= max(
-        LEAST, AGAINST * greater
-    ):
-        sound, picture = greater, greater
+    against = max(neither - no_sound, neither - no_picture)
+    if greater >= LEAST and against >= max(AGAINST, greater / 2):
+        sound = picture = greater
     if content and (media <= -LEAST or (media < LEAST and logprobs[0] < UNEXPECTED)):
         return "unsupported"
     return _verdict(sound, picture, media)
@@ -207,7 +207,8 @@ def verdict(logprobs: Sequence[float], content: bool = True) -> str:
 
 def _verdict(sound: float, picture: float, media: float) -> str:
     greater = max(sound, picture)
-    if greater < LEAST:
+    # Of a word that the text half foretells, each fall is small.
+    if greater < LEAST and (media < LEAST or greater < LESSER * media):
         return "either" if media >= LEAST else "text"
     if min(sound, picture) >= max(LEAST, LESSER * greater):
         return "both"

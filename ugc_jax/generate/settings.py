@@ -155,3 +155,18 @@ class AskConfig:
             raise UserError("videos needs ask.checkpoint: the model to ask about the clips")
         if self.revision is not None and self.checkpoint is None:
             raise UserError("revision needs ask.checkpoint: the model that it is of")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainConfig:
+    """A model that says what the words of any model's captions rest on (docs/evidence.md)."""
+
+    checkpoint: str | None = None  # directory or hub id of the model that scores; none: no evidence
+    revision: str | None = None  # branch, tag or commit of a hub id
+    videos: str | None = None  # folder of the clips, named <id>.mp4 or with another suffix
+
+    def __post_init__(self):
+        if (self.checkpoint is None) != (self.videos is None):
+            raise UserError("checkpoint and videos belong together; give both, or neither")
+        if self.revision is not None and self.checkpoint is None:
+            raise UserError("revision needs explain.checkpoint: the model that it is of")

@@ -14,6 +14,9 @@ benchmark=NAME scores captions on another benchmark, whose files benchmark_data 
 captions miss or make up (video-salmonn-2), or questions that a text-only judge answers from the
 caption alone (daily-omni, worldsense). Predictions are a caption a video, as above.
 
+With `explain.checkpoint` and `explain.videos`, that model says of the words of captions, whoever
+wrote them, what share is heard, seen, both or unsupported (docs/evidence.md).
+
 Failures are counted by kind, never as zeros: no prediction, an empty one, one that is no text (NaN,
 false, ...), thinking without an end, a refusal, a negation or several options instead of one, no
 usable answer of the judge. Answers of model and judge are stored beside the output: a further run
@@ -31,7 +34,13 @@ from ugc_jax.evals.benchmarks.table import BENCHMARKS, Name
 from ugc_jax.evals.judged import JudgingConfig
 from ugc_jax.evals.results import check_result_path, write_result
 from ugc_jax.evals.summary import result_table
-from ugc_jax.generate.settings import MOVED, AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.generate.settings import (
+    MOVED,
+    AskConfig,
+    EngineConfig,
+    ExplainConfig,
+    SamplingConfig,
+)
 from ugc_jax.judge.client import JudgeConfig
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
@@ -65,6 +74,7 @@ class EvaluateConfig:
     judge: JudgeConfig = JudgeConfig()
     judging: JudgingConfig = JudgingConfig()
     ask: AskConfig = AskConfig()
+    explain: ExplainConfig = ExplainConfig()
     # of the model that answers first; clip.question replaces the questions of the tasks
     clip: ClipSettings = ClipSettings()
     sampling: SamplingConfig = SamplingConfig()
@@ -79,7 +89,8 @@ class EvaluateConfig:
         self._check_benchmark()
         for name in ("clip", "sampling", "engine", "compute"):
             section = getattr(self, name)
-            if self.ask.checkpoint is None and section != type(section)():
+            explains = name in ("engine", "compute") and self.explain.checkpoint is not None
+            if self.ask.checkpoint is None and not explains and section != type(section)():
                 raise UserError(
                     f"settings of {name} need ask.checkpoint: the model that they are for"
                 )
@@ -123,6 +134,10 @@ SETTINGS = Schema(
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
     result = score(config)
+    if config.explain.checkpoint is not None:
+        from ugc_jax.generate import judging_words  # imports jax, as nothing else here does
+
+        judging_words.add_evidence(result, config.explain, config.engine, config.compute)
     write_result(config.output, result)
     print(result_table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", config.output)
