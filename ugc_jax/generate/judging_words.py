@@ -1,6 +1,6 @@
 """The captions of a result of `evaluate`, by any model, explained by a checkpoint of ours.
 
-result: clips with a "prediction" -> `Captioner.explain` -> "evidence" of each clip, shares of a task
+clips with a "prediction" -> `Captioner.explain` -> "evidence" of each clip, shares of a task
 """
 
 import dataclasses
