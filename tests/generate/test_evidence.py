@@ -40,7 +40,8 @@ TEXTS = ["A dog barks twice.", "Nobody speaks.", "红色的车。"]
         ((0.9, 0.88, 0.9, 0.85), "text"),
         ((0.05, 0.3, 0.05, 0.3), "unsupported"),  # the sound speaks against it
         ((0.04, 0.04, 0.04, 0.04), "unsupported"),  # neither foretold nor supported
-        ((0.9, 0.9, 0.02, 0.3), "both"),  # sound alone speaks against it
+        ((0.9, 0.9, 0.02, 0.3), "seen"),  # sound alone speaks against it, and is overruled
+        ((0.99, 0.89, 0.99, 0.8), "heard"),  # half foretold: a small fall of a small one
         ((1e-7, 1e-9, 1e-7, 1e-9), "unsupported"),  # differences of nothing
     ],
 )
@@ -143,6 +144,28 @@ def test_shared_rows_equal_plain_prompts_and_a_batch_equals_alone(tiny_captioner
     np.testing.assert_allclose(silent[0], silent[1], atol=1e-5)  # without sound: no difference
     assert np.abs(together[0][0][0] - together[0][0][1]).max() > 1e-4
     assert np.abs(together[0][0][0] - together[0][0][2]).max() > 1e-4
+
+
+def test_the_reward_of_completions_equals_explanations(tiny_captioner, prompts):
+    """The reward scores ids after the same prompts, without the end-of-text token."""
+    from ugc_jax.rl.rows import Completions
+    from ugc_jax.rl.supported import balances
+
+    c, end = tiny_captioner, tiny_captioner.tokenizer.turn_end
+    ids = [[c.tokenizer.encode(text) for text in own] for own in (TEXTS[:2], ["A", ""])]
+    tokens, lengths = np.zeros((2, 2, 32), np.int32), np.zeros((2, 2), np.int32)
+    for b, own in enumerate(ids):
+        for g, one in enumerate(own):
+            tokens[b, g, : len(one) + 1], lengths[b, g] = [*one, end], len(one) + 1
+    made = Completions(tokens, lengths, lengths > 0, np.zeros(tokens.shape, np.float32))
+    batch = collate([p.example for p in prompts[:2]], prompts[0].bucket, 2, c.config)
+    found = balances(c.engine, c.params, batch, made, c.tokenizer)
+    told = scores(c, prompts[:2], [TEXTS[:2], ["A"]])
+    for b, g in ((0, 0), (0, 1), (1, 0)):
+        text = [TEXTS[:2], ["A"]][b][g]
+        one = explain("", text, token_spans(ids[b][g], c.tokenizer), told[b][g])
+        assert found[b, g] == pytest.approx(balance(one))
+    assert found[1, 1] == 0
 
 
 def test_one_program_for_a_bucket(tiny_captioner, prompts):

@@ -4,7 +4,7 @@
         -> Explanation: words, sentences, shares
 
 The log-probability of a word falls where what it rests on is hidden: the sound (heard), the
-picture (seen), either of them alone (both). What one of them alone speaks against also takes both.
+picture (seen), either of them alone (both).
 It falls only without both where one is enough (either), and stays where the text before it is
 enough (text). A content word that the media make no likelier, and that the text does not foretell,
 is unsupported: a candidate for a hallucination.
@@ -31,9 +31,6 @@ SUPPORTED = VERDICTS[:4]  # by the media
 LEAST = 0.15  # nats that a log-probability falls by, at least, where something is missed
 # Of two falls, the lesser counts if it is at least so much of the greater.
 LESSER = 0.25
-# What sound alone, or picture alone, takes away from a log-probability counts if it is at least so
-# many nats, and half of the greater fall.
-AGAINST = 1.0
 # Added to each probability: below it, a model's log-probabilities are noise (-14 or -16 nats).
 SMOOTHING = 1e-3
 UNEXPECTED = math.log(0.1)  # a word less likely than this, which the media do not explain
@@ -194,12 +191,6 @@ def verdict(logprobs: Sequence[float], content: bool = True) -> str:
     content: whether it states anything, without which it cannot be unsupported.
     """
     sound, picture, media = gains(logprobs)
-    greater = max(sound, picture)
-    _, no_sound, no_picture, neither = logprobs
-    # What one alone speaks against, only the two together say.
-    against = max(neither - no_sound, neither - no_picture)
-    if greater >= LEAST and against >= max(AGAINST, greater / 2):
-        sound = picture = greater
     if content and (media <= -LEAST or (media < LEAST and logprobs[0] < UNEXPECTED)):
         return "unsupported"
     return _verdict(sound, picture, media)

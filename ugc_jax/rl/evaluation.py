@@ -2,11 +2,13 @@
 
 import contextlib
 
+import jax
 import numpy as np
 
 from ugc_jax.data.pipeline import Pipeline
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.rl import metrics as report
+from ugc_jax.rl import supported
 from ugc_jax.rl.rewards.runner import BatchRewards, Rewards, completion_texts
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.rows import Completions
@@ -43,7 +45,11 @@ def evaluate(
                 entries = prompts.entries(number)
                 scores = BatchRewards(rewards, tokenizer, entries, most)
                 completions = rollout.greedy(arrays, most, stop.check)
-                scores.submit(slice(None), completions)
+                told = None
+                if supported.NAME in rewards.names:
+                    rows = jax.device_get(arrays)
+                    told = rollout.supported(rows, completions, tokenizer)
+                scores.submit(slice(None), completions, told)
                 batches.append((entries, completions, scores))
     finally:
         rollout.drop()

@@ -15,6 +15,7 @@ import numpy as np
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch
+from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.generate.decode import DecodeState
 from ugc_jax.generate.engine import (
@@ -28,6 +29,7 @@ from ugc_jax.generate.engine import (
 )
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.rl import supported
 from ugc_jax.rl.rows import Completions
 from ugc_jax.settings import check_minimum
 from ugc_jax.sharding import MeshConfig
@@ -142,6 +144,20 @@ class Rollout:
         keys = np.zeros((len(prompts.tokens), 1), int)
         parts = self._complete(prompts, options, keys, check)
         return _joined(list(parts))
+
+    def supported(
+        self,
+        prompts: Batch,
+        completions: Completions,
+        tokenizer: ChatTokenizer,
+        media: Media | None = None,
+    ) -> np.ndarray:
+        """Return the reward `evidence` of completions, f64[B, G] (`supported.balances`).
+
+        prompts: numpy. media: of a RolloutPart. Between `load` and `drop`.
+        """
+        what = prompts, completions, tokenizer, media
+        return supported.balances(self._engine, self._params, *what)
 
     def trace(self, prompts: Batch) -> tuple[dict[str, jax.stages.Traced], DecodeState]:
         """Return the traced programs of `load` and `sample`, in their order, and the places' state.

@@ -26,7 +26,7 @@ from ugc_jax.data.pipeline import BatchIterator, Pipeline
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.errors import UserError
 from ugc_jax.rl import metrics as report
-from ugc_jax.rl import resampling
+from ugc_jax.rl import resampling, supported
 from ugc_jax.rl.advantages import (
     Advantages,
     advantages,
@@ -37,7 +37,7 @@ from ugc_jax.rl.advantages import (
 from ugc_jax.rl.evaluation import evaluate
 from ugc_jax.rl.objective import mix_reference, policy_step, token_logprobs
 from ugc_jax.rl.rewards.runner import BatchRewards, Rewards
-from ugc_jax.rl.rollout import Media, Rollout
+from ugc_jax.rl.rollout import Media, Rollout, RolloutPart
 from ugc_jax.rl.rows import Completions, Groups, PolicyBatch, minibatch, policy_rows, slots
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.rl.skipping import Outcomes
@@ -87,6 +87,8 @@ class Grpo:
         self._rewards, self._tokenizer = rewards, tokenizer
         self._rollout = Rollout(setup, rollout, options.shared_prompt)
         config.check_rows(setup.mesh, self._rollout.mesh)
+        if supported.NAME in rewards.names:
+            supported.check_processes()
         self._outcomes = Outcomes(options.skipped_share, setup.steps // options.updates)
         whole = sharding.replicated(setup.mesh)
         self._advance = jax.jit(lambda step: step + options.updates, out_shardings=whole)
@@ -177,7 +179,7 @@ class Grpo:
             if part is None:
                 break
             parts.append(part)
-            scores.submit(part.rows, part.completions)
+            scores.submit(part.rows, part.completions, self._supported(placed, part, clock))
         completions, media = self._rollout.join(parts)
         try:
             with clock("reward"), meter.phases("rewards"):
@@ -186,6 +188,15 @@ class Grpo:
             raise StepRefused(str(error), placed.before) from None
         groups = Groups(entries, completions, rewards, self._advantages(rewards, completions))
         return PromptBatch(placed, media, groups)
+
+    def _supported(self, placed: PlacedBatch, part: RolloutPart, clock: Clock) -> np.ndarray | None:
+        """The reward `evidence` of a part, which the device computes, if it is asked for."""
+        if supported.NAME not in self._rewards.names:
+            return None
+        with clock("evidence"):
+            prompts = jax.tree.map(lambda leaf: leaf[part.rows], placed.rows)
+            what = prompts, part.completions, self._tokenizer, part.media
+            return self._rollout.supported(*what)
 
     def _advantages(self, rewards: np.ndarray, completions: Completions) -> Advantages:
         options, most = self.config.grpo, self.config.rollout.sampling.max_new_tokens

@@ -1,7 +1,7 @@
 """Rewards that are computed in place: pure functions of a caption, its reference and its metadata.
 
-All lie in 0..1, more is better. A function without an input that it needs (a reference) raises
-ValueError, which counts as a failure and not as a zero.
+All lie in 0..1 (evidence: -1..1), more is better. A function without an input that it needs (a
+reference) raises ValueError, which counts as a failure and not as a zero.
 """
 
 import dataclasses
@@ -78,12 +78,18 @@ def local_functions(config: LocalConfig) -> dict[str, Callable]:
             lines = dialogue.quoted(required(reference))
         return dialogue.f1(dialogue.quoted(completion), dialogue.listed(lines))
 
+    def evidence(prompt, completion, reference, metadata):
+        if "evidence" not in metadata:  # rl/supported.py computes it where a policy is at hand
+            raise ValueError("the completion was not scored with media hidden")
+        return metadata["evidence"]
+
     return {
         "length": length,
         "repetition": repetition,
         "format": form,
         "rouge": rouge,
         "dialogue": spoken,
+        "evidence": evidence,
     }
 
 

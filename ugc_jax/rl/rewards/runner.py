@@ -58,8 +58,8 @@ POLL = 0.2  # seconds between two checks while rewards are waited for
 class RewardConfig(LocalConfig):
     """Rewards of sampled captions.
 
-    Functions that are shipped: length, repetition, format, rouge, dialogue; by an LLM judge:
-    holistic, checklist, mcq; and those that the job adds.
+    Functions that are shipped: length, repetition, format, rouge, dialogue; evidence, by the policy
+    itself; by an LLM judge: holistic, checklist, mcq; and those that the job adds.
     """
 
     functions: str = "rouge=1,length=0.5"  # what is rewarded, with weights: NAME=WEIGHT,...
@@ -301,8 +301,11 @@ class BatchRewards:
         self._max_new_tokens = max_new_tokens
         self._pending: list[tuple[list[int], int, concurrent.futures.Future]] = []
 
-    def submit(self, rows: slice, completions: Completions):
-        """Start scoring this process's share of the completions of these rows; does not wait."""
+    def submit(self, rows: slice, completions: Completions, evidence: np.ndarray | None = None):
+        """Start scoring this process's share of the completions of these rows; does not wait.
+
+        evidence: f64[rows, G], for the reward of that name.
+        """
         numbers = range(len(self._entries))[rows]
         share = range(jax.process_index(), len(numbers), jax.process_count())
         mine = [place for place in share if self._entries[numbers[place]] is not None]
@@ -314,6 +317,9 @@ class BatchRewards:
             for row, number in enumerate(numbers)
             for g in range(samples)
         ]
+        if evidence is not None:
+            for one, value in zip(inputs, evidence[mine].ravel().tolist(), strict=True):
+                one.metadata["evidence"] = value
         self._pending.append((numbers, samples, self._rewards.submit(inputs)))
 
     def result(self, check: Callable[[], None] | None = None) -> np.ndarray:
