@@ -15,7 +15,7 @@ def test_lines_of_caption_have_evidence(tiny_checkpoint, clips, tmp_path, capsys
     command = ["caption", "--checkpoint", str(tiny_checkpoint), "--output", str(out)]
     command += [*FEW, "--max_new_tokens=8"]
     names = [str(clips / "a.mp4"), str(clips / "broken.mp4")]
-    assert cli.main([*command, "--evidence", *names]) == 0
+    assert cli.run([*command, "--evidence", *names]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     told = {"error" in line: line for line in lines}
     evidence = told[False]["evidence"]
@@ -27,7 +27,7 @@ def test_lines_of_caption_have_evidence(tiny_checkpoint, clips, tmp_path, capsys
     assert sum(evidence["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert "evidence" not in told[True]
     # lines with and without do not mix
-    assert cli.main([*command, names[0]]) == 1
+    assert cli.run([*command, names[0]]) == 1
     assert "evidence.words" in capsys.readouterr().err
 
 
@@ -43,7 +43,7 @@ def test_evaluate_explains_captions_of_any_model(tiny_checkpoint, clips, tmp_pat
     command = ["evaluate", "--qa", str(tmp_path / "test.jsonl"), "--output", str(out)]
     command += ["--predictions", str(tmp_path / "said.jsonl"), "--engine.workers=1"]
     command += ["--explain.checkpoint", str(tiny_checkpoint), "--explain.videos", str(clips)]
-    assert cli.main(command) == 0
+    assert cli.run(command) == 0
     assert "words heard" in capsys.readouterr().out
     result = json.loads(out.read_text())
     told = result["tasks"]["world"]["evidence"]
@@ -51,5 +51,5 @@ def test_evaluate_explains_captions_of_any_model(tiny_checkpoint, clips, tmp_pat
     assert sum(told[verdict] for verdict in VERDICTS) == pytest.approx(100, abs=0.1)
     clip = result["clips"]["world"][0]
     assert [word["word"] for word in clip["evidence"]["words"]] == ["A", "red", "circle", "moves"]
-    assert cli.main([*command[:-1], str(tmp_path)]) == 1
+    assert cli.run([*command[:-1], str(tmp_path)]) == 1
     assert "explain.videos" in capsys.readouterr().err

@@ -6,29 +6,47 @@ prompts of data/reading.py, texts -> groups -> scoring.text_rows -> Engine.score
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ugc_jax.data.batching import BucketKey, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.hiding import PICTURE, SOUND, is_of
+from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.reading import Prompt
 from ugc_jax.errors import UserError
 from ugc_jax.generate import evidence, scoring
-from ugc_jax.generate.engine import prefill_tokens
+from ugc_jax.generate.engine import Engine, prefill_tokens
 from ugc_jax.generate.evidence import WAYS, Explanation
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.sharding import round_up_rows
-
-if TYPE_CHECKING:
-    from ugc_jax.generate.captioner import Caption, Captioner
 
 PARTS = 16  # most parts of the time of a clip
 PART_SECONDS = 1.0  # of a part, at least
 TOGETHER = 32  # captions that are explained together
 _MOST_SLOTS = 4096  # tokens of texts in a row
 _PENDING = 32  # most rows that wait for others of their bucket
+
+
+class Model(Protocol):
+    """What scores, such as a `captioner.Captioner`."""
+
+    params: dict
+    engine: Engine
+    config: OmniConfig
+    tokenizer: ChatTokenizer
+
+
+class Captioned(Protocol):
+    """A caption that takes an explanation, such as a `captioner.Caption`."""
+
+    video: str
+    caption: str | None
+    error: str | None
+
+    def with_evidence(self, evidence: Explanation) -> "Captioned":
+        """Return the caption with an explanation."""
 
 
 class _Text(NamedTuple):
@@ -49,7 +67,7 @@ class _Unit(NamedTuple):
 
 
 def explanations(
-    captioner: "Captioner",
+    captioner: Model,
     read: Callable[..., Iterator],
     texts: Sequence[Sequence[str]],
     by_time: bool = False,
@@ -98,11 +116,11 @@ def explanations(
 
 
 def with_evidence(
-    captioner: "Captioner",
-    stream: Iterable["Caption"],
+    captioner: Model,
+    stream: Iterable[Captioned],
     read_of: Callable[[Sequence[str]], Callable[..., Iterator]],
     by_time: bool = False,
-) -> Iterator["Caption"]:
+) -> Iterator[Captioned]:
     """Yield the captions of a stream with their `evidence`, TOGETHER at a time, in any order.
 
     read_of: names of clips, as in the captions -> `read` as of `explanations`. A clip whose caption
@@ -120,7 +138,7 @@ def with_evidence(
 
 
 def _units(
-    captioner: "Captioner", video: str, place: int, prompt: Prompt | UserError, texts: Sequence[str]
+    captioner: Model, video: str, place: int, prompt: Prompt | UserError, texts: Sequence[str]
 ) -> Iterator[_Unit | tuple[int, int, Explanation]]:
     """Yield the rows of a clip's texts, and explanations of those that need none."""
     room = _MOST_SLOTS
@@ -148,7 +166,7 @@ def _units(
 
 
 def _scored(
-    captioner: "Captioner",
+    captioner: Model,
     units: Sequence[_Unit],
     key: BucketKey,
     size: int,
