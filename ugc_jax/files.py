@@ -100,9 +100,12 @@ def parse_lines(text: str, *, object_pairs_hook=None) -> Iterator[JsonLine]:
         yield JsonLine(number, line, value, error, number <= len(lines))
 
 
-def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict"):
+def write_text(
+    path, text: str, remedy: str = FULL_DISK, *, errors: str = "strict", sync: bool = False
+):
     """Write a UTF-8 file atomically, and create its folder; a device is written to, and stays one.
 
+    sync: a local file is on the disk when this returns, also if the machine fails then.
     Raises UserError if that fails, EnvironmentFailure if the disk is full; then an existing file
     stays unchanged.
     """
@@ -115,6 +118,9 @@ def write_text(path, text: str, remedy: str = FULL_DISK, *, errors: str = "stric
                 path.write_bytes(text.encode("utf-8", errors))
                 return
             new.write_bytes(text.encode("utf-8", errors))
+            if sync:
+                with new.open("rb+") as file:
+                    os.fsync(file.fileno())
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)

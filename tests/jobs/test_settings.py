@@ -129,7 +129,7 @@ def test_settings_of_a_model_need_the_model():
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 1, 3), (0, 1, 1), (-1, 2, 1)])
 def test_one_device_is_no_excuse_for_a_mesh(sizes, monkeypatch):
-    monkeypatch.setattr(caption.jax, "devices", lambda: jax.local_devices()[:1])
+    monkeypatch.setattr(caption.jax, "local_devices", lambda: jax.devices()[:1])
     with pytest.raises(UserError, match=r"^mesh data="):
         caption.used_mesh(MeshConfig(*sizes))
 
@@ -138,5 +138,5 @@ def test_one_device_needs_no_mesh(monkeypatch):
     assert caption.used_mesh(MeshConfig(1, 1, 1)) is None
     assert caption.used_mesh(MeshConfig(2, 1, 3)).size == 6
     assert caption.used_mesh(MeshConfig(-1, 1, 1)).size == len(jax.devices())
-    monkeypatch.setattr(caption.jax, "devices", lambda: jax.local_devices()[:1])
+    monkeypatch.setattr(caption.jax, "local_devices", lambda: jax.devices()[:1])
     assert caption.used_mesh(MeshConfig(-1, 1, 1)) is None

@@ -178,7 +178,9 @@ def evaluate(
             raise UserError(
                 "output=FILE is needed: answers of a judge and a model are kept beside it"
             )
-        result = job.score(settings)
+        if settings.distributed:
+            raise UserError("distributed: is for processes; run ugc-jax evaluate with a launcher")
+        result = job.score(settings, stack)
         if predictions is not None and not isinstance(predictions, str | os.PathLike):
             result["sources"]["predictions"] = None
         if settings.output != unnamed:

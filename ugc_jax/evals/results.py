@@ -40,7 +40,7 @@ def check_result_path(path: str | Path, inputs: Iterable[str | Path | None] = ()
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_name(f"{path.name}.new")
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may probe, too
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); {ANOTHER}") from None
     if path.exists():

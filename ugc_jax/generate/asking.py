@@ -19,6 +19,7 @@ from ugc_jax.generate.captioner import Caption, Captioner
 from ugc_jax.generate.defaults import Defaults
 from ugc_jax.generate.results import Results, Totals, record_settings, results_settings
 from ugc_jax.generate.settings import AskConfig, EngineConfig, SamplingConfig
+from ugc_jax.generate.shares import Parts, Share
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
@@ -30,6 +31,7 @@ from ugc_jax.progress import progress
 logger = logging.getLogger(__name__)
 
 NOTE = ".asked.json"  # in the folder of answers: the model and the settings
+PARTS = ".parts"  # there, too: of the processes that share the clips
 
 
 class Question(Protocol):
@@ -47,7 +49,8 @@ def ask(
     sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
     engine: EngineConfig = EngineConfig(),  # noqa: B008
     compute: ComputeConfig = ComputeConfig(),  # noqa: B008
-) -> dict:
+    share: Share | None = None,
+) -> dict | None:
     """Answer each question about its clips; the answers go to folder/<name>.jsonl.
 
     clip.question, if there is one, replaces all questions. An existing file is continued, as by
@@ -55,6 +58,10 @@ def ask(
     question without any clip gets no file. Returns the model and the settings, which are written to
     the folder, too. Raises UserError for a config that cannot be used, a folder without any of the
     clips, and for existing answers of another model or of other settings.
+
+    share: of one of several processes, which answers about its clips. Returns None if the answers
+    are for another process to go on with: the one that gave the last of them, or, if none was left
+    to give, process 0.
     """
     asked = _clips(config, questions)
     directory = resolve_checkpoint(config.checkpoint, config.revision)
@@ -70,16 +77,23 @@ def ask(
     source = config.checkpoint, config.revision, weights_digest(directory)
     without_question = dataclasses.replace(clip, question=None)
     how = results_settings(*source, resolved, without_question, sampling) | {"questions": texts}
-    exists = any(file.stat().st_size for file in folder.glob("*.jsonl"))
-    how = record_settings(folder / NOTE, how, folder if exists else None)
+    parts = Parts(folder / PARTS, share)
     totals = Totals()
-    with contextlib.ExitStack() as opened:
-        files = {
-            name: opened.enter_context(Results(folder / f"{name}.jsonl", clips))
-            for name, clips in asked.items()
-        }
-        todo = {name: files[name].missing(clips) for name, clips in asked.items()}
-        totals.skipped = sum(len(clips) - len(todo[name]) for name, clips in asked.items())
+    with contextlib.ExitStack() as closed, contextlib.ExitStack() as opened:
+        with parts.locked():
+            exists = any(file.stat().st_size for file in folder.glob("*.jsonl"))
+            exists = exists or any(parts.of(folder / f"{name}.jsonl") for name in asked)
+            how = record_settings(folder / NOTE, how, folder if exists else None)
+            files = {
+                name: opened.enter_context(Results(folder / f"{name}.jsonl", clips, parts=parts))
+                for name, clips in asked.items()
+            }
+        # The files of all questions are closed under one lock: of processes that end together, one
+        # alone then finds all answers.
+        opened.callback(lambda: closed.enter_context(parts.locked()))
+        mine = {name: share.of(clips) if share else clips for name, clips in asked.items()}
+        todo = {name: files[name].missing(clips) for name, clips in mine.items()}
+        totals.skipped = sum(len(clips) - len(todo[name]) for name, clips in mine.items())
         if any(todo.values()):
             captioner = Captioner.from_pretrained(directory, **dataclasses.asdict(compute))
             # clip -> question -> the names of what asks it
@@ -93,7 +107,15 @@ def ask(
             totals.programs = sum(captioner.engine.programs().values())
             report_use()
     logger.info("answers in %s: %s", folder, totals)
-    return how
+    waiting = sum(file.waiting for file in files.values())
+    if waiting:
+        logger.info(
+            "%s: %d answers are still the other processes', the last of which goes on; if one was "
+            "killed, start again", folder, waiting,
+        )  # fmt: skip
+    elif share is None or share.number == 0 or any(todo.values()):
+        return how
+    return None
 
 
 def _record(

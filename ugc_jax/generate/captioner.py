@@ -222,7 +222,7 @@ class Captioner:
             raise TypeError(f"mesh: expected a mesh of sharding.make_mesh or None, got {mesh!r}")
         directory = resolve_checkpoint(checkpoint, revision)
         config = load_config(directory)
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
         keep_compiled(settings.compilation_cache, device)
         on_cpu = device.platform == "cpu"
         chunk = CHUNK[device.platform] if mesh is None else 0

@@ -1,5 +1,10 @@
-"""The captions of a run as a JSON Lines file that a later run continues, and its totals."""
+"""The captions of a run as a JSON Lines file that a later run continues, and its totals.
 
+Several processes that share a run's clips write a part each, which are merged into the file
+(shares.py).
+"""
+
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -9,9 +14,9 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -26,6 +31,7 @@ from ugc_jax.settings import flatten
 
 if TYPE_CHECKING:  # importing this file must not import jax
     from ugc_jax.generate.captioner import Caption
+    from ugc_jax.generate.shares import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +45,16 @@ class Results:
     On a terminal, stdout gets readable text instead.
     """
 
-    def __init__(self, path: str | Path | None, clips: Iterable[str], how: dict | None = None):
+    def __init__(
+        self,
+        path: str | Path | None,
+        clips: Iterable[str],
+        how: dict | None = None,
+        parts: "Parts | None" = None,
+    ):
         """Open the file. clips: all that this run has to caption. how: the model and the settings,
-        which are written beside the file, to PATH.settings.json.
+        which are written beside the file, to PATH.settings.json. parts: of the processes that share
+        the clips; this one's lines go to its part until the block ends.
 
         Raises UserError if the file cannot be written, holds something else, or has captions of
         another model or other settings.
@@ -50,18 +63,15 @@ class Results:
             raise UserError("output is empty; name a file, or leave it out for stdout")
         self.path = None if path is None else Path(path)
         self.done: set[Path] = set()  # `find.place` of the clips with a caption in the file
-        self._file = sys.stdout
+        self.waiting = 0  # clips that other processes have not done yet, at the end
+        self.captions = 0  # in the file, of this run's clips, at the end of a process's share
+        self._order = {place(clip): number for number, clip in enumerate(clips)}
+        self._parts, self._file = parts, sys.stdout
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                text, kept = self._read({place(clip) for clip in clips})
-                if how is not None:
-                    note = self.path.with_name(f"{self.path.name}.settings.json")
-                    record_settings(note, how, self.path if self.done else None)
-                if kept != text:
-                    remedy = "choose another output"
-                    files.write_text(self.path, kept, remedy)
-                self._file = self.path.open("a", encoding="utf-8")
+                with contextlib.nullcontext() if parts is None else parts.locked():
+                    self._open(how)
             except OSError as error:
                 if (failure := environment_failure(error, self.path)) is not None:
                     raise failure from None
@@ -69,11 +79,37 @@ class Results:
                     f"{self.path}: cannot be used for results ({error}); choose another output"
                 ) from None
 
+    def _open(self, how: dict | None):
+        parts, existing = self._parts, None
+        if parts is not None:
+            self._merge(parts.left(self.path))
+        shared = parts is not None and parts.share is not None
+        text, kept = self._read(set() if shared else self._order.keys())
+        for part in parts.of(self.path) if shared else ():
+            existing = self.path  # of a process that is at work, though it may have no line yet
+            lines = _lines(part, _text(part), is_live=True)
+            self.done |= {line.clip for line in lines if not line.failed}
+        if how is not None:
+            note = self.path.with_name(f"{self.path.name}.settings.json")
+            record_settings(note, how, self.path if self.done else existing)
+        if kept != text:
+            remedy = "choose another output"
+            files.write_text(self.path, kept, remedy)
+        self._file = parts.open(self.path) if shared else self.path.open("a", encoding="utf-8")
+
     def __enter__(self) -> "Results":
         return self
 
-    def __exit__(self, *_):
-        if self.path is not None:
+    def __exit__(self, kind: type | None, *_):
+        if self.path is None:
+            return
+        try:
+            if kind is None and self._parts is not None and self._parts.share is not None:
+                with self._parts.locked():
+                    found = self._merge([self._parts.own(self.path)])
+                self.waiting = len(self._order.keys() - found.keys())
+                self.captions = sum(not found[clip].failed for clip in self._order if clip in found)
+        finally:
             self._file.close()
 
     @property
@@ -94,6 +130,8 @@ class Results:
         try:
             self._file.write(files.to_json(record) + "\n")
             self._file.flush()
+            if self._parts is not None and self._parts.share is not None:
+                os.fsync(self._file.fileno())  # another host may read it
         except OSError as error:
             if self.path is None:  # stdout: a closed pipe is not the user's mistake
                 raise
@@ -101,29 +139,70 @@ class Results:
                 f"{self.path}: cannot be written ({error}); {files.FULL_DISK}"
             ) from None
 
-    def _read(self, clips: set[Path]) -> tuple[str, str]:
+    def _read(self, clips: Collection[Path]) -> tuple[str, str]:
         """Fill `done`; returns the file's text, and the text of it that stays."""
-        if not self.path.exists():
-            return "", ""
-        text = files.read_text(self.path, "choose another output", errors="surrogateescape")
+        text = _text(self.path)
         kept = []
-        for line in files.parse_lines(text):
-            if line.error is not None and not line.whole:  # the run was killed while it wrote
-                logger.warning("%s: removed a half-written last line", self.path)
-                break
-            record = line.value
-            if not isinstance(record, dict) or not isinstance(record.get("video"), str):
-                raise UserError(
-                    f"{self.path}:{line.number}: not a caption; choose another output or remove "
-                    "the line"
-                )
-            clip = place(record["video"])
-            if record.get("error") is None:
-                self.done.add(clip)
-            elif clip in clips:
+        for line in _lines(self.path, text):
+            if not line.failed:
+                self.done.add(line.clip)
+            elif line.clip in clips:
                 continue
-            kept.append(line.text + "\n")
+            kept.append(line.text)
         return text, files.escaped("".join(kept))
+
+    def _merge(self, parts: list[Path]) -> dict[Path, "_Line"]:
+        """Move the lines of parts to the file, in the order of the run's clips; returns them all.
+
+        A clip has one line: its last one, but a caption rather than an error. Lines of other clips
+        come first. The file is whole before a part is removed: whoever is killed loses nothing.
+        """
+        found: dict[Path, _Line] = {}
+        for file in (self.path, *parts):
+            for line in _lines(file, _text(file)):
+                if not line.failed or found.get(line.clip, line).failed:
+                    found[line.clip] = line
+        if parts:
+            ordered = sorted(found, key=lambda clip: self._order.get(clip, -1))
+            text = files.escaped("".join(found[clip].text for clip in ordered))
+            if text or self.path.exists():
+                files.write_text(self.path, text, "choose another output", sync=True)
+            for part in parts:
+                part.unlink(missing_ok=True)
+        return found
+
+
+class _Line(NamedTuple):
+    """A line of results. clip: `find.place` of its clip. text: with its end."""
+
+    clip: Path
+    text: str
+    failed: bool
+
+
+def _text(path: Path) -> str:
+    """The text of results; "" if there are none."""
+    if not path.exists():
+        return ""
+    return files.read_text(path, "choose another output", errors="surrogateescape")
+
+
+def _lines(path: Path, text: str, is_live: bool = False) -> Iterator[_Line]:
+    """Yield the lines of results, but for a half-written last one.
+
+    text: of the file. is_live: a process may be writing that line.
+    """
+    for line in files.parse_lines(text):
+        if line.error is not None and not line.whole:  # the run was killed while it wrote
+            if not is_live:
+                logger.warning("%s: removed a half-written last line", path)
+            return
+        record = line.value
+        if not isinstance(record, dict) or not isinstance(record.get("video"), str):
+            raise UserError(
+                f"{path}:{line.number}: not a caption; choose another output or remove the line"
+            )
+        yield _Line(place(record["video"]), line.text + "\n", record.get("error") is not None)
 
 
 def record_settings(note: Path, how: dict, existing: Path | None) -> dict:

@@ -16,6 +16,10 @@ published captioner those of its preset.
 A further run with the same output skips the clips that have a caption there and tries those with an
 error again. Captions of other settings are refused there: OUTPUT.settings.json says how those in
 OUTPUT were made.
+
+With --distributed, several processes (hosts) that a script of launch/ starts share the clips, each
+with its own devices and a copy of the model. Their captions come together in OUTPUT, which all must
+see; one that is killed stops no other, and the next start goes on, with any number of processes.
 """
 
 import dataclasses
@@ -23,6 +27,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -39,6 +44,7 @@ from ugc_jax.generate.settings import (
     SamplingConfig,
     caption_schema,
 )
+from ugc_jax.generate.shares import Parts, Share, find_share
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
@@ -57,17 +63,26 @@ class CaptionConfig:
     checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
     output: str | None = None  # JSON Lines file to write or continue; stdout without one
+    distributed: bool = False  # one of several processes (hosts) that share the clips
     token_ids: bool = False  # put the generated token ids into the lines
     # first look at the sizes of all clips and compile the programs for them, so that no caption
     # waits for a compilation
     warm: bool = False
-    report: str | None = None  # also write the totals of this run to this file, as JSON
+    # also write the totals of this run to this file, as JSON; process 0 of 4 (distributed) writes
+    # its own to NAME.0-of-4.json
+    report: str | None = None
     clip: ClipSettings = ClipSettings()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     evidence: EvidenceConfig = EvidenceConfig()
     mesh: MeshConfig = MeshConfig(data=1, fsdp=1, tensor=1)
     compute: ComputeConfig = ComputeConfig()
+
+    def __post_init__(self):
+        if self.distributed and self.output is None:
+            raise UserError(
+                "distributed needs output: the file in which the captions come together"
+            )
 
 
 _TEXTS = ("system", "question")  # the settings of a prompt that may replace those of records
@@ -76,6 +91,7 @@ SETTINGS = caption_schema(CaptionConfig, evidence="evidence.words")
 
 def main(config: CaptionConfig, videos: list[str]) -> int:
     """Exit status 0, or 1 when no clip has a caption."""
+    share = find_share() if config.distributed else None
     source = open_records(videos, config.clip)
     clips = find_clips(videos) if source is None else [entry.id for entry in source.entries]
     mesh = used_mesh(config.mesh)
@@ -86,14 +102,15 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
         defaults.report(config.clip, config.sampling)
     else:
         clip = _of_records(source, config.clip, defaults)
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     compute = config.compute.resolve(device, load_config(directory).text.head_dim)
     weights = config.checkpoint, config.revision, weights_digest(directory)
     how = results_settings(*weights, compute, clip, sampling)
     how["evidence"] = dataclasses.asdict(config.evidence)
-    with Results(config.output, clips, how) as results:
-        todo = results.missing(clips)
-        totals = Totals(skipped=len(clips) - len(todo))
+    mine = clips if share is None else share.of(clips)
+    with Results(config.output, clips, how, parts_beside(config.output, share)) as results:
+        todo = results.missing(mine)
+        totals = Totals(skipped=len(mine) - len(todo))
         if todo:
             captioner = Captioner.from_pretrained(
                 directory, mesh=mesh, **dataclasses.asdict(config.compute)
@@ -115,8 +132,27 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
             report_use()
     print(totals, file=sys.stderr)
     if config.report is not None:
-        files.write_json(config.report, totals.record(), "choose another file", indent=2)
-    return 0 if totals.captioned + totals.skipped else 1
+        path = Path(config.report)
+        if share is not None:
+            path = path.with_name(f"{path.stem}.{share}{path.suffix}")
+        files.write_json(path, totals.record(), "choose another file", indent=2)
+    if share is None:
+        return 0 if totals.captioned + totals.skipped else 1
+    if results.waiting:
+        logger.info(
+            "%s: %d of %d clips are still the other processes'; if one of them was killed, start "
+            "again to go on", config.output, results.waiting, len(clips),
+        )  # fmt: skip
+        return 0
+    logger.info(
+        "%s: complete, %d of %d clips have a caption", config.output, results.captions, len(clips)
+    )
+    return 0 if results.captions else 1
+
+
+def parts_beside(output: str | None, share: Share | None) -> Parts | None:
+    """Return where the processes that share the clips of an output keep their parts."""
+    return None if not output else Parts(Path(f"{output}.parts"), share)
 
 
 def open_records(words: Sequence[str], clip: ClipSettings) -> RecordSource | None:
@@ -166,7 +202,7 @@ def used_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
 
     Raises UserError as `make_mesh`.
     """
-    sizes, devices = dataclasses.asdict(config), jax.devices()
+    sizes, devices = dataclasses.asdict(config), jax.local_devices()
     needed = math.prod(size for size in sizes.values() if size is not None)
     if 0 < needed <= len(devices):  # -1 takes all of them
         devices = devices[:needed]

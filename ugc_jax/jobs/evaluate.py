@@ -21,8 +21,12 @@ Failures are counted by kind, never as zeros: no prediction, an empty one, one t
 false, ...), thinking without an end, a refusal, a negation or several options instead of one, no
 usable answer of the judge. Answers of model and judge are stored beside the output: a further run
 asks only questions that have no answer yet.
+
+With --distributed, several processes (hosts) that a script of launch/ starts share the clips, and
+the one that gives the last answer scores them all.
 """
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -70,6 +74,7 @@ class EvaluateConfig:
     field: str | None = None
     scores: str | None = None  # file of a judge's scores of captions, used instead of a judge
     ocr_normalisation: Literal["raw", "cleaned"] = "raw"  # of texts; scores of both are published
+    distributed: bool = False  # one of several processes (hosts) that share the clips to ask about
     name: str | None = None  # of the model, for tables; none: that of the file or the checkpoint
     judge: JudgeConfig = JudgeConfig()
     judging: JudgingConfig = JudgingConfig()
@@ -87,6 +92,8 @@ class EvaluateConfig:
         if self.judging.form != "holistic" and self.judge.model is None:
             raise UserError("judging.form needs judge.model, the name of the judge")
         self._check_benchmark()
+        if self.distributed and self.ask.checkpoint is None:
+            raise UserError("distributed needs ask.checkpoint: the model that the processes ask")
         for name in ("clip", "sampling", "engine", "compute"):
             section = getattr(self, name)
             explains = name in ("engine", "compute") and self.explain.checkpoint is not None
@@ -133,21 +140,25 @@ SETTINGS = Schema(
 
 def main(config: EvaluateConfig, args: list[str]) -> int:
     """Exit status 0, or 1 when nothing has a score."""
-    result = score(config)
-    if config.explain.checkpoint is not None:
-        from ugc_jax.generate import judging_words  # imports jax, as nothing else here does
+    with contextlib.ExitStack() as held:
+        result = score(config, held)
+        if result is None:
+            return 0
+        if config.explain.checkpoint is not None:
+            from ugc_jax.generate import judging_words  # imports jax, as nothing else here does
 
-        judging_words.add_evidence(result, config.explain, config.engine, config.compute)
-    write_result(config.output, result)
+            judging_words.add_evidence(result, config.explain, config.engine, config.compute)
+        write_result(config.output, result)
     print(result_table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", config.output)
     return 0 if any(task["n"] for task in result["tasks"].values()) else 1
 
 
-def score(config: EvaluateConfig) -> dict:
+def score(config: EvaluateConfig, held: contextlib.ExitStack) -> dict | None:
     """Return the result, which is not written yet; answers are stored beside config.output.
 
-    Raises UserError if a file cannot be used, or nothing can be scored.
+    None if another process has to score (`asking.ask`). held: what keeps others from scoring until
+    the result is written. Raises UserError if a file cannot be used, or nothing can be scored.
     """
     output, ask, scores = Path(config.output), config.ask, config.scores
     forms = tasks.FORMS | {"ocr": tasks.ocr_form(config.ocr_normalisation)} | world.TASKS
@@ -180,11 +191,18 @@ def score(config: EvaluateConfig) -> dict:
     ]
     with evaluate.judge_for(config.judge, config.judging, needed, output) as judge:
         if ask.checkpoint is not None:
-            from ugc_jax.generate import asking  # imports jax, as nothing else here does
+            from ugc_jax.generate import asking, shares  # import jax, as nothing else here does
 
             folder = evaluate.beside(output, "answers")
             how = config.clip, config.sampling, config.engine, config.compute
-            evaluation.asked = asking.ask(ask, benchmark, folder, *how)
+            share = shares.find_share() if config.distributed else None
+            evaluation.asked = asking.ask(ask, benchmark, folder, *how, share)
+            if evaluation.asked is None:
+                return None
+            if share is not None:
+                lock = evaluate.beside(output, "lock")
+                held.enter_context(shares.locked(lock))
+                held.callback(lock.unlink)
             texts = evaluate.read_all(folder, benchmark, forms=forms)
         texts = {
             name: texts[base] for name in scored if (base := structured.base_of(name)) in texts
