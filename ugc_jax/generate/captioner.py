@@ -212,7 +212,8 @@ class Captioner:
         mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
         revision: branch, tag or commit on the hub.
         compute: fields of ComputeConfig, such as dtype ("float32", "bfloat16", or "auto", which is
-          bfloat16 on TPU and GPU and float32 on CPU) and attention.
+          bfloat16 on TPU and GPU and float32 on CPU), attention, and weights and cache ("int8":
+          half of the memory).
         Raises UserError for a checkpoint that is absent, incomplete or contradicts itself, for a
         dtype or attention that the devices cannot compute with, and for a mesh that does not divide
         the decoder's heads.
@@ -234,7 +235,13 @@ class Captioner:
         if mesh is not None:
             sharding.check_heads(mesh, config.text.num_attention_heads)
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
-        params = load_params(directory, config, compute.dtype, stacked=stacked, shardings=shardings)
+        in_int8 = compute.weights == "int8"
+        params = load_params(directory, config, compute.dtype, stacked, shardings, in_int8)
+        if compute.cache == "int8" and compute.attention == "cudnn":
+            logger.info(
+                "compute.cache=int8: decode steps attend by XLA, as the kernels for GPUs do not "
+                "read int8"
+            )
         params = thinker.for_decoding(params, device.platform)
         defaults = Defaults.of(checkpoint, directory)
         return cls(params, Engine(config, compute, mesh), tokenizer, defaults)

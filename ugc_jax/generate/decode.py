@@ -108,7 +108,7 @@ def empty_state(
     """
     P, R, N, K = places, places * samples, new_tokens, sampling.TOP if ranks else 0
     vocabulary = config.text.vocab_size if penalizes else 0
-    cache = dict(dtype=compute.dtype, stacked=stacked)
+    cache = dict(dtype=compute.dtype, stacked=stacked, in_int8=compute.cache == "int8")
     zeros = jnp.zeros
     return DecodeState(
         prompt=decoder.empty_cache(config.text, (P,), tokens, **cache),
@@ -164,9 +164,8 @@ def prefill(
         places = positions_B3T, segments_BT
         hidden, cache = thinker.prefill(params, config, compute, x_BTD, *places)
         last_B11 = jnp.maximum(jnp.sum(segments_BT > 0, axis=1) - 1, 0)[:, None, None]
-        logits_BV = thinker.logits(
-            thinker.head(params), jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
-        )
+        last_BD = jnp.take_along_axis(hidden, last_B11, axis=1)[:, 0]
+        logits_BV = thinker.next_logits(params, last_BD)
         return logits_BV, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, rows_axis, 0), cache)
 
     T = x_BTD.shape[1]
@@ -191,10 +190,10 @@ def prefill_shared(
         def take(axis: int, leaf, places_QS):
             return jnp.moveaxis(jnp.take(leaf, jnp.maximum(places_QS, 0), axis=axis), axis - 1, 0)
 
-        return decoder.Cache(
-            jax.vmap(functools.partial(take, -1), (rows_axis, 0))(cache.k, places_CQS),
-            jax.vmap(functools.partial(take, -2), (rows_axis, 0))(cache.v, places_CQS),
-        )
+        def each(axis: int, leaf):
+            return jax.vmap(functools.partial(take, axis), (rows_axis, 0))(leaf, places_CQS)
+
+        return decoder.along_tokens(each, cache)
 
     def rows(x_CTD, positions_C3T, segments_CT, places_CQS):
         places = positions_C3T, segments_CT
@@ -202,7 +201,7 @@ def prefill_shared(
         length_CQ1 = jnp.sum(places_CQS >= 0, axis=2, keepdims=True)
         last_CQ = jnp.take_along_axis(places_CQS, jnp.maximum(length_CQ1 - 1, 0), axis=2)[..., 0]
         last_CQD = jnp.take_along_axis(hidden, jnp.maximum(last_CQ, 0)[..., None], axis=1)
-        logits_CQV = thinker.logits(thinker.head(params), last_CQD)
+        logits_CQV = thinker.next_logits(params, last_CQD)
         is_cache = lambda node: isinstance(node, decoder.Cache)  # noqa: E731
         return logits_CQV, jax.tree.map(lambda c: taken(c, places_CQS), cache, is_leaf=is_cache)
 
@@ -260,7 +259,7 @@ def insert(state: DecodeState, cache, places_B, tokens_BT, segments_BT, position
 
     def put(axis: int, old, new):
         size = new.shape
-        if old.ndim == new.ndim:  # pad the tokens: the last axis of keys, the one before of values
+        if old.ndim == new.ndim:  # pad the tokens: see decoder.along_tokens
             pads = [
                 (0, o - n if i > axis else 0)
                 for i, (o, n) in enumerate(zip(old.shape, size, strict=True))
@@ -416,11 +415,13 @@ def grow(state: DecodeState, tokens: int, vocabulary: int, top: int) -> DecodeSt
 
     def pad(cache: decoder.Cache) -> decoder.Cache:
         more = tokens - cache.k.shape[-1]
-        last = [(0, 0)] * (cache.k.ndim - 2)
-        return decoder.Cache(
-            jnp.pad(cache.k, [*last, (0, 0), (0, more)]),
-            jnp.pad(cache.v, [*last, (0, more), (0, 0)]),
-        )
+
+        def longer(axis: int, leaf):
+            return jnp.pad(
+                leaf, [(0, more if a - leaf.ndim == axis else 0) for a in range(leaf.ndim)]
+            )
+
+        return decoder.along_tokens(longer, cache)
 
     def widen(seen):  # no row under way has a penalty: what it has seen has no effect
         return jnp.pad(seen, ((0, 0), (0, vocabulary - seen.shape[1])))

@@ -199,11 +199,18 @@ def prefill_tokens(mesh: jax.sharding.Mesh | None) -> int:
     return 512 if on_cpu(mesh) else 8192 * round_up_rows(mesh, 1)
 
 
-def place_bytes(config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype) -> int:
-    """Return the bytes of a place: its caches, and the logits of its rows while they sample."""
+def place_bytes(
+    config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype, cache: str = "auto"
+) -> int:
+    """Return the bytes of a place: its caches, and the logits of its rows while they sample.
+
+    dtype, cache: as of Compute.
+    """
     text = config.text
-    heads = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    caches = (tokens + samples * new_tokens) * heads * np.dtype(dtype).itemsize
+    heads = 2 * text.num_hidden_layers * text.num_key_value_heads
+    # In int8 a head has a scale, too.
+    each = text.head_dim + 4 if cache == "int8" else text.head_dim * np.dtype(dtype).itemsize
+    caches = (tokens + samples * new_tokens) * heads * each
     return caches + samples * text.vocab_size * 4 * 3
 
 
@@ -217,7 +224,8 @@ def plan_places(
     """
     mesh, tokens = engine.mesh, _prompt_tokens(tokens)
     limit = MOST_PLACES["cpu" if on_cpu(mesh) else "accelerator"]
-    each = place_bytes(engine.config, tokens, new_tokens, samples, engine.compute.dtype)
+    dtype, cache = engine.compute.dtype, engine.compute.cache
+    each = place_bytes(engine.config, tokens, new_tokens, samples, dtype, cache)
     share = round_up_rows(mesh, 1)
     places = min(limit, most or limit, max(1, int(_for_caches(mesh) // each) * share))
     places = round_up_rows(mesh, places)
@@ -236,7 +244,8 @@ def few_places(mesh: jax.sharding.Mesh | None, places: int) -> int:
 def longest_prompt(engine: "Engine", places: int, new_tokens: int, samples: int) -> int:
     """Return the most tokens of a prompt for which so many places leave memory, 0 for none."""
     mesh = engine.mesh
-    shape = dict(new_tokens=new_tokens, samples=samples, dtype=engine.compute.dtype)
+    compute = engine.compute
+    shape = dict(new_tokens=new_tokens, samples=samples, dtype=compute.dtype, cache=compute.cache)
     most = _for_caches(mesh) / (places // round_up_rows(mesh, 1))
     sizes = (size for size in PROMPT_TOKENS if place_bytes(engine.config, size, **shape) <= most)
     return max(sizes, default=0)

@@ -223,7 +223,8 @@ def record_settings(note: Path, how: dict, existing: Path | None) -> dict:
     elif existing is not None:
         before = files.read_json(note, f"delete {existing}, or choose another output")
         same_weights = before.get("weights") == how["weights"]
-        old = flatten({"questions": {}} | before)
+        whole = {"weights": "auto", "cache": "auto"}  # of versions without int8
+        old = flatten({"questions": {}, "compute": whole} | before)
         for key, value in flatten(how).items():
             if key in ("checkpoint", "revision") and same_weights:  # another name of the model
                 continue
@@ -258,6 +259,7 @@ def results_settings(
         "weights": weights,
         "dtype": compute.dtype,
         "attention": compute.attention,
+        "compute": {"weights": compute.weights, "cache": compute.cache},
         "clip": dataclasses.asdict(clip),
         "sampling": dataclasses.asdict(sampling),
     }

@@ -18,6 +18,7 @@ from ugc_jax.files import read_json
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
+from ugc_jax.models import int8
 from ugc_jax.models.params import Leaf, Tensor, build_tree, get_leaf, leaves, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -35,6 +36,7 @@ def load_params(
     dtype: str | None = None,
     stacked: bool = True,
     shardings: dict | None = None,
+    in_int8: bool = False,
 ) -> dict:
     """Return the thinker's parameters as a nested dict of jax.Array (see models/params.py).
 
@@ -44,6 +46,8 @@ def load_params(
     stacked: layer stacks on a leading axis, or tuples of per-layer dicts.
     shardings: the same tree with a jax.sharding.Sharding at every leaf; each process reads only its
       slices. None: this process's first device.
+    in_int8: convert the matrices that decoding reads (`thinker.is_decoding_matrix`) one after the
+      other, as they are loaded; their scales are further leaves, split as they are.
     Raises UserError naming the file and the tensor for one that is missing, unknown, duplicated,
     truncated, or of a wrong shape or dtype.
     """
@@ -54,7 +58,12 @@ def load_params(
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = build_tree((leaf.path, device) for leaf in tree)
     if orbax_store.is_store(directory):
-        return orbax_store.read_params(directory, config, out_dtype, stacked, shardings)
+        params = orbax_store.read_params(directory, config, out_dtype, stacked, shardings)
+        if not in_int8:
+            return params
+        return build_tree(
+            item for leaf in tree for item in _items(leaf, get_leaf(params, leaf.path), in_int8)
+        )
 
     stored = Checkpoint(directory)
     stored.check(config)
@@ -70,9 +79,17 @@ def load_params(
         for leaf in tree:
             sharding = get_leaf(shardings, leaf.path)
             array = _load_leaf(stored, leaf, dtypes[leaf.path], sharding)
-            items.append((leaf.path, array))
+            items += _items(leaf, array, in_int8)
             bar.update(array.nbytes)
     return build_tree(items)
+
+
+def _items(leaf: Leaf, array: jax.Array, in_int8: bool) -> list[tuple[tuple, jax.Array]]:
+    """The (path, array) of a leaf, and of its scales where it is converted."""
+    if not (in_int8 and thinker.is_decoding_matrix(leaf)):
+        return [(leaf.path, array)]
+    values, scale = int8.quantized(array)
+    return [(leaf.path, values.block_until_ready()), ((*leaf.path[:-1], int8.SCALE), scale)]
 
 
 class Checkpoint:

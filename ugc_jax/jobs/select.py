@@ -68,6 +68,7 @@ class SelectConfig(ReadingConfig):
     def __post_init__(self):
         super().__post_init__()
         check_minimum(self, count=1, batch_size=1, pictures=0)
+        self.compute.check_no_int8("select, which runs the encoders alone,")
         if not self.duplicate > 0:
             raise UserError(f"duplicate is {self.duplicate:g}; use a similarity above 0")
 

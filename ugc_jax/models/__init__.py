@@ -5,6 +5,7 @@ layers.py       what the towers share: linear, norms, rotation, the loop over la
 attention.py    attention in XLA, and the kernels for TPU and GPU
 compute.py      settings of how a model runs
 lora.py         a low-rank adapter beside the decoder's weights
+int8.py         weights and caches in int8, for generation
 qwen2_5_omni/   everything that is a fact of this family
 
 Imports errors, files, settings and sharding only.

@@ -96,48 +96,61 @@ def cached_attention(q_RNH, prompt, own) -> jax.Array:
 
     Rows share the caches of their prompts: row b * G + g is sample g of G of prompt b.
     prompt: (k_BKHS, v_BKSH, mask_BS bool). own: list of (k_BKGHS, v_BKGSH, mask_BGS bool or None
-    for all). One softmax covers all these keys.
+    for all). One softmax covers all these keys. Keys and values in int8 are followed by the scales
+    of both, f32[B, K, S] or f32[B, K, G, S].
     """
     R, N, H = q_RNH.shape
-    k_BKHS, v_BKSH, mask_BS = prompt
+    k_BKHS, v_BKSH, mask_BS, *scales = prompt
     B, K = k_BKHS.shape[:2]
     # Axis G, in `attention` the heads that share a key head, is here the samples of a prompt; those
     # heads take the axis of the queries, T.
     q_BKGTH = q_RNH.reshape(B, R // B, K, N // K, H).transpose(0, 2, 1, 3, 4)
-    scored = [(_scores(q_BKGTH, k_BKHS, mask_BS[:, None, None, None]), v_BKSH)]
-    for k_BKGHS, v_BKGSH, mask_BGS in own:
+    scales = [scale[:, :, None, None] for scale in scales]  # over samples and query heads
+    scores = _scores(q_BKGTH, k_BKHS, mask_BS[:, None, None, None], *scales[:1])
+    scored = [(scores, v_BKSH, *scales[1:])]
+    for k_BKGHS, v_BKGSH, mask_BGS, *scales in own:
         mask = True if mask_BGS is None else mask_BGS[:, None, :, None]
-        scored.append((_scores(q_BKGTH, k_BKGHS, mask), v_BKGSH))
-    return softmax_weighted(scored).transpose(0, 2, 1, 3, 4).reshape(R, N, H)
+        scales = [scale[:, :, :, None] for scale in scales]
+        scored.append((_scores(q_BKGTH, k_BKGHS, mask, *scales[:1]), v_BKGSH, *scales[1:]))
+    out_BKGTH = softmax_weighted(scored, q_RNH.dtype)
+    return out_BKGTH.transpose(0, 2, 1, 3, 4).reshape(R, N, H)
 
 
-def _scores(q_BKGTH, k_BKHS, mask) -> jax.Array:
+def _scores(q_BKGTH, k_BKHS, mask, scale=None) -> jax.Array:
     """Scaled, masked scores f32[B, K, G, T, S]; mask is broadcastable to them.
 
-    k_BKHS: may have an axis G after K, if each g has keys of its own.
+    k_BKHS: may have an axis G after K, if each g has keys of its own. scale: of keys in int8,
+    broadcastable to the scores.
     """
     keys = "bkhs" if k_BKHS.ndim == 4 else "bkghs"
+    k_BKHS = k_BKHS if scale is None else k_BKHS.astype(q_BKGTH.dtype)
     scores = jnp.einsum(f"bkgth,{keys}->bkgts", q_BKGTH, k_BKHS, preferred_element_type=jnp.float32)
+    scores = scores if scale is None else scores * scale
     return jnp.where(mask, scores * q_BKGTH.shape[-1] ** -0.5, MASKED)
 
 
-def softmax_weighted(scored) -> jax.Array:
+def softmax_weighted(scored, dtype=None) -> jax.Array:
     """Return values weighted by one softmax over the keys of all items, [B, K, G, T, H].
 
-    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H] or v[B, K, G, S, H]). The division by
-    the sum comes after the product with the values, which saves a pass over the scores.
+    scored: list of (scores f32[B, K, G, T, S], v[B, K, S, H] or v[B, K, G, S, H]), for values in
+    int8 also their scale, broadcastable to the scores. dtype: of the result; None: of the values.
+    The division by the sum comes after the product with the values, which saves a pass over the
+    scores.
     """
-    top = jnp.max(jnp.stack([jnp.max(scores, axis=-1) for scores, _ in scored]), axis=0)[..., None]
+    dtype = scored[0][1].dtype if dtype is None else dtype
+    top = jnp.max(jnp.stack([jnp.max(one[0], axis=-1) for one in scored]), axis=0)[..., None]
     top = jax.lax.stop_gradient(top)
     total, out = 0.0, 0.0
-    for scores, v in scored:
+    for scores, v, *scale in scored:
         weights = jnp.exp(scores - top)
         total += jnp.sum(weights, axis=-1, keepdims=True)
+        if scale:
+            weights, v = weights * scale[0], v.astype(dtype)
         values = "bksh" if v.ndim == 4 else "bkgsh"
         out += jnp.einsum(
             f"bkgts,{values}->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
         )
-    return (out / total).astype(scored[0][1].dtype)
+    return (out / total).astype(dtype)
 
 
 # ---- kernels: causal self-attention inside segments, as `attention(..., causal=True)` ------------

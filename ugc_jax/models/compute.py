@@ -26,6 +26,10 @@ class Compute:
     # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs (with kernels of our own for
     # decoding)
     attention: Literal["xla", "splash", "cudnn"] = "xla"
+    # of the matrices and of the keys and values that a decode step reads (models/int8.py); auto:
+    # dtype
+    weights: Literal["auto", "int8"] = "auto"
+    cache: Literal["auto", "int8"] = "auto"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -48,6 +52,10 @@ class ComputeConfig:
     slab: int | None = None
     # kernel of the decoder's attention (auto: splash on TPUs, cudnn on GPUs in bfloat16, else xla)
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    # of the decoder's matrices, to generate (auto: dtype; int8: half of the memory of bfloat16)
+    weights: Literal["auto", "int8"] = "auto"
+    # of the keys and values of tokens so far, to generate (auto: dtype; int8: half of the memory)
+    cache: Literal["auto", "int8"] = "auto"
     # folder for compiled programs, which further runs load (auto: one below ~/.cache/ugc_jax; off:
     # none)
     compilation_cache: str = "auto"
@@ -69,7 +77,20 @@ class ComputeConfig:
             attention = "xla" if _obstacle(kernel, device, head_width, dtype) else kernel
         elif obstacle := _obstacle(attention, device, head_width, dtype):
             raise UserError(f"compute.attention={attention} {obstacle}; set compute.attention=auto")
-        return Compute(dtype, self.remat, slab if self.slab is None else self.slab, attention)
+        slab = slab if self.slab is None else self.slab
+        return Compute(dtype, self.remat, slab, attention, self.weights, self.cache)
+
+    def check_no_int8(self, who: str):
+        """Raise UserError for weights or caches in int8, which are to generate with.
+
+        who: what cannot use them, such as "training".
+        """
+        for name in ("weights", "cache"):
+            if getattr(self, name) == "int8":
+                raise UserError(
+                    f"compute.{name}=int8 is for generation, and {who} has no use for it; set "
+                    f"compute.{name}=auto"
+                )
 
 
 def wrong_platform(attention: str, platform: str) -> str | None:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ugc_jax.models.int8 import SCALE
 from ugc_jax.models.params import param
 from ugc_jax.sharding import Axes, constrain, platform
 
@@ -48,7 +49,7 @@ class Linear(nn.Module):
     """y[..., out] = x[..., in] @ weight[out, in].T + bias[out], computed in x's dtype.
 
     If its parameters have `lora_a` [r, in] and `lora_b` [out, r], too (models/lora.py), (x A^T) B^T
-    is added.
+    is added. If they have `scale` [out], the weight is in int8 (models/int8.py).
     """
 
     features: int
@@ -58,7 +59,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         weight = param(self, "weight", (self.features, x.shape[-1]), self.axes)
-        y = product("...i,oi->...o", x, weight)
+        if self.has_variable("params", SCALE):
+            y = product("...i,oi->...o", x, weight, jnp.float32)
+            y = (y * per_channel(self.get_variable("params", SCALE), y)).astype(x.dtype)
+        else:
+            y = product("...i,oi->...o", x, weight)
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
             low = jnp.einsum("...i,ri->...r", x, a.astype(x.dtype))

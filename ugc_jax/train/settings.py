@@ -76,6 +76,7 @@ class TrainConfig:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self):
+        self.compute.check_no_int8("training")
         if self.loop.export == "best" and self.data.eval is None:
             raise UserError("loop.export=best needs data.eval; set it, or use export=last")
 

@@ -4,6 +4,7 @@ Letters: B rows, T tokens of a prompt, N new tokens, G samples of a prompt, D wi
 heads, H head width, V vocabulary, L layers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import numpy as np
 
 from ugc_jax.models import attention, decode_kernel
 from ugc_jax.models.compute import Compute
+from ugc_jax.models.int8 import quantize
 from ugc_jax.models.layers import (
     JOINED,
     Linear,
@@ -33,11 +35,23 @@ class Cache(NamedTuple):
     """Keys [L, B, K, H, tokens] and values [L, B, K, tokens, H] of all layers for some tokens.
 
     The layout is that of attention's products, so that no decode step copies a cache. The caches of
-    G completions of each prompt have an axis G after K.
+    G completions of each prompt have an axis G after K. In int8 (models/int8.py), each head and
+    token has a scale for its key and one for its value, f32[L, B, K, tokens].
     """
 
     k: jax.Array
     v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
+
+
+def along_tokens(change: Callable[..., jax.Array], *caches: Cache) -> Cache:
+    """Return `change(axis, *leaves)` of the leaves of equal caches; axis: that of the tokens."""
+    axes = Cache(-1, -2, -1, -1)
+    leaves = zip(axes, *caches, strict=True)
+    return Cache(
+        *(None if one is None else change(axis, one, *rest) for axis, one, *rest in leaves)
+    )
 
 
 class DecoderAttention(nn.Module):
@@ -106,7 +120,7 @@ def forward(
 
     def layer(layer_params, x, _):
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
-        kept = _prompt_cache(k, v) if keep_cache else None
+        kept = _prompt_cache(k, v, compute.cache == "int8") if keep_cache else None
         return constrain(x, ("batch", None, None)), kept
 
     x_BTD, cache = run_layers(layer, params["layers"], x_BTD, remat=compute.remat)
@@ -139,39 +153,57 @@ def decode_layers(
     rope = cos_sin(mrope_angles(position_R3T, config))
     earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
     samples = earlier_BGN.shape[1]
-    kernel = decode_kernel if compute.attention == "cudnn" else attention
+    in_int8 = compute.cache == "int8"  # which the kernels do not read
+    kernel = decode_kernel if compute.attention == "cudnn" and not in_int8 else attention
+
+    def keys(cache: Cache, mask):
+        return (cache.k, cache.v, mask, *(cache[2:] if in_int8 else ()))
 
     def layer(layer_params, x, caches):
         prompt_layer, own_layer = caches
 
         def attend(q, k, v):
-            rows = [(*own_layer, earlier_BGN), (*_completion_cache(k, v, samples), None)]
-            return kernel.cached_attention(q[:, 0], (*prompt_layer, prompt_BT), rows)[:, None]
+            new = _completion_cache(k, v, samples)
+            rows = [keys(own_layer, earlier_BGN), (new.k, new.v, None)]
+            return kernel.cached_attention(q[:, 0], keys(prompt_layer, prompt_BT), rows)[:, None]
 
         x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
-        return x, _completion_cache(k, v, samples)
+        new = _completion_cache(k, v, samples)
+        return x, _quantized(new) if in_int8 else new
 
     caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
     x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
 
     def write(own: Cache, this: Cache) -> Cache:
-        update = jax.lax.dynamic_update_slice_in_dim
-        return Cache(update(own.k, this.k, slot, axis=-1), update(own.v, this.v, slot, axis=-2))
+        def update(axis: int, old, new):
+            return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=axis)
+
+        return along_tokens(update, own, this)
 
     own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
-def empty_cache(config: TextConfig, shape: tuple[int, ...], tokens: int, dtype, stacked: bool):
+def empty_cache(
+    config: TextConfig,
+    shape: tuple[int, ...],
+    tokens: int,
+    dtype,
+    stacked: bool,
+    in_int8: bool = False,
+):
     """Return zero caches of `tokens` tokens, in the form of stacked or unrolled layers.
 
-    shape: (B,) for prompts; (B, G) for G completions of each prompt.
+    shape: (B,) for prompts; (B, G) for G completions of each prompt. in_int8: whatever the dtype.
     """
     heads = (shape[0], config.num_key_value_heads, *shape[1:])
 
     def zeros(*leading: int) -> Cache:
         sizes = (config.head_dim, tokens), (tokens, config.head_dim)
-        return Cache(*(jnp.zeros((*leading, *heads, *size), dtype) for size in sizes))
+        kind, scales = (jnp.int8, 2) if in_int8 else (dtype, 0)
+        values = [jnp.zeros((*leading, *heads, *size), kind) for size in sizes]
+        zero = [jnp.zeros((*leading, *heads, tokens), jnp.float32) for _ in range(scales)]
+        return Cache(*values, *zero)
 
     layers = config.num_hidden_layers
     return zeros(layers) if stacked else tuple(zeros() for _ in range(layers))
@@ -187,9 +219,15 @@ def cache_axes(cache):
     return jax.tree.map(lambda leaf: axes(leaf, leading), cache)
 
 
-def _prompt_cache(k_BTKH, v_BTKH) -> Cache:
+def _prompt_cache(k_BTKH, v_BTKH, in_int8: bool) -> Cache:
     """One layer's keys and values in the layout of a prompt's Cache."""
-    return Cache(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
+    cache = Cache(k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3))
+    return _quantized(cache) if in_int8 else cache
+
+
+def _quantized(cache: Cache) -> Cache:
+    (k, k_scale), (v, v_scale) = quantize(cache.k, axis=-2), quantize(cache.v, axis=-1)
+    return Cache(k, v, k_scale, v_scale)
 
 
 def _completion_cache(k_R1KH, v_R1KH, samples: int) -> Cache:

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.layers import JOINED, Weight, product
-from ugc_jax.models.params import declare_module
+from ugc_jax.models.int8 import SCALE
+from ugc_jax.models.layers import JOINED, Weight, per_channel, product
+from ugc_jax.models.params import Leaf, declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.models.qwen2_5_omni.names import ADAPTABLE
 from ugc_jax.sharding import constrain, shard_count
 
 
@@ -82,6 +84,23 @@ def head(params) -> jax.Array:
 def logits(head_VD, hidden_BTD) -> jax.Array:
     """Return logits f32[..., V] of hidden states [..., D]: of few, since V is 151936."""
     return product("...d,vd->...v", hidden_BTD, head_VD, jnp.float32)
+
+
+def next_logits(params, hidden_BTD) -> jax.Array:
+    """Return `logits` by the head of `params`, which may be in int8."""
+    found = logits(head(params), hidden_BTD)
+    scale = params["lm_head"].get(SCALE)
+    return found if scale is None else found * per_channel(scale, found)
+
+
+def is_decoding_matrix(leaf: Leaf) -> bool:
+    """Return whether every decode step reads all of a leaf, a matrix that may be in int8.
+
+    These are the decoder's linears and the head, but not the encoders, nor the token embeddings, of
+    which a step reads a row.
+    """
+    in_layers = leaf.path[: len(ADAPTABLE)] == ADAPTABLE and len(leaf.tensors[0].shape) == 2
+    return in_layers or leaf.path == ("lm_head", "weight")
 
 
 def hidden_states(
@@ -198,7 +217,7 @@ def decode_step(
     hidden_RD, own = decoder.decode_layers(
         params["model"], config.text, compute, x_RD, position_R, *caches
     )
-    return logits(head(params), hidden_RD), own
+    return next_logits(params, hidden_RD), own
 
 
 @functools.cache
