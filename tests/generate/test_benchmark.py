@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.generate.benchmark import Run, Workload, examples, measure, ours, summary
+from ugc_jax.generate.benchmark import (
+    Run,
+    Workload,
+    _forced,
+    examples,
+    int8_agreement,
+    measure,
+    ours,
+    summary,
+)
+from ugc_jax.generate.captioner import Captioner
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
 WORK = Workload(batch_size=2, frames=2, height=56, width=84, seconds=1.5, new_tokens=4)
@@ -74,3 +84,18 @@ def test_compare_takes_medians_without_the_first_round():
         "  torch  prefill 4.000 s   decode 8.000 s (1 tokens/s)",
         "  torch / jax: prefill 2.00, decode 2.00, together 2.00; equal tokens 75.0%",
     ]
+
+
+def test_int8_beside_the_plain_model(tiny_captioner, tiny_checkpoint):
+    """The distributions are those of the sampled log-probs; without int8 they are equal."""
+    prompts = examples(WORK, tiny_captioner.config)
+    plain = tiny_captioner.params, tiny_captioner.engine
+    run = ours(*plain, prompts, WORK.new_tokens)()
+    assert int8_agreement(plain, plain, prompts, run.tokens) == dict(greedy=1, kl=0, kl_most=0)
+    small = Captioner.from_pretrained(tiny_checkpoint, weights="int8", cache="int8")
+    found = int8_agreement(plain, (small.params, small.engine), prompts, run.tokens)
+    assert found["greedy"] >= 0.5
+    assert 0 < found["kl"] <= found["kl_most"] < 0.01
+    forced = list(_forced(*plain, prompts, run.tokens))
+    assert len(forced) == WORK.new_tokens
+    np.testing.assert_array_equal(np.stack([one.argmax(-1) for one in forced], 1), run.tokens)

@@ -154,23 +154,36 @@ ON_A_CHIP = """
     from ugc_jax.generate import decode, sampling
     from ugc_jax.generate.engine import STEPS, Engine, place_bytes
     from ugc_jax.models.compute import ComputeConfig
-    from ugc_jax.models.params import abstract_params, param_shardings
+    from ugc_jax.models.int8 import SCALE, quantized
+    from ugc_jax.models.params import (
+        abstract_params, build_tree, get_leaf, leaves, param_shardings
+    )
     from ugc_jax.models.qwen2_5_omni import thinker
     from ugc_jax.models.qwen2_5_omni.config import omni_3b
     from ugc_jax.plan.memory import chip_in, compiled_memory, shard_bytes, topology_mesh
     from ugc_jax.plan.traffic import loop_traffic, step_bytes
     from ugc_jax.sharding import MeshConfig, abstract, make_mesh, replicated, shardings
 
-    places, samples, T, N = int(sys.argv[1]), int(sys.argv[2]), 3072, 512
+    places, samples, kind, T, N = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], 3072, 512
     slice_ = topology_mesh("v5e:2x2", MeshConfig())
     mesh = make_mesh(devices=slice_.devices.flat[:1])
     config = omni_3b()
-    compute = ComputeConfig("bfloat16").resolve(mesh.devices.flat[0], config.text.head_dim)
+    settings = ComputeConfig("bfloat16", weights=kind, cache=kind)
+    compute = settings.resolve(mesh.devices.flat[0], config.text.head_dim)
     tree = thinker.declare(config)
     params = abstract(abstract_params(tree, jnp.bfloat16), param_shardings(tree, mesh))
+    if kind == "int8":
+        items = []
+        for leaf in leaves(tree):
+            array, path = get_leaf(params, leaf.path), leaf.path
+            if thinker.is_decoding_matrix(leaf):
+                array, scale = quantized(array)
+                items.append(((*path[:-1], SCALE), scale))
+            items.append((path, array))
+        params = build_tree(items)
     weights, hbm = shard_bytes(params), chip_in(mesh).hbm
     # As engine.plan_places: half of what the weights leave.
-    each = place_bytes(config, T, N, samples, jnp.bfloat16)
+    each = place_bytes(config, T, N, samples, jnp.bfloat16, kind)
     planned = int((hbm - weights) / 2 // each)
     state = jax.eval_shape(functools.partial(
         decode.empty_state, config, compute, places or planned, samples, T, N, False, True
@@ -185,7 +198,9 @@ ON_A_CHIP = """
         program = traced.lower().compile()
     memory, traffic = program.memory_analysis(), loop_traffic(program.as_text())
     matrix = min(
-        leaf.size for leaf in jax.tree.leaves(params["model"]["layers"]) if leaf.ndim == 3
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(params["model"]["layers"])
+        if leaf.ndim == 3
     )
     print(json.dumps({
         "places": len(state.length), "planned": planned, "hbm": hbm,
@@ -194,16 +209,19 @@ ON_A_CHIP = """
         "bytes": traffic.bytes, "least": step_bytes(params, state),
         "kernels": traffic.kernels, "copies": traffic.copies,
         "written": sum(one.bytes * one.times for one in traffic.writes),
-        "matrix": 2 * matrix,
+        "matrix": matrix,
     }))
 """
 has_compiler = importlib.util.find_spec("libtpu") is not None
 
 
 @functools.cache
-def on_a_chip(places: int, samples: int) -> dict:
-    """Figures of the compiled chunk of steps; places: 0 are as many as the engine would plan."""
-    command = [sys.executable, "-c", textwrap.dedent(ON_A_CHIP), str(places), str(samples)]
+def on_a_chip(places: int, samples: int, kind: str = "auto") -> dict:
+    """Figures of the compiled chunk of steps; places: 0 are as many as the engine would plan.
+
+    kind: of weights and caches.
+    """
+    command = [sys.executable, "-c", textwrap.dedent(ON_A_CHIP), str(places), str(samples), kind]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -228,4 +246,13 @@ class TestOnAChip:
     def test_sixteen_prompts_decode_on_a_chip(self):
         figures = on_a_chip(0, 1)
         assert figures["places"] == figures["planned"] >= 16
+
+    def test_thirty_two_prompts_decode_on_a_chip_in_int8(self):
+        """With half of the rest left for prefill, and no weight or cache written in bfloat16."""
+        figures = on_a_chip(0, 1, "int8")
+        assert figures["places"] == figures["planned"] >= 32
+        assert figures["held"] < figures["hbm"]
+        assert figures["written"] < figures["matrix"] / 4
+        assert figures["least"] <= 1.001 * figures["bytes"]
+        assert figures["bytes"] <= 1.2 * figures["least"]
         assert figures["held"] < figures["hbm"]
