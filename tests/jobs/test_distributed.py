@@ -46,9 +46,10 @@ def tokens(path: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def folder(clips, tmp_path) -> Path:
-    """Eight clips, of which one cannot be read: two to five for each of two processes."""
-    folder = tmp_path / "clips"
+def folder(clips, tmp_path, monkeypatch) -> Path:
+    """Eight clips, of which one cannot be read; by a relative path, on which the shares depend."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("clips")
     folder.mkdir()
     for number in range(7):
         shutil.copy(clips / f"{'ab'[number % 2]}.mp4", folder / f"{number}.mp4")
@@ -150,18 +151,18 @@ def test_what_a_killed_process_has_done_is_taken_over(job, folder, tmp_path, cou
     alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
     job(alone)
     clips = list(map(str, sorted(folder.iterdir())))
-    assert job(shared, 0, 2) == 0
-    done = Share(1, 2).of(clips)[:2]  # by the other one, before it was killed
-    part = Path(f"{shared}.parts") / "shared.jsonl.1-of-2"
+    assert job(shared, 1, 2) == 0
+    done = Share(0, 2).of(clips)[:2]  # by the other one, before it was killed
+    part = Path(f"{shared}.parts") / "shared.jsonl.0-of-2"
     part.parent.mkdir()
     lines = {one["video"]: json.dumps(one) for one in records(alone)}
-    part.write_text(f"{lines[done[0]]}\n{lines[done[1]]}\n{lines[clips[0]][:30]}")
-    again = [clip for clip in Share(1, 2).of(clips) if clip not in done]
+    again = Share(0, 2).of(clips)[2:]
+    part.write_text(f"{lines[done[0]]}\n{lines[done[1]]}\n{lines[again[0]][:30]}")
     made = []
     for number in range(max(count, 1)):
         assert job(shared, number, count) == 0
         made += [clip for clip in job.made if not clip.endswith("7.mp4")]
-    assert sorted(made) == sorted(clip for clip in again if not clip.endswith("7.mp4"))
+    assert sorted(made) == again == ["clips/3.mp4", "clips/4.mp4", "clips/5.mp4"]
     assert tokens(shared) == tokens(alone)
     assert not part.parent.exists()
     assert "removed a half-written last line" in caplog.text
@@ -225,6 +226,7 @@ def test_the_last_process_scores(tiny_checkpoint, tiny_captioner, clips, tmp_pat
     qa, videos = tmp_path / "qa", tmp_path / "videos"
     qa.mkdir()
     videos.mkdir()
+    monkeypatch.chdir(tmp_path)
     names = [f"c{number}" for number in range(4)]
     for name in names:
         shutil.copy(clips / "a.mp4", videos / f"{name}.mp4")
@@ -239,7 +241,7 @@ def test_the_last_process_scores(tiny_checkpoint, tiny_captioner, clips, tmp_pat
     monkeypatch.setattr(cli, "set_up_logging", lambda *_: None)
 
     def evaluate(output: Path, number: int = 0, count: int = 0) -> int:
-        asks = ["--ask.checkpoint", tiny_checkpoint, "--ask.videos", videos, *SIZES]
+        asks = ["--ask.checkpoint", tiny_checkpoint, "--ask.videos", "videos", *SIZES]
         words = ["--qa", qa, "--task", "tone", "--output", output, *asks]
         if count:
             words.append("--distributed")

@@ -253,6 +253,7 @@ class TestOnAChip:
         assert figures["places"] == figures["planned"] >= 32
         assert figures["held"] < figures["hbm"]
         assert figures["written"] < figures["matrix"] / 4
-        assert figures["least"] <= 1.001 * figures["bytes"]
+        # Some of the scales stay in the chip's other memory from step to step.
+        assert figures["least"] <= 1.005 * figures["bytes"]
         assert figures["bytes"] <= 1.2 * figures["least"]
         assert figures["held"] < figures["hbm"]

@@ -231,7 +231,13 @@ class _Program:
         if one.opcode != "fusion":
             return one.opcode in ("bitcast", "get-tuple-element")
         inside = self.instructions(one.attribute("calls"))
-        return all(part.opcode in ("parameter", "bitcast") for part in inside)
+        # A "copy" that is its operand only tells how its tiles are read, of arrays in int8.
+        is_operand = "output_to_operand_aliasing={{}: (0, {})}" in one.text
+        return all(
+            part.opcode == "parameter" or (is_operand and part.opcode == "copy")
+            or self._is_view(part)
+            for part in inside
+        )  # fmt: skip
 
     def _written(self, computation: str, one: _Instruction) -> int:
         """Bytes that an instruction writes to memory."""
