@@ -5,12 +5,13 @@ import json
 import pytest
 
 from ugc_jax import cli
+from ugc_jax.errors import UserError
 from ugc_jax.generate.evidence import VERDICTS
 
 FEW = ("--fps=1", "--max_pixels=12544", "--min_pixels=784", "--workers=1")
 
 
-def test_lines_of_caption_have_evidence(tiny_checkpoint, clips, tmp_path, capsys):
+def test_lines_of_caption_have_evidence(tiny_checkpoint, clips, tmp_path):
     out = tmp_path / "out.jsonl"
     command = ["caption", "--checkpoint", str(tiny_checkpoint), "--output", str(out)]
     command += [*FEW, "--max_new_tokens=8"]
@@ -27,8 +28,8 @@ def test_lines_of_caption_have_evidence(tiny_checkpoint, clips, tmp_path, capsys
     assert sum(evidence["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert "evidence" not in told[True]
     # lines with and without do not mix
-    assert cli.run([*command, names[0]]) == 1
-    assert "evidence.words" in capsys.readouterr().err
+    with pytest.raises(UserError, match="was made with evidence.words True, not False"):
+        cli.run([*command, names[0]])
 
 
 def test_evaluate_explains_captions_of_any_model(tiny_checkpoint, clips, tmp_path, capsys):
@@ -51,5 +52,5 @@ def test_evaluate_explains_captions_of_any_model(tiny_checkpoint, clips, tmp_pat
     assert sum(told[verdict] for verdict in VERDICTS) == pytest.approx(100, abs=0.1)
     clip = result["clips"]["world"][0]
     assert [word["word"] for word in clip["evidence"]["words"]] == ["A", "red", "circle", "moves"]
-    assert cli.run([*command[:-1], str(tmp_path)]) == 1
-    assert "explain.videos" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"explain.videos: .* is not a folder"):
+        cli.run([*command[:-1], str(tmp_path / "none")])
