@@ -226,6 +226,7 @@ def test_one_program_per_bucket_and_stage(params, config):
         "first": 1,
         "insert": 3,
         "decode": 3,
+        "score": 0,
     }
 
 
