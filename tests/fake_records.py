@@ -34,6 +34,9 @@ class FakeSource:
     def __len__(self):
         return len(self.entries)
 
+    def fetch(self, numbers):
+        """Do nothing: noise is no file."""
+
     def _entry(self, number: int) -> IndexEntry:
         rng = np.random.default_rng([self.seed, number])
         grid = (int(rng.integers(1, 4)), int(rng.integers(1, 5)) * 2, int(rng.integers(1, 7)) * 2)

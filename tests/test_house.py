@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ugc_jax"
 LAYERS = (
     ("extras",),
     ("errors",),
+    ("remote",),
     ("files", "processes", "progress", "scratch", "settings", "words"),
     ("compilation", "sharding", "watch"),
     ("models",),

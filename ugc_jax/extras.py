@@ -44,6 +44,10 @@ EXTRAS = {
     }),
     "postgres": Extra("annotate on a Postgres database", {"psycopg": "psycopg"}),
     "heif": Extra("HEIC photos", {"pillow-heif": "pillow_heif"}),
+    "datasets": Extra("data sets of Hugging Face and Parquet files in extract", {
+        "datasets": "datasets",
+    }),
+    "s3": Extra("clips and records on s3://", {"s3fs": "s3fs"}),
     "gcs": Extra("records and runs on gs://", {"etils": "gcsfs"}),
     "wandb": Extra("metrics in Weights & Biases", {"wandb": "wandb"}),
     "beam": Extra("extract --runner on Apache Beam", {"apache-beam": "apache_beam"}),

@@ -1,16 +1,19 @@
 """Reading and atomic writing of small files: text, JSON and JSON Lines.
 
-A path is local, or remote (gs://...) if it is an `epath.Path` of etils. Errors of the disk or in
+A path is local, or remote (gs://...) if it is an `epath.Path` of etils; what a remote read fails at
+for a moment is tried again (`remote`). Errors of the disk or in
 the content become a UserError: "PATH: what is wrong (reason); remedy". A full disk and the like are
 not the file's: EnvironmentFailure.
 """
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ugc_jax import remote
 from ugc_jax.errors import FULL_DISK, UnreadableFile, UserError, environment_failure
 
 
@@ -34,6 +37,13 @@ def read_bytes(path, remedy: str) -> bytes:
 
     Raises UnreadableFile (a UserError) if it is absent or unreadable.
     """
+    if remote.is_url(path):
+        try:
+            return remote.retried(path.read_bytes, path)
+        except UnreadableFile as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise UnreadableFile(f"{path}: no such file; {remedy}") from None
+            raise
     try:
         if _is_device(_local(path)):  # /dev/zero and /dev/full have no end
             raise UnreadableFile(f"{path}: is a device; {remedy}")
@@ -110,7 +120,8 @@ def write_text(
     stays unchanged.
     """
     path = _local(path)
-    new = path.parent / f"{path.name}.{os.getpid()}.new"
+    # Processes of several machines may write the same file, and may have the same number.
+    new = path.parent / f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -242,20 +242,19 @@ REFUSED = [
     (row(USER, ANSWER | {"loss": True, "weight": 0}), "loss True, weight 0"),
     (row(USER | {"loss": True}, ANSWER), "loss is true of the user's turn"),
     # what is no path here
-    (clip("https://x.org/a.mp4"), "video is a URL (https://x.org/a.mp4); download it first"),
-    (clip("s3://b/a.mp4", "path"), "path is a URL (s3:"),
-    (clip("gs://b/a.mp4", "videos"), "videos is a URL"),
-    (clip("hf://datasets/x/a.mp4"), "is a URL"),
+    (clip("nope://b/a.mp4", "path"), "path is a URL that is not read (nope:"),
+    (clip("https://youtu.be/dQw4w9WgXcQ"), "is a URL that is not read"),
     (clip("data:video/mp4;base64,AAAA"), "is a URL"),
     (clip("youtu.be/dQw4w9WgXcQ"), "is a URL"),
     (clip("www.youtube.com/watch?v=dQw4w9WgXcQ"), "is a URL"),
-    (clip({"url": "http://x.org/a"}), "is a URL"),
+    (clip({"url": "https://www.youtube.com/watch?v=dQw4w9WgXcQ"}), "is a URL"),
     (clip(" https://x.org/a.mp4"), "is a URL"),
     (clip("http:/x.org/a.mp4"), "is a URL"),
     (clip("blob:https://x.org/1"), "is a URL"),
     (clip("magnet:?xt=urn"), "is a URL"),
-    ({"url": "https://x.org/a.mp4", "caption": "A"}, "url is a URL: download the file first"),
-    (content({"type": "video_url", "video_url": {"url": "https://x.org/a.mp4"}}), "is a URL"),
+    ({"url": "https://x.org/a.mp4", "caption": "A"}, "if url is where the clip is, name this col"),
+    (content({"type": "video_url", "video_url": {"url": "https://m.youtube.com/watch?v=a"}}),
+     "is a URL"),
     (clip(r"C:\clips\a.mp4"), "is a path of Windows"),
     (clip("D:/clips/a.mp4"), "is a path of Windows"),
     (clip("file://server/a.mp4"), "of another machine"),
@@ -357,3 +356,20 @@ def test_any_row_is_read_whole_or_refused_in_one_line():
         assert ("a.mp4" in json.dumps(row)) <= ("a.mp4" in json.dumps(found)), row
     assert min(counts["read"], counts["refused"]) > 1000
     assert not any("\n" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://x.org/a.mp4",
+        "s3://b/a.mp4",
+        "gs://b/a.mp4",
+        "hf://datasets/x/y/a.mp4",
+        "http://x/a",
+    ],
+)
+@pytest.mark.parametrize("form", [lambda url: url, lambda url: {"url": url}])
+def test_urls_that_fsspec_knows_are_files(url, form):
+    row = read({"video": form(url), "caption": "A"})
+    assert row.media == [url]
+    assert row.messages[1]["content"][0] == {"type": "video", "video": url}

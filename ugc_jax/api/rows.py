@@ -13,7 +13,7 @@ from etils import epath
 
 from ugc_jax import files
 from ugc_jax.data.extract import FAILURES
-from ugc_jax.data.manifest import ManifestRow, read_manifest, read_rows
+from ugc_jax.data.manifest import ManifestRow, read_rows
 from ugc_jax.data.records import SHARDS
 from ugc_jax.errors import UserError
 from ugc_jax.jobs import extract
@@ -22,9 +22,9 @@ from ugc_jax.settings import flatten
 
 logger = logging.getLogger(__name__)
 
-MANIFESTS = (".jsonl", ".json", ".csv", ".tsv")
+MANIFESTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tar")
 # Settings of extract that are no settings of a call: where it writes, and other work than this.
-_OF_THE_JOB = ("output", "overwrite", "runner", "beam_options", "remove", "runs")
+_OF_THE_JOB = ("output", "overwrite", "runner", "beam_options", "remove", "runs", "shard")
 
 
 def extraction(options: Mapping[str, Any] | ExtractConfig | None) -> ExtractConfig:
@@ -74,14 +74,15 @@ def records_of(data, name: str, output: str, config: ExtractConfig) -> str:
 
 
 def _rows(data, name: str, config: ExtractConfig) -> list[ManifestRow]:
-    how = config.clip, config.media, config.conversations
     if _is_manifest(data):
-        return read_manifest(os.fspath(data), *how)
+        return extract.read_rows_of(os.fspath(data), config.clip, config)
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         raise TypeError(
             f"{name}: expected records, a manifest or a list of dicts, got {data!r:.60}"
         )
-    return read_rows(data, *how, name=name)  # a datasets.Dataset yields its rows as dicts
+    # A datasets.Dataset yields its rows as dicts.
+    how = config.clip, config.media, config.conversations
+    return read_rows(data, *how, name=name, columns=config.columns)
 
 
 def _is_manifest(data) -> bool:

@@ -12,6 +12,9 @@ job and is not recorded.
 
 Rows that removed.jsonl covers are no rows of a shard: they are not read, and a finished shard that
 holds them is written again without them (`removal` does so without the manifest).
+
+Several processes may write one folder, each the shards of its share (`Share`); the one that
+finishes the last shard writes the index.
 """
 
 import contextlib
@@ -22,18 +25,19 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
 import shlex
 import tempfile
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from ugc_jax import __version__, files
-from ugc_jax.data import records
+from ugc_jax import __version__, files, remote
+from ugc_jax.data import records, tars
 from ugc_jax.data.example import RawMedium, raw_medium
 from ugc_jax.data.manifest import ManifestRow
 from ugc_jax.data.prompt import media_kinds
@@ -47,6 +51,10 @@ from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.settings import flatten
 
 REPORTS, FAILURES = "shards", "failures.jsonl"
+SLOW = 1e6  # bytes a second, as slow as a remote file may come
+# Variables with the rank and the number of processes: of SLURM's srun, and of jax's processes.
+_RANKS = (("SLURM_PROCID", "SLURM_NTASKS"), ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"))
+_ASKED = 3  # files of a bucket that are asked for before the work
 
 
 class Shard(NamedTuple):
@@ -76,6 +84,49 @@ class Shard(NamedTuple):
     def todo(self) -> int:
         """The number of rows to read."""
         return len(self.again) if self.is_finished else len(self.rows)
+
+
+class Share(NamedTuple):
+    """The shards of one process of `count` that work at the same folder: those of its rank.
+
+    rank: 0..count - 1.
+    """
+
+    rank: int
+    count: int
+
+    def has(self, number: int) -> bool:
+        """Whether a shard is one of this process."""
+        return number % self.count == self.rank
+
+
+ALL = Share(0, 1)
+
+
+def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
+    """Return the share of "2/8", the third of eight; all of None.
+
+    "auto": rank and count are those that SLURM, or the variables of jax's processes, give.
+    Raises UserError for any other text, and for "auto" where no variables say it.
+    """
+    if text is None:
+        return ALL
+    if text == "auto":
+        for rank, count in _RANKS:
+            if rank in environment and count in environment:
+                text, source = f"{environment[rank]}/{environment[count]}", f" ({rank}/{count})"
+                break
+        else:
+            names = ", or ".join(f"{rank} and {count}" for rank, count in _RANKS)
+            raise UserError(f"shard is auto, and neither {names} are set; give --shard RANK/COUNT")
+    else:
+        source = ""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise UserError(
+            f"shard is {text}{source}; give RANK/COUNT, of 8 processes 0/8 to 7/8, or auto"
+        )
+    return Share(int(found[1]), int(found[2]))
 
 
 class ShardReport(NamedTuple):
@@ -148,10 +199,13 @@ class Extraction:
             if any(one.covers(row.messages, row.solution, row.media) for one in removals)
         )
 
-    def prepare(self, overwrite: bool = False, retry: bool = False) -> list[Shard]:
+    def prepare(
+        self, overwrite: bool = False, retry: bool = False, share: Share = ALL
+    ) -> list[Shard]:
         """Prepare the folder; return the shards to write: unfinished, or with clips to try again.
 
         overwrite: delete an existing extraction. retry: also try clips that are known to be broken.
+        share: of this process; other processes may prepare and write theirs at the same time.
         Raises UserError if the folder holds something else or an extraction with other settings.
         """
         settings = self._settings()
@@ -166,8 +220,8 @@ class Extraction:
             file.name != REMOVED for file in self.directory.iterdir()
         ):
             raise UserError(f"{self.directory}: holds something else; choose another output")
-        for partial in self.directory.glob("*.part"):  # left by a killed run
-            partial.unlink()
+        shards = [shard for shard in self.shards() if share.has(shard.number)]
+        self._clear_partial(shards, share)
         try:
             (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -181,7 +235,7 @@ class Extraction:
             versions = {"ugc_jax": __version__, **versions}
             files.write_json(path, settings | {"versions": versions})
         todo = []
-        for shard in self.shards():
+        for shard in shards:
             if (report := read_report(shard)) is None:
                 todo.append(shard)
                 continue
@@ -215,6 +269,39 @@ class Extraction:
             kept=len(lines) - new,
             again=sum(len(shard.again) for shard in written),
         )
+
+    def finish_together(self, written: Sequence[Shard] = ()) -> ExtractionTotals | None:
+        """Do as `finish` if the shards of all processes are finished; else return None.
+
+        The process that finishes the last shard writes the index. Where two do so at once, one may
+        have read a report before the other replaced it; so each reads them again after its index.
+        """
+        while True:
+            before = [read_report(shard) for shard in self.shards()]
+            if None in before:
+                return None
+            totals = self.finish(written)
+            if [read_report(shard) for shard in self.shards()] == before:
+                return totals
+
+    def progress(self, share: Share) -> tuple[int, int, int, int]:
+        """Return finished and all shards of all processes, failed clips and rows of a share."""
+        finished = failed = rows = 0
+        shards = self.shards()
+        for shard in shards:
+            report = read_report(shard)
+            finished += report is not None
+            if share.has(shard.number):
+                rows += len(shard.rows)
+                failed += len(report.failures) if report else 0
+        return finished, len(shards), failed, rows
+
+    def _clear_partial(self, shards: Sequence[Shard], share: Share):
+        """Remove the partial files that killed runs left, but not those of other processes."""
+        own = tuple(f"{_record_path(shard).name}." for shard in shards)
+        for partial in self.directory.glob("*.part"):
+            if share == ALL or partial.name.startswith(own):
+                partial.unlink(missing_ok=True)
 
     def _settings(self) -> dict:
         """Return the settings that must not change if finished shards are to be kept."""
@@ -277,9 +364,12 @@ def run_local(shards: list[Shard], config: ReadingConfig) -> Iterator[str]:
     """
     if shards:
         clip, storage = shards[0].clip, shards[0].storage
-        read = functools.partial(_read_task, clip=clip, storage=storage)
-        with Pool(read, config, name=lambda task: task.row.id) as pool:
-            yield from write_shards(shards, lambda tasks: pool.read(tasks, ahead=2 * pool.workers))
+        with _folder_of_clips(shards) as folder:
+            read = functools.partial(_read_task, clip=clip, storage=storage, folder=folder)
+            with Pool(read, config, name=lambda task: task.row.id) as pool:
+                yield from write_shards(
+                    shards, lambda tasks: pool.read(tasks, ahead=2 * pool.workers)
+                )
 
 
 def run_beam(shards: list[Shard], runner: str, options: str, config: ReadingConfig):
@@ -353,10 +443,14 @@ def settle(shard: Shard):
 
 
 class Task(NamedTuple):
-    """A row to read. identity: of its media before that, as of `_identity`."""
+    """A row to read. identity: of its media before that, as of `_identity`.
+
+    members: where its media are that are members of tar files; None for others.
+    """
 
     row: ManifestRow
     identity: list[list[int]] | None
+    members: list[tars.Member | None]
 
 
 def write_shards(
@@ -369,7 +463,7 @@ def write_shards(
     """
     plans = [(shard, read_report(shard) if shard.is_finished else None) for shard in shards]
     results = read(
-        Task(row, _identity(row.media))  # from before: a file that changes meanwhile is new
+        _task(row)
         for shard, before in plans
         for row in shard.rows
         if before is None or row.id in shard.again
@@ -386,7 +480,7 @@ def write_shards(
                     else:
                         failures.append(broken[row.id])
                     continue
-                (_, identity), value, _ = next(results)
+                (_, identity, _), value, _ = next(results)
                 if isinstance(value, UserError):
                     known = not isinstance(value, UnreadableFile)
                     failures.append(_failure(row, str(value), identity if known else None))
@@ -495,30 +589,83 @@ def _is_broken(failure: dict) -> bool:
     return broken is not None and broken == _identity(failure["media"])
 
 
+def _task(row: ManifestRow) -> Task:
+    """Return the task of a row. A file that changes while it is read has changed since."""
+    members: list[tars.Member | None] = [None] * len(row.media)
+    with contextlib.suppress(UserError):  # which the worker raises again, as the row's
+        members = [tars.locate(path) for path in row.media]
+    return Task(row, _identity(row.media), members)
+
+
 def _identity(media: list[str]) -> list[list[int]] | None:
-    """Return [bytes, time of change in ns] of each file, None if one cannot be found."""
+    """Return [bytes, time of change in ns] of each file, None if one cannot be found.
+
+    A member of a tar file has its own bytes and the time of the tar file. Of remote files nothing
+    is known: each would take a request.
+    """
+    found = []
     try:
-        stats = [os.stat(path) for path in media]
-    except OSError:
+        for path in media:
+            tar, _ = tars.split(path)
+            if remote.is_url(path):
+                return None
+            stat = os.stat(tar or path)
+            size = tars.locate(path).size if tar else stat.st_size
+            found.append([size, stat.st_mtime_ns])
+    except (OSError, UserError):
         return None
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    return found
 
 
-def _read_task(task: Task, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
-    return extract_row(task.row, clip, storage)
+def check_media(shards: Sequence[Shard]) -> None:
+    """Raise EnvironmentFailure if a library or the right to read the media of shards is missing.
+
+    Of each bucket, up to three files are asked for; a file that is absent is no reason. Other
+    machines, as those of Beam, are not checked.
+    """
+    buckets: dict[tuple[str, str], dict[str, None]] = {}
+    for shard in shards:
+        for row in shard.rows:
+            for path in filter(remote.is_url, row.media):
+                url = tars.split(path)[0] or path
+                name = remote.protocol(url)
+                urls = buckets.setdefault((name, url.partition("://")[2].partition("/")[0]), {})
+                if len(urls) < _ASKED:
+                    urls[url] = None
+    for (name, _), urls in buckets.items():
+        remote.file_system(next(iter(urls)))
+        if name not in ("http", "https"):  # a web server's answer is about one file
+            remote.check_access([*urls])
 
 
-def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple[dict, bytes]:
+def _read_task(
+    task: Task, clip: ClipSettings, storage: Storage, folder: str | None = None
+) -> tuple[dict, bytes]:
+    return extract_row(task.row, clip, storage, task.members, folder)
+
+
+def extract_row(
+    row: ManifestRow,
+    clip: ClipSettings,
+    storage: Storage,
+    members: Sequence[tars.Member | None] | None = None,
+    folder: str | None = None,
+) -> tuple[dict, bytes]:
     """Return (index line, record) of a row; each medium has an equal share of media_tokens.
 
+    members: as of `Task`; None: they are looked up. folder: where a medium that is remote or in a
+    tar file is while it is read; None: that of temporary files.
     Raises UserError that names the file which cannot be used.
     """
     limit = GEOMETRY.text.max_position_embeddings
     allowance = min(clip.media_tokens or limit, limit) // max(len(row.media), 1)
-    media = [
-        _read(path, kind, clip, allowance)
-        for path, kind in zip(row.media, media_kinds(row.messages), strict=True)
-    ]
+    kinds = media_kinds(row.messages)
+    media = []
+    for path, kind, member in zip(
+        row.media, kinds, members or [None] * len(row.media), strict=True
+    ):
+        with _local(path, member, folder) as file:
+            media.append(_read(file, path, kind, clip, allowance))
     line = {
         "id": row.id,
         "messages": row.messages,
@@ -529,11 +676,53 @@ def extract_row(row: ManifestRow, clip: ClipSettings, storage: Storage) -> tuple
     return line, records.encode_record(line, [raw for _, raw in media], storage)
 
 
+def _folder_of_clips(shards: list[Shard]) -> contextlib.AbstractContextManager[str | None]:
+    """Return the context of a folder for clips while they are read; None if all are files here.
+
+    What a worker that was killed has left in it goes with it.
+    """
+    paths = (path for shard in shards for row in shard.rows for path in row.media)
+    if not any(remote.is_url(path) or tars.split(path)[0] for path in paths):
+        return contextlib.nullcontext()
+    return tempfile.TemporaryDirectory(prefix="ugc-jax-", ignore_cleanup_errors=True)
+
+
+@contextlib.contextmanager
+def _local(path: str, member: tars.Member | None, folder: str | None) -> Iterator[str]:
+    """Yield a local file with the content of a path, which may be remote or in a tar file.
+
+    Its name does not show in errors of the block. Raises UnreadableFile if it cannot be fetched.
+    """
+    member = member or tars.locate(path)
+    if member is None and not remote.is_url(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ugc-jax-", dir=folder) as own:
+        file = os.path.join(own, os.path.basename(path).partition("?")[0] or "clip")
+        try:
+            size = remote.size(path) if member is None else member.size
+            if remote.is_url(path):
+                allow((size or 0) / SLOW)
+            if member is not None:
+                tars.copy(member, file)
+            else:
+                remote.fetch(path, file, size=size)
+            yield file
+        except OSError as error:
+            fault = f"{file}: cannot be written ({error.strerror or error})"
+            raise environment_failure(error, file) or UnreadableFile(f"{path}: {fault}") from None
+        except UserError as error:
+            raise type(error)(str(error).replace(file, path)) from None
+
+
 def _read(
-    path: str, kind: str, settings: ClipSettings, allowance: int
+    file: str, path: str, kind: str, settings: ClipSettings, allowance: int
 ) -> tuple[MediumFacts, RawMedium]:
-    """Read a medium and its facts for the index. kind: as the messages call it."""
-    source = probe(path)
+    """Read a medium and its facts for the index.
+
+    file: where it is. path: as the manifest calls it. kind: as the messages call it.
+    """
+    source = probe(file)
     allow(source.length)
     if source.kind != kind:
         raise UserError(f"{path}: is of kind {source.kind}, and the manifest calls it {kind}")

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from ugc_jax import remote
 from ugc_jax.data.prompt import KINDS, ROLES
 
 DIALOGUES = ("messages", "conversations", "conversation")
@@ -80,6 +81,7 @@ _URL = re.compile(
     r"|www\.[^/\s]+/|(?:m\.)?youtu(?:be\.com|\.be)/)",
     re.IGNORECASE,
 )
+_PAGE = re.compile(r"\w+://(?:(?:www|m)\.)?youtu(?:be\.com|\.be)/", re.IGNORECASE)
 _TEXT_TYPES = ("text", "input_text", "output_text")
 
 
@@ -129,7 +131,7 @@ def read_columns(
         hint = f"; if {alike} is a file, name this column path" if alike else ""
         has_url = (name for name, value in extra.items() if any(map(_URL.match, _strings(value))))
         if not alike and (url := next(has_url, None)):
-            hint = f"; {url} is a URL: download the file first and give its path in a column path"
+            hint = f"; if {url} is where the clip is, name this column path"
         raise ValueError(f"has neither messages nor {' nor '.join(PATHS)}{hint}")
     if has_no_caption and not given and not solution and not {*_QUESTIONS, *_ANSWERS} & row.keys():
         raise ValueError(
@@ -150,14 +152,14 @@ def read_columns(
 
 def about_file(path: str, question: str, system: str) -> Conversation:
     """Return the question about one file, which has no row."""
-    kind = _kind(path)
+    kind = file_kind(path)
     content = [{"type": kind, kind: path}, {"type": "text", "text": question}]
     messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
     return Conversation(messages, [path], None, {})
 
 
-def _kind(path: str) -> str:
-    """The kind of a file by its name; "video" if the name does not say."""
+def file_kind(path: str) -> str:
+    """Return the kind of a file by its name; "video" if the name does not say."""
     kind = (mimetypes.guess_type(path)[0] or "video").partition("/")[0]
     return kind if kind in KINDS else "video"
 
@@ -415,7 +417,7 @@ class _Files:
                 continue
             kind = _FILES[name]
             if name in PATHS and (kind is None or not is_dialogue):
-                kind = _kind(paths[0])
+                kind = file_kind(paths[0])
             if kind in self.paths:
                 raise ValueError(f"has both {self._columns[kind]} and {name}; keep one of them")
             self.paths[kind], self._columns[kind] = paths, name
@@ -527,7 +529,10 @@ def _paths(value: object, column: str) -> list[str]:
 
 
 def _path(value: object, column: str) -> str:
-    """Return a path as text, of a path or an object {"path": ...}. Raises ValueError for a URL."""
+    """Return a path or a URL as text, of one or of an object {"path": ...}.
+
+    Raises ValueError for what is neither, and for a URL whose protocol fsspec does not know.
+    """
     if isinstance(value, dict):
         given = {name: one for name, one in value.items() if not _absent(one) and one != ""}
         if "bytes" in given:
@@ -545,7 +550,12 @@ def _path(value: object, column: str) -> str:
             raise ValueError(f"{column} is {value!r:.80}, of another machine; give a local path")
         value = unquote(parts.path)
     if _URL.match(value):
-        raise ValueError(f"{column} is a URL ({value:.60}); download it first and give its path")
+        scheme = remote.protocol(value)
+        if not scheme or not remote.is_known(scheme) or _PAGE.match(value):
+            raise ValueError(
+                f"{column} is a URL that is not read ({value:.60}); download it and give its path"
+            )
+        return value
     if re.match(r"[A-Za-z]:[\\/]", value):
         raise ValueError(
             f"{column} is a path of Windows ({value:.60}); give it as this machine has it"

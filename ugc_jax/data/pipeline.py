@@ -6,24 +6,14 @@ Every process makes the same plan and loads its own rows of each step. To resume
 number of the next step is needed; the number of processes and workers may change.
 """
 
-import contextlib
 import dataclasses
-import errno
 import functools
-import gc
-import os
-import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import parent_process
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from etils import epath
 
-from ugc_jax import processes
+from ugc_jax.data import grain_workers
 from ugc_jax.data.batching import Batch, collate_rows
 from ugc_jax.data.example import Example, build_example
 from ugc_jax.data.hiding import hide_some
@@ -48,9 +38,7 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 if TYPE_CHECKING:
     import grain  # of the extra `train`
 
-SHARED_MEMORY = "/dev/shm"
 Length = tuple[int | None, float]  # of a plan: steps, or without them epochs
-_NO_LEAK = "ignore:resource_tracker:UserWarning"
 
 
 def training(
@@ -115,7 +103,8 @@ def _mixture(
 ) -> tuple[list[RecordSource], list[ExampleSet]]:
     """Open the folders of `data.train`; `make_set` selects from their first `most` entries."""
     folders, weights = zip(*parse_mixture(data.train), strict=True)
-    sources = [RecordSource(folder) for folder in folders]
+    cache = {"cache": data.cache} if data.cache else {}
+    sources = [RecordSource(folder, **cache) for folder in folders]
     sets = [
         make_set(folder, source.entries[:most], data, tokenizer, model)
         for folder, source in zip(folders, sources, strict=True)
@@ -206,26 +195,16 @@ class Pipeline:
     def from_step(self, step: int) -> "grain.IterDataset":
         """Return Grain's dataset of the steps from `step` on."""
         import grain
-        from absl import flags
 
+        workers = min(self.data.workers, len(self.plan) - step)
         batches = grain.MapDataset.range(step, len(self.plan)).map(self.loader)
-        ahead = 0 if self.data.workers else self.data.read_ahead
+        ahead = 0 if workers else self.data.read_ahead
         batches = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
         )
-        if not self.data.workers:
+        if not workers:
             return batches
-        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags before it starts workers
-            flags.FLAGS.mark_as_parsed()
-        # Batches that workers have read ahead at the end are freed by Python's resource tracker,
-        # which would warn of a leak. The tracker takes its filters from here when it starts.
-        if _NO_LEAK not in sys.warnoptions:
-            sys.warnoptions.append(_NO_LEAK)
-        options = grain.multiprocessing.MultiprocessingOptions(
-            num_workers=min(self.data.workers, len(self.plan) - step),
-            per_worker_buffer_size=self.data.read_ahead,
-        )
-        return batches.mp_prefetch(options, worker_init_fn=_init_worker)
+        return grain_workers.prefetched(batches, workers, self.data.read_ahead)
 
 
 class BatchIterator(Iterator[Batch]):
@@ -250,17 +229,14 @@ class BatchIterator(Iterator[Batch]):
         try:
             if self._batches is None:
                 self._batches, self._taken = iter(self._pipeline.from_step(self._step)), 0
-            # Grain starts its workers one after the other, the last one for the last of so many.
-            starts = self._taken < self._pipeline.data.workers
-            with processes.without_script() if starts else contextlib.nullcontext():
+            with grain_workers.starting(self._taken, self._pipeline.data.workers):
                 batch = next(self._batches)
         except (OSError, RuntimeError) as error:
-            if self._pipeline.data.workers and (fault := _failed_workers(error, self._step)):
+            if self._pipeline.data.workers and (fault := grain_workers.failure(error, self._step)):
                 raise UserError(f"data: {fault}") from error
             raise
         self._step, self._taken = self._step + 1, self._taken + 1
-        # Copied out of shared memory, which Grain frees with its own arrays.
-        return _copied(batch) if self._pipeline.data.workers else batch
+        return grain_workers.copied(batch) if self._pipeline.data.workers else batch
 
     def get_state(self) -> dict:
         """Return the position in the data, for JSON: the next step and the plan's fingerprint.
@@ -299,48 +275,17 @@ class BatchIterator(Iterator[Batch]):
     def close(self) -> None:
         """Stop the workers. The iterator can still be used; it starts new ones."""
         if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+            batches, self._batches = self._batches, None
             if self._pipeline.data.workers:
-                gc.collect()  # a reference cycle keeps Grain's last batch and its shared memory
+                grain_workers.close(batches)
+            else:
+                batches.close()
 
 
 def _with_removals(mixture: str) -> list[str]:
     """Return the folders of a mixture from which records were removed."""
     folders = (folder for folder, _ in parse_mixture(mixture))
     return [folder for folder in folders if (epath.Path(folder) / REMOVED).exists()]
-
-
-def _failed_workers(error: OSError | RuntimeError, step: int) -> str | None:
-    """Return what became of Grain's workers, with the remedy; None for any other error.
-
-    Their batches and locks are in shared memory. A write to a page that it has no room for kills
-    the process (SIGBUS), and a lock that it has no room for is an OSError.
-    """
-    fewer = "lower data.workers or data.read_ahead"
-    died = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
-    code = int(died[1]) if died else 0
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or code == -signal.SIGBUS:
-        size = ""
-        with contextlib.suppress(OSError):
-            found = os.statvfs(SHARED_MEMORY)
-            size = f" of {found.f_blocks * found.f_frsize / 2**20:.0f} MiB"
-        return (
-            f"no shared memory is left for the batches of the workers at step {step}; enlarge "
-            f"{SHARED_MEMORY}{size} (docker run --shm-size 16g), {fewer}, or set data.workers=0"
-        )
-    if died is None:
-        return None
-    names = {-number: signal.Signals(number).name for number in signal.Signals}
-    reason = names.get(code, f"exit status {code}")
-    if code == -signal.SIGKILL:
-        reason, fewer = f"{reason}, perhaps for lack of memory", f"{fewer}, or free memory"
-    return f"a worker process died at step {step} ({reason}); {fewer}, or set data.workers=0"
-
-
-def _copied(batch: Batch) -> Batch:
-    media = {name: type(leaves)(*map(np.array, leaves)) for name, leaves in batch.media.items()}
-    return Batch(*map(np.array, batch[:-1]), media=media)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,11 +305,21 @@ class Loader:
 
     def __call__(self, number: int) -> Batch:
         step = self.plan.step(number)
+        for source, records in self._items(step.rows).items():
+            self.sources[source].fetch(records)
         rows = [[self._example(*item) for item in step.rows[row]] for row in self.rows]
         batch = collate_rows(rows, step.key, len(rows), self.model)
         if self.hide_media:
             hide_some(batch, self.hide_media, number, self.rows, self.model)
         return batch
+
+    def _items(self, rows: list[list[tuple[int, int]]]) -> dict[int, list[int]]:
+        """Return the records of this process's rows by their data sets."""
+        found: dict[int, list[int]] = {}
+        for row in self.rows:
+            for source, record in rows[row]:
+                found.setdefault(source, []).append(record)
+        return found
 
     def _example(self, source: int, number: int) -> Example:
         entry, media = self.sources[source][number]
@@ -372,23 +327,6 @@ class Loader:
         return build_example(
             messages, media, self.tokenizer, self.model, generation_prompt=not self.answers
         )
-
-
-def _init_worker(index: int, count: int) -> None:
-    """Ignore signals in a worker, and end it with its parent.
-
-    The parent handles a signal to the whole group (Ctrl-C, the end of a job) and needs batches
-    until it has stopped. A parent that is killed cannot stop its workers.
-    """
-    del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def follow():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
 # ---- prompts without their answers ---------------------------------------------------------------

@@ -49,6 +49,8 @@ class DataConfig:
     chunks: int | None = None  # two-second chunks of sound in a row (default: what the data needs)
     workers: int = 1  # processes that read and lay out batches; 0: a thread of this process
     read_ahead: int = 2  # batches that each of them holds ready
+    # folder on this machine for copies of files of remote records; none: one for temporary files
+    cache: str | None = None
 
     def __post_init__(self):
         sizes = dict(batch_size=1, tokens=1, grids=0, windows=1, chunks=0)

@@ -12,18 +12,24 @@ A folder without shards.json is incomplete.
 
 import dataclasses
 import functools
+import hashlib
 import io
 import os
+import shutil
+import tempfile
 import threading
+import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from ugc_jax import files
+from ugc_jax import files, remote
 from ugc_jax.data.example import MediumInput, RawMedium, medium_input, medium_size
 from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError, environment_failure
@@ -34,6 +40,7 @@ NAME, SPLIT, VERSION = "clips", "train", "1.0.0"
 INDEX, EXTRACTION, SHARDS = "index.jsonl", "extraction.json", "shards.json"
 # Options of a reader that reads single records: no read-ahead.
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+FETCHES = 8  # remote files that are fetched at a time
 EXTRACT_AGAIN = "run ugc-jax extract again with the same settings"
 
 
@@ -293,10 +300,17 @@ class RecordSource:
     checksum of its index. Threads may share a source.
     """
 
-    def __init__(self, directory: str | epath.Path, index_crc32: int | None = None):
-        """directory: local, or any path that etils knows (gs://...).
+    def __init__(
+        self,
+        directory: str | epath.Path,
+        index_crc32: int | None = None,
+        cache: str | None = None,
+    ):
+        """directory: local, or any path that etils knows (gs://..., s3://...).
 
-        index_crc32: of the index that numbers refer to; None: of any.
+        index_crc32: of the index that numbers refer to; None: of any. cache: folder on this machine
+        for copies of remote files, each of which is fetched when it is first needed; None: a folder
+        for temporary files.
         Raises UserError for a folder that is incomplete, or whose files were cut off or changed.
         """
         self.directory = epath.Path(directory)
@@ -314,8 +328,7 @@ class RecordSource:
                 "run ugc-jax extract again with --overwrite"
             ) from None
         self._shards = summary["shards"]
-        for shard in self._shards:
-            _check_size(self.directory / shard["name"], shard["bytes"])
+        _check_sizes(self.directory, self._shards)
         path, remedy = self.directory / INDEX, f"{EXTRACT_AGAIN}, which writes it again"
         text = files.read_text(path, remedy)
         if zlib.crc32(text.encode()) != summary["index_crc32"]:
@@ -337,10 +350,13 @@ class RecordSource:
                 IndexEntry(line["id"], line["messages"], line["solution"], line["extra"], media)
             )
         self._readers = {}
-        self._lock = threading.Lock()
+        self._lock, self._fetching = threading.Lock(), {}
+        self._cache, self._copies = cache, None
+        if remote.is_url(self.directory):
+            self._copies = _folder_of_copies(str(self.directory), self._index_crc32, cache)
 
     def __reduce__(self):
-        return RecordSource, (str(self.directory), self._index_crc32)
+        return RecordSource, (str(self.directory), self._index_crc32, self._cache)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -354,27 +370,89 @@ class RecordSource:
         """Return what was reduced or is missing in the media of a record."""
         return tuple(note for fact in self._facts[index] for note in fact.notes)
 
+    def fetch(self, indices: Iterable[int]) -> None:
+        """Copy the files of these records to this machine, several at a time, if they are remote.
+
+        Files of which there are copies are not fetched. Raises UserError that names a file which
+        cannot be fetched, after further tries.
+        """
+        numbers = {self._lines[index]["shard"] for index in indices} - self._readers.keys()
+        if self._copies is None or not numbers:
+            return
+        with ThreadPoolExecutor(min(FETCHES, len(numbers)), "fetch-records") as pool:
+            for _ in pool.map(self._copy, numbers):
+                pass
+
     def _record(self, index: int) -> bytes:
         line = self._lines[index]
         shard, position = self._shards[line["shard"]], line["position"]
         path = self.directory / shard["name"]
-        try:
-            record = self._reader(line["shard"]).read([position])[0]
-        except (RuntimeError, ValueError, IndexError) as error:
-            fault = f"{damaged(path, position)} ({error!s:.120})"
-            raise environment_failure(error) or UserError(fault) from None
-        if zlib.crc32(record) != line["crc32"]:
-            raise UserError(damaged(path, position))
-        return record
+        for is_last in (self._copies is None, True):
+            try:
+                record = self._reader(line["shard"]).read([position])[0]
+                if zlib.crc32(record) == line["crc32"]:
+                    return record
+                fault = damaged(path, position)
+            except (RuntimeError, ValueError, IndexError) as error:
+                if isinstance(error, UserError):  # of the fetching
+                    raise
+                if (failure := environment_failure(error)) is not None:
+                    raise failure from None
+                fault = f"{damaged(path, position)} ({error!s:.120})"
+            if is_last:
+                raise UserError(fault)
+            with self._lock:  # the copy may be what is damaged
+                self._readers.pop(line["shard"], None)
+                (self._copies / shard["name"]).unlink(missing_ok=True)
+        raise AssertionError("unreachable")
 
     def _reader(self, number: int):
+        if (reader := self._readers.get(number)) is not None:
+            return reader
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        # array_record itself opens no s3://, and waits 15 minutes for a gs:// that does not answer.
+        name = self._shards[number]["name"]
+        path = self.directory / name if self._copies is None else self._copy(number)
         with self._lock:
             if number not in self._readers:
-                from array_record.python.array_record_module import ArrayRecordReader
-
-                path = self.directory / self._shards[number]["name"]
                 self._readers[number] = ArrayRecordReader(str(path), options=RANDOM_ACCESS)
             return self._readers[number]
+
+    def _copy(self, number: int) -> Path:
+        """Return the copy of a remote file; fetched, unless a process of this machine has."""
+        shard = self._shards[number]
+        path, url = self._copies / shard["name"], f"{self.directory}/{shard['name']}"
+        with self._lock:
+            lock = self._fetching.setdefault(number, threading.Lock())
+        with lock:
+            if path.exists() and path.stat().st_size == shard["bytes"]:
+                return path
+            new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    remote.fetch(url, new, size=shard["bytes"])
+                    new.replace(path)
+                finally:
+                    new.unlink(missing_ok=True)
+            except OSError as error:
+                fault = f"{path}: cannot be written ({error}); set data.cache to another folder"
+                raise environment_failure(error, path) or UserError(fault) from None
+        return path
+
+
+def _folder_of_copies(directory: str, crc32: int, cache: str | None) -> Path:
+    """Return the folder of the copies of remote records; deletes those of an earlier state.
+
+    Records may have been removed since (`removal`): no copy of them is to stay.
+    """
+    root = Path(cache) if cache else Path(tempfile.gettempdir(), f"ugc-jax-records-{os.getuid()}")
+    place = root / hashlib.sha256(directory.encode()).hexdigest()[:16]
+    for other in place.glob("*"):
+        if other.name != f"{crc32:08x}":
+            shutil.rmtree(other, ignore_errors=True)
+    return place / f"{crc32:08x}"
 
 
 def damaged(path: epath.Path, position: int) -> str:
@@ -383,9 +461,16 @@ def damaged(path: epath.Path, position: int) -> str:
     return f"{path}: record {position} is damaged; {remedy}"
 
 
-def _check_size(path: epath.Path, size: int):
-    """Raise UserError unless the file exists and has its size."""
-    found = path.stat().length if path.exists() else None
-    if found != size:
-        state = "missing" if found is None else f"{found} bytes long instead of {size}"
-        raise UserError(f"{path}: {state}; {EXTRACT_AGAIN}: only this file is written again")
+def _check_sizes(directory: epath.Path, shards: Sequence[dict]):
+    """Raise UserError unless all files of shards are there and have their sizes."""
+    is_remote = remote.is_url(directory)
+    sizes = remote.sizes(str(directory)) if is_remote else {}  # one request
+    for shard in shards:
+        path, size = directory / shard["name"], shard["bytes"]
+        if is_remote:
+            found = sizes.get(shard["name"])
+        else:
+            found = path.stat().length if path.exists() else None
+        if found != size:
+            state = "missing" if found is None else f"{found} bytes long instead of {size}"
+            raise UserError(f"{path}: {state}; {EXTRACT_AGAIN}: only this file is written again")

@@ -1,7 +1,9 @@
 """Extract frames and sound of clips into records for training.
 
-MANIFEST is a .jsonl, .json or .csv file, or a folder of clips. Its rows are as released ({"videos":
+MANIFEST is a .jsonl, .json, .csv or .parquet file, tar files of clips (shards/*.tar), a folder of
+clips, or a data set of Hugging Face (a folder, or OWNER/NAME). Its rows are as released ({"videos":
 [...], "messages": [...]}), a path and a caption, or in the form of another tool (docs/records.md).
+Clips and manifests may be URLs (gs://, s3://, https:// ...).
 
 A further run with the same settings continues: finished shards are kept. Clips that cannot be read
 are listed in failures.jsonl; the job fails if their share exceeds max_failures. A further run tries
@@ -20,9 +22,17 @@ import sys
 from etils import epath
 
 from ugc_jax.data.card import write_card
-from ugc_jax.data.extract import FAILURES, Extraction, ExtractionTotals, run_beam, run_local
+from ugc_jax.data.extract import (
+    FAILURES,
+    Extraction,
+    ExtractionTotals,
+    check_media,
+    parse_share,
+    run_beam,
+    run_local,
+)
 from ugc_jax.data.forms import UNHEEDED
-from ugc_jax.data.manifest import ManifestRow, read_manifest
+from ugc_jax.data.manifest import Columns, ManifestRow, read_manifest
 from ugc_jax.data.records import Storage
 from ugc_jax.data.removal import remove
 from ugc_jax.data.removed import REMOVED
@@ -45,6 +55,12 @@ class ExtractConfig(ReadingConfig):
     output: str | None = None  # folder of the records, local or gs://...; required but with remove
     media: str | None = None  # folder of the manifest's paths; none: the manifest's own folder
     conversations: bool = False  # read dialogues of LLaVA's and ShareGPT's form (from, value)
+    columns: Columns = Columns()
+    subset: str | None = None  # of a data set of the Hugging Face hub
+    split: str | None = None  # of a data set of Hugging Face; none: its only one
+    # share of this process if several write one folder, as 0/8 to 7/8; auto: by SLURM's variables
+    # or JAX_PROCESS_ID and JAX_NUM_PROCESSES
+    shard: str | None = None
     shard_clips: int = 64  # most clips of a file; a killed run continues after the last whole file
     workers: int | None = None  # processes that read clips; none: one a core
     max_failures: float = 0.1  # largest share of failed clips with which the job succeeds
@@ -76,8 +92,10 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     if len(manifests) != 1:
         raise UserError(f"{len(manifests)} manifests are given ({' '.join(manifests)}); give one")
     clip, output = clip_settings(config), epath.Path(config.output)
-    rows = read_manifest(manifests[0], clip, config.media, config.conversations)
+    rows = read_rows_of(manifests[0], clip, config)
     extraction, totals = write_records(config, rows, manifests[0])
+    if totals is None:
+        return _unfinished(config, extraction)
     print(totals.summary(output), file=sys.stderr)
     if left_out := extraction.left_out():
         print(
@@ -91,11 +109,33 @@ def main(config: ExtractConfig, manifests: list[str]) -> int:
     return 0
 
 
+def read_rows_of(manifest: str, clip: ClipSettings, config: ExtractConfig) -> list[ManifestRow]:
+    """Return the rows of a manifest as the settings say to read it."""
+    how = config.media, config.conversations, config.columns, config.subset, config.split
+    return read_manifest(manifest, clip, *how)
+
+
+def _unfinished(config: ExtractConfig, extraction: Extraction) -> int:
+    """Say what other processes have to do yet; returns the exit status of this one's share."""
+    share = parse_share(config.shard)
+    finished, count, failed, rows = extraction.progress(share)
+    print(
+        f"{extraction.directory}: share {share.rank}/{share.count} is done; {finished} of {count} "
+        "files of all shares are; the process that finishes the last one writes the index",
+        file=sys.stderr,
+    )
+    if fault := too_many_failures(config, failed, rows):
+        print(f"ugc-jax extract: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def write_records(
     config: ExtractConfig, rows: list[ManifestRow], name: str
-) -> tuple[Extraction, ExtractionTotals]:
+) -> tuple[Extraction, ExtractionTotals | None]:
     """Write the records of rows to config.output, or continue. name: of the rows, in messages.
 
+    The totals are None if other processes (config.shard) have not finished their shares.
     Raises UserError as `Extraction.prepare` and for settings out of range.
     """
     clip = clip_settings(config)
@@ -107,7 +147,14 @@ def write_records(
         )  # fmt: skip
     output = epath.Path(config.output)
     extraction = Extraction(output, rows, clip, config.storage, config.shard_clips)
-    shards = extraction.prepare(config.overwrite, config.retry)
+    share = parse_share(config.shard)
+    if config.shard and config.overwrite:
+        raise UserError("overwrite would delete what other shares write; delete the folder before")
+    if config.shard and config.runner:
+        raise UserError("shard and runner both divide the work; give one of them")
+    shards = extraction.prepare(config.overwrite, config.retry, share)
+    if config.runner is None:
+        check_media(shards)
     todo = sum(shard.todo for shard in shards)
     if config.runner is not None and shards:
         run_beam(shards, config.runner, config.beam_options, config)
@@ -117,7 +164,9 @@ def write_records(
         for failure in progress(failures, todo, "clip", "extracting"):
             if failure:
                 logger.warning("%s", failure)
-    totals = extraction.finish(shards)
+    totals = extraction.finish_together(shards) if config.shard else extraction.finish(shards)
+    if totals is None:
+        return extraction, None
     write_card(output, config.source, config.license)
     return extraction, totals
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ugc_jax import files
+from ugc_jax import files, remote
 from ugc_jax.data.manifest import read_manifest
 from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
@@ -130,6 +130,11 @@ def _read(labels: Path, media: str | None, quotas: Sequence[Quota]) -> tuple[lis
                 "or label the clips"
             )
         read = manifest[number - 1]
+        if remote.is_url(read.media[0]):
+            raise UserError(
+                f"{labels}: row {number}: {read.media[0]} is a URL, which select does not read; "
+                "download the clips and give their folder as media"
+            )
         caption = read.solution or ""
         if read.messages[-1]["role"] == "assistant":
             caption = read.messages[-1]["content"]

@@ -21,9 +21,10 @@ from ugc_jax.train.settings import TrainConfig
 # Settings that say nothing of the weights, and those that `lineage` tells in another way.
 _LEFT_OUT = (
     "checkpoint", "output", "revision", "distributed", "data.train", "data.workers",
-    "data.read_ahead", "loop.log_every", "loop.save_every", "loop.keep", "loop.profile",
-    "loop.wandb", "loop.samples", "loop.hang_seconds", "compute.compilation_cache",
-    "rewards.judge.base_url", "rewards.judge.cache", "rewards.judge.key",
+    "data.read_ahead", "data.cache", "loop.log_every", "loop.save_every", "loop.keep",
+    "loop.profile", "loop.wandb", "loop.samples", "loop.hang_seconds",
+    "compute.compilation_cache", "rewards.judge.base_url", "rewards.judge.cache",
+    "rewards.judge.key",
 )  # fmt: skip
 _FOLDERS = "data.eval", "rewards.file"
 
