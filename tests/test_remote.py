@@ -181,3 +181,17 @@ def test_small_files_are_read_with_further_tries(bucket):  # noqa: F811
     assert len(bucket.asked) == 3
     with pytest.raises(UnreadableFile, match="^s3://b/none: no such file; name another$"):
         files.read_bytes(epath.Path("s3://b/none"), "name another")
+
+
+def test_any_fault_that_fsspec_calls_absence_is_tried_again():
+    errors = [FileNotFoundError("http://x/a"), FileNotFoundError("http://x/a")]
+    errors[0].__cause__ = Answer(503)
+    errors[1].__cause__ = Answer(404)
+    pauses = []
+
+    def read():
+        raise errors.pop(0)
+
+    with pytest.raises(UnreadableFile, match="^http://x/a: no such file"):
+        remote.retried(read, "http://x/a", pause=pauses.append)
+    assert len(pauses) == 1

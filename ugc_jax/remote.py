@@ -107,6 +107,7 @@ def retried(
 
 def is_lasting(error: BaseException) -> bool:
     """Whether another try would fail alike: the file is absent or refused, the machine is full."""
+    error = _root(error)
     if (status := _status(error)) is not None:
         return not (status in _FOR_A_MOMENT or status >= 500)
     if isinstance(error, _LASTING) or _lacks_credentials(error):
@@ -189,6 +190,7 @@ def check_access(urls: list[str]) -> None:
 
 def _lasting_failure(url: object, error: BaseException, tries: int = 0) -> Exception:
     """Return what to raise for an error of a read that is not tried again."""
+    error = _root(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if _lacks_credentials(error):
         return EnvironmentFailure(
@@ -204,6 +206,13 @@ def _lasting_failure(url: object, error: BaseException, tries: int = 0) -> Excep
     return UnreadableFile(
         f"{url}: cannot be read{after} ({text:.160}); run again when it can be reached"
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the reason of a FileNotFoundError, which fsspec makes of any fault of a server."""
+    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _login(url: object) -> str:

@@ -5,17 +5,22 @@ import functools
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from clips import write_clip
 from etils import epath
+from fake_bucket import bucket  # noqa: F401 (fixture)
 from hooks import hooked_workers
 
 from ugc_jax import cli
@@ -623,3 +628,214 @@ def test_workers_start_no_jax():
         "assert not {'jax', 'torch', 'tensorflow', 'grain'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- many processes, buckets and tar files -------------------------------------------------------
+
+
+def parts_of(manifest, output, rank, count):
+    """Prepare the share of a process, and its shards."""
+    one = prepared(output, manifest)
+    share = extract.Share(rank, count)
+    return one, share, one.prepare(share=share)
+
+
+def test_shares_of_processes_make_the_folder_of_one(manifest, tmp_path):
+    alone = prepared(tmp_path / "alone", manifest)
+    in_this_process(alone.prepare())
+    alone.finish()
+    together, written = tmp_path / "together", []
+    started = [parts_of(manifest, together, rank, 3) for rank in range(3)]  # all before any writes
+    for one, share, shards in started:
+        assert one.finish_together() is None
+        written += [shard.number for shard in shards]
+        in_this_process(shards)
+        assert one.progress(share)[2:] == {0: (1, 3), 1: (0, 2), 2: (1, 2)}[share.rank]
+    assert sorted(written) == [0, 1, 2, 3]
+    assert started[0][0].finish_together(started[0][2]).records == 5
+    names = {file.name for file in (tmp_path / "alone").iterdir() if file.is_file()}
+    assert names == {file.name for file in together.iterdir() if file.is_file()}
+    for name in names - {"dataset_info.json"}:  # it has the folder's name
+        assert (together / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+def test_another_process_keeps_its_partial_file(manifest, tmp_path):
+    parts_of(manifest, tmp_path / "out", 0, 2)
+    mine, other = (tmp_path / "out" / f"{shard_name(number, 4)}.abc.part" for number in (0, 1))
+    mine.write_bytes(b"of a killed run")
+    other.write_bytes(b"of a process that writes")
+    parts_of(manifest, tmp_path / "out", 0, 2)
+    assert not mine.exists()
+    assert other.exists()
+    prepared(tmp_path / "out", manifest).prepare()
+    assert not other.exists()
+
+
+def test_a_killed_share_is_finished_by_another_number_of_processes(manifest, tmp_path):
+    out = tmp_path / "out"
+    one, _, shards = parts_of(manifest, out, 0, 2)
+    in_this_process(shards[:1])  # killed after the first of two
+    before = stamps(out)
+    done = []
+    for rank in range(4):
+        one, _, shards = parts_of(manifest, out, rank, 4)
+        in_this_process(shards)
+        done += [shard.number for shard in shards]
+    assert sorted(done) == [1, 2, 3]
+    assert one.finish_together().records == 5
+    assert before.items() <= stamps(out).items()
+    RecordSource(out)
+
+
+def test_the_index_is_that_of_the_last_report(manifest, tmp_path, monkeypatch):
+    """A report that changes while the index is written is in the index all the same."""
+    one, _, shards = parts_of(manifest, tmp_path / "out", 0, 1)
+    in_this_process(shards)
+    first = one.shards()[0]
+    finish, calls = Extraction.finish, []
+
+    def slow(self, written=()):
+        totals = finish(self, written)
+        if not calls:  # another process replaces a report
+            report = extract.read_report(first)
+            lines = [line | {"solution": "new"} for line in report.lines]
+            extract._write_report(extract._report_path(first), report._replace(lines=lines))
+        calls.append(totals)
+        return totals
+
+    monkeypatch.setattr(Extraction, "finish", slow)
+    one.finish_together(shards)
+    assert len(calls) == 2
+    assert [e.solution for e in RecordSource(tmp_path / "out").entries] == ["new", *[None] * 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        (None, {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, (0, 1)),
+        ("2/8", {}, (2, 8)),
+        ("auto", {"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, (1, 4)),
+        ("auto", {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "2"}, (0, 2)),
+        ("8/8", {}, "shard is 8/8; give RANK/COUNT, of 8 processes 0/8 to 7/8, or auto"),
+        ("2", {}, "shard is 2; give RANK/COUNT"),
+        ("auto", {"SLURM_PROCID": "1"}, "neither SLURM_PROCID and SLURM_NTASKS, or JAX_PROCESS_ID"),
+        ("auto", {"JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "2"}, "shard is 2/2 (JAX_PROCESS"),
+    ],
+)  # fmt: skip
+def test_whose_share_it_is(text, environment, expected):
+    if isinstance(expected, tuple):
+        assert extract.parse_share(text, environment) == expected
+        return
+    with pytest.raises(UserError) as error:
+        extract.parse_share(text, environment)
+    assert expected in str(error.value)
+
+
+def test_processes_that_are_killed_lose_nothing(manifest, tmp_path):
+    """Two real processes, one killed at its first file; then both again."""
+    out = tmp_path / "out"
+    words = ["extract", "--output", str(out), "--frames", "2", "--min_pixels", "784"]
+    words += ["--max_pixels", "3136", "--shard_clips", "1", "--workers", "1", str(manifest)]
+    start = lambda rank: subprocess.Popen(  # noqa: E731
+        [sys.executable, "-m", "ugc_jax.cli", *words, "--max_failures=1", "--shard=auto"],
+        env=os.environ | {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = start(0)
+    end = time.monotonic() + 60
+    while not list((out / "shards").glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    before = stamps(out)
+    both = [start(rank) for rank in range(2)]
+    told = [one.communicate(timeout=100)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    assert any(f"{out}: 5 records (" in text for text in told)
+    assert before
+    assert before.items() <= stamps(out).items()
+    assert [entry.id for entry in RecordSource(out).entries] == [
+        f"train.jsonl:{number}" for number in (1, 2, 3, 4, 7)
+    ]
+
+
+def test_words_that_do_not_go_together(run, manifest, tmp_path):
+    with pytest.raises(UserError, match="overwrite would delete what other shares write"):
+        run(tmp_path, manifest, "--shard=0/2", "--overwrite")
+    with pytest.raises(UserError, match="shard and runner both divide the work"):
+        run(tmp_path, manifest, "--shard=0/2", "--runner=DirectRunner")
+
+
+@pytest.fixture
+def web(manifest):
+    """A server of the clips that fails at first: url, and the paths asked for."""
+    folder, asked = manifest.parent, []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked.append((self.command, self.path))
+            file = folder / self.path.lstrip("/")
+            status = 404 if not file.exists() else 503 if len(asked) < 3 else 200
+            body = file.read_bytes() if status == 200 else b""
+            asks = re.match(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
+            if status == 200 and asks:
+                first, last = map(int, asks.groups())
+                status, body = 206, body[first : last + 1]
+            self.send_response(status)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_clips_of_a_server_and_of_a_tar_file_are_those_of_files(web, run, manifest, tmp_path):
+    url, asked = web
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(manifest.parent / "2.mp4", "2.mp4")
+        archive.add(manifest.parent / "cut.mp4", "cut.mp4")
+    rows = [f"{url}/1.mp4", f"{url}/none.mp4", "a.tar/2.mp4", "a.tar/cut.mp4", "a.tar/none.mp4"]
+    rows += [str(manifest.parent / f"{number}.mp4") for number in (1, 2)]
+    path = tmp_path / "m.csv"
+    path.write_text("\n".join(["video,caption", *(f"{row},A" for row in rows)]) + "\n")
+    out = tmp_path / "out"
+    assert run(out, path, "--workers=1", "--max_failures=0.5") == 0
+    source = RecordSource(out)
+    assert [entry.id for entry in source.entries] == [f"m.csv:{n}" for n in (2, 4, 7, 8)]
+    for fetched, local in ((0, 2), (1, 3)):
+        (a,), (b,) = source[fetched][1], source[local][1]
+        assert (a.vision.patches == b.vision.patches).all()
+        assert (a.mel == b.mel).all()
+    lines = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["m.csv:3", "m.csv:5", "m.csv:6"]
+    assert lines[0]["error"] == f"{url}/none.mp4: no such file; check its name and bucket"
+    assert lines[1]["error"].startswith(f"{tmp_path}/a.tar/cut.mp4: ")
+    assert "/ugc-jax-" not in lines[1]["error"]
+    assert lines[1]["broken"] == [[900, (tmp_path / "a.tar").stat().st_mtime_ns]]
+    assert "a.tar has no member of this name" in lines[2]["error"]
+    assert len(asked) > 3  # it failed twice, and was asked again
+
+
+def test_a_bucket_that_refuses_stops_the_job_in_one_line(bucket, tmp_path, run):  # noqa: F811
+    path = tmp_path / "m.csv"
+    path.write_text("video\ns3://mine/a.mp4\ns3://mine/b.mp4\n")
+    bucket.faults["info:mine"] = [PermissionError("Access Denied")] * 9
+    with pytest.raises(EnvironmentFailure, match=r"s3://mine/a.mp4: access is refused \(Access"):
+        run(tmp_path / "out", path)
+    bucket.faults["info:mine"] = [type("NoCredentialsError", (Exception,), {})("no account")]
+    with pytest.raises(EnvironmentFailure, match="no valid credentials for s3://"):
+        run(tmp_path / "out", path)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from clips import write_clip
+from fake_bucket import bucket  # noqa: F401 (fixture)
 from PIL import Image
 
 from ugc_jax import files
@@ -289,3 +290,73 @@ def test_prompt_and_answer(messages, solution, prompt, answer):
     assert entry.prompt == prompt
     assert entry.answer == answer
     assert entry.question == "What?"
+
+
+# ---- a bucket ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_bucket(folder, bucket, tmp_path):  # noqa: F811
+    """The folder in a bucket, read with copies below tmp_path/cache; returns (bucket, source)."""
+    for file in folder.iterdir():
+        if file.is_file():
+            bucket.pipe_file(f"s3://b/exact/{file.name}", file.read_bytes())
+    return bucket, RecordSource("s3://b/exact", cache=str(tmp_path / "cache"))
+
+
+def test_records_of_a_bucket_are_fetched_once_and_tried_again(in_bucket, folder, tmp_path):
+    bucket, source = in_bucket  # noqa: F811
+    bucket.asked.clear()
+    bucket.faults["array_record"] = [ConnectionResetError("reset"), TimeoutError()]
+    source.fetch(range(len(source)))
+    names = [shard_name(number, 2) for number in range(2)]
+    copies = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert sorted(file.name for file in copies) == names
+    first = len(bucket.asked)
+    assert first == 4  # two files, and two further tries
+    local = RecordSource(folder)
+    for number in range(len(local)):
+        for a, b in zip(source[number][1], local[number][1], strict=True):
+            np.testing.assert_array_equal(a.vision.patches, b.vision.patches)
+    again = pickle.loads(pickle.dumps(source))  # a worker of this machine
+    assert again[2][0].id == local[2][0].id
+    assert not [path for path in bucket.asked[first:] if "array_record" in path]
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_file_is_named(in_bucket, tmp_path):
+    bucket, source = in_bucket  # noqa: F811
+    source.fetch([0])
+    (copy,) = (file for file in (tmp_path / "cache").rglob("*") if file.is_file())
+    content = bytearray(copy.read_bytes())
+    content[1000:1100] = bytes(100)
+    copy.write_bytes(content)
+    assert source[0][0].id == source.entries[0].id
+    bucket.pipe_file(f"s3://b/exact/{copy.name}", bytes(content))
+    other = RecordSource("s3://b/exact", cache=str(tmp_path / "other"))
+    with pytest.raises(UserError, match=f"^s3://b/exact/{copy.name}: record 0 is damaged"):
+        other[0]
+
+
+def test_a_lasting_error_names_the_file_of_the_bucket(in_bucket, tmp_path):
+    bucket, source = in_bucket  # noqa: F811
+    bucket.faults["00001-of-00002"] = [ConnectionResetError("reset")] * 99
+    with pytest.raises(UserError) as error:
+        source.fetch(range(len(source)))
+    assert str(error.value) == (
+        f"s3://b/exact/{shard_name(1, 2)}: cannot be read after 6 tries (reset); run again when it "
+        "can be reached"
+    )
+    bucket.rm_file(f"s3://b/exact/{shard_name(0, 2)}")
+    with pytest.raises(UserError, match=f"{shard_name(0, 2)}: missing; run ugc-jax extract again"):
+        RecordSource("s3://b/exact", cache=str(tmp_path / "cache"))
+
+
+def test_copies_of_an_earlier_state_go(in_bucket, tmp_path):
+    """Records that were removed leave no copies."""
+    _, source = in_bucket
+    source.fetch([0])
+    (folder,) = (tmp_path / "cache").glob("*")  # noqa: F811
+    (folder / "00000000").mkdir()
+    (folder / "00000000" / shard_name(0, 2)).write_bytes(b"earlier")
+    RecordSource("s3://b/exact", cache=str(tmp_path / "cache"))
+    assert [one.name for one in folder.iterdir()] == [source._copies.name]
