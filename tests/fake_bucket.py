@@ -21,10 +21,10 @@ class Bucket(MemoryFileSystem):
     def _strip_protocol(cls, path):
         return super()._strip_protocol(str(path).partition("://")[2] if "://" in path else path)
 
-    def cat_file(self, path, start=None, end=None, **kwargs):
+    def cat_file(self, path, version_id=None, start=None, end=None, **kwargs):  # as s3fs
         self.asked.append(self._strip_protocol(path))
         self._fail(path)
-        return super().cat_file(path, start, end, **kwargs)
+        return super().cat_file(path, start=start, end=end, **kwargs)
 
     def info(self, path, **kwargs):
         self._fail(path, "info:")

@@ -79,6 +79,7 @@ def test_what_passes_is_tried_again_with_growing_pauses(error):
     [
         (FileNotFoundError("s3"), UnreadableFile, "s3://b/a: no such file; check its name"),
         (Answer(404), UnreadableFile, "s3://b/a: no such file"),
+        (OSError("An error occurred (NoSuchBucket)"), UnreadableFile, "cannot be read (An er"),
         (Answer(403, "Forbidden"), UnreadableFile, "access is refused (Forbidden); set AWS_"),
         (PermissionError("Access Denied"), UnreadableFile, "access is refused (Access Denied)"),
         (NoCredentialsError("Unable to locate credentials"), EnvironmentFailure,
@@ -127,7 +128,7 @@ def test_a_fetch_goes_on_where_it_broke_off(bucket, tmp_path, monkeypatch):  # n
         parts.append((start, end))
         if parts.count((start, end)) == 1 and start == 20:
             raise ConnectionResetError
-        return cat_file(self, path, start, end, **kwargs)
+        return cat_file(self, path, start=start, end=end, **kwargs)
 
     monkeypatch.setattr(type(bucket), "cat_file", seen)
     remote.fetch("s3://b/a.bin", tmp_path / "a")
@@ -144,7 +145,7 @@ def test_a_server_that_knows_no_ranges(bucket, tmp_path, monkeypatch):  # noqa: 
     content = bytes(range(35))
     bucket.pipe_file("s3://b/a.bin", content)
     cat_file = type(bucket).cat_file
-    monkeypatch.setattr(type(bucket), "cat_file", lambda self, path, *_: cat_file(self, path))
+    monkeypatch.setattr(type(bucket), "cat_file", lambda self, path, **_: cat_file(self, path))
     remote.fetch("s3://b/a.bin", tmp_path / "a", 5, 25)
     assert (tmp_path / "a").read_bytes() == content[5:30]
 

@@ -110,7 +110,7 @@ def is_lasting(error: BaseException) -> bool:
     error = _root(error)
     if (status := _status(error)) is not None:
         return not (status in _FOR_A_MOMENT or status >= 500)
-    if isinstance(error, _LASTING) or _lacks_credentials(error):
+    if isinstance(error, _LASTING) or _lacks_credentials(error) or "NoSuchBucket" in str(error):
         return True
     # A full disk and the like; EAGAIN is of a socket here.
     failure = environment_failure(error)
@@ -137,7 +137,7 @@ def sizes(folder: str) -> dict[str, int]:
 def read_bytes(url: str, start: int = 0, end: int | None = None) -> bytes:
     """Return the content of a remote file, or its bytes start:end. Raises as `retried`."""
     fs = file_system(url)
-    return retried(lambda: fs.cat_file(url, start or None, end), url)
+    return retried(lambda: fs.cat_file(url, start=start or None, end=end), url)
 
 
 def fetch(url: str, target: str | os.PathLike, start: int = 0, size: int | None = None) -> None:
@@ -157,7 +157,7 @@ def fetch(url: str, target: str | os.PathLike, start: int = 0, size: int | None 
                 return
             while (done := file.tell()) < length:
                 first, last = start + done, min(start + done + _PART, start + length)
-                part = fs.cat_file(url, first, last)
+                part = fs.cat_file(url, start=first, end=last)
                 if not part:
                     raise OSError("it was cut off")
                 if len(part) > last - first:  # all of it, from a server that knows no ranges
