@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import jax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from ugc_jax.models import attention
 
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+TRITON = "@__gpu$xla.gpu.triton"  # how a program for GPUs calls a Pallas kernel
 
 
 def gpu(kind: str = "NVIDIA H100 80GB HBM3", capability: str = "9.0"):
@@ -14,9 +16,14 @@ def gpu(kind: str = "NVIDIA H100 80GB HBM3", capability: str = "9.0"):
     return SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
 
 
-def text_for(device, traced, monkeypatch) -> str:
-    """The program, as given to the compiler for `device`, of `traced()`, a jax.stages.Traced."""
+def traced_for(device, trace, monkeypatch) -> jax.stages.Traced:
+    """`trace()`, a jax.stages.Traced, on the platform of `device`."""
     monkeypatch.setattr(attention, "platform", lambda: device.platform)
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)  # jax asks for it to trace
+    return trace()
+
+
+def text_for(device, trace, monkeypatch) -> str:
+    """The program of `trace()`, as given to the compiler for `device`."""
     target = {"gpu": "cuda"}.get(device.platform, device.platform)
-    return traced().lower(lowering_platforms=(target,)).as_text()
+    return traced_for(device, trace, monkeypatch).lower(lowering_platforms=(target,)).as_text()

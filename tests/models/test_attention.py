@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_devices import TPU, gpu, text_for
+from fake_devices import TPU, TRITON, gpu, text_for, traced_for
 
 from ugc_jax.errors import UserError
 from ugc_jax.models import attention, layers
 from ugc_jax.models.compute import Compute
+from ugc_jax.models.flash_kernel import Plan, Tiles, flash_attention
 from ugc_jax.models.params import abstract_params
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
@@ -22,6 +23,7 @@ RNG = np.random.default_rng(0)
 KERNELS = {
     "splash": functools.partial(attention.splash_attention, interpret=True),
     "cudnn": functools.partial(attention.cudnn_attention, implementation="xla"),
+    "flash": functools.partial(flash_attention, interpret=True),
 }
 
 
@@ -123,14 +125,20 @@ def value_and_gradients(function, arrays, weights):
     return out, gradients
 
 
-def check_kernel(kernel, B, T, N, K, H, shared_prompt=False):
+def check_kernel(kernel, B, T, N, K, H, shared_prompt=False, segments=None):
+    """The results of padding have no meaning, and no loss reads them."""
     arrays = normal(B, T, N, H), normal(B, T, K, H), normal(B, T, K, H)
-    weights = normal(B, T, N, H)
-    segments = shared_rows(B, T) if shared_prompt else packed_rows(B, T)
-    plain = functools.partial(attention.attention, causal=True, shared_prompt=shared_prompt)
-    kernel = functools.partial(kernel, shared_prompt=shared_prompt)
-    expected = value_and_gradients(lambda *x: plain(*x, segments), arrays, weights)
-    ours = value_and_gradients(lambda *x: kernel(*x, segments), arrays, weights)
+    if segments is None:
+        segments = shared_rows(B, T) if shared_prompt else packed_rows(B, T)
+    live = (segments > 0)[..., None, None]
+    weights = normal(B, T, N, H) * live
+
+    def results(function):
+        function = functools.partial(function, shared_prompt=shared_prompt)
+        return value_and_gradients(lambda *x: function(*x, segments) * live, arrays, weights)
+
+    expected = results(functools.partial(attention.attention, causal=True))
+    ours = results(kernel)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, expected
     )
@@ -143,47 +151,147 @@ def test_kernel_is_xla_attention_with_its_gradients(name, T, shared_prompt):
     check_kernel(KERNELS[name], B=2, T=T, N=4, K=2, H=16, shared_prompt=shared_prompt)
 
 
-def test_splash_attention_skips_what_a_completion_does_not_see():
+@pytest.mark.parametrize("name", ["splash", "flash"])
+def test_a_kernel_skips_what_a_completion_does_not_see(name):
     """Blocks of 128: prompt, two completions. What is masked but computed would be 0 * nan."""
     segments = np.repeat([[1, 2, 3]], 128, axis=1).astype(np.int32)
     q, k, v = normal(1, 384, 2, 16), normal(1, 384, 1, 16), normal(1, 384, 1, 16)
     v[:, 128:256] = np.nan
-    out = KERNELS["splash"](q, k, v, segments, shared_prompt=True)
-    assert np.isfinite(out[:, :128]).all()
-    assert np.isfinite(out[:, 256:]).all()
+
+    def loss(q):
+        out = KERNELS[name](q, k, v, segments, shared_prompt=True)
+        return out.sum(), out
+
+    grad, out = jax.grad(loss, has_aux=True)(q)
+    for result in (out, grad):
+        assert np.isfinite(result[:, :128]).all()
+        assert np.isnan(result[:, 128:256]).all()
+        assert np.isfinite(result[:, 256:]).all()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(programs=1),  # all heads of a key head in a program
+        Plan(Tiles(32, 16), Tiles(16, 64), Tiles(64, 16)),
+        Plan(Tiles(16, 64), Tiles(64, 16), Tiles(16, 32), programs=30),
+    ],
+)
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_flash_attention_in_blocks_of_any_size(plan, shared_prompt):
+    """Also of lengths that are no multiple of a block."""
+    kernel = functools.partial(KERNELS["flash"], plan=plan)
+    check_kernel(kernel, B=2, T=90, N=4, K=1, H=16, shared_prompt=shared_prompt)
+
+
+@pytest.mark.parametrize("shared_prompt", [False, True])
+def test_flash_attention_to_rows_of_one_segment_and_to_empty_ones(shared_prompt):
+    """Seven heads share the keys, as in the 7B. Padding is 0 and gets no gradient."""
+    segments = np.array([[1] * 40, [1] * 9 + [0] * 31, [0] * 40, [0] * 12 + [1] * 20 + [2] * 8])
+    segments = segments.astype(np.int32)
+    plan = Plan(*(Tiles(16, 16) for _ in range(3)))
+    kernel = functools.partial(KERNELS["flash"], plan=plan)
+    check_kernel(kernel, 4, 40, N=7, K=1, H=16, shared_prompt=shared_prompt, segments=segments)
+    q, k = normal(4, 40, 7, 16), normal(4, 40, 1, 16)
+    kernel = functools.partial(kernel, shared_prompt=shared_prompt)
+    out, grads = value_and_gradients(lambda *x: kernel(*x, segments), (q, k, k), np.ones_like(q))
+    for x in (out, *grads):
+        assert np.isfinite(x).all()
+        assert not np.asarray(x)[segments == 0].any()
+
+
+def test_flash_attention_in_bfloat16_is_as_near_to_float32_as_xla():
+    arrays = [normal(2, 160, heads, 64) for heads in (4, 2, 2)]
+    weights, segments = normal(2, 160, 4, 64), packed_rows(2, 160)
+    weights *= (segments > 0)[..., None, None]
+
+    def results(function, dtype):
+        def run(*arrays):
+            out = function(*(x.astype(dtype) for x in arrays), segments)
+            assert out.dtype == dtype
+            return jnp.where(segments[..., None, None] > 0, out, 0).astype(jnp.float32)
+
+        out, grads = value_and_gradients(run, arrays, weights)
+        return out, *grads
+
+    plain = functools.partial(attention.attention, causal=True)
+    exact = results(plain, jnp.float32)
+    ours, theirs = (results(one, jnp.bfloat16) for one in (KERNELS["flash"], plain))
+    for a, b, right in zip(ours, theirs, exact, strict=True):
+        assert jnp.linalg.norm(a - right) < 1.2 * jnp.linalg.norm(b - right)
+
+
+def squares(jaxpr, size: int) -> list[str]:
+    """All arrays of a program with two axes of at least `size`, a row's tokens."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [str(x.aval) for x in equation.outvars if sum(n >= size for n in x.aval.shape) > 1]
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            found += squares(inner, size)
+    return found
+
+
+@pytest.mark.parametrize("shared_prompt", [False, True])
+@pytest.mark.parametrize(
+    ("device", "name", "holds_masks"),
+    [(gpu(), "flash", False), (gpu(), "cudnn", True)],
+)
+def test_no_mask_of_a_row_is_in_the_program(device, name, holds_masks, shared_prompt, monkeypatch):
+    """Neither forward nor backward: [T, T] of any dtype, with T of a row of training."""
+    T = 4096
+    q, k = jnp.zeros((1, T, 4, 128), jnp.bfloat16), jnp.zeros((1, T, 2, 128), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((1, T), jnp.int32)
+
+    def loss(q, k, v, segments):
+        out = attention.causal_attention(q, k, v, segments, name, shared_prompt)
+        return out.astype(jnp.float32).sum()
+
+    trace = functools.partial(jax.jit(jax.grad(loss, (0, 1, 2))).trace, q, k, k, segments)
+    program = traced_for(device, trace, monkeypatch).jaxpr.jaxpr
+    assert bool(squares(program, T)) == holds_masks
 
 
 def test_splash_attention_with_the_heads_of_the_3b():
     check_kernel(KERNELS["splash"], B=1, T=128, N=16, K=2, H=128)
 
 
-@pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 2, 4), (1, 1, 8)])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [(name, mesh) for name in ("splash", "flash") for mesh in ((2, 2, 2), (1, 2, 4), (1, 1, 8))],
+)
 @pytest.mark.parametrize("shared_prompt", [False, True])
-def test_kernel_under_a_mesh(mesh, shared_prompt):
+def test_kernel_under_a_mesh(name, mesh, shared_prompt):
     """Batch and heads split; 2 key/value heads on 4 devices are repeated, 4 heads on 8 whole."""
 
     def sharded(*arrays, shared_prompt):
-        kernel = functools.partial(KERNELS["splash"], shared_prompt=shared_prompt)
+        kernel = functools.partial(KERNELS[name], shared_prompt=shared_prompt)
         return attention.sharded_heads(kernel, *arrays)
 
     with jax.set_mesh(make_mesh(*mesh)):
         check_kernel(sharded, 8 // mesh[2], T=128, N=4, K=2, H=16, shared_prompt=shared_prompt)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "platform", "call"),
+    [
+        (attention.splash_attention, "tpu", "@tpu_custom_call"),
+        (flash_attention, "cuda", TRITON),
+    ],
+)
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("full", 4), ("dots", 3)])
-def test_dots_keeps_what_the_kernel_computed(remat, kernels):
+def test_dots_keeps_what_the_kernel_computed(remat, kernels, kernel, platform, call):
     """A backward pass has two kernels; the forward one runs again only where all is recomputed."""
-    x, segments = jnp.zeros((1, 128, 2, 16)), np.ones((1, 128), np.int32)
+    x, segments = jnp.zeros((1, 128, 2, 16), jnp.bfloat16), np.ones((1, 128), np.int32)
 
     def loss(weights):
         def layer(w, x, _):
-            return attention.splash_attention(x @ w, x, x, segments), None
+            return kernel(x @ w, x, x, segments), None
 
         return layers.run_layers(layer, weights, x, remat=remat)[0].sum()
 
-    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((3, 16, 16)))
-    for_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert for_tpu.count("@tpu_custom_call") == kernels
+    traced = jax.jit(jax.grad(loss)).trace(jnp.zeros((3, 16, 16), jnp.bfloat16))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(call) == kernels
 
 
 @pytest.mark.parametrize("mesh", [None, (2, 1, 4)])
@@ -192,6 +300,7 @@ def test_dots_keeps_what_the_kernel_computed(remat, kernels):
     ("device", "name", "call", "calls"),
     [
         (gpu(), "cudnn", "@__cudnn$fmhaScaleBiasSoftmax", 2),
+        (gpu(), "flash", TRITON, 3),
         (TPU, "splash", "@tpu_custom_call", 3),
     ],
 )
@@ -215,7 +324,7 @@ def test_cudnn_attention_of_an_odd_length(shared_prompt):
     check_kernel(KERNELS["cudnn"], B=2, T=101, N=4, K=2, H=16, shared_prompt=shared_prompt)
 
 
-@pytest.mark.parametrize("name", ["splash", "cudnn"])
+@pytest.mark.parametrize("name", ["splash", "cudnn", "flash"])
 @pytest.mark.parametrize("mesh", [None, (8, 1, 1)])
 def test_a_kernel_where_it_cannot_run(name, mesh):
     config = tiny().text

@@ -15,7 +15,7 @@ T4 = gpu("Tesla T4", "7.5")
 AMD = gpu("AMD Instinct MI300X", "gfx942")
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"remat": "all"}, {"attention": "flash"}])
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"remat": "all"}, {"attention": "fast"}])
 def test_a_way_to_compute_that_does_not_exist(change):
     (name, value), *_ = change.items()
     with pytest.raises(UserError, match=f"{name} is '{value}'; use one of "):
@@ -37,6 +37,7 @@ def test_a_way_to_compute_that_does_not_exist(change):
         (gpu(), 20, {}, "bfloat16", "xla"),
         (gpu(), 256, {}, "bfloat16", "xla"),
         (gpu(), 128, {"attention": "xla"}, "bfloat16", "xla"),
+        (gpu(), 128, {"attention": "flash"}, "bfloat16", "flash"),
         (T4, 128, {}, "bfloat16", "xla"),
         (AMD, 128, {}, "bfloat16", "xla"),
     ],
@@ -60,6 +61,15 @@ def test_auto(device, head_width, settings, dtype, attention):
         (
             gpu(), 20, {"attention": "cudnn"},
             "needs a head dimension of 8, 16, ..., 128, and the model's is 20",
+        ),
+        (CPU, 128, {"attention": "flash"}, "needs a GPU, and the devices are CPUs"),
+        (
+            gpu(), 80, {"attention": "flash"},
+            "needs a head dimension of 16, 32, 64 or 128, and the model's is 80",
+        ),
+        (
+            gpu(), 128, {"attention": "flash", "dtype": "float32"},
+            "computes in bfloat16, and compute.dtype is float32",
         ),
         (
             T4, 128, {"attention": "cudnn"},

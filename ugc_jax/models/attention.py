@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ugc_jax.errors import UserError
+from ugc_jax.models import flash_kernel
 from ugc_jax.models.compute import wrong_platform
 from ugc_jax.models.layers import KERNEL_RESULT
 from ugc_jax.sharding import on_shards, platform, shard_count
@@ -32,7 +33,11 @@ def causal_attention(
         return attention(
             q_BTNH, k_BTKH, v_BTKH, segments_BT, causal=True, shared_prompt=shared_prompt
         )
-    kernel = {"splash": splash_attention, "cudnn": cudnn_attention}[implementation]
+    kernel = {
+        "splash": splash_attention,
+        "cudnn": cudnn_attention,
+        "flash": flash_kernel.flash_attention,
+    }[implementation]
     kernel = functools.partial(kernel, shared_prompt=shared_prompt)
     return sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT)
 

@@ -10,6 +10,9 @@ from ugc_jax.settings import check_minimum
 if TYPE_CHECKING:
     import jax
 
+ON_GPUS = "cudnn", "flash"  # attention that runs on GPUs, and with it our kernels for decoding
+FLASH_WIDTHS = 16, 32, 64, 128  # head widths: powers of 2 whose blocks a processor's memory holds
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -20,12 +23,12 @@ class Compute:
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matrix products
     # what the backward pass computes again: none, full (each layer), dots (all but the products
-    # with weights and splash attention)
+    # with weights and attention by splash or flash)
     remat: Literal["none", "full", "dots"] = "none"
     slab: int = 0  # tokens (patches, sound positions) that a tower works on at a time; 0: all
-    # of the decoder: xla anywhere, splash on TPUs, cudnn on GPUs (with kernels of our own for
-    # decoding)
-    attention: Literal["xla", "splash", "cudnn"] = "xla"
+    # of the decoder: xla anywhere, splash on TPUs, cudnn or flash on GPUs (with kernels of our own
+    # for decoding)
+    attention: Literal["xla", "splash", "cudnn", "flash"] = "xla"
     # of the matrices and of the keys and values that a decode step reads (models/int8.py); auto:
     # dtype
     weights: Literal["auto", "int8"] = "auto"
@@ -45,13 +48,14 @@ class ComputeConfig:
     # of activations and matrix products (auto: bfloat16 on TPUs and GPUs, float32 on CPUs)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # what the backward pass computes again: none, full (each layer), dots (all but the products
-    # with weights and splash attention)
+    # with weights and attention by splash or flash)
     remat: Literal["none", "full", "dots"] = "none"
     # tokens that an encoder works on at a time, which bounds its memory; 0: all (default: what the
     # job and the devices need)
     slab: int | None = None
-    # kernel of the decoder's attention (auto: splash on TPUs, cudnn on GPUs in bfloat16, else xla)
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    # kernel of the decoder's attention (auto: splash on TPUs, cudnn on GPUs in bfloat16, else xla;
+    # flash: our own for GPUs, without cudnn's mask of tokens x tokens)
+    attention: Literal["auto", "xla", "splash", "cudnn", "flash"] = "auto"
     # of the decoder's matrices, to generate (auto: dtype; int8: half of the memory of bfloat16)
     weights: Literal["auto", "int8"] = "auto"
     # of the keys and values of tokens so far, to generate (auto: dtype; int8: half of the memory)
@@ -98,7 +102,7 @@ def wrong_platform(attention: str, platform: str) -> str | None:
 
     The text goes on a sentence that begins with the attention.
     """
-    needed = {"splash": "tpu", "cudnn": "gpu"}.get(attention, platform)
+    needed = {"splash": "tpu", "cudnn": "gpu", "flash": "gpu"}.get(attention, platform)
     if needed == platform:
         return None
     return f"needs a {needed.upper()}, and the devices are {platform.upper()}s"
@@ -109,13 +113,17 @@ def _obstacle(attention: str, device: "jax.Device", head_width: int, dtype: str)
 
     jax finds no GPU without cuDNN, and splash attention takes any head dimension.
     """
-    if attention != "cudnn" or device.platform != "gpu":
+    if attention not in ON_GPUS or device.platform != "gpu":
         return wrong_platform(attention, device.platform)
     capability = str(device.compute_capability)  # of an AMD GPU, which has no cuDNN, a name
     generation = capability.partition(".")[0]
     if not generation.isdecimal() or int(generation) < 8:
         return f"needs compute capability 8.0 or higher, and {device.device_kind} has {capability}"
-    if head_width % 8 or head_width > 128:
+    if attention == "flash" and head_width not in FLASH_WIDTHS:
+        *some, last = map(str, FLASH_WIDTHS)
+        widths = f"{', '.join(some)} or {last}"
+        return f"needs a head dimension of {widths}, and the model's is {head_width}"
+    if attention == "cudnn" and (head_width % 8 or head_width > 128):
         return f"needs a head dimension of 8, 16, ..., 128, and the model's is {head_width}"
     if dtype != "bfloat16":
         return f"computes in bfloat16, and compute.dtype is {dtype}"

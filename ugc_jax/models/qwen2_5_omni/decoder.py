@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.models import attention, decode_kernel
-from ugc_jax.models.compute import Compute
+from ugc_jax.models.compute import ON_GPUS, Compute
 from ugc_jax.models.int8 import quantize
 from ugc_jax.models.layers import (
     JOINED,
@@ -154,7 +154,7 @@ def decode_layers(
     earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
     samples = earlier_BGN.shape[1]
     in_int8 = compute.cache == "int8"  # which the kernels do not read
-    kernel = decode_kernel if compute.attention == "cudnn" and not in_int8 else attention
+    kernel = decode_kernel if compute.attention in ON_GPUS and not in_int8 else attention
 
     def keys(cache: Cache, mask):
         return (cache.k, cache.v, mask, *(cache[2:] if in_int8 else ()))
