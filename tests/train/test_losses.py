@@ -75,3 +75,38 @@ def test_no_program_holds_the_logits_of_all_tokens():
 
     compiled = jax.jit(jax.grad(loss)).lower(head, hidden, tokens, wanted).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 32768 * 4 / 2
+
+
+def products(jaxpr) -> list[tuple]:
+    """(dtypes of the factors, dtype of the result) of all products of a program."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            a, b, out = (str(x.aval.dtype) for x in (*equation.invars, *equation.outvars))
+            found.append((a, b, out))
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_products_of_bfloat16_with_sums_of_float32(case, frozen):
+    hidden, head, tokens, wanted = case
+    narrow = jnp.asarray(hidden, jnp.bfloat16)
+
+    def loss(hidden, head):
+        scores = losses.token_scores({"lm_head": {"weight": head}}, hidden, tokens, wanted)
+        return jnp.sum(jnp.where(wanted, scores.logprob, 0.0))
+
+    traced = jax.jit(jax.grad(loss, 0 if frozen else (0, 1))).trace(narrow, head)
+    # The logits, again in the backward pass, and their gradients; a frozen head has none.
+    made = [one for one in products(traced.jaxpr.jaxpr) if "bfloat16" in one[:2]]
+    assert set(products(traced.jaxpr.jaxpr)) == {("bfloat16", "bfloat16", "float32")}
+    assert len(made) in ((2, 3) if frozen else (3, 4))
+    if frozen:
+        return
+    exact = jax.grad(loss, (0, 1))(narrow.astype(jnp.float32), head)
+    ours = jax.grad(loss, (0, 1))(narrow, head)
+    assert [x.dtype for x in ours] == [jnp.bfloat16, jnp.float32]
+    for a, b in zip(ours, exact, strict=True):
+        assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 0.01 * jnp.linalg.norm(b)
