@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Section -> its share of the time. What one leaves over, the next ones may use.
-SHARES = {"generation": 0.5, "grpo": 0.2, "sft": 0.15, "transformers": 0.15}
+SHARES = {"generation": 0.4, "attention": 0.1, "grpo": 0.2, "sft": 0.2, "transformers": 0.1}
 REPEATS = 3  # of a measurement; their median counts
 CALLS = 8  # of a copy or a product, under way together
 CHUNKS = 8  # of the engine's steps in one measurement of decoding
@@ -134,6 +134,12 @@ TABLES = {
         "Training",
         (_NAME, _SECONDS, Column("TFLOP", _figure("flops", "{:.2f}", 1e-12)), _SHARE,
          Column("tok/s", _figure("tokens_per_second", "{:,.0f}")), _COMPILED),
+    ),
+    "attention": (
+        "Attention in training",
+        (_NAME, Column("ms forward", _figure("ms")), Column("ms with gradient", _figure("both_ms")),
+         Column("error", _figure("error", "{:.4f}")),
+         Column("of XLA's", _figure("times_xla", "{:.2f}")), _COMPILED),
     ),
     "transformers": (
         "transformers",
@@ -540,7 +546,98 @@ def profiled(chunk: Callable[[], int]) -> dict:
     )  # fmt: skip
 
 
-def training_setup(check: Check):
+def attentions(check: Check) -> tuple[str, ...]:
+    """Return the attention kernels that training is measured with, the usual one first.
+
+    A GPU has two: cuDNN's, which reads a mask of tokens x tokens, and our own without it.
+    """
+    import jax
+
+    usual = model_of(check, jax.devices()[0])[1].attention
+    return (usual, "flash") if usual == "cudnn" else (usual,)
+
+
+def attention(check: Check):
+    """Compare the training's attention kernels with plain XLA, and time them.
+
+    Packed rows of three examples and padding; rows of a shared prompt and its completions.
+    """
+    import numpy as np
+
+    rows, tokens = check.work.sft
+    count, samples, new_tokens = check.work.grpo
+    prompt = tokens // 2
+    packed = np.repeat([1, 2, 3], [prompt, tokens // 4, tokens // 5])
+    packed = np.pad(packed, (0, tokens - len(packed)))
+    compare_attention(check, f"{rows} packed rows of {tokens}", np.tile(packed, (rows, 1)), False)
+    shared = np.repeat(np.arange(samples + 1) + 1, [prompt] + [new_tokens] * samples)
+    name = f"{count} prompts of {prompt} with {samples} x {new_tokens}"
+    compare_attention(check, name, np.tile(shared, (count, 1)), True)
+
+
+def compare_attention(check: Check, name: str, segments_BT, shared_prompt: bool):
+    """Record the error and the time of each kernel, forward and with the gradient, for such rows.
+
+    The error is the largest of the result's and the three gradients', of the first row in bfloat16
+    against plain XLA in float32: a kernel is wrong where it is several times that of plain XLA.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ugc_jax.models.attention import causal_attention
+
+    text = model_of(check, jax.devices()[0])[0].text
+    N, K = text.num_attention_heads, text.num_key_value_heads
+    segments_BT = segments_BT.astype(np.int32)
+    arrays = [
+        jax.random.normal(key, (*segments_BT.shape, heads, text.head_dim), jnp.bfloat16)
+        for key, heads in zip(jax.random.split(jax.random.key(0), 4), (N, K, K, N), strict=True)
+    ]
+
+    def programs(kernel: str, segments_BT, dtype=jnp.bfloat16):
+        live = (segments_BT > 0)[..., None, None]
+
+        def forward(*qkv):
+            qkv = (x.astype(dtype) for x in qkv)
+            out = causal_attention(*qkv, segments_BT, kernel, shared_prompt)
+            return jnp.where(live, out, 0)
+
+        def both(*qkv, slope):
+            out, pull = jax.vjp(forward, *qkv)
+            return out, *pull(slope.astype(dtype))
+
+        return jax.jit(forward), jax.jit(both)
+
+    def first_row(kernel: str, dtype=jnp.bfloat16) -> list:
+        *qkv, slope = (x[:1] for x in arrays)
+        out = programs(kernel, segments_BT[:1], dtype)[1](*qkv, slope=slope)
+        return [np.asarray(x, np.float32) for x in out]
+
+    def error(kernel: str) -> float:
+        pairs = zip(first_row(kernel), right, strict=True)
+        return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+    with check.measure("attention", f"xla, {name}") as figures:
+        with jax.default_matmul_precision("highest"):
+            right = first_row("xla", jnp.float32)
+        plain = error("xla")
+        figures |= dict(error=plain)
+    for kernel in attentions(check):
+        with check.measure("attention", f"{kernel}, {name}") as figures:
+            check.require_time()
+            *qkv, slope = arrays
+            forward, both = programs(kernel, segments_BT)
+            compiled, seconds = timed(functools.partial(forward, *qkv))
+            more, both_seconds = timed(functools.partial(both, *qkv, slope=slope))
+            far = error(kernel)
+            figures |= dict(
+                ms=1e3 * seconds, both_ms=1e3 * both_seconds, error=far, times_xla=far / plain,
+                compile_seconds=compiled + more,
+            )  # fmt: skip
+
+
+def training_setup(check: Check, attention: str):
     """Return (setup, limits) of an adapter on one device, as configs/sft_3b.py:lora."""
     import jax
 
@@ -549,7 +646,7 @@ def training_setup(check: Check):
     from ugc_jax.train.state import Setup, Trainable
 
     device = jax.devices()[0]
-    config, compute = model_of(check, device, remat="full")
+    config, compute = model_of(check, device, remat="full", attention=attention)
     setup = Setup(
         config,
         sharding.make_mesh(1, 1, 1, [device]),
@@ -561,6 +658,12 @@ def training_setup(check: Check):
 
 
 def grpo(check: Check):
+    """Measure a GRPO step with each attention kernel: sampling, and the update."""
+    for kernel in attentions(check):
+        grpo_step(check, kernel)
+
+
+def grpo_step(check: Check, attention: str):
     """Measure a GRPO step: sampling, and the update."""
     import jax
     import numpy as np
@@ -574,10 +677,11 @@ def grpo(check: Check):
     from ugc_jax.train.state import create_state
     from ugc_jax.train.step import jit_step
 
-    setup, bounds = training_setup(check)
+    setup, bounds = training_setup(check, attention)
     count, samples, new_tokens = check.work.grpo
-    parts = f"GRPO, {count} prompts x {samples} x {new_tokens}"
+    parts = f"GRPO, {count} prompts x {samples} x {new_tokens}, {attention}"
     with check.measure("training", f"{parts}: all") as figures:
+        check.require_time()
         options = GrpoOptions(beta=0.0)
         sampling = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=new_tokens)
         rollout = Rollout(setup, RolloutConfig(samples=samples, sampling=sampling))
@@ -624,6 +728,12 @@ def grpo(check: Check):
 
 
 def sft(check: Check):
+    """Measure an SFT step of packed rows with each attention kernel."""
+    for kernel in attentions(check):
+        sft_step(check, kernel)
+
+
+def sft_step(check: Check, attention: str):
     """Measure an SFT step of packed rows."""
     import jax
 
@@ -633,9 +743,11 @@ def sft(check: Check):
     from ugc_jax.train.state import create_state
     from ugc_jax.train.step import jit_step, train_step
 
-    setup, bounds = training_setup(check)
+    setup, bounds = training_setup(check, attention)
     rows, tokens = check.work.sft
-    with check.measure("training", f"SFT, {rows} packed rows of {tokens}, LoRA") as figures:
+    name = f"SFT, {rows} packed rows of {tokens}, LoRA, {attention}"
+    with check.measure("training", name) as figures:
+        check.require_time()
         work, model = check.work, setup.model
         clip = dict(batch_size=1, height=work.height, width=work.width)
         long, short = (
@@ -734,7 +846,10 @@ def transformers(check: Check):
             figures |= dict(prefill_seconds=prefill, ms=1e3 * step, tokens_per_second=size / step)
 
 
-SECTIONS = {"generation": generation, "grpo": grpo, "sft": sft, "transformers": transformers}
+SECTIONS = {
+    "generation": generation, "attention": attention, "grpo": grpo, "sft": sft,
+    "transformers": transformers,
+}  # fmt: skip
 
 
 # ---- processes -----------------------------------------------------------------------------------
@@ -808,7 +923,8 @@ def _child(arguments, name: str, seconds: float, records: Records, cache: str) -
 
 
 def _table(section: str) -> str:
-    return {"generation": "decode", "transformers": "transformers"}.get(section, "training")
+    own = {"generation": "decode", "attention": "attention", "transformers": "transformers"}
+    return own.get(section, "training")
 
 
 def main() -> int:

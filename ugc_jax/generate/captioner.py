@@ -62,7 +62,7 @@ from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.media.inputs import Input
 from ugc_jax.media.presets import ClipSettings
-from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.models.compute import ON_GPUS, ComputeConfig
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.settings import closest, from_options
@@ -237,7 +237,7 @@ class Captioner:
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
         in_int8 = compute.weights == "int8"
         params = load_params(directory, config, compute.dtype, stacked, shardings, in_int8)
-        if compute.cache == "int8" and compute.attention == "cudnn":
+        if compute.cache == "int8" and compute.attention in ON_GPUS:
             logger.info(
                 "compute.cache=int8: decode steps attend by XLA, as the kernels for GPUs do not "
                 "read int8"
