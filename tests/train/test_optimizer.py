@@ -129,6 +129,31 @@ def test_a_large_gradient_is_cut_to_the_norm_before_the_moments():
     np.testing.assert_allclose(optax.global_norm(moments.mu), 0.1, rtol=1e-4)  # 1 - b1 of it
 
 
+def test_a_mean_in_bfloat16_makes_the_update_but_for_its_rounding():
+    """Adam's sums stay float32: two updates differ by the rounding of the mean in between."""
+    gradient = jax.tree.map(lambda x: x * jnp.linspace(0.1, 1.7, x.size).reshape(x.shape), tree())
+    found = {}
+    for dtype in (None, "bfloat16"):
+        config = OptimizerConfig(mu_dtype=dtype, warmup=0.0, clip_norm=0.0)
+        optimizer = make_optimizer(config, 10, AXES)
+        state = optimizer.init(tree())
+        for _ in range(2):
+            updates, state = optimizer.update(gradient, state, tree())
+        moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
+        kinds = [{str(leaf.dtype) for leaf in jax.tree.leaves(x)} for x in (moments.mu, moments.nu)]
+        assert kinds == [{dtype or "float32"}, {"float32"}]
+        found[dtype] = updates
+    for one, other in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        assert one.dtype == other.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=2**-8)
+    assert any((one != other).any() for one, other in zip(*map(jax.tree.leaves, found.values())))
+
+
+def test_adafactor_has_no_mean_to_keep():
+    with pytest.raises(UserError, match="mu_dtype is bfloat16, and name=adafactor keeps no mean"):
+        OptimizerConfig(name="adafactor", mu_dtype="bfloat16")
+
+
 def test_adafactor_keeps_rows_and_columns_only():
     config = OptimizerConfig(name="adafactor")
     big = {"model": {"layers": {"mlp": {"weight": jnp.ones((2, 256, 512))}}}}

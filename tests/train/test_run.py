@@ -39,6 +39,7 @@ def changed(key: str, value) -> dict:
         ("trainable.vision", True),
         ("lora.rank", 4),
         ("optimizer.name", "adafactor"),
+        ("optimizer.mu_dtype", "bfloat16"),
     ],
 )
 def test_what_a_checkpoint_does_not_fit_is_refused(key, value):

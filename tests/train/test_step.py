@@ -234,13 +234,14 @@ def run(setup: Setup, params, batches, compiler_options=FAST_COMPILE):
         {"optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2)},
         {"compute": Compute(dtype="bfloat16", remat="full")},
         {"compute": Compute(dtype="bfloat16"), "master": "bfloat16"},
+        {"optimizer": OptimizerConfig(learning_rate=3e-3, warmup=0.0, mu_dtype="bfloat16")},
         {"accumulate": 2},
         {
             "trainable": Trainable(decoder=False, embeddings=False),
             "lora": LoraConfig(rank=4, alpha=8.0),
         },
     ],
-    ids=["adamw", "adafactor", "bf16", "bf16-master", "accumulated", "lora"],
+    ids=["adamw", "adafactor", "bf16", "bf16-master", "bf16-mean", "accumulated", "lora"],
 )
 def test_loss_falls(changes, small_params, batch):
     optimizer = OptimizerConfig(learning_rate=3e-3, schedule="constant", weight_decay=0.01)

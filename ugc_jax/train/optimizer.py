@@ -33,6 +33,8 @@ class OptimizerConfig:
     b1: float = 0.9  # Adam's decay of the gradient's mean
     b2: float = 0.999  # Adam's decay of the gradient's square
     eps: float = 1e-8  # Adam's, beside the root of that square
+    # of Adam's mean as it is kept: bfloat16 takes half the memory (default: float32)
+    mu_dtype: Literal["float32", "bfloat16"] | None = None
     vision: float = 1.0  # rate of the vision encoder, as a share of learning_rate
     audio: float = 1.0  # the same of the audio encoder
     projector: float = 1.0  # of the merger and the audio projection
@@ -41,6 +43,11 @@ class OptimizerConfig:
     lora: float = 1.0  # of an adapter
 
     def __post_init__(self):
+        if self.mu_dtype is not None and self.name != "adamw":
+            raise UserError(
+                f"mu_dtype is {self.mu_dtype}, and name={self.name} keeps no mean of gradients; "
+                "leave mu_dtype out, or use name=adamw"
+            )
         nonnegative = ("learning_rate", "weight_decay", "clip_norm", *GROUPS)
         check_minimum(self, **dict.fromkeys(nonnegative, 0))
         for field, valid, allowed in (
@@ -91,7 +98,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: dict) -> optax.Gra
     axes: the logical axes of all leaves, a tree (`state.model_axes`).
     """
     if config.name == "adamw":
-        scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        scale = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype)
     else:
         scale = optax.scale_by_factored_rms()
     return optax.chain(

@@ -57,7 +57,7 @@ class TrainConfig:
     # Prefixes of the settings that decide what a checkpoint holds: a run cannot be resumed with
     # other values of them.
     FIXED: ClassVar[tuple[str, ...]] = (
-        "trainable.", "lora.rank", "lora.targets", "optimizer.name", "master",
+        "trainable.", "lora.rank", "lora.targets", "optimizer.name", "optimizer.mu_dtype", "master",
     )  # fmt: skip
     # Settings that may change, but not between 0 and other values.
     FIXED_ZERO: ClassVar[tuple[str, ...]] = ()

@@ -46,8 +46,9 @@ class TrainState(NamedTuple):
     """A pytree.
 
     step: i32[], updates made. params: the trained leaves (with an adapter, its leaves), nested
-    dict. frozen: all others, nested dict. opt_state: of `make_optimizer`, float32. finite: bool[],
-    False from the first step on whose loss or gradient was not finite; then nothing changes.
+    dict. frozen: all others, nested dict. opt_state: of `make_optimizer`, float32 but for a mean
+    in optimizer.mu_dtype. finite: bool[], False from the first step on whose loss or gradient was
+    not finite; then nothing changes.
     reference: with Setup.reference, the reference policy of GRPO: the initial values of the trained
     leaves, except an adapter's, in the compute dtype. Else {}.
     """
@@ -200,7 +201,7 @@ def _initial(params: dict, *, setup: Setup, seed: int) -> TrainState:
         lambda leaf: jnp.array(leaf, setup.compute.dtype, copy=True),
         _partition(learns, _is_lora)[1] if setup.reference else {},
     )
-    # Moments are float32 for either master dtype.
+    # Moments are float32 for either master dtype, but for mu_dtype.
     moments = setup.transform.init(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), learns))
     return TrainState(
         step=jnp.int32(0),
