@@ -195,7 +195,10 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+    split = spec(axes, x.shape, mesh)
+    if mesh.manual_axes:  # of `on_rows`: x is what one device of them has
+        split = _without(split, mesh.manual_axes)
+    return jax.lax.with_sharding_constraint(x, split)
 
 
 def platform() -> str:
@@ -211,6 +214,62 @@ def shard_count(axis: str, mesh=None) -> int:
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def on_rows(
+    function, weight: jax.Array, weight_axes: Axes, rows: tuple, others: tuple = (), dtype=None
+):
+    """Return `function(weight, rows, others)`, computed by each device on its rows of a batch.
+
+    The gradient of the weight is summed up on each device, in the weight's dtype, and over devices
+    once. (With constraints alone, a loop inside adds up a gradient over all devices in each of its
+    passes: the whole weight, every time.)
+
+    weight: of two dimensions with these axes, of which "embed" is gathered; in the function it is
+    whole but for `tensor`. rows: arrays [B, ...]; others: arrays that every device has. The results
+    are trees of arrays [B, ...]. dtype: that the function rounds the weight to anyway, to gather it
+    in.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = shard_count("batch")
+    if shards == 1 or rows[0].shape[0] % shards:
+        whole = tuple(None if name == "embed" else name for name in weight_axes)
+        return function(constrain(weight, whole), rows, others)
+    manual = set(RULES["batch"])
+    split = spec(weight_axes, weight.shape, mesh)
+    split = _without(split, set(MESH_AXES) - manual)
+    gathered = [(place, names) for place, names in enumerate(split) if names]
+
+    @jax.custom_vjp
+    def whole(shard):
+        out = shard if dtype is None else shard.astype(dtype)
+        for place, names in gathered:
+            out = jax.lax.all_gather(out, names, axis=place, tiled=True)
+        return out.astype(shard.dtype)
+
+    def backward(_, gradient):
+        for place, names in gathered:
+            gradient = jax.lax.psum_scatter(gradient, names, scatter_dimension=place, tiled=True)
+        return (gradient,)
+
+    whole.defvjp(lambda shard: (whole(shard), None), backward)
+    batch = PartitionSpec(RULES["batch"])
+    return jax.shard_map(
+        lambda shard, rows, others: function(whole(shard), rows, others),
+        in_specs=(split, batch, PartitionSpec()),
+        out_specs=batch,
+        axis_names=manual,
+        check_vma=False,
+    )(weight, rows, others)
+
+
+def _without(split: PartitionSpec, axes) -> PartitionSpec:
+    """A PartitionSpec without some mesh axes."""
+    kept = []
+    for names in split:
+        names = (names,) if isinstance(names, str) else names or ()
+        kept.append(tuple(name for name in names if name not in axes) or None)
+    return PartitionSpec(*kept)
 
 
 def on_shards(function, arrays: tuple, axes: tuple[Axes, ...]) -> jax.Array:

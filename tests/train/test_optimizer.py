@@ -146,7 +146,8 @@ def test_a_mean_in_bfloat16_makes_the_update_but_for_its_rounding():
     for one, other in zip(*map(jax.tree.leaves, found.values()), strict=True):
         assert one.dtype == other.dtype == jnp.float32
         np.testing.assert_allclose(one, other, rtol=2**-8)
-    assert any((one != other).any() for one, other in zip(*map(jax.tree.leaves, found.values())))
+    pairs = zip(*map(jax.tree.leaves, found.values()), strict=True)
+    assert any((one != other).any() for one, other in pairs)
 
 
 def test_adafactor_has_no_mean_to_keep():

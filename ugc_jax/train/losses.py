@@ -3,6 +3,7 @@
 Letters: B rows, T tokens, C tokens of a chunk, D width, V vocabulary.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from ugc_jax.data.batching import Batch
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.sharding import constrain
+from ugc_jax.sharding import constrain, on_rows
 
 CHUNK = 256  # most tokens of a row whose logits exist at a time: 256 * 151936 * 4 = 156 MB
 CHUNKS = 8  # fewest chunks of a row, so that a short row has chunks to skip, too
@@ -47,16 +48,28 @@ def token_scores(
     long, and answers come last.
     temperature: logits are divided by it, as where the tokens were sampled.
     Logits and their log-sum-exp are float32. The backward pass recomputes a chunk's logits instead
-    of keeping them, and its products are of hidden's dtype with float32 sums. The head is not split
-    in its width (see `thinker.embed`), and its gradient is summed over the chunks in the dtype of
-    the parameter.
+    of keeping them, and its products are of hidden's dtype with float32 sums. Each device has the
+    head whole in its width; its gradient is summed over the chunks in the dtype of the parameter,
+    and over the devices after the last one.
     """
     B, T, D = hidden_BTD.shape
     chunk = min(CHUNK, -(-T // CHUNKS))
     pad = -T % chunk
     hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
     tokens_BT, mask_BT = (jnp.pad(x, ((0, 0), (0, pad))) for x in (tokens_BT, mask_BT))
-    head_VD = constrain(thinker.head(params), ("vocab", None))
+    mask_C = jnp.any(mask_BT.reshape(B, -1, chunk), axis=(0, 2))  # the chunks that any row needs
+    bound = functools.partial(_scores, chunk=chunk, temperature=temperature, entropy=entropy)
+    rows = hidden_BTD, tokens_BT
+    axes, dtype = ("vocab", "embed"), hidden_BTD.dtype
+    out = on_rows(bound, thinker.head(params), axes, rows, (mask_C,), dtype)
+    return jax.tree.map(lambda x: x[:, :T], out)
+
+
+def _scores(head_VD, rows, others, chunk: int, temperature: float, entropy: bool) -> TokenScores:
+    """The scores of the rows of one device; chunks that no row of the batch needs are skipped."""
+    hidden_BTD, tokens_BT = rows
+    (mask_C,) = others
+    B = len(tokens_BT)
 
     @jax.checkpoint
     def scores(hidden_BCD, tokens_BC):
@@ -79,14 +92,14 @@ def token_scores(
 
     @jax.checkpoint  # or the branch's residuals, a copy of the head for each chunk, would be kept
     def scores_or_zeros(inputs):
-        *arrays, mask_BC = inputs
-        return jax.lax.cond(jnp.any(mask_BC), scores, zeros, *arrays)
+        *arrays, is_needed = inputs
+        return jax.lax.cond(is_needed, scores, zeros, *arrays)
 
     def chunks(x):
         return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
 
-    out = jax.lax.map(scores_or_zeros, tuple(map(chunks, (hidden_BTD, tokens_BT, mask_BT))))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], out)
+    out = jax.lax.map(scores_or_zeros, (chunks(hidden_BTD), chunks(tokens_BT), mask_C))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1), out)
 
 
 @jax.custom_vjp

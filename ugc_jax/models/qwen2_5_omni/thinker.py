@@ -18,7 +18,7 @@ from ugc_jax.models.params import Leaf, declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.models.qwen2_5_omni.names import ADAPTABLE
-from ugc_jax.sharding import constrain, shard_count
+from ugc_jax.sharding import constrain, on_rows, shard_count
 
 
 def encode_vision(
@@ -57,8 +57,13 @@ def embed(params, compute: Compute, tokens_BT) -> jax.Array:
 
     The table is first gathered along D: XLA replicates a table that is split both ways.
     """
-    table = constrain(params["model"]["embed_tokens"]["weight"], ("vocab", None))
-    rows = table[tokens_BT]
+    table = params["model"]["embed_tokens"]["weight"]
+    if shard_count("embed") > 1 and tokens_BT.ndim == 2:
+        axes = ("vocab", "embed")
+        dtype = None if table.dtype == jnp.uint16 else compute.dtype
+        rows = on_rows(lambda table, rows, _: table[rows[0]], table, axes, (tokens_BT,), (), dtype)
+    else:
+        rows = constrain(table, ("vocab", None))[tokens_BT]
     if rows.dtype == jnp.uint16:  # of `for_decoding`
         rows = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
     return rows.astype(compute.dtype)
