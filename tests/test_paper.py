@@ -145,7 +145,7 @@ def test_operations_are_those_of_plan(name, monkeypatch):
     if job == "sft":
         counted = step_flops(setup, batch)
     else:
-        monkeypatch.setattr(plan_grpo, "compiled_memory", lambda program: Memory(1, 1, 1, 1))
+        monkeypatch.setattr(plan_grpo, "compiled_memory", lambda *_, **__: Memory(1, 1, 1, 1))
         monkeypatch.setattr(plan_grpo, "chip_in", lambda mesh: Chip("test", 1e12, 1))
         programs = plan_grpo.plan_grpo(setup, config.grpo, config.rollout, batch).programs
         counted = sum(program.flops for program in programs)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 
 from ugc_jax.data import pipeline
 from ugc_jax.hf.trained import Trained
+from ugc_jax.plan.remat import device_memory, grpo_peak, least_remat
+from ugc_jax.plan.shapes import batch_shapes, largest
 from ugc_jax.rl.rewards.runner import Rewards
 from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
 from ugc_jax.rl.step import Grpo
@@ -49,5 +51,14 @@ def _train(config: GrpoConfig, functions: Mapping[str, Callable] | None, process
         if data.eval is not None:
             evaluation = pipeline.prompt_evaluation(*source, count)
         setup = config.setup(run.model, run.mesh, len(prompts) // (1 + further))
+        if config.compute.remat == "auto":
+            key = largest(prompts.plan.buckets)
+            shapes = batch_shapes(key, data.batch_size, run.model, run.mesh)
+            options, rollout = config.grpo, config.rollout
+            setup = least_remat(
+                setup,
+                lambda setup: grpo_peak(setup, options, rollout, shapes),
+                device_memory(run.mesh),
+            )
         work = Grpo(setup, config, prompts, batches, rewards, run.tokenizer, evaluation)
         return train(run, work, Trained(prompts.shown_clip()), process)

@@ -11,6 +11,8 @@ from ugc_jax.data import pipeline
 from ugc_jax.hf.trained import Trained
 from ugc_jax.plan.chips import peak_flops
 from ugc_jax.plan.flops import step_flops
+from ugc_jax.plan.remat import device_memory, least_remat, sft_peak
+from ugc_jax.plan.shapes import batch_shapes, largest
 from ugc_jax.settings import Schema
 from ugc_jax.train.run import Together, continue_data, open_run, together, train
 from ugc_jax.train.samples import make_sampler
@@ -38,6 +40,12 @@ def _train(config: SftConfig, process: Together) -> int:
     logger.info("%s: %s", data.train, training.plan.describe())
     evaluation = pipeline.evaluation(*source, config.packing) if data.eval else None
     setup = config.setup(run.model, run.mesh, len(training))
+    if config.compute.remat == "auto":
+        batch = batch_shapes(
+            largest(training.plan.buckets), data.batch_size, run.model, run.mesh, loop.accumulate
+        )
+        has = device_memory(run.mesh)
+        setup = least_remat(setup, lambda setup: sft_peak(setup, batch), has)
     sample = make_sampler(data, loop.samples, config.sampling, setup, run.tokenizer)
     peak = peak_flops(run.mesh)
     count = None if peak is None else step_flops

@@ -48,8 +48,8 @@ class ComputeConfig:
     # of activations and matrix products (auto: bfloat16 on TPUs and GPUs, float32 on CPUs)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     # what the backward pass computes again: none, full (each layer), dots (all but the products
-    # with weights and attention by splash or flash)
-    remat: Literal["none", "full", "dots"] = "none"
+    # with weights and attention by splash or flash), auto (in training, the least that fits)
+    remat: Literal["none", "full", "dots", "auto"] = "none"
     # tokens that an encoder works on at a time, which bounds its memory; 0: all (default: what the
     # job and the devices need)
     slab: int | None = None
@@ -82,7 +82,9 @@ class ComputeConfig:
         elif obstacle := _obstacle(attention, device, head_width, dtype):
             raise UserError(f"compute.attention={attention} {obstacle}; set compute.attention=auto")
         slab = slab if self.slab is None else self.slab
-        return Compute(dtype, self.remat, slab, attention, self.weights, self.cache)
+        # Without a plan (plan/remat.py), what takes least memory.
+        remat = "full" if self.remat == "auto" else self.remat
+        return Compute(dtype, remat, slab, attention, self.weights, self.cache)
 
     def check_no_int8(self, who: str):
         """Raise UserError for weights or caches in int8, which are to generate with.

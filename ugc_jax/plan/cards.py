@@ -17,14 +17,10 @@ class Card(NamedTuple):
     flops: float
 
 
-# By the beginning of jax.Device.device_kind or, of a GPU, its end, as an RTX 4090 Laptop GPU is
-# another card: name, bandwidth, and the peak where chips.py lacks it or has another variant's.
+# GPUs by the beginning of jax.Device.device_kind or its end, as an RTX 4090 Laptop GPU is another
+# card: name, bandwidth, and the peak where chips.py lacks it or has another variant's. TPUs are in
+# chips.py.
 _CARDS: dict[str, tuple[str, float, float | None]] = {
-    "TPU v4": ("v4", 1.228e12, None),
-    "TPU v5 lite": ("v5e", 0.819e12, None),
-    "TPU v5": ("v5p", 2.765e12, None),
-    "TPU v6 lite": ("v6e", 1.638e12, None),
-    "TPU7x": ("v7x", 3.69e12, None),
     "A100-SXM4-40GB": ("A100 SXM 40 GB", 1.555e12, None),
     "A100-PCIE-40GB": ("A100 PCIe 40 GB", 1.555e12, None),
     "A100-SXM4-80GB": ("A100 SXM 80 GB", 2.039e12, None),
@@ -51,6 +47,7 @@ def card_of(device_kind: str) -> Card | None:
         if device_kind.startswith(name) or f" {device_kind}".endswith(f" {name}")
     ]  # fmt: skip
     if not matches:
-        return None
+        chip = chip_of(device_kind) if device_kind.startswith("TPU") else None
+        return chip and Card(chip.name, chip.bandwidth, chip.flops)
     name, bandwidth, flops = _CARDS[max(matches, key=len)]
     return Card(name, bandwidth, flops or chip_of(device_kind).flops)

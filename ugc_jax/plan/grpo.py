@@ -14,6 +14,7 @@ import numpy as np
 from ugc_jax.data.batching import Batch
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.plan.chips import Chip
+from ugc_jax.plan.floors import Duration, Floors, efficiency, floors_of, work_figures
 from ugc_jax.plan.flops import countable, program_flops, step_flops
 from ugc_jax.plan.memory import Memory, chip_in, compiled_memory, gib, shard_bytes
 from ugc_jax.rl.objective import policy_step, token_logprobs
@@ -30,7 +31,7 @@ class Program(NamedTuple):
 
     held: bytes of one chip in other arrays than its arguments while it runs. memory: its own.
     runs: how often a step runs it. flops: operations of these runs on all chips together; executed:
-    with those that the backward pass recomputes.
+    with those that the backward pass recomputes. floors: of these runs.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program(NamedTuple):
     runs: int
     flops: float
     executed: float
+    floors: Floors
 
     @property
     def peak(self) -> int:
@@ -56,6 +58,18 @@ class GrpoPlan(NamedTuple):
     chip: Chip
     chips: int
     programs: tuple[Program, ...]
+    duration: Duration | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The least time of a step: of its programs, one after the other."""
+        return sum(program.floors.step for program in self.programs)
+
+    @property
+    def mfu(self) -> float:
+        """The MFU of the whole step that the floors allow."""
+        flops = sum(program.flops for program in self.programs)
+        return efficiency(self.chip, self.chips, flops, self.seconds)
 
     @property
     def fits(self) -> bool:
@@ -65,11 +79,20 @@ class GrpoPlan(NamedTuple):
     def figures(self) -> dict:
         """Return the plan for JSON."""
         programs = [
-            {**program._asdict(), "memory": program.memory._asdict(), "peak": program.peak}
+            {
+                **program._asdict(),
+                "memory": program.memory._asdict() | {"work": work_figures(program.memory.work)},
+                "peak": program.peak,
+                "floors": program.floors.figures(),
+            }
             for program in self.programs
         ]
         chip = self.chip._asdict()
-        return {**self._asdict(), "chip": chip, "programs": programs, "fits": self.fits}
+        found = {**self._asdict(), "chip": chip, "programs": programs, "fits": self.fits}
+        found |= {"seconds": self.seconds, "mfu": self.mfu}
+        if self.duration is not None:
+            found["duration"] = self.duration.figures(self.chips, self.seconds)
+        return found
 
     def table(self) -> str:
         """Return the plan as text, a program a line."""
@@ -79,14 +102,15 @@ class GrpoPlan(NamedTuple):
 
         rows = [
             f"{self.chips} chips {self.chip.name}; GiB that each needs of its "
-            f"{gib(self.chip.hbm)}, TFLOP of all in a step",
-            line("", "held besides", "arguments", "temporaries", "peak", "TFLOP", "runs"),
+            f"{gib(self.chip.hbm)}, TFLOP of all in a step, seconds at least",
+            line("", "held besides", "arguments", "temporaries", "peak", "TFLOP", "runs", "s"),
         ]
         for program in self.programs:
             memory, work = program.memory, f"{program.flops / 1e12:,.1f}"
             sizes = program.held, memory.arguments, memory.temporaries, program.peak
             verdict = "" if program.fits(self.chip) else "  DOES NOT FIT"
-            rows.append(line(program.name, *map(gib, sizes), work, program.runs) + verdict)
+            least = f"{program.floors.step:.3f}"
+            rows.append(line(program.name, *map(gib, sizes), work, program.runs, least) + verdict)
         needed, executed = (
             sum(getattr(program, name) for program in self.programs) / 1e12
             for name in ("flops", "executed")
@@ -96,11 +120,18 @@ class GrpoPlan(NamedTuple):
             f"in all {needed:,.1f} TFLOP a step, {executed:,.1f} with what is computed again; "
             f"{verdict}"
         )
+        rows.append(f"a step takes at least {self.seconds:.2f} s: MFU {self.mfu:.0%} at most")
+        if self.duration is not None:
+            rows.append(self.duration.text(self.chips, self.seconds))
         return "\n".join(rows)
 
 
 def plan_grpo(
-    setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch
+    setup: Setup,
+    options: GrpoOptions,
+    config: RolloutConfig,
+    prompts: Batch,
+    duration: Duration | None = None,
 ) -> GrpoPlan:
     """Compile the programs of a step for the devices of `setup.mesh`.
 
@@ -113,7 +144,7 @@ def plan_grpo(
         *_sampling(setup, options, config, prompts),
         *_learning(setup, options, config, prompts, batch),
     )
-    return GrpoPlan(chip, setup.mesh.size, programs)
+    return GrpoPlan(chip, setup.mesh.size, programs, duration)
 
 
 def policy_shapes(
@@ -163,7 +194,7 @@ def _sampling(setup, options, config, prompts) -> Iterator[Program]:
             present += shard_bytes(state) - outputs["embed"]
         flops = program_flops(counted[name], setup.model.costly_share) * runs
         with jax.set_mesh(rollout.mesh):
-            program = _program(name, traced, present, runs, flops, executed=flops)
+            program = _program(setup, name, traced, present, runs, flops, executed=flops)
         yield program
         # The weights, the encoders' rows and the cache stay on the chip.
         outputs[name] = program.memory.outputs or 0
@@ -190,8 +221,22 @@ def _learning(setup, options, config, prompts, batch) -> Iterator[Program]:
         bound = functools.partial(step, setup=setup)
         program = jit_step(step, setup) if name == "update" else jax.jit(bound)
         with jax.set_mesh(setup.mesh):
-            planned = _program(name, program.trace(state, rows), present, runs, flops, executed)
+            traced = program.trace(state, rows)
+            planned = _program(setup, name, traced, present, runs, flops, executed)
         yield planned
+
+
+def update_peak(setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch) -> int:
+    """Return the peak bytes of one device while the policy is updated."""
+    batch = policy_shapes(setup, options, config, prompts)
+    rows, state = _minibatch(batch, options, setup.mesh), abstract_state(setup)
+    with jax.set_mesh(setup.mesh):
+        traced = jit_step(policy_update(options, config), setup).trace(state, rows)
+        memory = compiled_memory(traced, counts=False)
+    if memory.arguments is None:
+        return memory.peak
+    present = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)
+    return present - memory.arguments + memory.peak
 
 
 def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
@@ -205,13 +250,20 @@ def policy_update(options: GrpoOptions, config: RolloutConfig) -> Callable:
 
 
 def _program(
-    name: str, traced: jax.stages.Traced, present: int, runs: int, flops: float, executed: float
+    setup: Setup,
+    name: str,
+    traced: jax.stages.Traced,
+    present: int,
+    runs: int,
+    flops: float,
+    executed: float,
 ) -> Program:
     """Compile a program. present: bytes on a chip before it runs, with its arguments."""
-    memory = compiled_memory(traced)
+    memory = compiled_memory(traced, setup.model.costly_share, of_loop=name == "decode")
     # The arguments of a program that does not even fit alone are unknown.
     held = 0 if memory.arguments is None else present - memory.arguments
-    return Program(name, held, memory, runs, flops, executed)
+    floors = floors_of(chip_in(setup.mesh), setup.mesh, executed, memory.work, runs)
+    return Program(name, held, memory, runs, flops, executed, floors)
 
 
 def _aliased_bytes(weights: jax.stages.Traced, state: TrainState) -> int:

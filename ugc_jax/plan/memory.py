@@ -9,7 +9,9 @@ from typing import NamedTuple
 import jax
 
 from ugc_jax.errors import UserError
+from ugc_jax.plan.cards import card_of
 from ugc_jax.plan.chips import GIB, Chip, chip_of
+from ugc_jax.plan.floors import Work, work_of
 from ugc_jax.sharding import MeshConfig, make_mesh
 
 # Without these, the compiler's library searches for a TPU for minutes when loaded, with warnings.
@@ -23,17 +25,19 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Memory(NamedTuple):
-    """A program's memory, in bytes of one chip.
+    """A program's memory, in bytes of one chip, and what it moves.
 
     outputs: without those that reuse arguments. temporaries: all of them, though not all exist at a
     time. peak: the most in use at a time. The compiler rejects a program that does not fit; then
-    peak is the memory that it requires, rounded as in its message, and the others are None.
+    peak is the memory that it requires, rounded as in its message, and the others are None. work:
+    of the compiled program.
     """
 
     arguments: int | None
     outputs: int | None
     temporaries: int | None
     peak: int
+    work: Work | None = None
 
     @property
     def rejected(self) -> bool:
@@ -69,30 +73,58 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
     return make_mesh(**dataclasses.asdict(config), devices=slice_.devices)
 
 
+def local_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """Return a mesh over the accelerators of this machine. Raises UserError without any."""
+    if jax.devices()[0].platform == "cpu":
+        raise UserError(
+            "no accelerator here to plan for; name a TPU slice, such as --topology v5e:4x4"
+        )
+    return make_mesh(**dataclasses.asdict(config))
+
+
 def chip_in(mesh: jax.sharding.Mesh) -> Chip:
-    """Return the chip of a mesh's devices. Raises UserError if it is not in the table."""
-    kind = mesh.devices.flat[0].device_kind
-    chip = chip_of(kind)
+    """Return the chip of a mesh's devices; of a device of this machine, with the memory it has.
+
+    Raises UserError if it is not in the tables of chips and cards.
+    """
+    device = mesh.devices.flat[0]
+    kind = device.device_kind
+    chip, card = chip_of(kind), card_of(kind)
+    # A described device has no memory.
+    stats = device.memory_stats() if device.platform == "gpu" else None
+    hbm = (stats or {}).get("bytes_limit") or (chip and chip.hbm)
+    if hbm is None or not (chip or card):
+        raise UserError(
+            f"the memory of {kind} is unknown; name a topology of v4 to v7x TPUs, or plan on a "
+            "machine with a GPU of the table in ugc_jax/plan/cards.py"
+        )
     if chip is None:
-        raise UserError(f"the memory of {kind} is unknown; name a topology of v4 to v7x TPUs")
-    return chip
+        return Chip(card.name, card.flops, hbm, card.bandwidth)
+    better = {} if card is None else {"flops": card.flops, "bandwidth": card.bandwidth}
+    return chip._replace(hbm=hbm, **better)
 
 
-def compiled_memory(program: jax.stages.Traced) -> Memory:
-    """Compile a program for the mesh that it was traced for; returns its memory."""
+def compiled_memory(
+    program: jax.stages.Traced, costly: float = 1.0, of_loop: bool = False, counts: bool = True
+) -> Memory:
+    """Compile a program for the mesh that it was traced for; returns its memory and its work.
+
+    costly, of_loop: see `floors.work_of`. counts: false leaves its work out.
+    """
     try:
-        memory = program.lower().compile().memory_analysis()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         peak = required_bytes(str(error))
         if peak is None:
             raise
         return Memory(None, None, None, peak)
-    return Memory(
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        peak=memory.peak_memory_in_bytes,
-    )
+    memory = compiled.memory_analysis()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parts = memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes
+    # Not every compiler says what exists at a time.
+    peak = memory.peak_memory_in_bytes or sum(parts)
+    work = work_of(compiled.as_text(), costly, of_loop) if counts else None
+    return Memory(*parts, peak, work)
 
 
 def required_bytes(message: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ class TypicalClip:
     width: int = 224  # of a frame, in pixels: whole cells of the vision encoder
     seconds: float = 24.0  # of sound
     text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
+    clips: int = 1000  # of the training data, for the hours of a run
 
     def bucket(self, data: DataConfig, model: OmniConfig, packing: bool) -> BucketKey:
         """Return the shape of a training row of such clips.
@@ -48,6 +50,20 @@ class TypicalClip:
             )
         one = ExampleSet("clip", np.zeros(1, np.int64), np.array([size]), digest="", draws=1)
         return max(make_plan([one], data, steps=1, packing=packing).buckets)
+
+    def examples(self, data: DataConfig, model: OmniConfig, packing: bool) -> float:
+        """Return how many such clips a row of the data's tokens holds on average."""
+        if not packing:
+            return 1.0
+        grid = model.vision.patch_size * model.vision.spatial_merge_size
+        cells = -(-self.frames // 2) * (self.height // grid) * (self.width // grid)
+        sound = model.audio.tokens(round(self.seconds * SAMPLE_RATE / HOP)) if self.seconds else 0
+        return data.tokens / (cells + sound + self.text)
+
+
+def largest(buckets: Iterable[BucketKey]) -> BucketKey:
+    """Return the maximum of each size over shapes of rows."""
+    return BucketKey(*map(max, zip(*buckets, strict=True)))
 
 
 def model_of(checkpoint: str, revision: str | None = None) -> OmniConfig:

@@ -1,21 +1,29 @@
-"""What a decode step moves through memory: by its arrays, and by its compiled program.
+"""What a program moves through memory: of a decode step by its arrays, of any by its compiled text.
 
-`step_bytes` is the least that a step reads. `loop_traffic` reads the compiler's text (optimized HLO
-of a TPU, GPU or CPU) for what the program of generate/engine.py moves: bytes, kernels, copies, and
-the largest arrays that it writes.
+`step_bytes` is the least that a decode step reads. `loop_traffic` and `program_traffic` read the
+compiler's text (hlo.py) for what the program moves: bytes, kernels, copies, and the largest arrays
+that it writes.
 """
 
 import functools
 import math
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
 from ugc_jax.generate.decode import DecodeState
+from ugc_jax.plan.hlo import (
+    Instruction,
+    Program,
+    array_bytes,
+    begins_collective,
+    ends_collective,
+    in_memory,
+    parts,
+    sizes_of,
+)
 
-_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 # Instructions that move nothing, or whose bytes count elsewhere.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier",
@@ -72,6 +80,16 @@ def step_bytes(
     return weights + round(caches) + len(state.done) * table.shape[1] * table.dtype.itemsize
 
 
+def program_traffic(hlo: str, costly: float = 1.0) -> Traffic:
+    """Return the traffic of one run of a program, counted as by `loop_traffic`.
+
+    A loop of unknown length counts once. costly: share of the conditionals' runs, see
+    `hlo.Program.weights`.
+    """
+    program = _Moves(hlo, costly)
+    return program.traffic(program.entry)
+
+
 def loop_traffic(hlo: str) -> Traffic:
     """Return the traffic of one pass through a program's loop of unknown length.
 
@@ -80,84 +98,23 @@ def loop_traffic(hlo: str) -> Traffic:
     memory than its HBM do not count, nor does what a slice or a gather leaves out, nor an array
     that is updated in place. Raises ValueError if there is no such loop.
     """
-    program = _Program(hlo)
-    for name in program.reachable(program.entry):
-        for one in program.computations[name].values():
-            if one.opcode == "while" and program.trips(one) is None:
-                return program.traffic(one.attribute("body"))
-    raise ValueError("the program has no loop of unknown length")
+    program = _Moves(hlo)
+    return program.traffic(program.open_loop())
 
 
-class _Instruction(NamedTuple):
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    text: str  # what follows the operands
-    arguments: str  # the operands' text
+class _Moves(Program):
+    """A program, and what it moves. costly: see `Program.weights`."""
 
-    def attribute(self, name: str) -> str | None:
-        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.text)
-        return found and found[1]
-
-    @property
-    def called(self) -> list[str]:
-        """Computations that it runs in place of itself."""
-        if self.opcode == "call":
-            return [self.attribute("to_apply")]
-        if self.opcode == "conditional":
-            names = re.search(r"branch_computations=\{([^}]*)\}", self.text)
-            if names:
-                return re.findall(r"%?([\w.\-]+)", names[1])
-            return [self.attribute(f"{side}_computation") for side in ("true", "false")]
-        return []
-
-
-class _Program:
-    """The computations of a module by name: their instructions by name; the last is the root."""
-
-    def __init__(self, hlo: str):
-        self.computations: dict[str, dict[str, _Instruction]] = {}
-        self.entry, current = "", {}
-        for line in hlo.splitlines():
-            if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-                current = self.computations[head[2]] = {}
-                self.entry = head[2] if head[1] else self.entry
-            elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line):
-                one = _instruction(found[1], line[found.end() :])
-                # The root is not always written last.
-                current[one.name] = one
-                if line.lstrip().startswith("ROOT"):
-                    current["ROOT"] = one
+    def __init__(self, hlo: str, costly: float = 1.0):
+        super().__init__(hlo)
+        self.costly = costly
         self.traffic = functools.cache(self._traffic)
-
-    def reachable(self, name: str) -> Iterator[str]:
-        """Yield a computation and those that it calls, but not the bodies of loops."""
-        yield name
-        for one in self.instructions(name):
-            for called in one.called:
-                yield from self.reachable(called)
-
-    def instructions(self, name: str) -> list[_Instruction]:
-        return [one for key, one in self.computations[name].items() if key != "ROOT"]
-
-    def trips(self, loop: _Instruction) -> int | None:
-        """How often a loop runs; None if the program decides."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
-            return int(known[1])
-        condition = self.computations[loop.attribute("condition")]
-        root = condition["ROOT"]
-        limits = [condition[name] for name in root.operands if name in condition]
-        limits = [one.arguments for one in limits if one.opcode == "constant"]
-        if root.opcode == "compare" and "direction=LT" in root.text and limits:
-            return int(limits[0])
-        return None
 
     def _traffic(self, name: str) -> Traffic:
         moved, kernels, copies = 0, 0, 0
         writes: list[Write] = []
 
-        def add(part: Traffic, times: int):
+        def add(part: Traffic, times: float):
             nonlocal moved, kernels, copies
             moved += times * part.bytes
             kernels += times * part.kernels
@@ -170,16 +127,18 @@ class _Program:
             if one.opcode == "while":
                 add(self.traffic(one.attribute("body")), self.trips(one) or 1)
             elif one.called:
-                add(max(map(self.traffic, one.called), key=lambda part: part.bytes), 1)
+                for called, share in self.weights(one, self.costly):
+                    if share:
+                        add(self.traffic(called), share)
             else:
                 read, written = self._read(name, one), self._written(name, one)
                 copy = self._copies(one)
                 write = Write(one.name, one.shape, written, 1, copy)
                 add(Traffic(read + written, 1, int(copy), (write,) if written else ()), 1)
         writes.sort(key=lambda one: -one.bytes)
-        return Traffic(moved, kernels, copies, tuple(writes))
+        return Traffic(round(moved), round(kernels), round(copies), tuple(writes))
 
-    def _copies(self, one: _Instruction) -> bool:
+    def _copies(self, one: Instruction) -> bool:
         if one.opcode != "fusion":
             return one.opcode in _MOVES
         inside = self.instructions(one.attribute("calls"))
@@ -189,25 +148,26 @@ class _Program:
             for part in work
         )
 
-    def _read(self, computation: str, one: _Instruction) -> int:
+    def _read(self, computation: str, one: Instruction) -> int:
         """Bytes that an instruction reads from memory."""
         shapes = [self.computations[computation][name].shape for name in one.operands]
+        passing = set() if begins_collective(one) else self.passing(one)
         read = 0
         for place, shape in enumerate(shapes):
-            if _in_memory(shape):
-                read += min(_bytes(shape), self._taken(one, place, shape))
+            if in_memory(shape) and sizes_of(shape) not in passing:
+                read += min(array_bytes(shape), self._taken(one, place, shape))
         return read
 
-    def _taken(self, one: _Instruction, place: int, shape: str) -> int:
+    def _taken(self, one: Instruction, place: int, shape: str) -> int:
         """Bytes that an instruction takes of its operand number `place`."""
         if one.opcode in _SLICES and place == 0:
-            return _bytes(one.shape, everywhere=True)
+            return array_bytes(one.shape, everywhere=True)
         if one.opcode == "dynamic-update-slice" and place == 0:
             return 0
         if self._is_view(one):
             return 0  # its users take something
         if one.opcode != "fusion":
-            return _bytes(shape, everywhere=True)
+            return array_bytes(shape, everywhere=True)
         inside = one.attribute("calls")
         parameter = next(
             part for part in self.instructions(inside)
@@ -218,7 +178,7 @@ class _Program:
             for alias, user in self._users(inside, parameter.name)
         )
 
-    def _users(self, computation: str, name: str) -> Iterator[tuple[str, _Instruction]]:
+    def _users(self, computation: str, name: str) -> Iterator[tuple[str, Instruction]]:
         """Yield (name or a view of it, instruction that takes that)."""
         for one in self.instructions(computation):
             if name in one.operands:
@@ -226,7 +186,7 @@ class _Program:
                 if self._is_view(one):
                     yield from self._users(computation, one.name)
 
-    def _is_view(self, one: _Instruction) -> bool:
+    def _is_view(self, one: Instruction) -> bool:
         """Whether an instruction's result is its operand, read in another shape."""
         if one.opcode != "fusion":
             return one.opcode in ("bitcast", "get-tuple-element")
@@ -239,20 +199,21 @@ class _Program:
             for part in inside
         )  # fmt: skip
 
-    def _written(self, computation: str, one: _Instruction) -> int:
+    def _written(self, computation: str, one: Instruction) -> int:
         """Bytes that an instruction writes to memory."""
-        parts = _parts(one.shape)
-        updates = self._updates(computation, one)
+        results, updates = parts(one.shape), self._updates(computation, one)
+        passing = set() if ends_collective(one) else self.passing(one)
         return sum(
-            min(_bytes(part), update) if update is not None else _bytes(part)
-            for part, update in zip(parts, updates + [None] * len(parts), strict=False)
+            min(array_bytes(part), update) if update is not None else array_bytes(part)
+            for part, update in zip(results, updates + [None] * len(results), strict=False)
+            if sizes_of(part) not in passing
         )
 
-    def _updates(self, computation: str, one: _Instruction) -> list[int | None]:
+    def _updates(self, computation: str, one: Instruction) -> list[int | None]:
         """For each result, the bytes that it writes if it updates an array in place."""
         if one.opcode == "dynamic-update-slice":
             update = self.computations[computation][one.operands[1]]
-            return [_bytes(update.shape, everywhere=True)]
+            return [array_bytes(update.shape, everywhere=True)]
         if one.opcode != "fusion":
             return []
         inside = one.attribute("calls")
@@ -266,53 +227,3 @@ class _Program:
             one = self.computations[computation][one.operands[0]]
         found = self._updates(computation, one)
         return found[0] if one.opcode in ("dynamic-update-slice", "fusion") and found else None
-
-
-def _instruction(name: str, text: str) -> _Instruction:
-    """Parse what follows `name =`: the shape, the opcode, the operands and the attributes."""
-    end = _closing(text) if text.startswith("(") else text.index(" ")
-    shape, rest = text[:end], text[end:].lstrip()
-    opcode, _, _ = rest.partition("(")
-    rest = rest[len(opcode) :]
-    end = _closing(rest)
-    arguments = rest[1 : end - 1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-    if opcode.endswith("-start"):  # its shape has the operands, too
-        opcode = opcode.removesuffix("-start")
-        shape = _parts(shape)[0 if opcode == "copy" else len(operands)]
-        opcode = "fusion" if opcode == "async" else opcode
-    return _Instruction(name, shape, opcode, operands, rest[end:], arguments)
-
-
-def _closing(text: str) -> int:
-    """The index after the parenthesis that closes the first one."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if letter == ")" and depth == 0:
-            return place + 1
-    raise ValueError(f"no end of {text[:60]}")
-
-
-@functools.lru_cache(4096)
-def _parts(shape: str) -> list[str]:
-    """The arrays of a shape, such as `bf16[4,8]{1,0:T(8,128)S(1)}`."""
-    return re.findall(r"\w+\[[^\]]*\](?:\{[^}]*\})?", shape)
-
-
-def _in_memory(shape: str) -> bool:
-    """Whether an array lies in the device's main memory; S(n) names another one."""
-    return not re.search(r"S\([1-9]", shape)
-
-
-@functools.lru_cache(4096)
-def _bytes(shape: str, everywhere: bool = False) -> int:
-    """Bytes of a shape's arrays in the main memory, or of all."""
-    total = 0
-    for part in _parts(shape):
-        if everywhere or _in_memory(part):
-            kind, sizes = re.match(r"(\w+)\[([^\]]*)\]", part).groups()
-            bits = _BITS.get(kind) or int((re.search(r"\d+", kind) or [0])[0])
-            count = math.prod(int(re.sub(r"\D", "", size)) for size in sizes.split(",") if size)
-            total += count * bits // 8
-    return total
