@@ -9,6 +9,12 @@ without one:
     ugc-jax grpo --config grpo_3b
     ugc-jax grpo --config grpo_3b:lora     # an adapter on runs/sft_3b/model
 
+On one GPU of 24 or 80 GB (docs/planning.md has the plans):
+
+    ugc-jax grpo --config grpo_3b:lora-24gb
+    ugc-jax grpo --config grpo_3b:lora-80gb
+    ugc-jax grpo --config grpo_3b:full-80gb
+
 launch/ has the scripts that start it on every host.
 """
 
@@ -18,11 +24,14 @@ from ugc_jax.settings import check_config_argument
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """arg: "lora" to freeze the decoder and train an adapter."""
-    check_config_argument(arg, "lora")
+    """arg: "lora" to freeze the decoder and train an adapter; "lora-24gb", "lora-80gb" and
+    "full-80gb" for one GPU with so much memory.
+    """
+    check_config_argument(arg, "lora", "lora-24gb", "lora-80gb", "full-80gb")
+    way = (arg or "full").partition("-")[0]
     config = ConfigDict()
     config.checkpoint = "runs/sft_3b/model"
-    config.output = "runs/grpo_3b_lora" if arg == "lora" else "runs/grpo_3b"
+    config.output = "runs/grpo_3b_lora" if way == "lora" else "runs/grpo_3b"
 
     config.data = ConfigDict()
     config.data.train = "records/grpo_1k"
@@ -57,7 +66,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-6
 
-    if arg == "lora":
+    if way == "lora":
         config.trainable = ConfigDict()
         config.trainable.decoder = False
         config.trainable.embeddings = False
@@ -68,4 +77,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.loop = ConfigDict()
     config.loop.epochs = 1.0
+
+    if arg != way and arg is not None:  # one card
+        config.rollout.mesh.tensor = 1
+    if arg == "lora-24gb":
+        config.data.batch_size = 4
+        config.loop.accumulate = 4  # a prompt with its captions at a time
+        config.rollout.parts = 2
+        config.rollout.sampling.max_new_tokens = 256
+    elif arg == "lora-80gb":
+        config.loop.accumulate = 4
+        config.compute.remat = "auto"
+    elif arg == "full-80gb":
+        # Further microbatches would need a second gradient, of 13 GB.
+        config.data.batch_size = 2
+        config.optimizer.mu_dtype = "bfloat16"
+        config.optimizer.learning_rate = 5e-7
     return config

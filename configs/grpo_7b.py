@@ -12,11 +12,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 _GRPO_3B = runpy.run_path(str(Path(__file__).with_name("grpo_3b.py")))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "lora", as in grpo_3b.py."""
+    check_config_argument(arg, "lora")
     config = _GRPO_3B["get_config"](arg)
     config.checkpoint = "runs/sft_7b/model"
     config.output = config.output.replace("grpo_3b", "grpo_7b")

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ugc_jax.settings import check_config_argument
+
 _SFT_3B = runpy.run_path(str(Path(__file__).with_name("sft_3b.py")))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """arg: "lora", as in sft_3b.py."""
+    check_config_argument(arg, "lora")
     config = _SFT_3B["get_config"](arg)
     config.checkpoint = "Qwen/Qwen2.5-Omni-7B"
     config.output = config.output.replace("sft_3b", "sft_7b")
