@@ -448,7 +448,10 @@ def test_a_config_of_another_job_is_told(file):
 def test_an_unknown_argument_of_a_config_is_told():
     with pytest.raises(UserError) as caught:
         parsed("--config", "sft_3b:loar")
-    assert str(caught.value) == "--config sft_3b:loar: unknown argument 'loar'; use lora, or none"
+    assert str(caught.value) == (
+        "--config sft_3b:loar: unknown argument 'loar'; use lora, lora-24gb, lora-80gb, full-80gb, "
+        "or none"
+    )
 
 
 def test_an_old_name_of_another_meaning_is_answered_with_the_new_one():
