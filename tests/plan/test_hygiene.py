@@ -50,9 +50,9 @@ CODE = """
     source = job._source(config, model)
     batch = batch_shapes(source.key, config.data.batch_size, model, mesh)
     setup = config.setup(model, mesh, 100)
-    state = abstract_state(setup)
+    state, step = abstract_state(setup), jit_step(train_step, setup)
     with jax.set_mesh(mesh):
-        compiled = jit_step(train_step, setup).trace(state, batch).lower().compile()
+        compiled = step.trace(state, batch).lower().compile()
     memory, hlo = compiled.memory_analysis(), compiled.as_text()
     program = Program(hlo)
     sends, arrays, products = [], {}, []
@@ -74,10 +74,14 @@ CODE = """
 """
 
 
-@functools.cache
-def facts() -> tuple[dict, str]:
+@functools.cache  # a failure, too, would take minutes each time
+def _done() -> subprocess.CompletedProcess:
     code = textwrap.dedent(CODE).replace("LAYERS", str(LAYERS))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def facts() -> tuple[dict, str]:
+    done = _done()
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

@@ -230,9 +230,9 @@ def update_peak(setup: Setup, options: GrpoOptions, config: RolloutConfig, promp
     """Return the peak bytes of one device while the policy is updated."""
     batch = policy_shapes(setup, options, config, prompts)
     rows, state = _minibatch(batch, options, setup.mesh), abstract_state(setup)
+    step = jit_step(policy_update(options, config), setup)
     with jax.set_mesh(setup.mesh):
-        traced = jit_step(policy_update(options, config), setup).trace(state, rows)
-        memory = compiled_memory(traced, counts=False)
+        memory = compiled_memory(step.trace(state, rows), counts=False)
     if memory.arguments is None:
         return memory.peak
     present = shard_bytes((prompts, state, batch)) + (rows is not batch) * shard_bytes(rows)

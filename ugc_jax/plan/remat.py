@@ -48,9 +48,9 @@ def least_remat(setup: Setup, peak: Callable[[Setup], int], has: int) -> Setup:
 
 def sft_peak(setup: Setup, batch: Batch) -> int:
     """Return the peak bytes of one device in the train step of SFT."""
+    step, state = jit_step(train_step, setup), abstract_state(setup)
     with jax.set_mesh(setup.mesh):
-        traced = jit_step(train_step, setup).trace(abstract_state(setup), batch)
-        return compiled_memory(traced, counts=False).peak
+        return compiled_memory(step.trace(state, batch), counts=False).peak
 
 
 def grpo_peak(setup: Setup, options: GrpoOptions, config: RolloutConfig, prompts: Batch) -> int:
