@@ -13,7 +13,7 @@ import cases
 import jax
 import numpy as np
 import pytest
-from fake_devices import TPU, gpu, text_for
+from fake_devices import TPU, TRITON, gpu, text_for
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
@@ -83,6 +83,18 @@ def test_a_recipe_that_names_no_device(name, device, dtype, cudnn, splash, monke
         text = text_for(device, trace, monkeypatch)
     assert text.count("@__cudnn$fmhaScaleBiasSoftmax") == cudnn
     assert text.count("@tpu_custom_call") == splash
+
+
+@pytest.mark.parametrize(("attention", "holds_masks"), [("cudnn", True), ("flash", False)])
+def test_a_step_on_a_gpu_holds_no_mask_with_flash(attention, holds_masks, monkeypatch):
+    model, mesh = cases.fewer_layers(omni_3b()), sharding.make_mesh(2, 2, 2)
+    setup = Setup(model, mesh, compute=Compute("bfloat16", "full", attention=attention))
+    batch = batch_shapes(KEY._replace(tokens=384), 4, model, mesh)
+    with jax.set_mesh(mesh):
+        trace = functools.partial(jit_step(train_step, setup).trace, abstract_state(setup), batch)
+        text = text_for(gpu(), trace, monkeypatch)
+    assert ("x384x384x" in text) == holds_masks
+    assert text.count(TRITON) == (0 if holds_masks else 4)
 
 
 def words(folder, topology="v5e:2x2"):
