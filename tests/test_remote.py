@@ -187,7 +187,7 @@ def test_small_files_are_read_with_further_tries(bucket):  # noqa: F811
 def test_any_fault_that_fsspec_calls_absence_is_tried_again():
     errors = [FileNotFoundError("http://x/a"), FileNotFoundError("http://x/a")]
     errors[0].__cause__ = Answer(503)
-    errors[1].__cause__ = Answer(404)
+    errors[1].__cause__ = KeyError("a")  # as of a store in memory, or of botocore
     pauses = []
 
     def read():

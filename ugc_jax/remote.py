@@ -209,9 +209,12 @@ def _lasting_failure(url: object, error: BaseException, tries: int = 0) -> Excep
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the reason of a FileNotFoundError, which fsspec makes of any fault of a server."""
-    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+    """Return the reason of a FileNotFoundError, which fsspec makes of any fault of a web server."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None:
+        is_of_server = _status(cause) is not None or type(cause).__module__.startswith("aiohttp")
+        if is_of_server or isinstance(cause, ConnectionError | TimeoutError):
+            return cause
     return error
 
 

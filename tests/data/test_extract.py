@@ -694,8 +694,8 @@ def test_the_index_is_that_of_the_last_report(manifest, tmp_path, monkeypatch):
     first = one.shards()[0]
     finish, calls = Extraction.finish, []
 
-    def slow(self, written=()):
-        totals = finish(self, written)
+    def slow(self, written, reports):
+        totals = finish(self, written, reports)
         if not calls:  # another process replaces a report
             report = extract.read_report(first)
             lines = [line | {"solution": "new"} for line in report.lines]
@@ -748,7 +748,7 @@ def test_processes_that_are_killed_lose_nothing(manifest, tmp_path):
         time.sleep(0.02)
     first.kill()
     first.communicate()
-    before = stamps(out)
+    before = {name: time for name, time in stamps(out).items() if not name.endswith(".part")}
     both = [start(rank) for rank in range(2)]
     told = [one.communicate(timeout=100)[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], told
@@ -839,3 +839,25 @@ def test_a_bucket_that_refuses_stops_the_job_in_one_line(bucket, tmp_path, run):
     bucket.faults["info:mine"] = [type("NoCredentialsError", (Exception,), {})("no account")]
     with pytest.raises(EnvironmentFailure, match="no valid credentials for s3://"):
         run(tmp_path / "out", path)
+
+
+def test_many_hosts_may_begin_at_once(manifest, tmp_path, monkeypatch):
+    """A process that finds the folder half made by another goes on; other files are refused."""
+    one = prepared(tmp_path / "out", manifest)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "extraction.json.7-ab.new").write_text("of another process")
+    assert len(one.prepare(share=extract.Share(0, 2))) == 2
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("x")
+    other = prepared(tmp_path / "other", manifest)
+    with pytest.raises(UserError, match="holds something else; choose another output"):
+        other.prepare(share=extract.Share(0, 2))
+    content = (tmp_path / "out" / "extraction.json").read_text()
+    iterdir = type(other.directory).iterdir
+
+    def listed(path):
+        (tmp_path / "other" / "extraction.json").write_text(content)  # while this one looks
+        return iterdir(path)
+
+    monkeypatch.setattr(type(other.directory), "iterdir", listed)
+    assert len(other.prepare(share=extract.Share(1, 2))) == 2

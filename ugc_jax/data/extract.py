@@ -32,6 +32,7 @@ import uuid
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
@@ -48,6 +49,7 @@ from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.clip import probe, read_clip
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
+from ugc_jax.scratch import ScratchFolder
 from ugc_jax.settings import flatten
 
 REPORTS, FAILURES = "shards", "failures.jsonl"
@@ -216,14 +218,15 @@ class Extraction:
             self._compare(path, settings)
         elif self.directory.exists() and not self.directory.is_dir():
             raise UserError(f"{self.directory}: is a file; choose another output")
-        elif self.directory.exists() and any(
-            file.name != REMOVED for file in self.directory.iterdir()
-        ):
-            raise UserError(f"{self.directory}: holds something else; choose another output")
+        elif self.directory.exists() and any(map(self._is_strange, self.directory.iterdir())):
+            # Another process may have begun meanwhile: extraction.json is its first file.
+            if not path.exists():
+                raise UserError(f"{self.directory}: holds something else; choose another output")
+            self._compare(path, settings)
         shards = [shard for shard in self.shards() if share.has(shard.number)]
         self._clear_partial(shards, share)
         try:
-            (self.directory / REPORTS).mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             fault = f"{self.directory}: cannot be made ({error.strerror}); choose another output"
             raise environment_failure(error, self.directory) or UserError(fault) from None
@@ -234,6 +237,7 @@ class Extraction:
             }
             versions = {"ugc_jax": __version__, **versions}
             files.write_json(path, settings | {"versions": versions})
+        (self.directory / REPORTS).mkdir(exist_ok=True)
         todo = []
         for shard in shards:
             if (report := read_report(shard)) is None:
@@ -254,12 +258,16 @@ class Extraction:
             (self.directory / records.SHARDS).unlink(missing_ok=True)
         return todo
 
-    def finish(self, written: Sequence[Shard] = ()) -> ExtractionTotals:
+    def finish(
+        self, written: Sequence[Shard] = (), reports: "Sequence[ShardReport] | None" = None
+    ) -> ExtractionTotals:
         """Write the index of all shards and failures.jsonl. All shards must be finished.
 
-        written: the shards of this run, for the totals.
+        written: the shards of this run, for the totals. reports: of all shards; None: they are
+        read.
         """
-        reports = [read_report(shard) for shard in self.shards()]
+        if reports is None:
+            reports = [read_report(shard) for shard in self.shards()]
         lines, failures = write_folder(self.directory, reports, self.storage)
         new = sum(len(reports[shard.number].lines) - shard.kept for shard in written)
         return ExtractionTotals(
@@ -280,7 +288,7 @@ class Extraction:
             before = [read_report(shard) for shard in self.shards()]
             if None in before:
                 return None
-            totals = self.finish(written)
+            totals = self.finish(written, before)
             if [read_report(shard) for shard in self.shards()] == before:
                 return totals
 
@@ -302,6 +310,11 @@ class Extraction:
         for partial in self.directory.glob("*.part"):
             if share == ALL or partial.name.startswith(own):
                 partial.unlink(missing_ok=True)
+
+    @staticmethod
+    def _is_strange(file: epath.Path) -> bool:
+        """Whether a file of a folder without extraction.json is none of its beginning."""
+        return file.name != REMOVED and not file.name.startswith(records.EXTRACTION)
 
     def _settings(self) -> dict:
         """Return the settings that must not change if finished shards are to be kept."""
@@ -422,7 +435,9 @@ def _next_path(path: epath.Path) -> epath.Path:
 def read_report(shard: Shard) -> ShardReport | None:
     """Return the report of a shard that is finished and complete; None otherwise."""
     path = _report_path(shard)
-    for place in (path, _next_path(path)):  # the second after a kill between two renamings
+    # The second after a kill between two renamings; the first again, as another process may have
+    # renamed the second meanwhile.
+    for place in (path, _next_path(path), path):
         with contextlib.suppress(UserError, OSError, TypeError):
             report = ShardReport(**files.read_json(place, "extract its shard"))
             if _record_path(shard).stat().length == report.bytes:
@@ -639,7 +654,7 @@ def check_media(shards: Sequence[Shard]) -> None:
 
 
 def _read_task(
-    task: Task, clip: ClipSettings, storage: Storage, folder: str | None = None
+    task: Task, clip: ClipSettings, storage: Storage, folder: Path | None = None
 ) -> tuple[dict, bytes]:
     return extract_row(task.row, clip, storage, task.members, folder)
 
@@ -649,7 +664,7 @@ def extract_row(
     clip: ClipSettings,
     storage: Storage,
     members: Sequence[tars.Member | None] | None = None,
-    folder: str | None = None,
+    folder: Path | None = None,
 ) -> tuple[dict, bytes]:
     """Return (index line, record) of a row; each medium has an equal share of media_tokens.
 
@@ -676,19 +691,20 @@ def extract_row(
     return line, records.encode_record(line, [raw for _, raw in media], storage)
 
 
-def _folder_of_clips(shards: list[Shard]) -> contextlib.AbstractContextManager[str | None]:
+def _folder_of_clips(shards: list[Shard]) -> contextlib.AbstractContextManager[Path | None]:
     """Return the context of a folder for clips while they are read; None if all are files here.
 
-    What a worker that was killed has left in it goes with it.
+    What a worker that was killed has left in it goes with it, and after a kill of this process with
+    the next one's.
     """
     paths = (path for shard in shards for row in shard.rows for path in row.media)
     if not any(remote.is_url(path) or tars.split(path)[0] for path in paths):
         return contextlib.nullcontext()
-    return tempfile.TemporaryDirectory(prefix="ugc-jax-", ignore_cleanup_errors=True)
+    return ScratchFolder("ugc-jax-clips-")
 
 
 @contextlib.contextmanager
-def _local(path: str, member: tars.Member | None, folder: str | None) -> Iterator[str]:
+def _local(path: str, member: tars.Member | None, folder: Path | None) -> Iterator[str]:
     """Yield a local file with the content of a path, which may be remote or in a tar file.
 
     Its name does not show in errors of the block. Raises UnreadableFile if it cannot be fetched.
