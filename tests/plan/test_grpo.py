@@ -112,8 +112,9 @@ def test_operations_of_all_runs(monkeypatch):
     assert all(program.executed == program.flops for program in often.programs)
 
 
-def test_weights_that_need_no_move_take_no_place():
+def test_weights_that_need_no_move_take_no_place(monkeypatch):
     """On the training mesh, in the dtype that learns, the rollout reads the state itself."""
+    monkeypatch.setattr(plan, "chip_in", lambda mesh: Chip("test", 1e12, hbm=28 * MB))
     setup, options, config, prompts = inputs()
     weights, vision, *_ = plan._sampling(setup, options, config, prompts)
     assert weights.memory.outputs > shard_bytes(abstract_state(setup)) / 5
