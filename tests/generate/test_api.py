@@ -153,7 +153,7 @@ def test_the_typed_options_are_the_settings():
     ("options", "message"),
     [
         (dict(temperature=-1.0), "temperature is -1.0; use 0"),
-        (dict(max_new_tokens=0), "max_new_tokens is 0; use 1 to 4096"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0; use 1 to 9216"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(workers=0), "workers is 0"),
         (dict(fps=0), "fps"),

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.settings import SamplingConfig, piece_seconds
 from ugc_jax.hf.trained import Trained, write_trained
-from ugc_jax.media.presets import PRESETS, UPSTREAM_SYSTEM, ClipSettings, resolve
+from ugc_jax.media.presets import PRESETS, QUESTION, UPSTREAM_SYSTEM, ClipSettings, resolve
 
 NONE, GREEDY = ClipSettings(), SamplingConfig()
 CLIP = resolve(ClipSettings(preset="upstream", frames=8, system="Look.", question="What?"))
@@ -38,6 +38,32 @@ def test_other_names(name, preset, tmp_path, monkeypatch):
     clip, sampling = Defaults.of(name, tmp_path).apply(NONE, GREEDY)
     assert clip.preset == preset
     assert sampling.temperature == {"upstream": 0.2, "qwen": 0.0}[preset]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "pixels", "total", "frames", "new_tokens", "pieces"),
+    [  # spec/captioners_and_benchmarks.md; what it does not name is qwen's
+        ("AVoCaDO-Captioner/AVoCaDO", "avocado", 401_408, 20_070_400, 768, 2048, None),
+        ("AudioVisual-Caption/ASID-Captioner-3B", "asid", 401_408, 90_316_800, 768, 512, None),
+        ("AudioVisual-Caption/ASID-Captioner-7B", "asid", 401_408, 90_316_800, 768, 512, None),
+        ("yaolily/TimeChat-Captioner-GRPO-7B", "timechat", 297_920, 90_316_800, 160, 9216, 60.0),
+        ("NJU-LINK/OmniCaptioner-IF-3B", "omnicaptioner-if", 602_112, 90_316_800, 768, 512, None),
+        ("NJU-LINK/OmniCaptioner-IF-7B", "omnicaptioner-if", 602_112, 90_316_800, 768, 512, None),
+    ],
+)
+def test_captioners_of_this_family(
+    name, preset, pixels, total, frames, new_tokens, pieces, tmp_path
+):
+    clip, sampling = Defaults.of(name, tmp_path).apply(NONE, GREEDY)
+    assert (clip.preset, clip.fps, clip.question) == (preset, 2.0, QUESTION)
+    assert (clip.max_pixels, clip.total_pixels, clip.max_frames) == (pixels, total, frames)
+    assert (sampling.temperature, sampling.max_new_tokens) == (0.0, new_tokens)
+    assert piece_seconds(None, clip) == pieces
+    assert (piece_seconds(0, clip), piece_seconds(30, clip)) == (None, 30.0)
+    # a converted copy keeps them, whatever its folder is called
+    write_trained(tmp_path, Defaults.of(name, tmp_path).as_trained())
+    copied, same = Defaults.of("copy", tmp_path).apply(NONE, GREEDY)
+    assert (copied, same, piece_seconds(None, copied)) == (clip, sampling, pieces)
 
 
 def test_a_trained_model_is_asked_as_it_was_trained(tmp_path):

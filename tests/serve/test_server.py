@@ -554,7 +554,7 @@ def test_sigterm_refuses_what_takes_longer(small):
         (["--port", "99999"], "port is 99999; give 0 to 65535"),
         (["--limits.timeout", "0"], "limits.timeout is 0"),
         (["--limits.uploads", "1"], "below upload"),
-        (["--limits.new_tokens", "5000"], "use at most 4096"),
+        (["--limits.new_tokens", "10000"], "use at most 9216"),
         (["--certificate", "x.pem"], "certificate and certificate_key belong together"),
     ],
 )

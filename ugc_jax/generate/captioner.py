@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 
@@ -61,7 +61,7 @@ from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.media.inputs import Input
-from ugc_jax.media.presets import ClipSettings
+from ugc_jax.media.presets import ClipSettings, Preset
 from ugc_jax.models.compute import ON_GPUS, ComputeConfig
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -139,7 +139,7 @@ class CaptionOptions(TypedDict, total=False):
     warm: bool  # True: first read the sizes of all clips, and compile the programs for them
 
     # fields of ClipSettings
-    preset: Literal["qwen", "upstream"] | None
+    preset: Preset | None
     fps: float | None
     frames: int | None
     min_frames: int | None

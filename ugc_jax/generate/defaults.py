@@ -21,7 +21,16 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = "openinterx/UGC-VideoCaptioner"  # on the hub; the default checkpoint
 # Published captioners and their presets; the hub redirects a renamed repository.
-CAPTIONERS = {PUBLISHED: "upstream", "Memories-ai/UGC-VideoCaptioner": "upstream"}
+CAPTIONERS = {
+    PUBLISHED: "upstream",
+    "Memories-ai/UGC-VideoCaptioner": "upstream",
+    "AVoCaDO-Captioner/AVoCaDO": "avocado",
+    "AudioVisual-Caption/ASID-Captioner-3B": "asid",
+    "AudioVisual-Caption/ASID-Captioner-7B": "asid",
+    "yaolily/TimeChat-Captioner-GRPO-7B": "timechat",
+    "NJU-LINK/OmniCaptioner-IF-3B": "omnicaptioner-if",
+    "NJU-LINK/OmniCaptioner-IF-7B": "omnicaptioner-if",
+}
 _OF_THE_RUN = ("start", "end", "max_tokens")  # clip settings that are not of the model
 
 

@@ -1,6 +1,7 @@
 """The settings of generating captions and answers. Imports no jax."""
 
 import dataclasses
+import math
 import textwrap
 
 from ugc_jax.data.workers import ReadingConfig
@@ -12,7 +13,7 @@ from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.settings import Schema, check_minimum, check_types, short_names
 
 # Bucket sizes of the cache for generated tokens; a program is compiled for each that is used.
-NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+NEW_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 9216)
 
 # Other tools call max_tokens what is max_new_tokens here: no short name, but an answer.
 MOVED = {
@@ -22,7 +23,17 @@ MOVED = {
 _GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=512)
 # Sampling of the presets of media/presets.py.
 # upstream: spec/ugc_videocap.md, "The published inference preset"
-PRESETS = {"qwen": _GREEDY, "upstream": _GREEDY | dict(temperature=0.2, max_new_tokens=1024)}
+# the others: spec/captioners_and_benchmarks.md, "Captioners"
+PRESETS = {
+    "qwen": _GREEDY,
+    "upstream": _GREEDY | dict(temperature=0.2, max_new_tokens=1024),
+    "avocado": _GREEDY | dict(max_new_tokens=2048),
+    "asid": _GREEDY,
+    "timechat": _GREEDY | dict(max_new_tokens=9216),
+    "omnicaptioner-if": _GREEDY,
+}
+PIECES = {"timechat": 60.0}  # seconds of the pieces in which a preset captions long clips
+LEAST_PIECE = 2.0  # seconds; a rest that is shorter belongs to the piece before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,27 @@ class SamplingConfig:
         return dataclasses.replace(
             self, **{k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
         )
+
+
+def check_pieces(pieces: float | None):
+    """Raise UserError for seconds that pieces of a clip cannot have, TypeError for no number."""
+    if pieces is None:
+        return
+    if not isinstance(pieces, int | float) or isinstance(pieces, bool):
+        raise TypeError(f"pieces: expected a number of seconds, got {pieces!r:.60}")
+    if pieces != 0 and not LEAST_PIECE <= pieces < math.inf:
+        raise UserError(f"pieces is {pieces:g}; use at least {LEAST_PIECE:g} seconds, or 0 for off")
+
+
+def piece_seconds(pieces: float | None, clip: ClipSettings) -> float | None:
+    """Return the seconds of the pieces of long clips, or None if they are captioned whole.
+
+    pieces: as the user has it, 0 for whole; None takes those of the preset of `clip` (resolved).
+    Raises as `check_pieces`.
+    """
+    check_pieces(pieces)
+    seconds = PIECES.get(clip.preset) if pieces is None else pieces
+    return float(seconds) if seconds else None
 
 
 def caption_schema(job: type, **further: str) -> Schema:

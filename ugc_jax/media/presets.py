@@ -1,4 +1,4 @@
-"""The settings of a clip's media, and the two named presets.
+"""The settings of a clip's media, and the named presets.
 
 Every job that reads clips has a section `clip` of ClipSettings. A field that is None takes the
 value of the checkpoint's own training data, if these are known, or else of the preset; `resolve`
@@ -14,6 +14,8 @@ from ugc_jax.errors import UserError
 from ugc_jax.models.qwen2_5_omni.config import GEOMETRY
 from ugc_jax.models.qwen2_5_omni.tokens import DEFAULT_SYSTEM
 from ugc_jax.settings import check_types
+
+Preset = Literal["qwen", "upstream", "avocado", "asid", "timechat", "omnicaptioner-if"]
 
 CELL_AREA = GEOMETRY.vision.cell_pixels**2  # pixels of one token: the unit of areas
 
@@ -43,9 +45,9 @@ class ClipSettings:
     other; TypeError for a value of another type.
     """
 
-    # "qwen" (the reference's own sampling) or "upstream" (the published captioner's); without it
-    # the settings that the checkpoint was trained with, or else qwen
-    preset: Literal["qwen", "upstream"] | None = None
+    # "qwen" (the reference's own sampling), "upstream" (the published captioner's), or that of
+    # another captioner; without it the settings that the checkpoint was trained with, or else qwen
+    preset: Preset | None = None
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`
@@ -106,6 +108,11 @@ PRESETS = {
     "qwen": _QWEN,
     # spec/ugc_videocap.md, "The published inference preset"
     "upstream": _QWEN | dict(fps=None, frames=32, system=UPSTREAM_SYSTEM),
+    # spec/captioners_and_benchmarks.md, "Captioners"; what it does not name is as in qwen
+    "avocado": _QWEN | dict(max_pixels=401_408, total_pixels=20_070_400),
+    "asid": _QWEN | dict(max_pixels=401_408),
+    "timechat": _QWEN | dict(max_pixels=297_920, max_frames=160),
+    "omnicaptioner-if": _QWEN,
 }
 
 DEFAULT_PRESET = "qwen"
@@ -113,7 +120,11 @@ DEFAULT_PRESET = "qwen"
 ABOUT = {
     "upstream": "It also takes frames as the published captioner's code does: first to last, a "
     "short clip's more than once, each shrunk to at most 100,176 pixels before all else. The "
-    "other values are those of qwen."
+    "other values are those of qwen.",
+    "avocado": "The captioner was trained with seven questions of its own: docs/captioners.md.",
+    "asid": "The captioner was trained with seven questions of its own: docs/captioners.md.",
+    "timechat": "The captioner writes a timed script; the job caption cuts into pieces of 60 s.",
+    "omnicaptioner-if": "The captioner takes its form from the question; all is as in qwen.",
 }
 
 _LIMITS = (
