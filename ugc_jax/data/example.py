@@ -159,6 +159,7 @@ def read_media_once(
     prompt is its result. Raises UserError for a clip that cannot be read.
     """
     given, texts = item
+    settings = given.own_settings(settings)
     with given.opened() as source:
         decoded, results = {}, []
         for plan in _plans(given, source, texts, settings, config):
@@ -235,6 +236,7 @@ def measure_medium(
     Arguments and errors: as there.
     """
     given, texts = item
+    settings = given.own_settings(settings)
     with given.opened() as source:
         sizes = []
         for plan in _plans(given, source, texts, settings, config):

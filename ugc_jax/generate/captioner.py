@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import time
 import zlib
 from collections import deque
@@ -54,7 +55,15 @@ from ugc_jax.generate.engine import (
 from ugc_jax.generate.evidence import Explanation
 from ugc_jax.generate.explaining import explanations, with_evidence
 from ugc_jax.generate.inputs import Inputs, Video, questions_of
-from ugc_jax.generate.settings import EngineConfig, EvidenceConfig, SamplingConfig, leave_room
+from ugc_jax.generate.pieces import Scene, caption_in_pieces
+from ugc_jax.generate.settings import (
+    EngineConfig,
+    EvidenceConfig,
+    SamplingConfig,
+    check_pieces,
+    leave_room,
+    piece_seconds,
+)
 from ugc_jax.generate.texts import TextStream
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
@@ -92,6 +101,7 @@ class Caption:
     notes: tuple[str, ...] = ()  # what the model saw or heard differently from the file
     error: str | None = None  # one line that says what is wrong with the clip
     evidence: Explanation | None = None  # what its words rest on, if it was asked for
+    scenes: tuple[Scene, ...] = ()  # with times; of a clip in pieces, with an error of those done
 
     def with_evidence(self, evidence: Explanation) -> "Caption":
         """Return the caption with an explanation of it, or with a note on why it has none."""
@@ -100,18 +110,19 @@ class Caption:
         return dataclasses.replace(self, notes=(*self.notes, f"no evidence: {evidence.error}"))
 
     def record(self, token_ids: bool = False) -> dict:
-        """Return the caption as a JSON object, or {"video", "error"}."""
+        """Return the caption as a JSON object, or {"video", "error"}; both with scenes, if any."""
+        scenes = {"scenes": [scene.record() for scene in self.scenes]} if self.scenes else {}
         if self.error is not None:
-            return {"video": self.video, "error": self.error}
+            return {"video": self.video, "error": self.error} | scenes
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["error"]
+        del fields["error"], fields["scenes"]
         if (evidence := fields.pop("evidence")) is not None:
             fields["evidence"] = evidence.record()
         if not token_ids:
             del fields["token_ids"]
         if not self.notes:
             del fields["notes"]
-        return fields
+        return fields | scenes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +148,9 @@ class CaptionOptions(TypedDict, total=False):
     urls: bool  # True: fetch clips that are URLs (http, https)
     url_bytes: int  # most of a file that is fetched; 2^30 without it
     warm: bool  # True: first read the sizes of all clips, and compile the programs for them
+    # of `caption` and `stream`: seconds of the pieces in which longer clips are captioned, 0 for
+    # whole; None: as the preset has it
+    pieces: float | None
 
     # fields of ClipSettings
     preset: Preset | None
@@ -267,6 +281,7 @@ class Captioner:
 
         Arguments and errors: as of `stream`.
         """
+        check_pieces(pieces := options.pop("pieces", None))
         inputs, asked, *how = self._asked(videos, options)
         alike: dict[object, int] = {}  # what is the same is captioned once
         places = []
@@ -275,7 +290,7 @@ class Captioner:
             key = content, question if isinstance(question, str) else repr(question)
             places.append(alike.setdefault(key, len(alike)))
         firsts = [asked[places.index(number)] for number in range(len(alike))]
-        found = dict(self._captions(inputs, firsts, *how))
+        found = dict(self._in_pieces(inputs, firsts, *how, pieces=pieces))
         return [found[number] for number in places]
 
     def stream(
@@ -305,7 +320,9 @@ class Captioner:
         what is no clip; UserError for a value out of range, for a folder or a pattern without a
         clip, and for a URL that is not allowed. An error of a clip is the `error` of its result.
         """
-        return (caption for _, caption in self._captions(*self._asked(videos, options)))
+        check_pieces(pieces := options.pop("pieces", None))
+        captions = self._in_pieces(*self._asked(videos, options), pieces=pieces)
+        return (caption for _, caption in captions)
 
     def stream_text(
         self, videos: Video | Iterable[Video], **options: Unpack[CaptionOptions]
@@ -457,9 +474,11 @@ class Captioner:
         engine: EngineConfig,
         warm: bool = False,
         evidence: EvidenceConfig = NO_EVIDENCE,
+        pieces: float | None = 0,
     ) -> Iterator[Caption]:
         """As `stream` of files, with resolved settings (`Defaults.apply`).
 
+        pieces: seconds, as the option; infinite: whole clips with scenes.
         evidence: whether and how captions are explained; the clips are then read a second time.
 
         Clips of one bucket are prefilled together, and then take the places of clips that are
@@ -472,7 +491,7 @@ class Captioner:
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
         asked = [(Input(video, video), clip.question) for video in videos]
-        answers = self._captions(None, asked, clip, sampling, engine, warm)
+        answers = self._in_pieces(None, asked, clip, sampling, engine, warm, pieces)
         captions = (caption for _, caption in answers)
         if not evidence.words:
             return captions
@@ -483,6 +502,29 @@ class Captioner:
             return functools.partial(read_questions, clips, *how)
 
         return with_evidence(self, captions, read_of, evidence.by_time)
+
+    def _in_pieces(
+        self,
+        inputs: Inputs | None,
+        asked: Sequence[_Ask],
+        clip: ClipSettings,
+        sampling: SamplingConfig,
+        engine: EngineConfig,
+        warm: bool,
+        pieces: float | None,
+    ) -> Iterator[tuple[int, Caption]]:
+        """As `_captions`; clips that are longer than `pieces` seconds are captioned in pieces."""
+        rest = clip, sampling, engine, warm
+        seconds = pieces if pieces == math.inf else piece_seconds(pieces, clip)
+        if seconds is None:
+            return self._captions(inputs, asked, *rest)
+        run = lambda parts: self._captions(None, parts, *rest)  # noqa: E731
+
+        def captions() -> Iterator[tuple[int, Caption]]:
+            with contextlib.closing(inputs or contextlib.ExitStack()):
+                yield from caption_in_pieces(asked, seconds, clip, engine, run, Caption)
+
+        return captions()
 
     def _captions(
         self,
@@ -802,6 +844,8 @@ def _from_options(options: dict, *classes: type) -> list:
     names = [[field.name for field in dataclasses.fields(cls)] for cls in classes]
     known = [*CaptionOptions.__annotations__] if SamplingConfig in classes else names[0]
     for name in options:
+        if name == "pieces" and name in known:
+            raise TypeError("pieces: is an option of caption and stream; leave it out here")
         if name not in known:
             close = closest(name, known)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""

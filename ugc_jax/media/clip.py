@@ -25,6 +25,7 @@ from ugc_jax.media.timeline import Index, Source, scan, shown
 from ugc_jax.models.qwen2_5_omni.config import HOP, OmniConfig, VisionConfig
 
 MAX_ASPECT_RATIO = 200
+NOISE = 1e-8  # frames by which rounding may put a second after the frame that begins with it
 # The published captioner shrinks frames to this area before the model's own resize.
 UPSTREAM_PIXELS = 100_176
 
@@ -357,11 +358,12 @@ def _select(source: Source, settings: ClipSettings) -> tuple[np.ndarray, float]:
     first, last = _frame_range(source, settings)
     total = last - first + 1
     count = _frame_count(total, total / source.fps, settings)
+    before = first if source.is_cut else 0  # as if the piece began with it: rounding tells
     if settings.preset == "upstream":
-        indices = np.linspace(first, last, count).astype(np.int64)
+        indices = np.linspace(first - before, last - before, count).astype(np.int64)
     else:
-        indices = _rounded_linspace(first, last, count)
-    return indices, count / total * source.fps
+        indices = _rounded_linspace(first - before, last - before, count)
+    return before + indices, count / total * source.fps
 
 
 def _select_by_time(source: Source, settings: ClipSettings) -> tuple[np.ndarray, float]:
@@ -371,6 +373,8 @@ def _select_by_time(source: Source, settings: ClipSettings) -> tuple[np.ndarray,
     if start > end or start >= source.seconds:
         raise _no_frame(source, settings)
     seconds = max(end - start, 1 / source.fps)
+    if source.is_cut:
+        seconds = round(seconds, 6)  # its end is cut a little before
     steps = np.diff(source.index.times)
     # as many as if the picture had the constant rate of its shortest step
     total = max(1, round(seconds / min([1 / source.fps, *steps[steps > 0]])))
@@ -396,7 +400,7 @@ def _frame_range(source: Source, settings: ClipSettings) -> tuple[int, int]:
         # a header's rate may lead to other pictures
         if span > 0 and abs(span - last / rate) > 1.01 / rate:
             rate = last / span
-    first = 0 if settings.start is None else int(np.ceil(settings.start * rate))
+    first = 0 if settings.start is None else int(np.ceil(settings.start * rate - NOISE))
     if settings.end is not None:
         last = min(int(np.floor(settings.end * rate)), last)
     if first > last:

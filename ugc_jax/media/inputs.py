@@ -1,6 +1,7 @@
 """What stands for a clip in a call: a file, a Clip, or a URL that is fetched while it is read."""
 
 import contextlib
+import dataclasses
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import NamedTuple
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.clip import probe
 from ugc_jax.media.memory import Clip
+from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.timeline import Source
 
 FETCH_SECONDS = 30.0  # without an answer, or without a byte
+# Seconds: less than any frame lasts, and less than half a sample of sound.
+JUST_BEFORE = 1e-7
 _PART = 1 << 20  # bytes that are fetched at a time
 
 
@@ -29,10 +33,23 @@ class Remote(NamedTuple):
 
 
 class Input(NamedTuple):
-    """A clip. name: what messages and results call it. content: the path of a file, ..."""
+    """A clip. name: what messages and results call it. content: the path of a file, ...
+
+    part: seconds at which the piece to use begins and ends, its end excluded (None: the end of the
+    clip); None for the whole clip. A piece is read as a file of this piece would be.
+    """
 
     name: str
     content: str | Clip | Remote
+    part: tuple[float, float | None] | None = None
+
+    def own_settings(self, settings: ClipSettings) -> ClipSettings:
+        """Return the settings with which the clip is to be read: with start and end of its part."""
+        if self.part is None:
+            return settings
+        start, end = self.part
+        end = None if end is None else end - JUST_BEFORE
+        return dataclasses.replace(settings, start=start, end=end)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Source]:
@@ -41,14 +58,15 @@ class Input(NamedTuple):
         Errors of the block have the clip's name where its content has another. Raises as `probe`,
         and UnreadableFile for what cannot be fetched.
         """
+        is_cut = self.part is not None
         try:
             if isinstance(self.content, Remote):
                 with fetched(self.content) as path:
-                    yield probe(path)
+                    yield probe(path)._replace(is_cut=is_cut)
             elif isinstance(self.content, Clip):
-                yield probe(self.content)._replace(path=self.name)
+                yield probe(self.content)._replace(path=self.name, is_cut=is_cut)
             else:
-                yield probe(self.content)
+                yield probe(self.content)._replace(is_cut=is_cut)
         except UserError as error:
             raise self.renamed(error) from None
 
@@ -63,6 +81,15 @@ class Input(NamedTuple):
         if not isinstance(path, str) or path == self.name:
             return error
         return type(error)(str(error).replace(path, self.name))
+
+
+def measure(given: Input) -> tuple[str, float]:
+    """Return a clip's kind ("video", "image" or "audio") and seconds, of picture if it has some.
+
+    What is fetched stays (`to_be_read_again`). Raises as `Input.opened`.
+    """
+    with given.to_be_read_again().opened() as source:
+        return source.kind, source.seconds
 
 
 @contextlib.contextmanager

@@ -95,6 +95,8 @@ class Source(NamedTuple):
     by_time: bool = False  # pictures are to be chosen by time: their numbers do not tell it
     animation: bool = False  # an animated image, read by still.py
     clip: Clip | None = None  # of which these are the facts, instead of a file
+    # start and end of the settings cut it into pieces: frames are taken as of a file of the piece
+    is_cut: bool = False
 
     @property
     def length(self) -> float:
