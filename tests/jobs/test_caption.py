@@ -234,3 +234,38 @@ def test_killed_at_any_moment_it_goes_on(tiny_checkpoint, clips, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills" in done.stdout
     assert len(lines(tmp_path / "out" / "killed.jsonl")) == 12
+
+
+# ---- pieces and documents ------------------------------------------------------------------------
+
+
+def test_pieces_and_subtitles(caption, clips, tmp_path, capsys):
+    long, out = tmp_path / "long.mp4", tmp_path / "out"
+    write_clip(long, seconds=7.0, fps=5, size=(96, 64), audio=False)
+    words = [*SIZES, "--pieces", 3, "--format", "vtt", "--output", out]
+    assert caption(*words, long, clips / "broken.mp4") == 0
+    record = lines(out / "captions.jsonl")["long.mp4"]
+    first, second = record["scenes"]
+    assert [(scene["start"], scene["end"]) for scene in record["scenes"]] == [(0, 3), (3, 7)]
+    assert record["caption"].startswith("[00:00-00:03] ")
+    assert "00:00:03.000 --> 00:00:07.000\n" in (out / "long.vtt").read_text()
+    assert not (out / "broken.vtt").exists()
+    assert caption(*words, long, clips / "broken.mp4") == 0  # nothing is captioned twice
+    assert "captioned 0, skipped 1, failed 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"was made with pieces 3\.0, not 0"):
+        caption(*SIZES, "--format", "vtt", "--output", out, long)
+
+
+def test_what_pieces_and_subtitles_do_not_take(caption, records, clips):
+    for words, message in (
+        (["--pieces", 60, records / "records"], "pieces needs clips, and these are records"),
+        (["--format", "srt", records / "records"], "format srt needs clips, and these are records"),
+        (
+            ["--pieces", 60, "--evidence", clips / "a.mp4"],
+            "evidence is of clips that are captioned",
+        ),
+        (["--pieces", 1, clips / "a.mp4"], "pieces is 1; use at least 2 seconds, or 0 for off"),
+        (["--format", "srt", clips], "one document a clip, and there are"),
+    ):
+        with pytest.raises(UserError, match=message):
+            caption(*words)

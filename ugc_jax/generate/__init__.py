@@ -2,10 +2,10 @@
 
 engine.py      the jitted programs of one model, compiled once a bucket; sampling.py: the next token
 captioner.py   clips -> captions, batched by bucket while processes read ahead
-inputs.py      the arguments of a call -> the clips, and what each is asked
+inputs.py      the arguments of a call -> the clips, and what each is asked; pieces.py: long clips
 live.py        an engine in a thread that prompts join and leave: what a server needs
 texts.py       the text of a completion while its tokens come; constraints.py: JSON schemas
-results.py     captions as JSON Lines that a later run continues
+results.py     captions as JSON Lines that a later run continues; outputs.py: subtitles, Markdown
 defaults.py    the settings of a checkpoint where the user names none
 asking.py      the questions of a benchmark -> the model's answers
 benchmark.py   times of prefill and decoding; mixed.py: of clips of many lengths

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from ugc_jax.data.reading import Question
 from ugc_jax.data.workers import Pool
@@ -21,9 +21,6 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.settings import LEAST_PIECE, EngineConfig
 from ugc_jax.media.inputs import Input, measure
 from ugc_jax.media.presets import ClipSettings
-
-if TYPE_CHECKING:
-    from ugc_jax.generate.captioner import Caption
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +46,21 @@ class Scene(NamedTuple):
     def record(self) -> dict:
         """Return the scene as a JSON object; its times are rounded to milliseconds."""
         return {"start": round(self.start, 3), "end": round(self.end, 3), "text": self.text}
+
+
+class Captioned(Protocol):
+    """A dataclass of a caption with its facts: `captioner.Caption`."""
+
+    video: str
+    caption: str | None
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    new_tokens: int
+    finish_reason: str | None
+    seconds: float
+    notes: tuple[str, ...]
+    error: str | None
+    scenes: tuple[Scene, ...]
 
 
 class Span(NamedTuple):
@@ -94,9 +106,9 @@ def caption_in_pieces(
     seconds: float,
     clip: ClipSettings,
     engine: EngineConfig,
-    run: Callable[[list[tuple[Input, Question]]], Iterator[tuple[int, "Caption"]]],
-    result: Callable[..., "Caption"],
-) -> Iterator[tuple[int, "Caption"]]:
+    run: Callable[[list[tuple[Input, Question]]], Iterator[tuple[int, Captioned]]],
+    result: Callable[..., Captioned],
+) -> Iterator[tuple[int, Captioned]]:
     """Yield (place in `asked`, its caption with scenes) when all pieces of a clip are done.
 
     seconds, clip: as of `spans_of`. run: captions what it is given, and yields each with its place.
@@ -122,7 +134,7 @@ def caption_in_pieces(
         )
         for place, number in pieces
     ]
-    found: dict[int, dict[int, Caption]] = {}
+    found: dict[int, dict[int, Captioned]] = {}
     with contextlib.closing(run(inputs)) as captions:
         for number, one in captions:
             place, piece = pieces[number]
@@ -136,7 +148,7 @@ def caption_in_pieces(
                 yield place, merge(spans[place], [own[k] for k in range(len(own))])
 
 
-def merge(spans: Sequence[Span], captions: Sequence["Caption"]) -> "Caption":
+def merge(spans: Sequence[Span], captions: Sequence[Captioned]) -> Captioned:
     """Return the captions of a clip's pieces as one, with scenes and times of the clip.
 
     A caption of one piece stays as it is, but for the times of a script if the piece begins later

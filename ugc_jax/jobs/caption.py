@@ -9,6 +9,12 @@ A line has video, caption, prompt_tokens, new_tokens, finish_reason and seconds;
 cannot be read it has video and error. With --evidence it also says of each word whether it was
 heard, seen, rests on both or on the text alone, or is unsupported; on a terminal these are colours.
 
+With --pieces 60, a clip that is longer is captioned in pieces of 60 seconds: its caption has a
+paragraph for each, and its line also has scenes, a list of start, end (seconds) and text. Scenes of
+a timed script are its own. If a piece fails, the line has the error and the scenes of the others.
+With --format text, srt, vtt or md, OUTPUT is a folder with a file for each clip, beside the lines
+in captions.jsonl; without OUTPUT, they are printed.
+
 Without a checkpoint, the published captioner is downloaded from the hub. The clip settings, the
 system prompt and the question are by default those that the model was trained with, and for a
 published captioner those of its preset.
@@ -37,12 +43,15 @@ from ugc_jax.data.records import RecordSource, is_records, with_texts
 from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import Captioner
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
-from ugc_jax.generate.results import Results, Totals, record_all, results_settings
+from ugc_jax.generate.outputs import SUBTITLES, Form, lines_of, open_results
+from ugc_jax.generate.results import Totals, record_all, results_settings
 from ugc_jax.generate.settings import (
     EngineConfig,
     EvidenceConfig,
     SamplingConfig,
     caption_schema,
+    check_pieces,
+    piece_seconds,
 )
 from ugc_jax.generate.shares import Parts, Share, find_share
 from ugc_jax.hf.config import load_config
@@ -62,7 +71,14 @@ class CaptionConfig:
 
     checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
-    output: str | None = None  # JSON Lines file to write or continue; stdout without one
+    # JSON Lines file to write or continue, or a folder for another format; stdout without one
+    output: str | None = None
+    # json: JSON Lines; text, srt, vtt, md: a document a clip; none: JSON Lines, and on a terminal
+    # text
+    format: Form | None = None
+    # seconds of the pieces in which longer clips are captioned; 0: whole; none: as the preset has
+    # it, 60 for timechat, else whole
+    pieces: float | None = None
     distributed: bool = False  # one of several processes (hosts) that share the clips
     token_ids: bool = False  # put the generated token ids into the lines
     # first look at the sizes of all clips and compile the programs for them, so that no caption
@@ -79,9 +95,15 @@ class CaptionConfig:
     compute: ComputeConfig = ComputeConfig()
 
     def __post_init__(self):
+        check_pieces(self.pieces)
         if self.distributed and self.output is None:
             raise UserError(
                 "distributed needs output: the file in which the captions come together"
+            )
+        if self.distributed and self.format not in (None, "json"):
+            raise UserError(
+                f"distributed writes JSON Lines, not format {self.format}; caption first, then run "
+                "again with the format and without distributed"
             )
 
 
@@ -107,8 +129,11 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
     weights = config.checkpoint, config.revision, weights_digest(directory)
     how = results_settings(*weights, compute, clip, sampling)
     how["evidence"] = dataclasses.asdict(config.evidence)
+    pieces = used_pieces(config, clip, source is not None)
+    how["pieces"] = pieces if math.isfinite(pieces) else 0
     mine = clips if share is None else share.of(clips)
-    with Results(config.output, clips, how, parts_beside(config.output, share)) as results:
+    parts = parts_beside(lines_of(config.output, config.format), share)
+    with open_results(config.output, clips, how, config.format, parts) as results:
         todo = results.missing(mine)
         totals = Totals(skipped=len(mine) - len(todo))
         if todo:
@@ -117,7 +142,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
             )
             if source is None:
                 rest = sampling, config.engine, config.warm, config.evidence
-                stream = captioner.run(todo, clip, *rest)
+                stream = captioner.run(todo, clip, *rest, pieces=pieces)
             else:
                 missing = set(todo)
                 prompts = {
@@ -153,6 +178,29 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
 def parts_beside(output: str | None, share: Share | None) -> Parts | None:
     """Return where the processes that share the clips of an output keep their parts."""
     return None if not output else Parts(Path(f"{output}.parts"), share)
+
+
+def used_pieces(config: CaptionConfig, clip: ClipSettings, of_records: bool) -> float:
+    """Return the seconds of pieces; 0 for no scenes, infinite for scenes of whole clips.
+
+    clip: resolved. Raises UserError for scenes of records, which have no length, and with evidence,
+    which is of whole clips.
+    """
+    if of_records:
+        if config.pieces or config.format in SUBTITLES:
+            name = "pieces" if config.pieces else f"format {config.format}"
+            raise UserError(f"{name} needs clips, and these are records; give the clips instead")
+        return 0
+    seconds = piece_seconds(config.pieces, clip)
+    if config.evidence.words and (seconds or config.format in SUBTITLES):
+        raise UserError(
+            "evidence is of clips that are captioned whole, without scenes; set pieces 0 and no "
+            "format srt or vtt"
+        )
+    if config.evidence.words:
+        return 0
+    # in every document: the folder may get another format later
+    return seconds or (0 if config.format in (None, "json") else math.inf)
 
 
 def open_records(words: Sequence[str], clip: ClipSettings) -> RecordSource | None:
