@@ -115,6 +115,20 @@ def test_a_piece_has_the_frames_and_sound_of_a_file_of_it(fps, rate, seconds, se
         np.testing.assert_allclose(later, np.array(expected_info.instants), atol=2e-3)
 
 
+def test_pieces_of_a_picture_of_varying_rate(tmp_path):
+    """Frames are chosen by time: in each piece as many as its seconds take, from its own start."""
+    times = np.concatenate([np.arange(0, 4, 0.1), np.arange(4, 6, 0.25), np.arange(6, 12, 0.1)])
+    path = tmp_path / "varying.mkv"
+    write_clip(path, times=times.tolist(), fps=10, size=(64, 48), audio=False)
+    clip = resolve(ClipSettings(fps=2.0, min_pixels=784, max_pixels=784))
+    for span in spans_of("video", 12.0, clip, 4.0):
+        ((_, info),) = read_media_once((Input("x", str(path), span.part), [10]), clip, tiny())
+        assert info.frames == 8
+        expected = span.start + np.arange(8) / 2
+        np.testing.assert_allclose(info.instants, expected, atol=0.251)
+        assert span.start - 1e-3 <= info.instants[0] < info.instants[-1] < span.end
+
+
 @pytest.mark.slow
 def test_a_long_clip_has_the_captions_of_its_pieces(tiny_captioner):
     """Five minutes, sound to the end: none of it is cut."""

@@ -36,8 +36,10 @@ def open_results(
     """Return the results of a run in a form; a context manager.
 
     path: a file of JSON Lines, or for another form a folder; None for stdout. clips, how, parts: as
-    of `Results`. form: None is JSON Lines in a file or a pipe and text on a terminal. Raises UserError
-    as `Results`, for a file where a folder is needed, and for subtitles of several clips on stdout.
+    of `Results`. form: None is JSON Lines in a file or a pipe and text on a terminal.
+
+    Raises UserError as `Results`, for a file where a folder is needed, and for subtitles of several
+    clips on stdout.
     """
     if form in (None, "json"):
         return (Results if form is None else _Lines)(path, clips, how, parts)
@@ -54,7 +56,7 @@ def open_results(
 
 
 def lines_of(path: str | None, form: Form | None) -> str | None:
-    """Return the file of JSON Lines of an output in a form; None for stdout. Arguments: as above."""
+    """Return the file of JSON Lines of an output (as of `open_results`); None for stdout."""
     return str(Path(path, LINES)) if path and form not in (None, "json") else path
 
 
