@@ -1,6 +1,8 @@
 """The last step of quickstart.sh: prints the scores and writes all numbers to summary.json."""
 
+import os
 import sys
+import webbrowser
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +29,11 @@ def main(run: Path, clips: list[str]):
     attributes = {
         Path(row["videos"][0]).name: row["attributes"] for row in lines(run / "world/test.jsonl")
     }
-    captions = {name: lines(run / f"{name}.jsonl") for name in COLUMNS}
+    columns = {name: title for name, title in COLUMNS.items() if (run / f"{name}.jsonl").exists()}
+    captions = {name: lines(run / f"{name}.jsonl") for name in columns}
+    trained = "grpo" if "grpo" in columns else "sft"  # --fast has no GRPO
     scores, rewards = {}, {}
-    for name, heading in COLUMNS.items():
+    for name, heading in columns.items():
         texts = {Path(row["video"]).name: row.get("caption", "") for row in captions[name]}
         predicted = [texts.get(clip, "") for clip in attributes]
         scores[heading] = score(predicted, list(attributes.values()))
@@ -42,14 +46,14 @@ def main(run: Path, clips: list[str]):
         "reward": rewards,
         "caption_runs": {
             name: files.read_json(run / f"{name}.json", "run quickstart.sh again")
-            for name in COLUMNS
+            for name in columns
         },
     }
     files.write_json(run / "summary.json", summary, indent=2)
 
     print()
     references = {Path(row["videos"][0]).name: row for row in lines(run / "world/test.jsonl")}
-    for row in sorted(captions["grpo"], key=lambda row: row["video"])[:3]:
+    for row in sorted(captions[trained], key=lambda row: row["video"])[:3]:
         print(f"{row['video']}\n  model:   {row.get('caption', row.get('error'))}")
         print(f"  written: {references[Path(row['video']).name]['messages'][-1]['content']}\n")
     print(f"Share of {len(attributes)} unseen clips whose caption is right about ...")
@@ -61,11 +65,17 @@ def main(run: Path, clips: list[str]):
         for row in lines(run / "yours.jsonl"):
             if Path(row["video"]).resolve() in own:
                 print(f"{row['video']}\n  {row.get('caption', row.get('error'))}")
-        print("For real captions: ugc-jax caption clip.mp4, by the published captioner")
-    print(f"\nmodel       {run / 'grpo/model'}\ncaptions    {run / 'grpo.jsonl'}")
-    print(f"metrics     {run / 'sft'}, {run / 'grpo'} (metrics.jsonl; tensorboard --logdir)")
+    page = run / "report.html"
+    print(f"\nmodel       {run / trained / 'model'}\ncaptions    {run / f'{trained}.jsonl'}")
+    print(f"metrics     {run / trained} (metrics.jsonl; tensorboard --logdir)")
     print(f"figures     {run / 'summary.json'}, {run / 'results'}")
-    print(f"page        {run / 'report.html'}  <- open it in a browser: scores, plots, clips")
+    print(f"page        {page.resolve().as_uri()}")
+    print("            scores, plots, training curves, and clips that play")
+    print("\nYour own clip, with real weights (7 GB to download; `doctor` says whether it fits):")
+    print(f"    {Path(sys.executable).parent / 'ugc-jax'} doctor")
+    print(f"    {Path(sys.executable).parent / 'ugc-jax'} caption clip.mp4")
+    if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
+        webbrowser.open(page.resolve().as_uri())
 
 
 def score(captions: Sequence[str], attributes: Sequence[dict[str, str]]) -> dict[str, float]:

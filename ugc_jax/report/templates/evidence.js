@@ -1,5 +1,5 @@
 // A caption whose words have the colours of what they rest on, with a small curve over time where
-// there is one. Texts are set as text, never as HTML. Used by the report and by the page of serve.
+// there is one. Texts are set as text, never as HTML.
 'use strict';
 const evidence = (() => {
   const NAMES = {
