@@ -137,7 +137,9 @@ def test_an_unknown_option(call):
 def test_the_typed_options_are_the_settings():
     """The options have the names and the types of the fields that they set."""
     hints = typing.get_type_hints(CaptionOptions)
-    of_a_call = {name: hints.pop(name) for name in ("messages", "urls", "url_bytes", "warm")}
+    own = ("messages", "urls", "url_bytes", "warm", "pieces")
+    of_a_call = {name: hints.pop(name) for name in own}
+    assert of_a_call["pieces"] == float | None
     assert of_a_call["urls"] is of_a_call["warm"] is bool
     question = hints.pop("question")
     fields = {}
@@ -155,6 +157,7 @@ def test_the_typed_options_are_the_settings():
         (dict(temperature=-1.0), "temperature is -1.0; use 0"),
         (dict(max_new_tokens=0), "max_new_tokens is 0; use 1 to 9216"),
         (dict(batch_size=0), "batch_size is 0"),
+        (dict(pieces=1), "pieces is 1; use at least 2 seconds, or 0 for off"),
         (dict(workers=0), "workers is 0"),
         (dict(fps=0), "fps"),
         (dict(fps=2, frames=8), "exclude each other"),
