@@ -449,8 +449,8 @@ def test_an_unknown_argument_of_a_config_is_told():
     with pytest.raises(UserError) as caught:
         parsed("--config", "sft_3b:loar")
     assert str(caught.value) == (
-        "--config sft_3b:loar: unknown argument 'loar'; use lora, lora-24gb, lora-80gb, full-80gb, "
-        "or none"
+        "--config sft_3b:loar: unknown argument 'loar'; use lora or lora-24gb or lora-80gb or "
+        "full-80gb, or none"
     )
 
 

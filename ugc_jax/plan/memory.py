@@ -121,8 +121,10 @@ def compiled_memory(
     memory = compiled.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     parts = memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes
-    # Not every compiler says what exists at a time.
-    peak = memory.peak_memory_in_bytes or sum(parts)
+    # A CPU's compiler leaves the temporaries out of the peak.
+    peak = memory.peak_memory_in_bytes
+    if peak - memory.argument_size_in_bytes < memory.temp_size_in_bytes / 10:
+        peak = sum(parts)
     work = work_of(compiled.as_text(), costly, of_loop) if counts else None
     return Memory(*parts, peak, work)
 
