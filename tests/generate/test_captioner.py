@@ -115,6 +115,7 @@ def test_thirty_clips_compile_one_program_a_bucket(tiny_checkpoint, tmp_path):
         "first": len(set(rows.values())),
         "insert": programs["insert"],  # also by the size of the places when a prompt came
         "decode": len({size_of_places(key.tokens) for key in keys}),
+        "score": programs["score"],  # of evidence, which another test may have asked for
     }
     print("programs", programs)
     assert max(programs.values()) <= 12

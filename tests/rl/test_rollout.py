@@ -161,7 +161,7 @@ def test_weights_are_not_copied_where_nothing_changes(setup, state):
         ("parts", 0),
         ("eval_prompts", 0),
         ("temperature", 0),
-        ("max_new_tokens", 5000),
+        ("max_new_tokens", 10000),
         ("top_p", 0),
         ("sampling.repetition_penalty", 1.1),
     ],  # fmt: skip
