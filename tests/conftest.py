@@ -34,6 +34,32 @@ SLOW_FILES = (
 )  # fmt: skip
 
 
+# Cases that take long, of kinds whose other cases are in every run.
+SLOW_CASES = (
+    "jobs/test_sft.py::test_two_processes_equal_one",
+    "jobs/test_sft.py::test_a_finished_run_goes_on_with_whole_epochs",
+    "test_7b.py::test_grpo_split_over_meshes", "test_7b.py::test_sft_split_over_meshes",
+    *(f"rl/test_update.py::test_sharded_equals_unsharded[({mesh})]"
+      for mesh in ("1, 2, 4", "1, 1, 8", "1, 8, 1", "8, 1, 1")),
+    *(f"test_sharding.py::test_sharded_equals_unsharded[{mesh}]"
+      for mesh in ("1x1x8", "1x4x2", "1x8x1", "4x1x2", "8x1x1")),
+    *(f"train/test_step.py::test_sharded_equals_unsharded[({mesh})]"
+      for mesh in ("1, 1, 8", "1, 8, 1", "1, 4, 2", "8, 1, 1")),
+    *(f"train/test_step.py::test_loss_falls[{case}]"
+      for case in ("bf16-master", "accumulated", "bf16-mean", "adafactor")),
+    *(f"test_reference.py::test_{case}[mid"
+      for case in ("bfloat16_agrees_on_most_tokens", "mixed_batch_of_unequal_prompts",
+                   "left_padded_batch_of_the_reference", "hidden_rows_and_logits",
+                   "greedy_tokens")),
+    "test_accelerator_check.py::test_attention", "test_accelerator_check.py::test_training[grpo",
+    "test_accelerator_check.py::test_transformers_beside_it",
+    "rl/test_rollout.py::test_a_mesh_of_its_own_gives_the_same[(1, 8, 1)]",
+    "train/test_samples.py::test_each_prompt_as_alone_and_programs_compiled_once[2]",
+    "label/test_faults.py::test_killed_at_random_moments",
+    "train/test_export.py::test_a_young_adapter_is_merged_in_float32_and_cast_once[float32-f",
+)  # fmt: skip
+
+
 def pytest_addoption(parser):
     """Add --slow."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
@@ -43,7 +69,8 @@ def pytest_collection_modifyitems(config, items):
     """Skip tests marked slow without --slow; run the tests of SLOW_FILES first."""
     if not config.getoption("--slow"):
         for item in items:
-            if item.get_closest_marker("slow"):
+            is_slow_case = any(case in item.nodeid for case in SLOW_CASES)
+            if is_slow_case or item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
     ranks = {name: rank for rank, name in enumerate(SLOW_FILES)}
 

@@ -6,6 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import uuid
 
 import pytest
 
@@ -133,10 +134,11 @@ def test_a_path_is_named_if_given():
 # ---- small files ---------------------------------------------------------------------------------
 
 
-def test_files_on_a_full_disk(tmp_path):
+def test_files_on_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("before")
-    (tmp_path / f"a.json.{os.getpid()}.new").symlink_to("/dev/full")
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+    (tmp_path / f"a.json.{os.getpid()}-{'0' * 8}.new").symlink_to("/dev/full")
     with pytest.raises(EnvironmentFailure) as caught:
         files.write_text(path, "after")
     assert (

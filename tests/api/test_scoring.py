@@ -165,7 +165,7 @@ def test_types_and_names_of_options(call, message):
 def test_mistakes(qa, tmp_path):
     with pytest.raises(UserError, match="nothing to score; give predictions"):
         ugc_jax.evaluate(qa=qa)
-    with pytest.raises(UserError, match="predictions.jsonl: has no prediction of the task's clips"):
+    with pytest.raises(UserError, match="^predictions: has no prediction of the task's clips"):
         ugc_jax.evaluate([{"video_id": "other", "caption": "A."}], qa=qa, task="tone")
     with pytest.raises(UserError, match="no.json: no such file"):
         ugc_jax.compare(tmp_path / "no.json", tmp_path / "no.json")

@@ -66,9 +66,9 @@ def job(tiny_checkpoint, tiny_captioner, folder, monkeypatch, caplog):
     run = tiny_captioner.run
     made = []
 
-    def listen(videos, *args):
+    def listen(videos, *args, **options):
         made.extend(videos)
-        return run(videos, *args)
+        return run(videos, *args, **options)
 
     monkeypatch.setattr(tiny_captioner, "run", listen)
     monkeypatch.setattr(Captioner, "from_pretrained", lambda *args, **kwargs: tiny_captioner)

@@ -111,7 +111,7 @@ class TestCaption:
     def test_interrupted_run_keeps_what_it_has(
         self, run, clips, tmp_path, tiny_captioner, monkeypatch
     ):
-        def stream(*_):
+        def stream(*_, **__):
             yield Caption("a.mp4", "A cat.", (1,), 2, 1, "stop", 0.1)
             raise KeyboardInterrupt
 
