@@ -23,13 +23,7 @@ launch="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 source "$launch/slices.sh"
 name=$1 slice=$2 image=$3 job=$4
 words=("${@:5}")
-if [ "$slice" = auto ]; then
-    slice=$(slice_of "${words[@]}")
-    if [ -z "$slice" ]; then
-        echo "auto: no slice is known for this config; name one, as v5e:4x4" >&2
-        exit 2
-    fi
-fi
+slice=$(chosen "$slice" "${words[@]}")
 
 # quoted WORD: as a YAML string.
 quoted() {

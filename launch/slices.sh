@@ -19,6 +19,17 @@ slice_of() {
     esac
 }
 
+# chosen SLICE WORDS...: that slice; of `auto`, the one of the config, and status 2 without any.
+chosen() {
+    local slice=$1
+    if [ "$slice" = auto ]; then slice=$(slice_of "${@:2}"); fi
+    if [ -z "$slice" ]; then
+        echo "auto: no slice is known for this config; name one, as v5e:4x4" >&2
+        return 2
+    fi
+    echo "$slice"
+}
+
 # chips_of SLICE: the number of chips of v5e:4x4.
 chips_of() {
     local sizes

@@ -23,13 +23,7 @@ source "$launch/retry.sh"
 source "$launch/slices.sh"
 name=$1 zone=$2 slice=$3
 shift 3
-if [ "$slice" = auto ]; then
-    slice=$(slice_of "$@")
-    if [ -z "$slice" ]; then
-        echo "auto: no slice is known for this config; name one, as v5e:4x4" >&2
-        exit 2
-    fi
-fi
+slice=$(chosen "$slice" "$@")
 kind=$(type_of "$slice")
 
 # queued VERB ARGUMENTS...

@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_package_and_the_configs_and_nothing_else(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ugc_jax").rglob("*.py")}
     expected |= {f"ugc_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     pages = "cells.html", "differences.html", "report.html", "runs.html", "table.html"
-    scripts = "differing.js", "evidence.js", "player.js", "report.js", "runs.js"
+    scripts = "differing.js", "element.js", "evidence.js", "player.js", "report.js", "runs.js"
     styles = "evidence.css", "report.css"
     templates = (*pages, *scripts, *styles)
     expected |= {f"ugc_jax/report/templates/{name}" for name in templates}

@@ -6,6 +6,7 @@ the content become a UserError: "PATH: what is wrong (reason); remedy". A full d
 not the file's: EnvironmentFailure.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -120,19 +121,31 @@ def write_text(
     stays unchanged.
     """
     path = _local(path)
+    with replaced(path, remedy) as new:
+        if _is_device(path):  # as root, a rename would put a file in its place
+            path.write_bytes(text.encode("utf-8", errors))
+            return
+        new.write_bytes(text.encode("utf-8", errors))
+        if sync:
+            with new.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replaced(path, remedy: str = FULL_DISK):
+    """Yield a path beside `path`, whose folder is created; a file written there takes its place.
+
+    Raises UserError if that fails, EnvironmentFailure if the disk is full; then an existing file
+    stays unchanged. Without a file there at the end, nothing happens.
+    """
     # Processes of several machines may write the same file, and may have the same number.
     new = path.parent / f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if _is_device(path):  # as root, a rename would put a file in its place
-                path.write_bytes(text.encode("utf-8", errors))
-                return
-            new.write_bytes(text.encode("utf-8", errors))
-            if sync:
-                with new.open("rb+") as file:
-                    os.fsync(file.fileno())
-            new.replace(path)
+            yield new
+            if new.exists():
+                new.replace(path)
         finally:
             new.unlink(missing_ok=True)
     except OSError as error:

@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 import threading
-import uuid
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -428,17 +427,8 @@ class RecordSource:
         with lock:
             if path.exists() and path.stat().st_size == shard["bytes"]:
                 return path
-            new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    remote.fetch(url, new, size=shard["bytes"])
-                    new.replace(path)
-                finally:
-                    new.unlink(missing_ok=True)
-            except OSError as error:
-                fault = f"{path}: cannot be written ({error}); set data.cache to another folder"
-                raise environment_failure(error, path) or UserError(fault) from None
+            with files.replaced(path, "set data.cache to another folder") as new:
+                remote.fetch(url, new, size=shard["bytes"])
         return path
 
 

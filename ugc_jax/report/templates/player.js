@@ -2,13 +2,6 @@
 const player = (() => {
   let playing = null; // the one element that plays
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children.filter(child => child !== null && child !== undefined));
-    return made;
-  }
-
   const clock = seconds => {
     const whole = Math.floor(seconds);
     return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;

@@ -14,13 +14,6 @@
 
   // ---- elements ---------------------------------------------------------------------------------
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children.filter(child => child !== null && child !== undefined));
-    return made;
-  }
-
   function options(select, pairs, chosen) {
     select.replaceChildren(...pairs.map(([value, text]) => element('option', { value }, text)));
     select.value = chosen;

@@ -7,13 +7,6 @@
   const PAGE = 6; // groups
   const control = name => document.getElementById(name);
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children.filter(child => child !== null && child !== undefined));
-    return made;
-  }
-
   const figure = value => value === undefined ? 'none' : value.toFixed(3);
   const signed = value => `${value < 0 ? '−' : '+'}${Math.abs(value).toFixed(2)}`;
 
