@@ -110,11 +110,13 @@ def test_only_what_is_trainable_changes(whole, tiny_checkpoint):
     assert {"model.layers.1.mlp.up_proj.weight", "lm_head.weight"} <= changed
 
 
-def test_stopped_and_resumed_equals_uninterrupted(whole, settings, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
+def test_stopped_and_resumed_equals_uninterrupted(whole, settings, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch, caplog.at_level("INFO", logger="ugc_jax"):
         patch.setattr(loop.StopRequest, "after", lambda _, step: step == 3)
         patch.setattr(loop.StopRequest, "status", 143)
         assert sft.main(change(settings, tmp_path), []) == 143
+    # What "auto" has become is in the log.
+    assert [line for line in caplog.messages if line.endswith("float32, attention xla, remat none")]
     assert not (tmp_path / "model").exists()
     assert sft.main(change(settings, tmp_path), []) == 0
     assert metrics(tmp_path) == metrics(whole)

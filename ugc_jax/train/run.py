@@ -28,6 +28,7 @@ from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.hf.trained import Trained
+from ugc_jax.models.compute import Compute
 from ugc_jax.models.params import param_shardings
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -171,6 +172,7 @@ def train(
     `create_or_restore`, `Loop.run` and `export`.
     """
     config, settings = run.config, stored_settings(run.config, run.model)
+    logger.info("%s", _describe(run.mesh, work.setup.compute))
     with Checkpoints(config.output, config.loop.keep, *work.best_metric) as checkpoints:
         state = create_or_restore(run, work, checkpoints, settings)
         loop = Loop(
@@ -194,6 +196,16 @@ def train(
         finally:
             loop.export_ended()
     return status
+
+
+def _describe(mesh: jax.sharding.Mesh, compute: Compute) -> str:
+    """Return in a line what the model runs on, and how; "auto" is resolved by now."""
+    split = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+    return (
+        f"{devices}{f' ({split})' if split else ''}: {compute.dtype}, "
+        f"attention {compute.attention}, remat {compute.remat}"
+    )
 
 
 def create_or_restore(
