@@ -5,9 +5,12 @@ Skipped where chromium, its driver or selenium is absent.
 
 import json
 import random
+import runpy
 import shutil
 import urllib.parse
+from pathlib import Path
 
+import browser as browsers
 import numpy as np
 import pytest
 from clips import write_clip
@@ -31,6 +34,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 LAPTOP, PHONE = (1440, 900), (375, 812)
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 # of "A red circle."
 EVIDENCE = explain(
     "clip",
@@ -367,6 +371,37 @@ def test_dark(laptop):
         assert (page < 0.1) == (scheme == "dark")
         for ink in inks:
             assert (max(page, ink) + 0.05) / (min(page, ink) + 0.05) >= 4.5
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory) -> str:
+    return browsers.axe_core(tmp_path_factory.mktemp("axe"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_axe_finds_no_serious_fault(browser, page, axe, size, scheme):
+    """With all that is folded open: tables, plots, a clip's player, evidence, completions."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    for driver in visit(browser, page, *size):
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        found = {}
+        for address in ("#task=final_caption&differ=1", "#task=world&sort=id"):
+            driver.execute_script("location.hash = arguments[0]", address)
+            driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = 1)")
+            found[address] = browsers.faults(driver, axe)
+        assert not any(found.values()), found
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.slow
+def test_a_page_of_999_clips(tmp_path):
+    """It is made in 30 s and opens in 2; a clip plays from the second that is clicked."""
+    bench = runpy.run_path(str(LAUNCH / "report_bench.py"))
+    figures = bench["measure"](tmp_path)
+    assert figures["seconds"] < 30
+    assert figures["open_seconds"] < 2
+    assert figures["played_from_second"] == pytest.approx(figures["clicked_second"], abs=0.2)
 
 
 def luminance(colour: str) -> float:

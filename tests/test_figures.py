@@ -1,0 +1,204 @@
+"""The figures of README.md and docs/ are those of docs/figures, which commands wrote or printed.
+
+Each file there has a function here of its name: content -> {page: texts that the page must have}.
+In a page, line breaks are as spaces.
+"""
+
+import json
+import re
+import runpy
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs/figures"
+FILES = sorted(path for path in FOLDER.iterdir() if path.name != "README.txt")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def rounded(text: str, step: str) -> str:
+    """A printed number, rounded half up to the places of `step`, such as 0.1."""
+    return f"{Decimal(text).quantize(Decimal(step), ROUND_HALF_UP)}"
+
+
+def quickstart(of: dict) -> dict[str, list[str]]:
+    """`bash launch/quickstart.sh`: runs/quickstart/summary.json."""
+    table = runpy.run_path(str(ROOT / "launch/summary.py"))["table"](of["accuracy"])
+    rewards = "".join(f"{reward:>12.3f}" for reward in of["reward"].values())
+    return {"docs/quickstart.md": [*table.splitlines(), f"{'reward':<14}{rewards}"]}
+
+
+def h100_generation(of: dict) -> dict[str, list[str]]:
+    """`bash launch/accelerator_check.sh --sections generation`: table.json."""
+    decode = [
+        f"| {one['name']} | {one['ms']:.2f} | {one['tokens_per_second']:,.0f} |"
+        f" {one['bytes'] / 1e9:.2f} | {percent(one['share'])} | {one['kernels']:.0f} |"
+        f" {one['copies']:.0f} | {one['copy_ms']:.2f} | {one['compile_seconds']:.0f} |"
+        for one in of["decode"]
+    ]
+    prefill = [
+        f"| {one['name']} | {one['seconds']:.3f} | {one['flops'] / 1e12:.2f} |"
+        f" {percent(one['share'])} | {one['compile_seconds']:.0f} |"
+        for one in of["prefill"][:-1]
+    ]
+    together = of["prefill"][-1]
+    prefill.append(
+        f"| {together['name']} | {together['seconds']:.3f} | {together['flops'] / 1e12:.2f} |"
+        f" {percent(together['share'])} | - |"
+    )
+    copy, product = re.match(r"([\d,]+) GB/s, ([\d.]+) TFLOP/s", of["facts"]["measured"]).groups()
+    speeds = ", ".join(f"{one['tokens_per_second']:,.0f}" for one in of["decode"][1:])
+    shares = [one["share"] for one in of["decode"][1:]]
+    return {
+        "docs/performance.md": [
+            *decode,
+            *prefill,
+            f"{parts(of, 'ms', 'decode')} |",
+            f"{of['prefill'][0]['seconds']:.3f} / {of['prefill'][2]['seconds']:.3f} |",
+            f"driver {of['facts']['driver']}, jax {of['facts']['jax']}",
+            "a copy and a product of matrices reached "
+            f"{copy} GB/s and {rounded(product, '1')} TFLOP/s",
+        ],
+        "README.md": [
+            f"{speeds} tokens/s: {100 * min(shares):.0f} to {percent(max(shares))} of",
+            f"| {together['seconds'] / 3:.3f} s, {percent(together['share'])} of the peak |",
+        ],
+    }
+
+
+def h100_before(of: dict) -> dict[str, list[str]]:
+    """The same with the commit before."""
+    first, _, third, _ = (f"{one['seconds']:.3f}" for one in of["prefill"])
+    return {
+        "docs/performance.md": [
+            f"| B = 1 / 8 / 32 / 64 | {parts(of, 'ms', 'decode')} |",
+            f"| vision / prefill, s | {first} / {third} |",
+        ]
+    }
+
+
+def parts(of: dict, key: str, section: str) -> str:
+    return " / ".join(f"{one[key]:.2f}" for one in of[section])
+
+
+def h100_sft(of: dict) -> dict[str, list[str]]:
+    """`bash launch/accelerator_check.sh --sections sft`: table.json."""
+    (step,) = of["training"]
+    speed = f"{step['tokens_per_second']:,.0f} tokens/s"
+    return {
+        "docs/performance.md": [
+            f"took {step['seconds']:.3f} s: {speed}, {percent(step['share'])} of the peak"
+        ],
+        "README.md": [f"| {speed} |"],
+    }
+
+
+def bench_mixed(of: str) -> dict[str, list[str]]:
+    """`ugc-jax bench --work mixed`."""
+    rows = re.findall(
+        r"(\w+) +([\d.]+) s +([\d.]+) tokens/s +([\d.]+) x .*first round ([\d.]+) s", of
+    )
+    names = {"engine": "engine", "batches": "one batch at a time",
+             "transformers": "transformers, a clip at a time"}  # fmt: skip
+    lines = [
+        f"| {names[name]} | {rounded(seconds, '0.1')} | {rounded(speed, '1')} | {float(ratio):g} |"
+        f" {first} |"
+        for name, seconds, speed, ratio, first in rows
+    ]
+    ours, _, theirs = (rounded(row[2], "1") for row in rows)
+    beside = f"| {ours} tokens/s | transformers {theirs} tokens/s |"
+    return {"docs/performance.md": lines, "README.md": [beside]}
+
+
+def bench_vllm(of: str) -> dict[str, list[str]]:
+    """`ugc-jax bench --vllm_python`, since blocks of attention are smaller."""
+    ours, theirs = re.findall(r"prefill ([\d.]+) s", of)[:2]
+    together = re.search(r"together ([\d.]+)", of)[1]
+    return {
+        "docs/performance.md": [
+            f"{float(ours):.2f} s after",
+            f"and {float(theirs):.2f} s meanwhile",
+            f"{together} after",
+        ]
+    }
+
+
+def bench_vllm_before(of: str) -> dict[str, list[str]]:
+    """The same with the commit before."""
+    ours, theirs = re.findall(r"prefill ([\d.]+) s", of)[:2]
+    together = re.search(r"together ([\d.]+)", of)[1]
+    return {
+        "docs/performance.md": [
+            f"{float(ours):.2f} s before, ",
+            f"vLLM took {float(theirs):.2f} and",
+            f"Together {together} of vLLM's speed before",
+        ]
+    }
+
+
+def serve_load(of: str) -> dict[str, list[str]]:
+    """`python launch/load_test.py --concurrency 16,64 --requests 100`."""
+    alone = re.search(r"alone: (\d+) tokens/s", of)[1]
+    few, many = re.findall(
+        r"(\d+) clients: .* latency ([\d.]+) s median.* (\d+) tokens/s, 0 faults, ([\d.]+) of", of
+    )
+    return {
+        "docs/serving.md": [
+            f"the engine alone {alone} tokens/s; {few[0]} clients {few[2]} tokens/s ({few[3]}), "
+            f"{float(few[1]):.1f} s a request (median); {many[0]} clients {many[2]} tokens/s "
+            f"({many[3]}), {float(many[1]):.1f} s."
+        ]
+    }
+
+
+def schema_check(of: str) -> dict[str, list[str]]:
+    """`python launch/schema_check.py --count 500`."""
+    count, ended, wrong = re.search(r"(\d+) schemas .*: (\d+) ended .* which (\d+)", of).groups()
+    assert wrong == "0"
+    lost = re.search(r"\(([\d.]+)% less\)", of)[1]
+    return {
+        "docs/serving.md": [
+            f"Of {count} random JSON schemas on the tiny size, {ended} answers ended by "
+            "themselves, all of them valid",
+            f"lost {lost} % of their tokens/s",
+        ]
+    }
+
+
+def report(of: dict) -> dict[str, list[str]]:
+    """`python launch/report_bench.py docs/figures/report.json`."""
+    return {
+        "docs/verification.md": [
+            f"{of['seconds']:.1f} s, {of['megabytes']:.1f} MB; with pictures of all "
+            f"{of['every_picture_seconds']:.1f} s, {of['every_picture_megabytes']:.1f} MB",
+            f"{of['open_seconds']:.2f} s",
+        ]
+    }
+
+
+def commands(of: list) -> dict[str, list[str]]:
+    """`python launch/docs_commands.py --fresh clone --output docs/figures/commands.json`."""
+    states = [one["state"] for one in of]
+    assert "failed" not in states
+    return {
+        "docs/verification.md": [
+            f"{len(states)} commands: {states.count('works')} work, "
+            f"{states.count('skipped')} need what their row in the table names"
+        ]
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_page_has_the_figures_of_a_file(path):
+    text = path.read_text("utf-8")
+    of = json.loads(text) if path.suffix == ".json" else text
+    expected = globals()[path.stem](of)
+    assert expected
+    for page, texts in expected.items():
+        flat = " ".join((ROOT / page).read_text("utf-8").split())
+        assert [one for one in texts if " ".join(one.split()) not in flat] == []
