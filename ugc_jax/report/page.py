@@ -289,7 +289,7 @@ def album_lines(album: Album) -> list[str]:
     """Lines on the number of clips with pictures, and on those without."""
     lines = [f"{len(album.pictures)} clips have pictures"]
     if album.left_out:
-        lines[0] += f"; {len(album.left_out)} more were left out (pictures=N asks for more)"
+        lines[0] += f"; {len(album.left_out)} more were left out (--pictures N takes more)"
     if album.linked:
         lines.append(
             f"{len(album.linked)} copies did not fit (play_mb): the page plays the files themselves"
