@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ugc_jax.train.goodput import FINISHED, STOPPED, Goodput
+from ugc_jax.train.goodput import FINISHED, LISTED, STOPPED, Goodput
 
 
 class Phases:
@@ -114,6 +114,31 @@ def test_a_damaged_file_is_told_and_left_out(tmp_path, clock, caplog):
     assert "goodput.json: earlier starts are left out" in caplog.text
     goodput.end(FINISHED)
     assert read(tmp_path)["seconds"] == 10.0
+
+
+def test_many_restarts_are_summed_up(tmp_path, clock):
+    """Start, three steps (the last one lost), killed, ten seconds until the next start."""
+    sizes, starts = [], 3 * LISTED
+    for number in range(starts):
+        goodput, phases = begin(tmp_path, clock, 2 * number, start=5.0)
+        for _ in range(2):
+            spend(clock, phases, steps=20.0)
+        goodput.made(2 * number + 2)
+        goodput.saved(2 * number + 2)
+        spend(clock, phases, steps=20.0)
+        goodput.made(2 * number + 3)
+        sizes.append((tmp_path / "goodput.json").stat().st_size)
+        clock.now += 10.0
+    content = read(tmp_path)
+    assert content["restarts"] == starts - 1
+    assert content["by"] == {
+        "start": 5.0,
+        "steps": 40.0 * starts + 20.0,  # nothing of the last start is lost yet
+        "lost": (starts - 1) * (20.0 + 5.0 + 10.0),
+    }
+    assert len(content["attempts"]) == LISTED
+    assert content["earlier"]["attempts"] == starts - LISTED
+    assert max(sizes) < sizes[LISTED - 1] + 500
 
 
 def test_it_is_not_written_at_every_step(tmp_path, clock):
