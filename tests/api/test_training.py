@@ -328,12 +328,14 @@ def test_types_and_names_of_options(options, train, changes, message):
         (dict(train="nowhere", extract={"fps": 1}), "extract is for data given as rows"),
         (dict(distributed=True), "distributed: each process would extract the rows"),
         (dict(loop={"export": "best"}), "loop.export=best needs data.eval"),
+        (dict(checkpoint="/nowhere"), "/nowhere: no such directory"),
     ],
 )
 def test_a_value_out_of_range_is_a_users_mistake(options, train, changes, message):
     data = changes.pop("train", train)
     with pytest.raises(UserError, match=message):
         ugc_jax.sft(data, **options | changes)
+    assert not (options["output"] / "records").exists()  # nothing was extracted before
 
 
 def word(prompt, completion, reference, metadata):
@@ -357,7 +359,7 @@ def test_types_of_rewards(options, train, rewards, message):
         ugc_jax.grpo(train, rewards=rewards, extract=SMALL, **options)
 
 
-def test_rewards_that_are_refused(options, folder):
+def test_rewards_that_are_refused(options, train, folder):
     records = str(folder / "records")
 
     def length(prompt, completion, reference, metadata):
@@ -366,7 +368,8 @@ def test_rewards_that_are_refused(options, folder):
     with pytest.raises(UserError, match="rewards: length is a shipped reward"):
         ugc_jax.grpo(records, rewards=[length], **options)
     with pytest.raises(UserError, match="rewards.functions: unknown 'lenght'; there are length"):
-        ugc_jax.grpo(records, rewards=["lenght"], **options)
+        ugc_jax.grpo(train, rewards=["lenght"], extract=SMALL, **options)
+    assert not (options["output"] / "records").exists()  # nothing was extracted before
     both = {"functions": [word], "file": str(folder / "own.py")}
     with pytest.raises(UserError, match="own.py, beside functions; give one or the other"):
         ugc_jax.grpo(records, rewards=both, **options)

@@ -1,6 +1,7 @@
 """sft and grpo as functions: keyword options and data in, a Run out."""
 
 import dataclasses
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ugc_jax.rl.rewards.runner import RewardConfig
 from ugc_jax.rl.settings import GrpoConfig
 from ugc_jax.settings import Schema
 from ugc_jax.train.checkpoint import is_remote
+from ugc_jax.train.run import resolve_weights
 from ugc_jax.train.settings import SftConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -199,7 +201,9 @@ def grpo(
     options = _merge(options, output=output, checkpoint=checkpoint)
     own, options = _rewards(rewards, options)
     with progress.shown():
-        settings = _settings(grpo_job.SETTINGS, config, options, extract, train=train, eval=eval)
+        check = functools.partial(grpo_job.check_rewards, functions=own)
+        data = {"train": train, "eval": eval}
+        settings = _settings(grpo_job.SETTINGS, config, options, extract, check, **data)
         _end(grpo_job.run_grpo(settings, own))
     return Run.read(settings)
 
@@ -214,9 +218,13 @@ def _settings(
     config,
     options: dict[str, Any],
     how: Mapping[str, Any] | ExtractConfig | None,
+    check: Callable[[Any], None] = lambda settings: None,
     **data,
 ) -> TrainConfig:
-    """Return the settings of a run whose data are extracted. data: its train and eval."""
+    """Return the settings of a run whose data are extracted. data: its train and eval.
+
+    check: raises for settings with which a run could not begin; called before data are extracted.
+    """
     given = {name: value for name, value in data.items() if value is not None}
     to_extract = {name: value for name, value in given.items() if not rows.is_extracted(value)}
     extraction = rows.extraction(how)
@@ -231,6 +239,8 @@ def _settings(
             "distributed: each process would extract the rows; run ugc-jax extract first, and name "
             "its folder"
         )
+    resolve_weights(settings.checkpoint, settings.revision)  # told before hours of extraction, too
+    check(settings)
     folders = {
         name: rows.records_of(value, name, settings.output, extraction)
         for name, value in to_extract.items()

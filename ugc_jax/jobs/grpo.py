@@ -38,9 +38,16 @@ def run_grpo(config: GrpoConfig, functions: Mapping[str, Callable] | None = None
         return _train(config, functions, process)
 
 
+def check_rewards(config: GrpoConfig, functions: Mapping[str, Callable] | None = None):
+    """Raise UserError if a run could not use its rewards. functions: as of `run_grpo`."""
+    Rewards(config.rewards, REWARDS, functions).close()
+
+
 def _train(config: GrpoConfig, functions: Mapping[str, Callable] | None, process: Together) -> int:
-    run, data, loop, further = open_run(config), config.data, config.loop, config.further_batches
+    data, loop, further = config.data, config.loop, config.further_batches
+    # The rewards come first: a wrong name is told before the weights are read.
     with contextlib.closing(Rewards(config.rewards, REWARDS, functions)) as rewards:
+        run = open_run(config)
         source = data, run.tokenizer, run.model, run.rows
         prompts = pipeline.prompt_batches(*source, loop.steps, loop.epochs, further)
         batches = iter(prompts)
