@@ -146,6 +146,25 @@ def test_shared_rows_equal_plain_prompts_and_a_batch_equals_alone(tiny_captioner
     assert np.abs(together[0][0][0] - together[0][0][2]).max() > 1e-4
 
 
+def test_explaining_at_once_lets_others_between_its_prefills(tiny_captioner, prompts):
+    asked = []
+    told = explaining.explain_prompt(
+        tiny_captioner, prompts[0], TEXTS, check=lambda: asked.append(None)
+    )
+    assert len(asked) == 1 + len(WAYS)  # the encoders, and a prefill for each way
+    expected = scores(tiny_captioner, prompts[:1], [TEXTS])[0]
+    for text, one, found in zip(TEXTS, told, expected, strict=True):
+        spans = token_spans(tiny_captioner.tokenizer.encode(text), tiny_captioner.tokenizer)
+        for word, same in zip(one.words, explain("", text, spans, found).words, strict=True):
+            np.testing.assert_allclose(word.logprobs, same.logprobs, atol=1e-4)
+
+    def ends():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        explaining.explain_prompt(tiny_captioner, prompts[0], TEXTS, check=ends)
+
+
 def test_the_reward_of_completions_equals_explanations(tiny_captioner, prompts):
     """The reward scores ids after the same prompts, without the end-of-text token."""
     from ugc_jax.rl.rows import Completions
@@ -206,11 +225,10 @@ def test_curves_sum_what_single_seconds_carry(tiny_captioner, clips):
 
 def test_time_parts_are_few_and_cover_the_clip(tiny_captioner, prompts):
     example, config = prompts[0].example, tiny_captioner.config
-    parts, times = explaining.time_parts(example, config)
+    parts, times = explaining.time_parts(example.tokens, example.positions, config)
     assert set(parts[example.source == 0]) == {-1}
     assert set(parts[example.source > 0]) == {0, 1}
-    long = example._replace(positions=example.positions * 40)  # 48 s
-    parts, times = explaining.time_parts(long, config)
+    parts, times = explaining.time_parts(example.tokens, example.positions * 40, config)  # 48 s
     assert len(times) == explaining.PARTS
     assert times[0][0] == 0
     assert parts.max() == explaining.PARTS - 1

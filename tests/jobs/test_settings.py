@@ -38,7 +38,7 @@ SHORT = {
     "label": (
         "model base_url price_in price_out concurrency requests_per_minute tokens_per_minute "
         "timeout retries unusable backoff wait language min_words max_words distinct "
-        "contradictions compare_with agreement question"
+        "contradictions compare_with agreement explain_with unsupported question"
     ),
     "evaluate": (
         f"{MODEL} judge.prompt judge.repeats judge.form judge.units ask.preset ask.temperature "

@@ -199,6 +199,43 @@ def test_sound_and_picture_alone(browser, served, folder, tiny_captioner):
     assert visit.errors() == []
 
 
+def test_words_have_the_colours_of_their_evidence(
+    browser, served, folder, tiny_captioner, tmp_path
+):
+    """On a phone and by keyboard: one stop a caption, arrow keys among its words, seconds shown."""
+    visit = Visit(browser, served.address, size=PHONE)
+    visit.choose(folder / MARKUP)
+    visit.find("#colours").send_keys(Keys.SPACE)
+    visit.find("#start").send_keys(Keys.ENTER)
+    visit.done()
+    caption = visit.script("document.querySelector('.caption').textContent")
+    how = dict(by_time=True, max_new_tokens=24, **CLIP)
+    (told,) = tiny_captioner.explain([folder / MARKUP], [caption], **how)
+    words = [word for word in told.words if word.content]
+    kinds = visit.script("[...document.querySelectorAll('.caption .e-word')].map(e => e.className)")
+    assert kinds == [f"e-word e-{word.verdict}" for word in words]
+    legend = visit.text(".e-legend")
+    for verdict, share in told.shares.items():
+        assert (f"{round(100 * share)} %" in legend) or not share, verdict
+    stops = visit.script("[...document.querySelectorAll('.e-word')].filter(e => e.tabIndex === 0)")
+    assert len(stops) == 1
+    visit.script("document.querySelector('.caption .e-word').focus()")
+    assert visit.text(".e-tip").startswith(f"{words[0].text}: ")
+    visit.type(Keys.ARROW_RIGHT)
+    assert visit.text(".e-tip").startswith(f"{words[1].text}: ")
+    bars = visit.script("[...document.querySelectorAll('.e-curve')].map(e => e.childElementCount)")
+    assert bars == [len(told.times)] * 2
+    assert not is_wider_than_its_window(browser)
+    shots = Path(os.environ.get("UGC_JAX_SCREENSHOTS", tmp_path))
+    photograph(browser, shots / "evidence.png", whole=False)
+    assert faults(browser, axe_core(tmp_path)) == []
+    visit.type(Keys.ESCAPE)
+    assert visit.script("document.querySelectorAll('.e-tip').length") == 0
+    assert visit.errors() == []
+    loaded = visit.script("performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(one.startswith((served.address, f"blob:{served.address}")) for one in loaded)
+
+
 def test_pictures_and_sounds(browser, served, folder):
     visit = Visit(browser, served.address)
     for name, kind in (("grey.png", "image_url"), ("silence.wav", "input_audio")):
@@ -306,7 +343,7 @@ def test_faults_are_the_servers_one_line(browser, served, folder):
 
 
 def test_what_needs_a_key(served):
-    for path in ("/", "/static/try.js", "/static/try.css", "/static/icon.svg"):
+    for path in ("/", "/static/try.js", "/static/evidence.js", "/static/icon.svg"):
         page = served.get(path)
         assert page.status_code == 200, path
         assert "script-src 'self'" in page.headers["content-security-policy"]

@@ -88,6 +88,33 @@ def test_a_clip_has_its_caption(served, client, folder, caption):
     assert client.models.retrieve(NAME).id == NAME
 
 
+def test_answers_have_evidence(client, folder, tiny_captioner):
+    clip = folder / "media/a.mp4"
+    ask = dict(model=NAME, messages=body(video(f"file://{clip}"))["messages"], max_tokens=8)
+    whole = client.chat.completions.create(**ask, n=2, extra_body={"evidence": True})
+    text = whole.choices[0].message.content
+    (told,) = tiny_captioner.explain([clip], [text], max_new_tokens=8, **CLIP)
+    for choice in whole.choices:
+        words = choice.model_extra["evidence"]["words"]
+        assert [word["word"] for word in words] == [word.text for word in told.words]
+        for word, same in zip(words, told.words, strict=True):
+            np.testing.assert_allclose(word["logprobs"], same.logprobs, atol=2e-3)
+    both = {"evidence": True, "evidence_by_time": True}
+    *chunks, last = list(client.chat.completions.create(**ask, stream=True, extra_body=both))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    evidence = last.choices[0].model_extra["evidence"]
+    assert len(evidence["words"][0]["curve"]["audio"]) == len(evidence["times"]) == 2
+    hello = [{"role": "user", "content": "Hello"}]
+    for field, fields, more in (
+        ("evidence", {"evidence": True}, {"messages": hello}),
+        ("evidence_by_time", {"evidence_by_time": True}, {}),
+        ("evidence", {"evidence": 3}, {}),
+    ):
+        with pytest.raises(openai.BadRequestError, match=f"{field}: ") as refused:
+            client.chat.completions.create(**ask | more, extra_body=fields)
+        assert refused.value.param == field
+
+
 def test_samples_seeds_stops_and_logprobs(client):
     ask = dict(model=NAME, messages=[{"role": "user", "content": "Hello"}], max_tokens=6)
     sampled = dict(n=3, temperature=1.5, seed=7)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ugc_jax.evals.intervals import interval, mean
 from ugc_jax.evals.results import VERSION, column_names
-from ugc_jax.evals.summary import groups, weights
+from ugc_jax.evals.summary import EVIDENCE_TITLE, evidence_figures, groups, weights
 from ugc_jax.settings import flatten
 
 TIE = 1e-9  # smaller differences of scores are rounding errors
@@ -37,7 +37,9 @@ def compare_results(results: Sequence[dict]) -> dict:
     "only": [clips scored in the base alone, in the other alone], "failures": [kinds and counts of
     the base, of the other], "strangers": clips of one id and two references, "protocol":
     [differences]}} of the tasks that both have; "missing" lists tasks that only one has, "asked"
-    differences in how the models were asked.
+    differences in how the models were asked. A task whose captions have evidence in both has
+    "unsupported", a `difference` in percent of the content words, and "evidence", [facts of the
+    base, of the other].
     """
     base, *others = results
     against = [_compare_two(base, other) for other in others]
@@ -81,6 +83,16 @@ def _compare_task(base: dict, other: dict, task: str) -> dict:
         )
         if protocol:
             table[column]["verdict"] = "does not compare"
+    told = [result["tasks"][task].get("evidence") for result in (base, other)]
+    if all(told):
+        pairs = [(base_clips[n].get("evidence"), other_clips[n].get("evidence")) for n in both]
+        table["unsupported"] = difference(
+            [100 * (_unsupported(b) - _unsupported(a)) for a, b in pairs if a and b],
+            is_lower_better=True,
+        )
+        if told[0]["model"] != told[1]["model"]:
+            table["unsupported"]["verdict"] = "does not compare"
+        table["evidence"] = told
     return table | {
         "unit": base["tasks"][task].get("unit", "percent"),
         "only": [len(base_clips) - len(common), len(other_clips) - len(common)],
@@ -88,6 +100,11 @@ def _compare_task(base: dict, other: dict, task: str) -> dict:
         "strangers": len(common) - len(both),
         "protocol": protocol,
     }
+
+
+def _unsupported(evidence: dict) -> float:
+    """The share of a caption's content words that nothing supports."""
+    return evidence["shares"].get("unsupported", 0.0)
 
 
 def _asked(result: dict) -> dict:
@@ -168,7 +185,8 @@ def comparison_table(comparison: dict) -> str:
             for column, fact in facts.items():
                 if isinstance(fact, dict):
                     label = task if column == "score" else f"  {column}"
-                    lines.append(_line(label, fact, 3 if facts["unit"] == "fraction" else 2))
+                    is_fraction = facts["unit"] == "fraction" and column != "unsupported"
+                    lines.append(_line(label, fact, 3 if is_fraction else 2))
         lines += [f"  ({text})" for text in _remarks(comparison["base"], other)]
         lines.append("")
     return "\n".join(lines).rstrip()
@@ -191,6 +209,12 @@ def _remarks(base: str, other: dict) -> list[str]:
             if kinds:
                 listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
                 remarks.append(f"{task}: failed in {name}: {listed}")
+        if told := facts.get("evidence"):
+            figures = [
+                f"{evidence_figures({'evidence': one})} in {name}, by {one['model']}"
+                for name, one in zip((base, other["name"]), told, strict=True)
+            ]
+            remarks.append(f"{task}: words {EVIDENCE_TITLE}, %: {'; '.join(figures)}")
         if facts["protocol"]:
             remarks.append(f"{task} does not compare: {'; '.join(facts['protocol'])}")
         if any(facts["only"]):

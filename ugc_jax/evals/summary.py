@@ -102,11 +102,23 @@ def average(tasks: dict[str, dict]) -> float | None:
     return None if None in values else sum(values) / len(values)
 
 
+EVIDENCE = ("heard", "seen", "unsupported")  # verdicts on words that have a column
+EVIDENCE_TITLE = " / ".join(EVIDENCE)
+
+
+def evidence_figures(task: dict) -> str | None:
+    """The percent of words by EVIDENCE in the captions of a task; None without evidence."""
+    told = task.get("evidence")
+    return told and " / ".join(f"{told[name]:.1f}" for name in EVIDENCE)
+
+
 def result_table(result: dict) -> str:
     """A result as text for a terminal."""
-    lines = [
+    head = (
         f"{'':<18}{'score':>8}  {'95 % interval':<17}{'n':>6}{'failed':>8}  {'majority guess':<18}"
-    ]
+    )
+    has_evidence = any(task.get("evidence") for task in result["tasks"].values())
+    lines = [f"{head}{EVIDENCE_TITLE}, %" if has_evidence else head]
     for name, task in result["tasks"].items():
         for column in ("score", *task["intervals"]):
             lines.append(_line(name, task, column).rstrip())
@@ -145,10 +157,8 @@ def _line(name: str, task: dict, column: str) -> str:
     line = f"{name if is_score else f'  {column}':<18}{value:>8}  {span:<17}"
     if not is_score:
         return line
-    line += f"{task['n']:>6}{task['failed']:>8}  "
-    if task.get("majority"):
-        line += "{score:.2f} ({answer})".format(**task["majority"])
-    return line
+    guess = "{score:.2f} ({answer})".format(**task["majority"]) if task.get("majority") else ""
+    return f"{line}{task['n']:>6}{task['failed']:>8}  {guess:<18}{evidence_figures(task) or ''}"
 
 
 def _warnings(task: dict) -> list[str]:
@@ -171,10 +181,8 @@ def _remarks(task: dict) -> list[str]:
         shares = (f"{answer} {share:.1f}" for answer, share in task["recall"].items())
         remarks.append(f"right of each answer: {', '.join(shares)}")
     if told := task.get("evidence"):
-        heard, seen, unsupported = (told[name] for name in ("heard", "seen", "unsupported"))
         remarks.append(
-            f"words heard {heard:.1f} %, seen {seen:.1f} %, unsupported {unsupported:.1f} %, by "
-            f"{told['model']} in {told['n']} captions"
+            f"evidence by {told['model']} in {told['n']} captions"
             + (f", {told['missing']} without a clip" if told["missing"] else "")
         )
     if task["noise"] is not None:

@@ -20,6 +20,7 @@ import jax
 from ugc_jax import sharding
 from ugc_jax.compilation import keep_compiled
 from ugc_jax.data.batching import (
+    Batch,
     BucketKey,
     Buckets,
     SharedKey,
@@ -53,7 +54,7 @@ from ugc_jax.generate.engine import (
     prefill_tokens,
 )
 from ugc_jax.generate.evidence import Explanation
-from ugc_jax.generate.explaining import explanations, with_evidence
+from ugc_jax.generate.explaining import Kept, explained, explanations, kept_row
 from ugc_jax.generate.inputs import Inputs, Video, questions_of
 from ugc_jax.generate.pieces import Scene, caption_in_pieces
 from ugc_jax.generate.settings import (
@@ -384,15 +385,13 @@ class Captioner:
     ) -> list[Explanation]:
         """Explain the model's own captions."""
         inputs, asked, *how = self._asked(videos, options)
-        with contextlib.closing(inputs):
-            own = dict(self._captions(None, asked, *how))
-            found = self._explained(
-                asked, [own[place].caption or "" for place in range(len(asked))], by_time, *how
-            )
-        return [
-            one if own[place].error is None else Explanation(one.video, error=own[place].error)
-            for place, one in enumerate(found)
-        ]
+        kept: dict[int, Kept] = {}
+        captions = self._captions(inputs, asked, *how, kept=kept)
+        found = {
+            place: told or Explanation(one.video, error=one.error)
+            for place, one, told in explained(self, captions, kept, by_time)
+        }
+        return [found[place] for place in range(len(asked))]
 
     def _explained(
         self,
@@ -479,7 +478,7 @@ class Captioner:
         """As `stream` of files, with resolved settings (`Defaults.apply`).
 
         pieces: seconds, as the option; infinite: whole clips with scenes.
-        evidence: whether and how captions are explained; the clips are then read a second time.
+        evidence: whether and how captions are explained, which are then of whole clips.
 
         Clips of one bucket are prefilled together, and then take the places of clips that are
         finished (`Engine.run`). A program is compiled once a bucket, not once a clip, and a caption
@@ -491,17 +490,12 @@ class Captioner:
         """
         clip = leave_room(clip, sampling.max_new_tokens, self.config)
         asked = [(Input(video, video), clip.question) for video in videos]
+        if evidence.words:
+            kept: dict[int, Kept] = {}
+            answers = self._captions(None, asked, clip, sampling, engine, warm, kept=kept)
+            return self._with_evidence(answers, kept, evidence.by_time)
         answers = self._in_pieces(None, asked, clip, sampling, engine, warm, pieces)
-        captions = (caption for _, caption in answers)
-        if not evidence.words:
-            return captions
-        how = clip, self.tokenizer, self.config, BUCKETS, engine
-
-        def read_of(names: Sequence[str]) -> Callable[..., Iterator]:
-            clips = [(Input(name, name), [clip.question]) for name in names]
-            return functools.partial(read_questions, clips, *how)
-
-        return with_evidence(self, captions, read_of, evidence.by_time)
+        return (caption for _, caption in answers)
 
     def _in_pieces(
         self,
@@ -535,10 +529,12 @@ class Captioner:
         engine: EngineConfig,
         warm: bool,
         streams: bool = False,
+        kept: dict[int, Kept] | None = None,
     ) -> Iterator[tuple[int, "Caption | Streamed"]]:
         """Yield (place in `asked`, its caption); with `streams`, also what comes of it before.
 
-        inputs: closed at the end. clip: with room for the caption.
+        inputs: closed at the end. clip: with room for the caption. kept: to be filled with the
+        prompts, by place.
         """
         how = self.tokenizer, self.config, BUCKETS, engine
         clips = [(given, [question]) for given, question in asked]
@@ -548,8 +544,9 @@ class Captioner:
             first = [(given.to_be_read_again(), asks) for given, asks in clips]
             sizes = functools.partial(clip_buckets, first, clip, *how)
         answers = self._run(
-            read, len(asked), sampling, engine, sizes=sizes, streams=streams, closes=inputs
-        )
+            read, len(asked), sampling, engine, sizes=sizes, streams=streams, closes=inputs,
+            kept=kept,
+        )  # fmt: skip
         return ((place, one) for (place, _), one in answers)
 
     def answer(
@@ -591,17 +588,18 @@ class Captioner:
         how = self.tokenizer, self.config, BUCKETS
         read = functools.partial(read_records, source, prompts, *how, engine)
         sizes = functools.partial(record_buckets, source, prompts, *how) if warm else None
-        answers = self._run(read, len(prompts), sampling, engine, sizes=sizes)
-        captions = (caption for _, caption in answers)
-        if not evidence.words:
-            return captions
-        numbers = {source.entries[number].id: number for number in prompts}
+        kept: dict[int, Kept] | None = {} if evidence.words else None
+        answers = self._run(read, len(prompts), sampling, engine, sizes=sizes, kept=kept)
+        captions = ((place, caption) for (place, _), caption in answers)
+        if kept is not None:
+            return self._with_evidence(captions, kept, evidence.by_time)
+        return (caption for _, caption in captions)
 
-        def read_of(names: Sequence[str]) -> Callable[..., Iterator]:
-            some = {numbers[name]: prompts[numbers[name]] for name in names}
-            return functools.partial(read_records, source, some, *how, engine)
-
-        return with_evidence(self, captions, read_of, evidence.by_time)
+    def _with_evidence(
+        self, captions: Iterable[tuple[int, Caption]], kept: dict[int, Kept], by_time: bool
+    ) -> Iterator[Caption]:
+        for _, one, told in explained(self, captions, kept, by_time):
+            yield one if told is None else one.with_evidence(told)
 
     def _run(
         self,
@@ -613,17 +611,19 @@ class Captioner:
         sizes: Callable[[], set[BucketKey]] | None = None,
         streams: bool = False,
         closes: Inputs | None = None,
+        kept: dict[int, Kept] | None = None,
     ) -> Iterator[tuple[_Key, "Caption | Streamed"]]:
         """Yield ((place of the clip, number of its question), answer).
 
         read: of data/reading.py, with `ahead` and `waits` to be given. most: prompts, and
         `questions` of a clip. sizes: buckets to compile first. streams: yield what comes of an
-        answer before, too. closes: at the end.
+        answer before, too. closes: at the end. kept: to be filled with the prompts of clips that
+        have one question, by place, before their answers come.
         """
         mesh = self.engine.mesh
         places = None if engine.batch_size is None else min(engine.batch_size, most)
         places = None if places is None else sharding.round_up_rows(mesh, places)
-        clips = _Clips(self, read, most, sampling, engine, questions, streams)
+        clips = _Clips(self, read, most, sampling, engine, questions, streams, kept)
         most = sharding.round_up_rows(mesh, most)
 
         def answers() -> Iterator[tuple[_Key, Caption | Streamed]]:
@@ -716,9 +716,11 @@ class _Clips:
         engine: EngineConfig,
         questions: int,
         streams: bool,
+        kept: dict[int, Kept] | None,
     ):
         """Arguments: as of `Captioner._run`."""
         self.failed: deque[tuple[_Key, Caption]] = deque()  # prompts that cannot be read
+        self._kept = kept
         self._streams, self._count = streams, 0  # clips so far
         self._config, self._sampling = captioner.config, sampling
         self._mesh, self._most, self._questions = captioner.engine.mesh, most, questions
@@ -823,9 +825,16 @@ class _Clips:
         for c, unit in enumerate(units):
             for q, (clip, key, prompt) in enumerate(unit):
                 tag = _Tag(clip, key, start, len(prompt.example.tokens))
-                ids = [_key_id(clip.video)]
-                requests[c * size + q] = Request(tag, self._sampling, ids, streams=self._streams)
+                ids, keep = [_key_id(clip.video)], None
+                if self._kept is not None:
+                    keep = functools.partial(self._keep, key[0], prompt.bucket, batch, c)
+                requests[c * size + q] = Request(
+                    tag, self._sampling, ids, streams=self._streams, keep=keep
+                )
         return Group(batch, requests, shared=shared)
+
+    def _keep(self, place: int, bucket: BucketKey, batch: Batch, row: int, media: dict):
+        self._kept[place] = kept_row(batch, row, bucket, media)
 
 
 def _flag(options: dict, name: str) -> bool:

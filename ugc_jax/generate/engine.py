@@ -114,7 +114,8 @@ class Request(NamedTuple):
     `sampling.TOP` most likely tokens beside each. spreads: samples take a place each, as far as
     there are any, rather than following each other in one. cancelled: called with the number of a
     sample before each chunk; where it is true, the sample ends with the error CANCELLED.
-    constraint: of each sample.
+    constraint: of each sample. keep: called with the prompt's rows of the encoders, numpy by
+    modality, after each of its prefills; not of `Group.shared`.
     """
 
     tag: object
@@ -125,6 +126,7 @@ class Request(NamedTuple):
     spreads: bool = False
     cancelled: Callable[[int], bool] | None = None
     constraint: Constraint | None = None
+    keep: Callable[[dict[str, np.ndarray]], None] | None = None
 
 
 class Group(NamedTuple):
@@ -411,26 +413,26 @@ class Engine:
         self,
         params,
         rows: scoring.TextRows,
-        segments_BCT: np.ndarray | Sequence[np.ndarray],
+        segments_BCT: np.ndarray,
         media: dict[str, jax.Array] | None = None,
     ) -> np.ndarray:
         """Return the log-probability of each slot's token with the segments of each way, f32[B, C,
         S], in every process.
 
-        segments_BCT: of `scoring.hidden_ways`; or several such arrays of one shape, for more ways
-        with the same program, one after the other. media: `encode` of the rows, if it is at hand.
+        segments_BCT: of `scoring.hidden_ways`. media: `encode` of the rows, if it is at hand. The
+        ways follow each other, so that the memory is that of a prefill.
         """
-        several = segments_BCT if isinstance(segments_BCT, list | tuple) else [segments_BCT]
+        out: list = []
         with self.on_mesh():
-            batch = self._place(rows.batch)
-            media = media or self.encode(params, batch)
-            x = self._embed(params, batch.tokens, batch.splice, media)
-            ends = self._place((rows.previous, rows.tokens))
-            out = [
-                self._score(params, x, batch.positions, self._place(segments), *ends)
-                for segments in several
-            ]
-            return np.concatenate([self.to_host(one) for one in out], axis=1)
+            media = media or self.encode(params, rows.batch)
+            for c in range(segments_BCT.shape[1]):
+                shown = scoring.without_padding(rows, segments_BCT[:, c])
+                batch, *ends = self._place((shown.batch, shown.previous, shown.tokens))
+                x = self._embed(params, batch.tokens, batch.splice, media)
+                out.append(self._score(params, x, batch.positions, batch.segment_ids, *ends))
+                if c:  # one way waits in the device's queue, not all of them with their inputs
+                    out[c - 1] = self.to_host(out[c - 1])
+            return np.stack([self.to_host(one) for one in out], axis=1)
 
     def decode(
         self,
@@ -965,7 +967,17 @@ class _Run:
         engine, self.taken = self.engine, group
         if self.places == 0:
             self._plan(group.batch.tokens.shape[1])
-        prefilled = engine.prefill(self.params, group.batch, group.media, group.shared)
+        media = group.media
+        keeping = [row for row, one in enumerate(group.requests) if one and one.keep]
+        if keeping and media is None:
+            media = engine.encode(self.params, group.batch)
+        prefilled = engine.prefill(self.params, group.batch, media, group.shared)
+        if keeping:  # the device prefills meanwhile
+            media = {name: engine.to_host(rows) for name, rows in media.items()}
+        for row in keeping:
+            # Copies: a view keeps the rows of the whole group.
+            own = {name: rows[row].copy() for name, rows in media.items()}
+            group.requests[row].keep(own)
         if group is self._alone and self.places > self._least:
             # Its memory suffices without the caches, which are too many beside such a prompt.
             self._halve()

@@ -1,16 +1,20 @@
-"""Clips and texts about them -> explanations: reading ahead, rows of one bucket, one program each.
+"""Clips and texts about them -> explanations: rows of one bucket, scored together.
 
-prompts of data/reading.py, texts -> groups -> scoring.text_rows -> Engine.score -> evidence.explain
+    explanations       clips that are read, and texts of each
+    explained          captions that are made, with what was read and encoded for them (Kept)
+    explain_prompt     texts after one prompt, at once
+
+prompts, texts -> rows of a bucket -> scoring.text_rows -> Engine.score -> evidence.explain
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
-from ugc_jax.data.batching import BucketKey, collate
+from ugc_jax.data.batching import Batch, BucketKey, collate
 from ugc_jax.data.example import Example
 from ugc_jax.data.hiding import PICTURE, SOUND, is_of
 from ugc_jax.data.prompt import ChatTokenizer
@@ -25,6 +29,7 @@ from ugc_jax.sharding import round_up_rows
 PARTS = 16  # most parts of the time of a clip
 PART_SECONDS = 1.0  # of a part, at least
 TOGETHER = 32  # captions that are explained together
+KEPT_BYTES = 1 << 30  # most of what was encoded for them, beyond which fewer are
 _MOST_SLOTS = 4096  # tokens of texts in a row
 _PENDING = 32  # most rows that wait for others of their bucket
 
@@ -39,14 +44,27 @@ class Model(Protocol):
 
 
 class Captioned(Protocol):
-    """A caption that takes an explanation, such as a `captioner.Caption`."""
+    """A caption to explain, such as a `captioner.Caption`."""
 
     video: str
     caption: str | None
     error: str | None
 
-    def with_evidence(self, evidence: Explanation) -> "Captioned":
-        """Return the caption with an explanation."""
+
+class Kept(NamedTuple):
+    """A prompt as it was prefilled, to be scored without reading or encoding its clip again.
+
+    key: its bucket. batch: one row, without media. media: its rows of the encoders by modality.
+    """
+
+    key: BucketKey
+    batch: Batch
+    media: dict[str, np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows of the encoders."""
+        return sum(rows.nbytes for rows in self.media.values())
 
 
 class _Text(NamedTuple):
@@ -62,8 +80,14 @@ class _Text(NamedTuple):
 class _Unit(NamedTuple):
     """A row to be: a prompt and some of its texts."""
 
-    example: Example
+    prompt: Example | Kept
     texts: list[_Text]
+
+
+def kept_row(batch: Batch, row: int, key: BucketKey, media: dict[str, np.ndarray]) -> Kept:
+    """Return a prompt of a batch that was prefilled. media: its rows of the encoders."""
+    one = jax.tree.map(lambda leaf: leaf[row].copy(), batch._replace(media={}))
+    return Kept(key, one, media)
 
 
 def explanations(
@@ -77,9 +101,97 @@ def explanations(
     read: of data/reading.py, of one prompt a clip, with `ahead` and `waits` to be given. texts: of
     each clip. A text's explanation does not depend on the other texts and clips, up to rounding.
     """
+    reading = read(ahead=8, waits=lambda: True)
+
+    def units() -> Iterator[tuple[BucketKey, _Unit] | tuple[int, int, Explanation]]:
+        for place, (video, (prompt,)) in enumerate(reading):
+            if isinstance(prompt, UserError):
+                for number, text in enumerate(texts[place]):
+                    yield place, number, Explanation(video, text, error=str(prompt))
+                continue
+            many = [(place, number, video, text) for number, text in enumerate(texts[place])]
+            for one in _units(captioner, prompt.example, many):
+                yield (prompt.bucket, one) if isinstance(one, _Unit) else one
+
+    try:
+        yield from _in_rows(captioner, units(), sum(map(len, texts)), by_time)
+    finally:
+        reading.close()
+
+
+def explained(
+    captioner: Model,
+    stream: Iterable[tuple[int, Captioned]],
+    kept: MutableMapping[int, Kept],
+    by_time: bool = False,
+) -> Iterator[tuple[int, Captioned, Explanation | None]]:
+    """Yield (place, caption, its explanation), TOGETHER at a time, in any order.
+
+    stream: (place, caption). kept: by place, of each caption when it comes; taken out. None for a
+    caption that has an error.
+    """
+    together: list[tuple[int, Captioned, Kept]] = []
+
+    def units() -> Iterator[tuple[BucketKey, _Unit] | tuple[int, int, Explanation]]:
+        for number, (_, one, prompt) in enumerate(together):
+            for unit in _units(captioner, prompt, [(number, 0, one.video, one.caption)]):
+                yield (prompt.key, unit) if isinstance(unit, _Unit) else unit
+
+    def all_together() -> Iterator[tuple[int, Captioned, Explanation | None]]:
+        for number, _, found in _in_rows(captioner, units(), len(together), by_time):
+            yield *together[number][:2], found
+        together.clear()
+
+    for place, one in stream:
+        prompt = kept.pop(place, None)
+        if one.error is not None or prompt is None:
+            yield place, one, None
+            continue
+        together.append((place, one, prompt))
+        size = sum(prompt.nbytes for *_, prompt in together)
+        if len(together) >= TOGETHER or size >= KEPT_BYTES:
+            yield from all_together()
+    yield from all_together()
+
+
+def explain_prompt(
+    captioner: Model,
+    prompt: Prompt,
+    texts: Sequence[str],
+    by_time: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> list[Explanation]:
+    """Explain texts after one prompt. check: called before each prefill; may raise.
+
+    One prefill is under way at a time and waited for, so that other work of the device comes
+    between.
+    """
+    found: dict[int, Explanation] = {}
+    engine = captioner.engine
+    rows = round_up_rows(engine.mesh, 1)
+    many = [(0, number, "", text) for number, text in enumerate(texts)]
+    for one in _units(captioner, prompt.example, many):
+        if not isinstance(one, _Unit):
+            found[one[1]] = one[2]
+            continue
+        size = scoring.slots_of(sum(len(text.ids) for text in one.texts))
+        for _, number, told in _scored(captioner, [one], prompt.bucket, size, rows, by_time, check):
+            found[number] = told
+    return [found[number] for number in range(len(texts))]
+
+
+def _in_rows(
+    captioner: Model,
+    units: Iterable[tuple[BucketKey, _Unit] | tuple[int, int, Explanation]],
+    total: int,
+    by_time: bool,
+) -> Iterator[tuple[int, int, Explanation]]:
+    """Score units with others of their bucket, and yield the explanations of their texts.
+
+    units: (bucket of the prompt, unit), or explanations, which are passed on. total: of texts.
+    """
     mesh = captioner.engine.mesh
     waiting: dict[tuple[BucketKey, int], list[_Unit]] = {}
-    total = sum(map(len, texts))
 
     def rows(key: BucketKey, size: int) -> int:
         most = max(1, prefill_tokens(mesh) // (key.tokens + size))
@@ -87,82 +199,60 @@ def explanations(
 
     def score(key: tuple[BucketKey, int]) -> Iterator[tuple[int, int, Explanation]]:
         count = rows(*key)
-        units, rest = waiting[key][:count], waiting.pop(key)[count:]
+        some, rest = waiting[key][:count], waiting.pop(key)[count:]
         if rest:
             waiting[key] = rest
-        yield from _scored(captioner, units, *key, count, by_time)
+        yield from _scored(captioner, some, *key, count, by_time)
 
-    reading = read(ahead=8, waits=lambda: True)
-    try:
-        for place, (video, (prompt,)) in enumerate(reading):
-            units = []
-            for one in _units(captioner, video, place, prompt, texts[place]):
-                if isinstance(one, _Unit):
-                    units.append(one)
-                else:
-                    yield one
-            for unit in units:
-                size = scoring.slots_of(sum(len(text.ids) for text in unit.texts))
-                key = prompt.bucket, size
-                waiting.setdefault(key, []).append(unit)
-                if len(waiting[key]) >= rows(*key):
-                    yield from score(key)
-                elif sum(map(len, waiting.values())) >= _PENDING:
-                    yield from score(max(waiting, key=lambda one: len(waiting[one])))
-        while waiting:
-            yield from score(next(iter(waiting)))
-    finally:
-        reading.close()
-
-
-def with_evidence(
-    captioner: Model,
-    stream: Iterable[Captioned],
-    read_of: Callable[[Sequence[str]], Callable[..., Iterator]],
-    by_time: bool = False,
-) -> Iterator[Captioned]:
-    """Yield the captions of a stream with their `evidence`, TOGETHER at a time, in any order.
-
-    read_of: names of clips, as in the captions -> `read` as of `explanations`. A clip whose caption
-    has an error, or whose evidence cannot be computed, comes without.
-    """
-    stream = iter(stream)
-    while some := list(itertools.islice(stream, TOGETHER)):
-        good = [one for one in some if one.error is None]
-        yield from (one for one in some if one.error is not None)
-        if not good:
+    for given in units:
+        if len(given) == 3:
+            yield given
             continue
-        texts, read = [[one.caption] for one in good], read_of([one.video for one in good])
-        for place, _, found in explanations(captioner, read, texts, by_time):
-            yield good[place].with_evidence(found)
+        bucket, unit = given
+        size = scoring.slots_of(sum(len(text.ids) for text in unit.texts))
+        key = bucket, size
+        waiting.setdefault(key, []).append(unit)
+        if len(waiting[key]) >= rows(*key):
+            yield from score(key)
+        elif sum(map(len, waiting.values())) >= _PENDING:
+            yield from score(max(waiting, key=lambda one: len(waiting[one])))
+    while waiting:
+        yield from score(next(iter(waiting)))
 
 
 def _units(
-    captioner: Model, video: str, place: int, prompt: Prompt | UserError, texts: Sequence[str]
+    captioner: Model, prompt: Example | Kept, texts: Sequence[tuple[int, int, str, str]]
 ) -> Iterator[_Unit | tuple[int, int, Explanation]]:
-    """Yield the rows of a clip's texts, and explanations of those that need none."""
-    room = _MOST_SLOTS
+    """Yield the rows of a prompt's texts, and explanations of those that need none.
+
+    texts: (place, number, video, text) of each.
+    """
     row: list[_Text] = []
-    for number, text in enumerate(texts):
-        if isinstance(prompt, UserError):
-            yield place, number, Explanation(video, text, error=str(prompt))
-            continue
+    room = _MOST_SLOTS
+    tokens = len(prompt.tokens) if isinstance(prompt, Example) else _length(prompt.batch)
+    for place, number, video, text in texts:
         ids = captioner.tokenizer.encode(text)
-        free = captioner.config.text.max_position_embeddings - len(prompt.example.tokens)
+        free = captioner.config.text.max_position_embeddings - tokens
         if len(ids) > min(free, _MOST_SLOTS):
             most = min(free, _MOST_SLOTS)
-            fault = f"{video}: the text has {len(ids)} tokens; shorten it to {most}"
+            fault = f"the text has {len(ids)} tokens; shorten it to {most}"
+            fault = f"{video}: {fault}" if video else fault
             yield place, number, Explanation(video, text, error=fault)
         elif not ids:
             yield place, number, Explanation(video, text)
         else:
             if len(ids) > room:
-                yield _Unit(prompt.example, row)
+                yield _Unit(prompt, row)
                 row, room = [], _MOST_SLOTS
             row.append(_Text(place, number, video, text, ids))
             room -= len(ids)
     if row:
-        yield _Unit(prompt.example, row)
+        yield _Unit(prompt, row)
+
+
+def _length(batch: Batch) -> int:
+    """Return the tokens of a row."""
+    return int((batch.segment_ids > 0).sum())
 
 
 def _scored(
@@ -172,22 +262,36 @@ def _scored(
     size: int,
     count: int,
     by_time: bool,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, int, Explanation]]:
-    """Score rows of one bucket, and yield the explanations of their texts."""
-    engine, config = captioner.engine, captioner.config
-    prompts = collate([unit.example for unit in units], key, count, config)
-    rows = scoring.text_rows(prompts, [[t.ids for t in unit.texts] for unit in units], size, config)
-    segments, times = [scoring.hidden_ways(rows.batch, WAYS, config)], [[]] * len(units)
+    """Score rows of one bucket, and yield the explanations of their texts.
+
+    check: called before each way, which is then waited for.
+    """
+    engine, config, params = captioner.engine, captioner.config, captioner.params
+    prompts, media = _batch([unit.prompt for unit in units], key, count, config)
+    texts = [[text.ids for text in unit.texts] for unit in units]
+    rows = scoring.text_rows(prompts, texts, size, config)
+    ways, times = scoring.hidden_ways(rows.batch, WAYS, config), [[]] * len(units)
     if by_time:
-        further, times = _by_time(rows.batch.segment_ids, units, config)
-        segments += further
+        further, times = _by_time(rows.batch, len(units), config)
+        ways = np.concatenate([ways, further], axis=1)
     most = max(map(len, times))
-    scores = engine.score(captioner.params, rows, segments)
+    if check is None:
+        scores = engine.score(params, rows, ways, media)
+    else:
+        check()
+        media = media or jax.block_until_ready(engine.encode(params, rows.batch))
+        alone = []
+        for c in range(ways.shape[1]):
+            check()
+            alone.append(engine.score(params, rows, ways[:, c : c + 1], media))
+        scores = np.concatenate(alone, axis=1)
     for b, unit in enumerate(units):
         for text, place in zip(unit.texts, rows.places[b], strict=True):
             own, curves = scores[b, :, place], None
             if by_time:
-                parts = own[len(WAYS) : len(WAYS) + 2 * most].reshape(2, most, -1)
+                parts = own[len(WAYS) :].reshape(2, most, -1)
                 curves = parts[:, : len(times[b])]
             spans = evidence.token_spans(text.ids, captioner.tokenizer)
             found = evidence.explain(
@@ -196,14 +300,39 @@ def _scored(
             yield text.place, text.number, found
 
 
-def time_parts(example: Example, config: OmniConfig) -> tuple[np.ndarray, list[tuple]]:
+def _batch(
+    prompts: Sequence[Example | Kept], key: BucketKey, count: int, config: OmniConfig
+) -> tuple[Batch, dict[str, np.ndarray] | None]:
+    """Return `count` rows of prompts, and their rows of the encoders if they were encoded."""
+    if isinstance(prompts[0], Example):
+        return collate(prompts, key, count, config), None
+    empty = collate([], key, count, config)._replace(media={})
+
+    def filled(padding, *rows):
+        out = padding.copy()
+        out[: len(rows)] = rows
+        return out
+
+    batch = jax.tree.map(filled, empty, *(one.batch for one in prompts))
+    media = {
+        name: filled(np.zeros((count, *rows.shape), rows.dtype), *(p.media[name] for p in prompts))
+        for name, rows in prompts[0].media.items()
+    }
+    return batch, media
+
+
+def time_parts(
+    tokens: np.ndarray, positions: np.ndarray, config: OmniConfig
+) -> tuple[np.ndarray, list[tuple]]:
     """Return the part of the clip's time of each media token, i32[T], -1 for text, and the seconds
     (begin, end) of the parts: at most PARTS, each of at least PART_SECONDS.
+
+    tokens, positions: of a prompt, i32[T] and i32[3, T].
     """
-    media = is_of(example.tokens, (SOUND, PICTURE), config)
+    media = is_of(tokens, (SOUND, PICTURE), config)
     if not media.any():
         return np.full(len(media), -1), []
-    ids = example.positions[0] - example.positions[0, media].min()
+    ids = positions[0] - positions[0, media].min()
     seconds = ids / config.position_id_per_seconds
     end = (ids[media].max() + 1) / config.position_id_per_seconds
     length = max(PART_SECONDS, end / PARTS)
@@ -213,24 +342,18 @@ def time_parts(example: Example, config: OmniConfig) -> tuple[np.ndarray, list[t
     return parts, times
 
 
-def _by_time(
-    segments_BT: np.ndarray, units: Sequence[_Unit], config: OmniConfig
-) -> tuple[list[np.ndarray], list[list[tuple]]]:
-    """Return the segments of rows with each part hidden in turn, as many ways an array as WAYS, and
-    the times of the parts of each row. First the sound of each part, then the picture, up to the
-    most parts of a row.
+def _by_time(batch: Batch, count: int, config: OmniConfig) -> tuple[np.ndarray, list[list[tuple]]]:
+    """Return the segments of rows with each part hidden in turn, i32[B, 2 * parts, T], and the
+    times of the parts of the first `count` rows.
+
+    First the sound of each part, then the picture, up to the most parts of a row.
     """
-    made = [time_parts(unit.example, config) for unit in units]
+    made = [time_parts(batch.tokens[b], batch.positions[b], config) for b in range(count)]
     most = max(len(times) for _, times in made)
-    ways = []
-    for kind in (SOUND, PICTURE):
-        for part in range(most):
-            hidden = segments_BT.copy()
-            for b, (unit, (parts, _)) in enumerate(zip(units, made, strict=True)):
-                n = len(parts)
-                gone = (parts == part) & is_of(unit.example.tokens, (kind,), config)
-                hidden[b, :n][gone] = 0
-            ways.append(hidden)
-    ways += [segments_BT] * (-len(ways) % len(WAYS))
-    arrays = [np.stack(ways[i : i + len(WAYS)], 1) for i in range(0, len(ways), len(WAYS))]
-    return arrays, [times for _, times in made]
+    out = np.repeat(batch.segment_ids[:, None], 2 * most, axis=1)
+    for k, kind in enumerate((SOUND, PICTURE)):
+        of_kind = is_of(batch.tokens, (kind,), config)
+        for b, (parts, _) in enumerate(made):
+            for part in range(most):
+                out[b, k * most + part, (parts == part) & of_kind[b]] = 0
+    return out, [times for _, times in made]

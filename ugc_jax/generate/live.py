@@ -14,9 +14,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ugc_jax.data.batching import check_counts, collate
@@ -41,6 +42,8 @@ from ugc_jax.generate.engine import (
     plan_places,
     prefill_tokens,
 )
+from ugc_jax.generate.evidence import Explanation
+from ugc_jax.generate.explaining import explain_prompt
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.generate.texts import TextStream
 from ugc_jax.sharding import round_up_rows
@@ -249,6 +252,30 @@ class Live:
             self._counts["cancelled"] += not was_over
             if ticket in self._queue:
                 self._queue.remove(ticket)
+
+    def explain(
+        self,
+        prompt: Prompt,
+        texts: Sequence[str],
+        by_time: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Explanation]:
+        """Say what the words of texts after a prompt rest on, in the calling thread.
+
+        Costs up to four prefills of the prompt, and with `by_time` one for each second of sound and
+        of picture; each is waited for, so that what decodes goes on between. check: called before
+        each; may raise. Raises Closed.
+        """
+        with self._changed:
+            if self._error is not None:
+                raise Closed(self._error)
+        try:
+            return explain_prompt(self._captioner, prompt, texts, by_time, check)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = f"evidence of a prompt of {len(prompt.example.tokens)} tokens {TOO_LARGE}"
+            return [Explanation("", text, error=reason) for text in texts]
 
     def stats(self) -> Stats:
         """Return what the engine does and has done. Thread-safe."""

@@ -1,11 +1,12 @@
 """Log-probabilities of given texts after prompts, with media hidden in several ways.
 
     prompts, texts -> text_rows: [prompt | text | text | ...] -> Engine.score: one program a bucket
-        -> token_logprobs f32[B, ways, S]
+        -> logprobs f32[B, ways, S]
 
 A row has all texts of a prompt, which attend to the prompt and themselves, at the positions that
 each has alone; so does a policy step (rl/rows.py). What is hidden is padding for attention
-(data/hiding.py), so the encoders run once for all ways, and each way costs a prefill of the row.
+(data/hiding.py), so the encoders run once for all ways; it is left out of the row
+(`without_padding`), so that a way costs a prefill of what it shows.
 Letters: B rows, C ways, T tokens of a row, S scored slots, D width, V vocabulary.
 """
 
@@ -96,24 +97,54 @@ def hidden_ways(batch: Batch, ways: Sequence[Sequence[str]], config: OmniConfig)
     return out
 
 
+def without_padding(rows: TextRows, segments_BT: np.ndarray) -> TextRows:
+    """Return rows with the segments of one way, without what is padding in it, and without media.
+
+    T becomes a bucket size of the longest row. The log-probabilities are the same, as positions are
+    kept and nothing attends to padding.
+    """
+    batch, kept = rows.batch, segments_BT > 0
+    T = segments_BT.shape[1]
+    longest = max(1, int(kept.sum(axis=1).max()))
+    size = min(next((size for size in Buckets().tokens if size >= longest), T), T)
+    # The kept tokens first, in their order.
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :size]
+
+    def taken(leaf, fill):
+        at = order if leaf.ndim == 2 else order[:, None]
+        shown = np.take_along_axis(kept, order, axis=1)
+        return np.where(
+            shown if leaf.ndim == 2 else shown[:, None], np.take_along_axis(leaf, at, axis=-1), fill
+        )
+
+    places = np.maximum(np.cumsum(kept, axis=1) - 1, 0)
+    return rows._replace(
+        batch=batch._replace(
+            tokens=taken(batch.tokens, 0),
+            positions=taken(batch.positions, 0),
+            segment_ids=taken(segments_BT, 0),
+            splice=taken(batch.splice, -1),
+            target=taken(batch.target, False),
+            media={},
+        ),
+        previous=np.take_along_axis(places, rows.previous, axis=1).astype(np.int32),
+    )
+
+
 def logprobs(
-    params, x_BTD, positions_B3T, segments_BCT, previous_BS, tokens_BS, *,
+    params, x_BTD, positions_B3T, segments_BT, previous_BS, tokens_BS, *,
     config: OmniConfig, compute: Compute,
 ) -> jax.Array:  # fmt: skip
-    """Return log p(tokens[b, s]) with the segments of each way, f32[B, C, S]. Pure.
+    """Return log p(tokens[b, s]) after the tokens before it, f32[B, S]. Pure.
 
-    x_BTD: spliced embeddings. One way at a time, so that the memory is that of a prefill.
+    x_BTD: spliced embeddings.
     """
-
-    def one(segments_BT):
-        places = positions_B3T, segments_BT
-        hidden_BTD = decoder.forward(
-            params["model"], config.text, compute, x_BTD, *places, shared_prompt=True
-        )[0]
-        hidden_BSD = jnp.take_along_axis(hidden_BTD, previous_BS[..., None], axis=1)
-        return _token_logprobs(params, hidden_BSD, tokens_BS)
-
-    return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(segments_BCT, 1, 0)), 0, 1)
+    places = positions_B3T, segments_BT
+    hidden_BTD = decoder.forward(
+        params["model"], config.text, compute, x_BTD, *places, shared_prompt=True
+    )[0]
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, previous_BS[..., None], axis=1)
+    return _token_logprobs(params, hidden_BSD, tokens_BS)
 
 
 def _token_logprobs(params, hidden_BSD, tokens_BS) -> jax.Array:

@@ -2,8 +2,9 @@
 
 Each clip has three passes: its sound alone, its picture alone, then both with the two drafts. A
 caption counts if it is whole, in the language, of the length, without repetition, no refusal, and
-says nothing against the single passes (and a second caption, --compare_with sample). What fails is
-asked once more with the reason, then goes to rejected.jsonl with it.
+says nothing against the single passes (and a second caption, --compare_with sample), and if a
+checkpoint finds its words supported by sound and picture (--explain_with). What fails is asked once
+more with the reason, then goes to rejected.jsonl with it.
 
 The output is the train format (videos, messages, solution) with a column label: teacher, version
 of the model, hash of the prompts, temperature, cost, checks, and the answers of all passes. Answers
@@ -15,6 +16,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ugc_jax.data.workers import ReadingConfig
 from ugc_jax.errors import UserError
@@ -25,6 +27,10 @@ from ugc_jax.media.find import find_clips
 from ugc_jax.media.presets import QUESTION, ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.settings import Schema, check_minimum, short_names
+
+if TYPE_CHECKING:
+    from ugc_jax.label.run import Places
+    from ugc_jax.label.support import Supporter
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +121,7 @@ def main(config: LabelConfig, words: list[str]) -> int:
             clip_memory=config.engine.clip_memory,
         ),
         max_cost=config.max_cost,
+        support=None if config.dry_run else make_supporter(config, places),
     )
     if config.dry_run:
         found = estimate(plan, places, clips)
@@ -141,6 +148,31 @@ def main(config: LabelConfig, words: list[str]) -> int:
             config.max_cost,
         )
     return 1 if summary.open or summary.retried or summary.is_out_of_budget else 0
+
+
+def make_supporter(config: LabelConfig, places: "Places") -> "Supporter | None":
+    """Return what explains captions by verify.explain_with, if it is set.
+
+    Clips are shown as the checkpoint was trained with them; `clip` and `engine` say otherwise.
+    """
+    if config.verify.explain_with is None:
+        return None
+    from ugc_jax.generate.captioner import Captioner
+    from ugc_jax.hf.hub import resolve_checkpoint
+    from ugc_jax.hf.trained import weights_digest
+    from ugc_jax.label.support import Supporter
+
+    directory = resolve_checkpoint(config.verify.explain_with, None)
+
+    def load() -> Captioner:
+        return Captioner.from_pretrained(directory, **dataclasses.asdict(config.compute))
+
+    clip, engine = (
+        {name: value for name, value in vars(section).items() if value is not None}
+        for section in (config.clip, config.engine)
+    )
+    version, cache = weights_digest(directory)[:16], places.beside("evidence.jsonl")
+    return Supporter(load, version, cache, clip, engine)
 
 
 def make_teacher(teacher: TeacherConfig, asking: AskingConfig, schemas: dict, config: LabelConfig):

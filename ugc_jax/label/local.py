@@ -4,7 +4,6 @@ Questions that come within a moment are answered as one batch of a stage. The en
 the parts of the clip that the stage may have.
 """
 
-import asyncio
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ugc_jax.generate.settings import EngineConfig, SamplingConfig
+from ugc_jax.label.gathering import Gathering
+from ugc_jax.label.material import write_part
 from ugc_jax.label.teacher import CUT_OFF, Kind, Question, Reply, Tokens, Trouble
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.media.streams import Part
-
-_GATHER = 0.05  # seconds in which further questions join a batch
-_SUFFIXES = {"audio/wav": ".wav", "video/mp4": ".mp4", "video/x-matroska": ".mkv"}
 
 
 class Engine(Protocol):
@@ -51,45 +49,17 @@ class LocalTeacher:
         self._load, self._version = load, version
         self._clip, self._sampling, self._settings = clip, sampling, engine
         self._engine: Engine | None = None
-        self._waiting: list[tuple[Question, asyncio.Future]] = []
-        self._work: asyncio.Task | None = None
+        self._gathering = Gathering(self._answer, _alike)
 
     async def ask(self, question: Question) -> Reply:
         """As `teacher.Teacher.ask`."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._answer_all())
-        return await future
+        return await self._gathering.ask(question)
 
     async def close(self):
         """Answer nothing more."""
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
+        await self._gathering.close()
 
-    async def _answer_all(self):
-        while self._waiting:
-            await asyncio.sleep(_GATHER)
-            first = self._waiting[0][0]
-            batch = [one for one in self._waiting if _alike(one[0], first)]
-            self._waiting = [one for one in self._waiting if not _alike(one[0], first)]
-            try:
-                replies = await asyncio.to_thread(self._answer, [one for one, _ in batch])
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), reply in zip(batch, replies, strict=True):
-                if future.done():
-                    continue
-                if isinstance(reply, Trouble):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
-
-    def _answer(self, batch: list[Question]) -> list[Reply | Trouble]:
+    def _answer(self, batch: Sequence[Question]) -> list[Reply | Trouble]:
         """Answer questions of one stage and sample, in a thread."""
         if self._engine is None:
             self._engine = self._load()
@@ -99,7 +69,7 @@ class LocalTeacher:
             questions: dict[str, list[str]] = {}
             for question in batch:
                 # By the clip's digest: the numbers that are drawn depend on the name.
-                path = str(_write(Path(folder, question.clip), _media(question)))
+                path = str(write_part(Path(folder, question.clip), _media(question)))
                 text = "\n\n".join(filter(None, [question.text, question.reminder]))
                 keys.append((path, text))
                 if text not in questions.setdefault(path, []):
@@ -128,9 +98,3 @@ def _media(question: Question) -> Part:
     material = question.material
     part = {"sound": material.sound, "picture": material.picture, "both": material.both}
     return part[question.stage]
-
-
-def _write(path: Path, part: Part) -> Path:
-    path = path.with_suffix(_SUFFIXES[part.kind])
-    path.write_bytes(part.data)
-    return path

@@ -19,6 +19,9 @@ class Wanted:
     side: int = 0
 
 
+_SUFFIXES = {"audio/wav": ".wav", "video/mp4": ".mp4", "video/x-matroska": ".mkv"}
+
+
 class Material(NamedTuple):
     """digest: of the file's bytes. seconds: of the clip. sound, picture, both: None without it.
 
@@ -71,3 +74,10 @@ def digest_of(path: str) -> str:
     """Return 32 hexadecimal digits of a file's bytes: the same for its copies."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def write_part(path: Path, part: Part) -> Path:
+    """Write a part into a file that has the path with the suffix of its kind; return that."""
+    path = path.with_suffix(_SUFFIXES[part.kind])
+    path.write_bytes(part.data)
+    return path

@@ -33,6 +33,7 @@ from ugc_jax.label.journal import Journal
 from ugc_jax.label.material import Material, Wanted
 from ugc_jax.label.prompts import Prompts
 from ugc_jax.label.settings import AskingConfig, TeacherConfig, VerifyConfig
+from ugc_jax.label.support import Supporter, Unexplained
 from ugc_jax.label.teacher import Question, Teacher
 from ugc_jax.label.verify import Answers, Fault, Verdict
 from ugc_jax.media.find import place
@@ -61,7 +62,9 @@ class Places(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run does. second: the config of a second teacher, None without."""
+    """What a run does. second: the config of a second teacher, None without. support: what says
+    which words of a caption the media support, None without; closed by the run.
+    """
 
     prompts: Prompts
     question: str
@@ -72,6 +75,7 @@ class Plan:
     judge: JudgeConfig | None
     reading: ReadingConfig
     max_cost: float | None
+    support: Supporter | None = None
 
     @property
     def wanted(self) -> Wanted:
@@ -86,6 +90,8 @@ class Plan:
         """16 hexadecimal digits of what makes rows of answers: the question and what is checked."""
         judge = self.judge and (self.judge.model, self.judge.temperature)
         what = [self.question, dataclasses.asdict(self.verify), judge]
+        if self.support is not None:
+            what.append(self.support.identity)
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -189,7 +195,7 @@ class Run:
             await self._label_all(_Passes(plan, askers[0], askers[-1], self._judge))
         finally:
             self._judge_cost = self._other_cost()
-            for one in (*teachers, self._judge):
+            for one in (*teachers, self._judge, plan.support):
                 if one is not None:
                     await one.close()
             self._judge = None
@@ -372,7 +378,7 @@ class _Passes:
                 await self._ask(state, *again)
         except Unanswered as error:
             return self._outcome(state, None, error.reason, retried=not error.final)
-        except JudgeError as error:
+        except (JudgeError, Unexplained) as error:
             return self._outcome(state, None, f"not verified: {error}", retried=True)
         return self._outcome(state, verdict)
 
@@ -400,7 +406,12 @@ class _Passes:
             across = verify.check_by_rules(answers, config)
         else:
             across = await verify.check_by_judge(answers, config, self._judge)
-        return Verdict(across.faults, alone.checks | across.checks)
+        checks = alone.checks | across.checks
+        if across.faults or self._plan.support is None:
+            return Verdict(across.faults, checks)
+        support = await self._plan.support.of(state.clip, answers.both.caption)
+        told = verify.check_support(support, config)
+        return Verdict(told.faults, checks | told.checks)
 
     def _outcome(
         self,

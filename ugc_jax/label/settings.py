@@ -123,9 +123,15 @@ class VerifyConfig:
     # least share of the statements of the caption that the second one has, where a judge counts
     # them (judge.model); by rules no statement may be contradicted
     agreement: float = 0.6
+    # checkpoint that says which words of a caption sound and picture support (docs/evidence.md);
+    # none: not checked
+    explain_with: str | None = None
+    # most share of the content words that nothing supports, with explain_with
+    unsupported: float = 0.2
 
     def __post_init__(self):
-        check_minimum(self, min_words=1, max_words=self.min_words, distinct=0, agreement=0)
-        for name in ("distinct", "agreement"):
+        least = dict(min_words=1, max_words=self.min_words, distinct=0, agreement=0, unsupported=0)
+        check_minimum(self, **least)
+        for name in ("distinct", "agreement", "unsupported"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}; use a share from 0 to 1")

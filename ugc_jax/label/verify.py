@@ -3,9 +3,10 @@
     alone      complete, in the language, of the length, without repetition, no refusal
     passes     the caption of both says nothing against the passes of sound and picture
     second     nor against a second caption, of another sample or another teacher
+    evidence   sound and picture support its words, by a checkpoint of ours (support.py)
 
-The last two are checked by rules (statements.py), or by an LLM through the judge's client, which
-gets the texts, not the clip. An error that all passes share is not found by either.
+Passes and second are checked by rules (statements.py), or by an LLM through the judge's client,
+which gets the texts, not the clip. An error that all passes share is not found by either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ from ugc_jax.judge.messages import fenced
 from ugc_jax.label import statements
 from ugc_jax.label.settings import VerifyConfig
 from ugc_jax.label.statements import Contradiction
+from ugc_jax.label.support import Support
 from ugc_jax.rl.rewards.local import distinct_runs, is_complete
 from ugc_jax.words import count_words, words
 
 _RUN = 4  # words, of which repetition is counted
 _FEWEST = 6  # words of a text whose language can be told
 _LISTED = 4  # contradictions in a reason
+_UNSUPPORTED = 12  # words in a reason
 
 
 class Fault(NamedTuple):
@@ -115,6 +118,21 @@ def check_by_rules(answers: Answers, config: VerifyConfig) -> Verdict:
     if answers.second is not None:
         checks["second"] = "rules"
     return Verdict(faults, checks)
+
+
+def check_support(found: Support, config: VerifyConfig) -> Verdict:
+    """Check how much of a caption sound and picture support."""
+    checks = {"unsupported": found.unsupported}
+    if found.unsupported <= config.unsupported:
+        return Verdict([], checks)
+    words = list(dict.fromkeys(found.words))
+    listed = ", ".join(words[:_UNSUPPORTED]) + (", ..." if len(words) > _UNSUPPORTED else "")
+    share, most = (f"{100 * value:.0f} %" for value in (found.unsupported, config.unsupported))
+    detail = (
+        f"neither sound nor picture supports {share} of the caption's words ({listed}); at most "
+        f"{most} may be so"
+    )
+    return Verdict([Fault("both", "evidence", detail)], checks)
 
 
 def against(witness: str, answers: Answers) -> list[Contradiction]:

@@ -8,8 +8,10 @@ from ugc_jax.evals.benchmarks import events
 from ugc_jax.evals.benchmarks.table import BENCHMARKS
 from ugc_jax.evals.results import column_names
 from ugc_jax.evals.structured import SUFFIX
+from ugc_jax.evals.summary import EVIDENCE_TITLE, evidence_figures
 from ugc_jax.report import published
 
+EVIDENCE = "evidence"  # field of a column that is no score
 Members = Sequence[tuple[int, str, dict]]  # (number in the page, name, result) of one benchmark
 
 
@@ -126,6 +128,8 @@ def benchmark(result: dict, displays: Displays) -> str:
 
 def field_title(column: Column, displays: Displays) -> str:
     """The displayed name of a column below that of its task."""
+    if column.field == EVIDENCE:
+        return f"words {EVIDENCE_TITLE}, %"
     if column.field != "score":
         return column_title(column.field)
     return display(column.task, displays).score
@@ -195,7 +199,7 @@ def score_table(members: Members, displays: Displays) -> dict:
     [(heading, [(row, texts)])]. average: True if the table has that column.
     """
     results = [result for *_, result in members]
-    shown = score_columns(results, displays)
+    shown = _with_evidence(score_columns(results, displays), results)
     has_average = any(result.get("average") is not None for result in results)
     groups = Counter(column.task for column in shown)
     rows = []
@@ -223,6 +227,20 @@ def score_table(members: Members, displays: Displays) -> dict:
     }
 
 
+def _with_evidence(shown: Sequence[Column], results: Sequence[dict]) -> list[Column]:
+    """The columns, and after those of a task whose captions have evidence one of it."""
+    having = {
+        task for one in results for task, facts in one["tasks"].items() if "evidence" in facts
+    }
+    last = {column.task: place for place, column in enumerate(shown)}
+    found = []
+    for place, column in enumerate(shown):
+        found.append(column)
+        if column.task in having and last[column.task] == place:
+            found.append(Column(column.task, EVIDENCE))
+    return found
+
+
 def _majorities(results: Sequence[dict], shown: Sequence[Column]) -> list[str] | None:
     """The scores of always giving the most frequent answer; None without a task with options.
 
@@ -243,6 +261,10 @@ def _cell(number: int, result: dict, column: Column) -> Cell:
     facts = result["tasks"].get(column.task)
     if facts is None:
         return Cell("–", lines=("not scored",) * (column.task in (result.get("unscored") or {})))
+    if column.field == EVIDENCE:
+        told = facts.get("evidence")
+        lines = (f"n {told['n']}", f"by {told['model']}") if told else ()
+        return Cell(evidence_figures(facts) or "–", lines=lines)
     score, bounds = _figure(facts, column.field)
     is_score = column.field == "score"
     fraction = facts.get("unit") == "fraction"

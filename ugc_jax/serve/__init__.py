@@ -9,5 +9,6 @@
     page.py      the page to try it; static/ has its files
     app.py       routes and keys; web/server.py runs them
 
-Imports fastapi and uvicorn (extra `serve`), web, generate, data, media; not annotate, not label.
+Imports fastapi and uvicorn (extra `serve`), web, generate, data, media, and of report the files of
+evidence; not annotate, not label.
 """

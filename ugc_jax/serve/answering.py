@@ -1,6 +1,6 @@
 """A request from its body to its last byte: admission, limits, time, and clients that go.
 
-    admitted? -> body -> Chat -> files -> Prompt -> Live.submit -> pieces -> answer
+    admitted? -> body -> Chat -> files -> Prompt -> Live.submit -> pieces [-> evidence] -> answer
 
 Whatever ends a request (its answer, a refusal, its time, a client that goes, the end of the server)
 ends the reading of its clips and its completions, too, and removes its files.
@@ -8,6 +8,7 @@ ends the reading of its clips and its completions, too, and removes its files.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import shutil
@@ -75,6 +76,8 @@ class Answering:
         # What waits for other servers, or for a large schema, must not keep the files and the
         # answers of others waiting.
         self._slow = ThreadPoolExecutor(SLOW, "slow")
+        # One answer at a time, a prefill at a time: between these the device decodes for others.
+        self._explaining = ThreadPoolExecutor(1, "evidence")
 
     # ---- ends ------------------------------------------------------------------------------------
 
@@ -312,6 +315,27 @@ class Answering:
         if not submitting.cancelled() and submitting.exception() is None:
             self.live.cancel(submitting.result())
 
+    async def evidence(self, chat: Chat, prompt: Prompt, texts: Sequence[str]) -> list[dict]:
+        """Return what the words of answers to a prompt rest on; [] unless the request asks."""
+        if not chat.evidence:
+            return []
+        gone = threading.Event()
+
+        def check():
+            if gone.is_set():
+                raise _ClientGone
+
+        explain = functools.partial(
+            self.live.explain, prompt, texts, bool(chat.evidence_by_time), check
+        )
+        try:
+            told = await asyncio.get_running_loop().run_in_executor(self._explaining, explain)
+        except Closed as closed:
+            raise Refusal(503, str(closed)) from None
+        finally:
+            gone.set()
+        return [one.record() if one.error is None else {"error": one.error} for one in told]
+
     # ---- answers ---------------------------------------------------------------------------------
 
     async def complete(self, chat: Chat, sending: "Sending"):
@@ -324,6 +348,7 @@ class Answering:
             len(prompt.example.tokens), int((prompt.example.source == AUDIO).sum())
         )
         end = self.model.end if chat.logprobs else None
+        keeps = bool(chat.logprobs) and not chat.stream
         choices, first = protocol.Choices(options.samples), True
         includes = bool(chat.stream_options and chat.stream_options.include_usage)
         more = {"usage": None} if includes else {}
@@ -333,9 +358,8 @@ class Answering:
                 self.metrics.generated_tokens.inc(len(piece.tokens))
                 if first:
                     self.metrics.first_token.observe(sending.seconds())
-                if not chat.stream:
-                    choices.add(piece, bool(chat.logprobs))
-                else:
+                choices.add(piece, keeps)
+                if chat.stream:
                     if first:
                         await sending.begin()
                         roles = [_role(number) for number in range(options.samples)]
@@ -343,9 +367,14 @@ class Answering:
                         await sending.event(protocol.chunk(facts, roles, **more, **noted))
                     await sending.event(protocol.chunk(facts, [protocol.delta(piece, end)], **more))
                 first = False
+        told = await self.evidence(chat, prompt, choices.whole())
         if not chat.stream:
-            await sending.whole(protocol.completion(facts, choices, usage, prompt.notes, end))
+            answer = protocol.completion(facts, choices, usage, prompt.notes, end, told)
+            await sending.whole(answer)
             return
+        for number, one in enumerate(told):
+            choice = protocol.evidence_delta(number, one)
+            await sending.event(protocol.chunk(facts, [choice], **more))
         if includes:
             await sending.event(protocol.chunk(facts, [], usage=usage.record()))
         await sending.event(protocol.DONE)

@@ -1,8 +1,9 @@
 """OpenAI's chat completions: bodies of requests -> Chat; answers, chunks and errors in its form.
 
 Fields that are not supported are refused by name; those that have no effect on an answer are read
-over. Beyond OpenAI's fields there are `clip` (settings of the media), and top_k and
-repetition_penalty under the names that vLLM gives them.
+over. Beyond OpenAI's fields there are `clip` (settings of the media), `evidence` and
+`evidence_by_time` (what each word of an answer rests on), and top_k and repetition_penalty under
+the names that vLLM gives them.
 """
 
 import json
@@ -209,6 +210,8 @@ class Chat(BaseModel):
     repetition_penalty: float | None = Field(None, gt=0)
     response_format: ResponseFormat | None = None
     clip: ClipFields | None = None
+    evidence: bool | None = None
+    evidence_by_time: bool | None = None
 
     def stops(self) -> tuple[str, ...]:
         """Return the strings that end an answer."""
@@ -273,14 +276,22 @@ def _check(chat: Chat):
             "belongs to the type json_schema",
         )  # fmt: skip
     require(chat.messages[-1].role != "assistant", "messages", "the last one is to be answered")
+    any_media = False
     for number, message in enumerate(chat.messages):
         media = isinstance(message.content, list) and any(
             part.type != "text" for part in message.content
         )
+        any_media = any_media or media
         require(
             message.role == "user" or not media, f"messages[{number}].content",
             "media belong to messages of the role user",
         )  # fmt: skip
+    by_time = "evidence_by_time"
+    require(not chat.evidence_by_time or bool(chat.evidence), by_time, "needs evidence: true")
+    require(
+        not chat.evidence or any_media, "evidence",
+        "needs a clip, a picture or a sound in messages, on which words could rest",
+    )  # fmt: skip
 
 
 def _refusal(errors: Sequence[Mapping]) -> Refusal:
@@ -405,11 +416,19 @@ class Choices:
             self.tokens[piece.sample] += piece.tokens
         self.reasons[piece.sample] = piece.finish_reason
 
+    def whole(self) -> list[str]:
+        """Return the text of each answer so far."""
+        return ["".join(texts) for texts in self.texts]
+
 
 def completion(
-    facts: Facts, choices: Choices, usage: Usage, notes: Sequence[str], end: int | None
-) -> dict:
-    """Return a whole answer. notes: of the media. end: as of `logprobs_of`; None: no log-probs."""
+    facts: Facts, choices: Choices, usage: Usage, notes: Sequence[str], end: int | None,
+    evidence: Sequence[dict] = (),
+) -> dict:  # fmt: skip
+    """Return a whole answer. notes: of the media. end: as of `logprobs_of`; None: no log-probs.
+
+    evidence: of each choice, if it was asked for.
+    """
     answer = {
         "id": facts.id,
         "object": "chat.completion",
@@ -418,11 +437,12 @@ def completion(
         "choices": [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
+                "message": {"role": "assistant", "content": text, "refusal": None},
                 "logprobs": None if end is None else logprobs_of(choices.tokens[number], end),
                 "finish_reason": choices.reasons[number],
             }
-            for number, texts in enumerate(choices.texts)
+            | ({"evidence": evidence[number]} if evidence else {})
+            for number, text in enumerate(choices.whole())
         ],
         "usage": usage.record(),
     }
@@ -450,6 +470,17 @@ def delta(piece: Piece, end: int | None) -> dict:
         "delta": {"content": piece.text} if piece.text else {},
         "logprobs": None if end is None else logprobs_of(piece.tokens, end),
         "finish_reason": piece.finish_reason,
+    }
+
+
+def evidence_delta(number: int, evidence: dict) -> dict:
+    """Return the choice of a chunk that has nothing but the evidence of a whole answer."""
+    return {
+        "index": number,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": None,
+        "evidence": evidence,
     }
 
 

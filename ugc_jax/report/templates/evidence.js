@@ -1,5 +1,6 @@
 // A caption whose words have the colours of what they rest on, with a small curve over time where
-// there is one. Texts are set as text, never as HTML.
+// there is one: under the mouse, and by keyboard, where Tab reaches the first word and the arrow keys
+// the others. Texts are set as text, never as HTML.
 'use strict';
 const evidence = (() => {
   const NAMES = {
@@ -70,10 +71,30 @@ const evidence = (() => {
     tip = null;
   }
 
+  /** Which word a key leads to from one of some words; undefined for other keys. */
+  function next(key, words, word) {
+    const place = words.indexOf(word);
+    const [first, last] = [0, words.length - 1];
+    return {
+      ArrowRight: words[Math.min(place + 1, last)], ArrowLeft: words[Math.max(place - 1, first)],
+      Home: words[first], End: words[last],
+    }[key];
+  }
+
+  function onKey(event, words) {
+    if (event.key === 'Escape') hide();
+    const to = next(event.key, words, event.target);
+    if (!to) return;
+    event.preventDefault();
+    event.stopPropagation(); // a page may have the arrow keys for something else
+    for (const word of words) word.tabIndex = word === to ? 0 : -1;
+    to.focus();
+  }
+
   /** The text in parts: strings, and spans for its content words. told: `evidence` of a caption. */
   function text(caption, told) {
     const letters = [...caption]; // places count characters, not UTF-16 units
-    const parts = [];
+    const [parts, words] = [[], []];
     let from = 0;
     for (const word of told.words) {
       if (!word.content) continue;
@@ -81,9 +102,14 @@ const evidence = (() => {
       const span = element('span', `e-word e-${word.verdict}`);
       span.textContent = letters.slice(word.start, word.end).join('');
       span.setAttribute('aria-description', describe(word));
-      span.addEventListener('pointerenter', () => show(span, word, told.times ?? []));
-      span.addEventListener('pointerleave', hide);
+      for (const kind of ['pointerenter', 'focus']) {
+        span.addEventListener(kind, () => show(span, word, told.times ?? []));
+      }
+      for (const kind of ['pointerleave', 'blur']) span.addEventListener(kind, hide);
+      span.tabIndex = words.length ? -1 : 0; // one stop a caption
+      span.addEventListener('keydown', event => onKey(event, words));
       parts.push(span);
+      words.push(span);
       from = word.end;
     }
     parts.push(letters.slice(from).join(''));

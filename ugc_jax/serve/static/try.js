@@ -243,6 +243,7 @@ function bodyOf(asked, way, url) {
   if (asked.question) content.push({ type: "text", text: asked.question });
   const body = { model: model.id, messages: [{ role: "user", content }] };
   if (Object.keys(WAYS[way].clip).length) body.clip = WAYS[way].clip;
+  if (asked.colours) Object.assign(body, { evidence: true, evidence_by_time: true });
   return body;
 }
 
@@ -296,6 +297,7 @@ class Words {
 
   end() {
     if (this.rest) this.put([this.rest]);
+    this.rest = "";
     this.tail.remove();
   }
 }
@@ -320,6 +322,18 @@ function figures(card, usage, times) {
       make("div", {}, make("dt", { textContent: dt }), make("dd", { textContent: dd })),
     ),
   );
+}
+
+// Gives the words of a whole answer the colours of what they rest on. told: its evidence.
+function colour(card, told) {
+  if (told.error) {
+    card.querySelector(".bad").textContent = told.error;
+    return;
+  }
+  const place = card.querySelector(".caption");
+  place.ariaLive = "off"; // it was read out already
+  place.replaceChildren(...evidence.text(place.textContent, told));
+  place.after(evidence.legend(told));
 }
 
 function newAnswer(asked, way) {
@@ -360,6 +374,7 @@ async function stream(card, asked, way, signal) {
     const url = asked.given.link ?? (await dataUrl(asked.given.file));
     const body = JSON.stringify({ ...bodyOf(asked, way, url), ...STREAM });
     let reason = null;
+    let told = null;
     for await (const event of events(await ask("/v1/chat/completions", body, signal))) {
       const notes = (event.notes ?? []).map((textContent) => make("li", { textContent }));
       card.querySelector(".notes").append(...notes);
@@ -369,10 +384,17 @@ async function stream(card, asked, way, signal) {
         words.add(choice.delta.content);
       }
       reason = choice?.finish_reason ?? reason;
-      if (choice?.finish_reason) times.end = performance.now();
+      told = choice?.evidence ?? told;
+      if (choice?.finish_reason) {
+        times.end = performance.now();
+        place.classList.remove("busy");
+        if (asked.colours) card.querySelector(".end").textContent = "Looking what the words rest on …";
+      }
       if (event.usage) figures(card, event.usage, { first: times.end, ...times });
     }
     card.querySelector(".end").textContent = ENDS[reason] ?? "";
+    words.end();
+    if (told) colour(card, told);
     return true;
   } catch (error) {
     const end = error.name === "AbortError" ? ".end" : ".bad";
@@ -455,7 +477,8 @@ async function start() {
     return;
   }
   const question = byId("question").value.trim();
-  const asked = { given, question, isOne: ways.length === 1 };
+  const colours = byId("colours").checked;
+  const asked = { given, question, colours, isOne: ways.length === 1 };
   const group = byId("group").content.firstElementChild.cloneNode(true);
   group.querySelector("h2").textContent = given.link ?? given.file.name;
   group.querySelector(".asked").textContent = question || model.ugc_jax.question;
