@@ -48,7 +48,7 @@ JOBS = {
     "sft": Job("fine-tune a checkpoint on extracted clips and their captions", extra="train"),
     "grpo": Job("train a captioner by rewards of the captions that it samples", extra="train"),
     "plan": Job(
-        "compile an sft or grpo config for a TPU slice: does it fit? (no TPU needed)", extra="train"
+        "compile a job for a TPU slice: does it fit, how fast is it? (no TPU)", extra="train"
     ),
     "caption": Job(
         "caption videos: files, folders or globs in, one JSON line per video out", "VIDEO..."

@@ -82,6 +82,7 @@ class Schema:
     """The settings of a job: its dataclass, short names, and names that earlier versions had.
 
     classes: frozen dataclasses; of several, the one that knows most of the given names is used.
+    by: (setting, {its value: class}) that names one of several classes.
     short: {name: full name}, as "temperature": "sampling.temperature"; for several classes also
       several full names, of which each class has one.
     moved: {old name: full name} of settings whose old name is refused, with the new one.
@@ -92,8 +93,9 @@ class Schema:
         *classes: type,
         short: Mapping[str, str | tuple[str, ...]] | None = None,
         moved: Mapping[str, str] | None = None,
+        by: tuple[str, Mapping[str, type]] | None = None,
     ):
-        self.classes, self.moved = classes, dict(moved or {})
+        self.classes, self.moved, self.by = classes, dict(moved or {}), by
         self.short = {
             name: (full,) if isinstance(full, str) else full for name, full in (short or {}).items()
         }
@@ -182,8 +184,7 @@ class Schema:
         """Return (the class, {full name: value}, the arguments); MISSING for values not given."""
         spec, words, arguments = self._split(argv)
         source, content = (None, {}) if spec is None else _read_config(spec)
-        names = content or [name for _, name, _ in words]  # a config decides what is set up
-        cls = max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
+        cls = self._class_of(content, {name: text for _, name, text in words})
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
         values |= self._of_config(settings, source, content)
@@ -191,6 +192,16 @@ class Schema:
             setting = self._find(settings, name, label)
             values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
         return cls, values, arguments
+
+    def _class_of(self, content: dict[str, typing.Any], words: dict[str, str]) -> type:
+        """The class of a config's content and of the command line's words, by their names."""
+        if self.by is not None:
+            setting, classes = self.by
+            value = (content | words).get(setting)
+            if value in classes:
+                return classes[value]
+        names = content or words  # a config decides what is set up
+        return max(self.classes, key=lambda one: sum(self._knows(one, name) for name in names))
 
     def _of_config(
         self, settings: dict[str, Setting], source: str | None, content: dict[str, typing.Any]

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cases
 import jax
@@ -138,32 +137,3 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
     done = run(*words(tmp_path, "v5e:3x5"), *checkpoint, *small)
     assert done.returncode == 2
     assert "topology v5e:3x5" in done.stderr
-
-
-@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
-@pytest.mark.parametrize(
-    ("config", "topology"),
-    [
-        ("sft_3b.py", "v5e:4x4"),
-        ("sft_3b.py:lora", "v5e:2x4"),
-        ("grpo_3b.py", "v5e:4x4"),
-        ("grpo_3b.py:lora", "v5e:4x4"),
-        ("sft_7b.py", "v5e:4x4"),  # the 7B's are in docs/paper.md
-        ("sft_7b.py", "v6e:2x4"),
-        ("sft_7b.py:lora", "v5e:2x4"),
-        ("sft_7b.py:lora", "v6e:2x2"),
-        ("grpo_7b.py:lora", "v5e:4x4"),
-    ],
-)
-def test_what_the_texts_say_fits(config, topology):
-    """One to three minutes each."""
-    settings = [f"--config=configs/{config}", f"--config.topology={topology}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ugc_jax.cli", "plan", *settings],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    print(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert "attention splash (auto)" in done.stdout
-    assert "fits" in done.stdout
-    assert "DOES NOT FIT" not in done.stdout

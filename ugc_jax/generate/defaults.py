@@ -51,6 +51,11 @@ class Defaults(NamedTuple):
         trained = read_trained(directory)
         return cls(str(checkpoint), trained, None if trained else _preset_of(checkpoint))
 
+    @classmethod
+    def published(cls, checkpoint: str) -> "Defaults":
+        """Return those of a hub id that is not on this disk: its preset, if it has one."""
+        return cls(checkpoint, None, _preset_of(checkpoint))
+
     def as_trained(self) -> Trained | None:
         """Return what a converted copy of the checkpoint has to know; None if nothing is known."""
         if self.preset is None:

@@ -217,19 +217,26 @@ def place_bytes(
 
 
 def plan_places(
-    engine: "Engine", tokens: int, new_tokens: int, samples: int, most: int | None
+    engine: "Engine",
+    tokens: int,
+    new_tokens: int,
+    samples: int,
+    most: int | None,
+    free: float | None = None,
 ) -> int:
     """Return how many prompts decode at a time, and log it.
 
     tokens, new_tokens: of each. Half of the free memory is for caches, the rest for prefill. most:
-    of use; None: no limit but that of the platform.
+    of use; None: no limit but that of the platform. free: bytes of each device; None: those that
+    are free now.
     """
     mesh, tokens = engine.mesh, _prompt_tokens(tokens)
     limit = MOST_PLACES["cpu" if on_cpu(mesh) else "accelerator"]
     dtype, cache = engine.compute.dtype, engine.compute.cache
     each = place_bytes(engine.config, tokens, new_tokens, samples, dtype, cache)
     share = round_up_rows(mesh, 1)
-    places = min(limit, most or limit, max(1, int(_for_caches(mesh) // each) * share))
+    room = _for_caches(mesh) if free is None else free / 2
+    places = min(limit, most or limit, max(1, int(room // each) * share))
     places = round_up_rows(mesh, places)
     logger.info(
         "decoding at most %d prompts at a time, of %d + %d tokens: %.2f GiB for their caches",
@@ -465,12 +472,14 @@ class Engine:
         options: SamplingConfig,
         samples: int = 1,
         places: int | None = None,
+        tokens: int = 0,
     ) -> tuple[dict[str, jax.stages.Traced], DecodeState]:
         """Trace the programs of `run`, in their order, to compile them or count operations.
 
         params, batch: of jax.ShapeDtypeStructs on the mesh; a group of prompts. places: None, as
-        many as prompts. Returns also the state's shapes. "decode" is a chunk of steps, whose loop
-        stands once in the program.
+        many as prompts. tokens: of the longest prompt, if the places hold longer ones than these.
+        Returns also the state's shapes. "decode" is a chunk of steps, whose loop stands once in the
+        program.
         """
 
         def split(shapes):
@@ -489,8 +498,9 @@ class Engine:
             prefill = self._prefill.trace(params, x, batch.positions, batch.segment_ids)
             empty = functools.partial(
                 decode.empty_state, self.config, self.compute, places, samples,
-                _prompt_tokens(batch.tokens.shape[1]), new_tokens_bucket(options.max_new_tokens),
-                mode.penalizes, _is_stacked(params), mode.ranks,
+                _prompt_tokens(max(tokens, batch.tokens.shape[1])),
+                new_tokens_bucket(options.max_new_tokens), mode.penalizes, _is_stacked(params),
+                mode.ranks,
             )  # fmt: skip
             state = jax.eval_shape(empty)
             state = abstract(state, shardings(self.mesh, state, decode.state_axes(state)))

@@ -245,12 +245,14 @@ def _asked(clip: ClipSettings) -> str:
     return f"{' and '.join(replaced)} replace the records' own" if replaced else "their own prompts"
 
 
-def used_mesh(config: MeshConfig) -> jax.sharding.Mesh | None:
+def used_mesh(
+    config: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh | None:
     """Return a mesh of as many devices as its sizes take, the first ones; None for one device.
 
-    Raises UserError as `make_mesh`.
+    devices: None: those of this process. Raises UserError as `make_mesh`.
     """
-    sizes, devices = dataclasses.asdict(config), jax.local_devices()
+    sizes, devices = dataclasses.asdict(config), devices or jax.local_devices()
     needed = math.prod(size for size in sizes.values() if size is not None)
     if 0 < needed <= len(devices):  # -1 takes all of them
         devices = devices[:needed]

@@ -18,6 +18,7 @@ from ugc_jax.generate.defaults import PUBLISHED
 from ugc_jax.generate.settings import NEW_TOKENS, EngineConfig, SamplingConfig, caption_schema
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
+from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.scratch import ScratchFolder
 from ugc_jax.serve.settings import LimitsConfig
 from ugc_jax.sharding import MeshConfig
@@ -120,9 +121,8 @@ def _answering(config: ServeConfig, stack: contextlib.ExitStack):
     )  # fmt: skip
     captioner.defaults.report(config.clip, config.sampling)
     clip, sampling = captioner.defaults.apply(config.clip, config.sampling)
-    most = config.limits.new_tokens or max(USUAL_NEW_TOKENS, sampling.max_new_tokens)
-    most = min(most, captioner.config.text.max_position_embeddings // 2)
     limits = config.limits
+    most = most_new_tokens(limits, sampling, captioner.config)
     live = Live(captioner, places=config.engine.batch_size, new_tokens=most, waiting=limits.waiting)
     stack.callback(live.close, 0.0)
     reader = Reader(captioner.tokenizer, captioner.config, clip, config.engine)
@@ -136,6 +136,12 @@ def _answering(config: ServeConfig, stack: contextlib.ExitStack):
     name = config.name or _name(config.checkpoint)
     model = Model(name, sampling, captioner.config.tokens.eos_token_id, most)
     return Answering(model, live, reader, Store(root, fetching), limits, folder)
+
+
+def most_new_tokens(limits: LimitsConfig, sampling: SamplingConfig, model: OmniConfig) -> int:
+    """Return the most new tokens of a request. sampling: resolved."""
+    most = limits.new_tokens or max(USUAL_NEW_TOKENS, sampling.max_new_tokens)
+    return min(most, model.text.max_position_embeddings // 2)
 
 
 def _name(checkpoint: str) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 from ugc_jax.data.batching import Batch
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.plan.chips import Chip
-from ugc_jax.plan.floors import Duration, Floors, efficiency, floors_of, work_figures
+from ugc_jax.plan.floors import Duration, efficiency, floors_of
 from ugc_jax.plan.flops import countable, program_flops, step_flops
-from ugc_jax.plan.memory import Memory, chip_in, compiled_memory, gib, shard_bytes
+from ugc_jax.plan.memory import chip_in, compiled_memory, gib, shard_bytes
+from ugc_jax.plan.program import Program
 from ugc_jax.rl.objective import policy_step, token_logprobs
 from ugc_jax.rl.options import GrpoOptions
 from ugc_jax.rl.rollout import Rollout, RolloutConfig
@@ -24,32 +25,6 @@ from ugc_jax.rl.rows import Completions, PolicyBatch, policy_rows, slots
 from ugc_jax.sharding import abstract, batch_shardings
 from ugc_jax.train.state import Setup, TrainState, abstract_state, model_params
 from ugc_jax.train.step import jit_step
-
-
-class Program(NamedTuple):
-    """Memory and operations of one program of a GRPO step.
-
-    held: bytes of one chip in other arrays than its arguments while it runs. memory: its own.
-    runs: how often a step runs it. flops: operations of these runs on all chips together; executed:
-    with those that the backward pass recomputes. floors: of these runs.
-    """
-
-    name: str
-    held: int
-    memory: Memory
-    runs: int
-    flops: float
-    executed: float
-    floors: Floors
-
-    @property
-    def peak(self) -> int:
-        """Peak bytes of one chip while it runs."""
-        return self.held + self.memory.peak
-
-    def fits(self, chip: Chip) -> bool:
-        """Return whether the compiler accepted it and its peak fits on a chip."""
-        return not self.memory.rejected and self.peak <= chip.hbm
 
 
 class GrpoPlan(NamedTuple):
@@ -78,15 +53,7 @@ class GrpoPlan(NamedTuple):
 
     def figures(self) -> dict:
         """Return the plan for JSON."""
-        programs = [
-            {
-                **program._asdict(),
-                "memory": program.memory._asdict() | {"work": work_figures(program.memory.work)},
-                "peak": program.peak,
-                "floors": program.floors.figures(),
-            }
-            for program in self.programs
-        ]
+        programs = [program.figures() for program in self.programs]
         chip = self.chip._asdict()
         found = {**self._asdict(), "chip": chip, "programs": programs, "fits": self.fits}
         found |= {"seconds": self.seconds, "mfu": self.mfu}

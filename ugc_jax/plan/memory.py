@@ -48,8 +48,15 @@ class Memory(NamedTuple):
 def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
     """Return a mesh over a described TPU slice such as "v5e:4x4".
 
-    Raises UserError if the TPU compiler is not installed, if it does not know the topology, and as
-    `sharding.make_mesh`.
+    Raises UserError as `topology_devices` and `sharding.make_mesh`.
+    """
+    return make_mesh(**dataclasses.asdict(config), devices=topology_devices(name))
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Return the described devices of a TPU slice such as "v5e:4x4".
+
+    Raises UserError if the TPU compiler is not installed, or if it does not know the topology.
     """
     from jax.experimental import topologies
 
@@ -70,16 +77,21 @@ def topology_mesh(name: str, config: MeshConfig) -> jax.sharding.Mesh:
         raise UserError(
             f"topology {name}: {reason}; name one such as v5e:4x4, v6e:2x4 or v5p:2x2x2"
         ) from None
-    return make_mesh(**dataclasses.asdict(config), devices=slice_.devices)
+    return slice_.devices
 
 
 def local_mesh(config: MeshConfig) -> jax.sharding.Mesh:
-    """Return a mesh over the accelerators of this machine. Raises UserError without any."""
+    """Return a mesh over the accelerators of this machine. Raises UserError as `local_devices`."""
+    return make_mesh(**dataclasses.asdict(config), devices=local_devices())
+
+
+def local_devices() -> list[jax.Device]:
+    """Return the accelerators of this machine. Raises UserError without any."""
     if jax.devices()[0].platform == "cpu":
         raise UserError(
             "no accelerator here to plan for; name a TPU slice, such as --topology v5e:4x4"
         )
-    return make_mesh(**dataclasses.asdict(config))
+    return jax.devices()
 
 
 def chip_in(mesh: jax.sharding.Mesh) -> Chip:

@@ -8,7 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ugc_jax.data.batching import Batch, BucketKey, collate_rows, size_of_media
+from ugc_jax.data.batching import (
+    Batch,
+    BucketKey,
+    Buckets,
+    bucket_of_size,
+    collate_rows,
+    size_of_media,
+)
 from ugc_jax.data.planning import DataConfig, ExampleSet, make_plan
 from ugc_jax.data.prompt import Medium
 from ugc_jax.errors import UserError
@@ -26,8 +33,8 @@ class TypicalClip:
     height: int = 420  # of a frame, in pixels: whole cells of the vision encoder
     width: int = 224  # of a frame, in pixels: whole cells of the vision encoder
     seconds: float = 24.0  # of sound
-    text: int = 500  # tokens of prompt and caption; for grpo, of the prompt
-    clips: int = 1000  # of the training data, for the hours of a run
+    text: int = 500  # tokens of prompt and caption; for grpo, caption and serve, of the prompt
+    clips: int = 1000  # of the training data, or to caption, for the hours
 
     def bucket(self, data: DataConfig, model: OmniConfig, packing: bool) -> BucketKey:
         """Return the shape of a training row of such clips.
@@ -35,14 +42,7 @@ class TypicalClip:
         Raises UserError for a clip that is longer than a row, and for a height or width that is
         not a multiple of the vision encoder's cell.
         """
-        patch, cell = model.vision.patch_size, model.vision.cell_pixels
-        for name, side in (("height", self.height), ("width", self.width)):
-            if side < cell or side % cell:
-                raise UserError(f"typical.{name} is {side}; use a multiple of {cell}")
-        grid = (-(-self.frames // 2), self.height // patch, self.width // patch)
-        sound = round(self.seconds * SAMPLE_RATE / HOP)
-        size = size_of_media([Medium("video", grid, 1.0, sound)], model)
-        size = size._replace(tokens=size.tokens + self.text)
+        size = self._size(model)
         if size.tokens > data.tokens:
             raise UserError(
                 f"typical: takes {size.tokens} tokens, and a row has data.tokens={data.tokens}; "
@@ -50,6 +50,29 @@ class TypicalClip:
             )
         one = ExampleSet("clip", np.zeros(1, np.int64), np.array([size]), digest="", draws=1)
         return max(make_plan([one], data, steps=1, packing=packing).buckets)
+
+    def prompt(self, model: OmniConfig, new_tokens: int) -> BucketKey:
+        """Return the bucket of the prompt of such a clip, to be completed by so many tokens.
+
+        Raises UserError for a clip that leaves no positions for them, and as `bucket`.
+        """
+        size, positions = self._size(model), model.text.max_position_embeddings
+        if size.tokens > positions - new_tokens:
+            raise UserError(
+                f"typical: takes {size.tokens} tokens, and the model has {positions} positions for "
+                f"these and {new_tokens} new ones; plan for a smaller clip"
+            )
+        return bucket_of_size(size, Buckets(), "typical")
+
+    def _size(self, model: OmniConfig) -> BucketKey:
+        patch, cell = model.vision.patch_size, model.vision.cell_pixels
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side < cell or side % cell:
+                raise UserError(f"typical.{name} is {side}; use a multiple of {cell}")
+        grid = (-(-self.frames // 2), self.height // patch, self.width // patch)
+        sound = round(self.seconds * SAMPLE_RATE / HOP)
+        size = size_of_media([Medium("video", grid, 1.0, sound)], model)
+        return size._replace(tokens=size.tokens + self.text)
 
     def examples(self, data: DataConfig, model: OmniConfig, packing: bool) -> float:
         """Return how many such clips a row of the data's tokens holds on average."""

@@ -1,0 +1,79 @@
+"""The figures of `plan` in the docs are those of docs/figures/plans.json, which plan wrote."""
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ugc_jax import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+has_compiler = importlib.util.find_spec("libtpu") is not None
+
+
+def module(name: str):
+    """A module of launch/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+figures = module("plans")
+PLANS = figures.plans()
+
+
+@pytest.mark.parametrize("page", sorted(figures.TABLES))
+def test_tables_are_those_of_the_file(page):
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    for table in figures.TABLES[page]:
+        assert table() in text
+
+
+def test_the_file_has_every_plan():
+    assert list(PLANS) == list(figures.COMMANDS)
+    for command in PLANS:
+        cli.load_job("plan").SETTINGS.parse(command.split())
+
+
+def test_slices_that_are_chosen_hold_the_config():
+    """`auto` in launch/slices.sh, and docs/pods.md: the plan of that slice fits."""
+    text = (ROOT / "launch" / "slices.sh").read_text("utf-8")
+    cases = re.findall(r"^ +((?:sft|grpo)_[^)]*)\) echo (\S+) ;;", text, re.MULTILINE)
+    chosen = {name.strip(): one for names, one in cases for name in names.split("|")}
+    assert len(chosen) == 9
+    assert chosen == figures.CHOSEN
+    for name, one in chosen.items():
+        assert PLANS[f"--config {name} --topology {one}"]["fits"], name
+
+
+def test_operations_of_the_paper_are_those_of_plan():
+    """launch/paper.py estimates hours with them."""
+    paper = module("paper")
+    for name, (work, rows) in paper.WORK.items():
+        plan = next(one for words, one in PLANS.items() if words.startswith(f"--config {name} "))
+        found = plan.get("model_flops") or sum(one["flops"] for one in plan["programs"])
+        assert found / 1e12 == pytest.approx(work, rel=1e-3)
+        assert plan["rows"] == rows
+    for size, work in paper.QUESTION_TFLOP.items():
+        programs = PLANS[f"--config grpo_{size}:lora --topology v5e:4x4"]["programs"]
+        flops = sum(one["flops"] for one in programs[1:5])
+        assert flops / 16 / 1e12 == pytest.approx(work, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@pytest.mark.parametrize("command", figures.COMMANDS)
+def test_plans_made_again(command):
+    """One to ten minutes each. Another compiler may need another tenth of the memory."""
+    made, kept = figures.planned(command), PLANS[command]
+    assert made is not None
+    print(json.dumps(made, indent=1))
+    same = importlib.metadata.version("libtpu") == kept["libtpu"]
+    for name, value in kept.items():
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            assert made[name] == pytest.approx(value, rel=0.02 if same else 0.1), name
+    assert made["fits"] == kept["fits"]
