@@ -17,13 +17,11 @@ from ugc_jax.models.qwen2_5_omni.config import SIZES  # noqa: E402
 from ugc_jax.plan import fits  # noqa: E402
 
 GIB = 2**30
-# A GPU's memory is given as sold; jax may be let have nine tenths of it (an environment variable,
-# XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; without it three quarters). A v5e chip has 15.75 GiB for
-# programs.
+# Jobs take nine tenths of a GPU's memory (cli.py). A v5e chip has 15.75 GiB for programs.
 HARDWARE = {
-    "16 GB": (1, 0.9 * 16e9),
-    "24 GB": (1, 0.9 * 24e9),
-    "80 GB": (1, 0.9 * 80e9),
+    "16 GB": (1, 0.9 * 16 * GIB),
+    "24 GB": (1, 0.9 * 24 * GIB),
+    "80 GB": (1, 0.9 * 80 * GIB),
     "v5e-1": (1, 15.75 * GIB),
     "v5e-4": (4, 15.75 * GIB),
     "v5e-16": (16, 15.75 * GIB),

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def test_words_reach_the_job(job, monkeypatch):
     job(lambda config, words: seen.append((config, words)) or 1)
     assert main(monkeypatch, "work", "--config.steps=5", "a", "b") == 1
     assert seen == [(Config(steps=5), ["a", "b"])]
+
+
+def test_a_job_takes_nine_tenths_of_a_gpu_unless_told_otherwise(job, monkeypatch):
+    name, seen = "XLA_PYTHON_CLIENT_MEM_FRACTION", []
+    job(lambda config, words: seen.append(os.environ[name]) or 0)
+    for given in (None, ".5"):
+        monkeypatch.setenv(name, given) if given else monkeypatch.delenv(name, raising=False)
+        assert main(monkeypatch, "work", "a") == 0
+    assert seen == ["0.9", ".5"]
 
 
 @pytest.fixture

@@ -237,6 +237,8 @@ def run(argv: list[str]) -> int:
         print(job_usage(name, others))
         return 0
     set_up_logging(level)
+    # Of a GPU's memory; jax takes three quarters by default, and what it leaves serves no job.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     job, module = JOBS[name], load_job(name)
     words = [word for word in words if word not in _LEVELS]
     config, arguments = module.SETTINGS.parse([*words, *after])

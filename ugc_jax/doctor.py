@@ -335,7 +335,7 @@ def _of_devices(facts: dict, cards: dict[str, str]) -> Iterator[Finding]:
     kind, count = facts["platform"], facts["count"]
     text = f"{count} x {facts['kind']} ({kind})"
     if kind != "cpu":
-        # By default jax takes three quarters of a GPU.
+        # Jobs take nine tenths of a GPU (cli.py).
         text += (
             f", {facts['free'] / GIB:.1f} of {facts['total'] / GIB:.1f} GiB free for jax on each"
         )
