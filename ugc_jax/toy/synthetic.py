@@ -50,6 +50,9 @@ class Shape:
     # direction in which it pushes a plough, a white and a black stripe: (x, y) of -1, 0, 1;
     # (0, 0) for no plough
     plough: tuple[int, int] = (0, 0)
+    # filled, with a black outline; false: of its colour only, and a square is hollow, so that forms
+    # differ in more than their corners
+    outlined: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +153,14 @@ def draw_scene(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, half: float):
-    """A shape around (x, y) that reaches `half` to each side, outlined, and its plough."""
+    """A shape around (x, y) that reaches `half` to each side, and its plough."""
     box = (x - half, y - half, x + half - 1, y + half - 1)  # the last pixels are drawn, too
-    look = dict(fill=COLOURS[shape.colour], outline="black", width=max(round(half / 3), 1))
+    colour = COLOURS[shape.colour]
+    look = dict(fill=colour)
+    if shape.outlined:
+        look |= dict(outline="black", width=max(round(half / 3), 1))
+    elif shape.form == "square":
+        look = dict(outline=colour, width=max(round(half * 2 / 3), 1))
     if shape.form == "circle":
         canvas.ellipse(box, **look)
     elif shape.form == "square":
@@ -160,12 +168,12 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, h
     else:
         canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], **look)
     towards = np.array(shape.plough)
-    for stripe, colour in enumerate(("white", "black") if towards.any() else ()):
+    for stripe, shade in enumerate(("white", "black") if towards.any() else ()):
         near, far = (half + (stripe + end) * half * PLOUGH / 2 for end in (0, 1))
         aside = half * (towards == 0)
         corners = (x, y) + np.stack([towards * near - aside, towards * far + aside])
         first, last = corners.min(axis=0), corners.max(axis=0) - 1
-        canvas.rectangle((*first.tolist(), *last.tolist()), fill=colour)
+        canvas.rectangle((*first.tolist(), *last.tolist()), fill=shade)
 
 
 @functools.lru_cache
