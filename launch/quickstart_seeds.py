@@ -11,11 +11,11 @@ from ugc_jax import files
 from ugc_jax.toy import world
 
 COLUMNS = {"sft": "SFT", "grpo": "GRPO"}
-ROWS = (*world.GROUPS, "all", "reward")
+SHARES = (*world.GROUPS, "all")
 
 
 def figures(captions: Path, attributes: dict[str, dict]) -> dict[str, float]:
-    """Return the shares of right captions by group and in all, and the mean reward.
+    """Return the shares of right captions by group and in all, and means of reward and words.
 
     A clip without a caption counts as an empty caption.
     """
@@ -23,7 +23,8 @@ def figures(captions: Path, attributes: dict[str, dict]) -> dict[str, float]:
     predicted = [texts.get(clip, "") for clip in attributes]
     scores = score(predicted, list(attributes.values()))
     reward = fmean(map(world.attribute_f1, predicted, attributes.values()))
-    return {name: scores[name] for name in ROWS[:-1]} | {"reward": reward}
+    words = fmean(len(text.split()) for text in predicted)
+    return {name: scores[name] for name in SHARES} | {"reward": reward, "words": words}
 
 
 def row(cells: Iterable[str]) -> str:
@@ -32,11 +33,13 @@ def row(cells: Iterable[str]) -> str:
 
 def table(seeds: dict[str, dict[str, dict[str, float]]]) -> str:
     """Seed -> column -> figures, as Markdown: a row a seed, SFT -> GRPO in each cell."""
-    text = [row(["", *ROWS]), row(["---"] * (len(ROWS) + 1))]
+    heads = ["", *SHARES, "reward", "words"]
+    text = [row(heads), row(["---"] * len(heads))]
     for seed, columns in seeds.items():
         sft, grpo = (columns[name] for name in COLUMNS)
-        cells = [f"{100 * sft[name]:.1f} → {100 * grpo[name]:.1f}" for name in ROWS[:-1]]
-        text.append(row([seed, *cells, f"{sft['reward']:.3f} → {grpo['reward']:.3f}"]))
+        cells = [f"{100 * sft[name]:.1f} → {100 * grpo[name]:.1f}" for name in SHARES]
+        cells.append(f"{sft['reward']:.3f} → {grpo['reward']:.3f}")
+        text.append(row([seed, *cells, f"{sft['words']:.1f} → {grpo['words']:.1f}"]))
     return "\n".join(text) + "\n"
 
 

@@ -1,13 +1,16 @@
-"""launch/summary.py: the scores of captions of the world, and their table."""
+"""launch/summary.py and quickstart_seeds.py: scores of captions of the world, and their tables."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+from ugc_jax import files
 from ugc_jax.toy import world
 
-SUMMARY = runpy.run_path(str(Path(__file__).resolve().parents[1] / "launch" / "summary.py"))
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+SUMMARY = runpy.run_path(str(LAUNCH / "summary.py"))
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,24 @@ def test_table_lists_groups_and_attributes(clips):
     assert [row[0] for row in rows[1:6]] == ["visual", "shape", "colour", "motion", "background"]
     assert rows[-1] == ["all", "right", "100.0%"]
     assert all(row[1] == "100.0%" for row in rows[1:-1])
+
+
+def test_table_of_seeds(clips, tmp_path, monkeypatch):
+    """Clips without a caption count as wrong, and a seed that is not complete has no row."""
+    monkeypatch.setattr(sys, "path", [str(LAUNCH), *sys.path])
+    seeds = runpy.run_path(str(LAUNCH / "quickstart_seeds.py"))
+    names = [f"{number:06d}.mp4" for number in range(4)]
+    attributes = [
+        {"videos": [f"test/{name}"], "attributes": clips[n][1]} for n, name in enumerate(names)
+    ]
+    files.write_text(tmp_path / "test.jsonl", files.to_lines(attributes))
+    right = [{"video": name, "caption": clips[n][2]} for n, name in enumerate(names)]
+    files.write_text(tmp_path / "seed0/sft.jsonl", files.to_lines(right[:3]))
+    files.write_text(tmp_path / "seed0/grpo.jsonl", files.to_lines(right))
+    files.write_text(tmp_path / "seed1/sft.jsonl", files.to_lines(right))
+    seeds["main"](tmp_path / "test.jsonl", tmp_path)
+    head, _, *rows = (tmp_path / "table.md").read_text().splitlines()
+    assert head == "|  | visual | audio | text | cross | all | reward | words |"
+    assert [row.rpartition(" | ")[0] for row in rows] == [
+        "| seed 0" + " | 75.0 → 100.0" * 5 + " | 0.750 → 1.000"
+    ]
