@@ -203,6 +203,28 @@ def grpo() -> str:
     return markdown(head, rows)
 
 
+def grpo_text() -> str:
+    """Sentences on the GRPO step of the 3B."""
+    one = plans()["--config grpo_3b --topology v5e:4x4"]
+    first, *others = plans()["--config grpo_3b:lora --topology v5e:4x4"]["programs"]
+    most = max(program["peak"] for program in others)
+    return (
+        f"A step takes at least {one['seconds']:.1f} s, half of it decoding; "
+        f"{one['mfu'] * 100:.0f} % MFU at most. `:lora` fits, too: its peak is {gib(first['peak'])} while the weights are "
+        f"moved to that mesh, and at most {gib(most)} otherwise."
+    )
+
+
+def sft_text() -> str:
+    """A sentence on the SFT step of the 3B."""
+    floors = plans()["--config sft_3b --topology v5e:4x4"]["floors"]
+    return (
+        f"On v5e:4x4 the floors are {floors['products']:.3f} s by the products (a fifth of them is "
+        f"computed again), {floors['memory']:.3f} s by HBM, {floors['links']:.3f} s by the links "
+        f"and {floors['waits']:.3f} s of collectives alone"
+    )
+
+
 def size_7b() -> str:
     """The configs of the 7B."""
     rows = []
@@ -225,10 +247,9 @@ def slices() -> str:
     rows = []
     for config, topology in CHOSEN.items():
         one = plans()[f"--config {config} --topology {topology}"]
-        hours = f"{one['chip_hours']:,.1f}"
-        rows.append((f"`{config}`", topology, gib(one["peak"]), gib(one["hbm"]), hours))
-    head = "config", "slice", "GiB a chip", "of", "chip-hours for 1,000 clips, at least"
-    return markdown(head, rows)
+        cells = gib(one["peak"]), gib(one["hbm"]), f"{step_seconds(one):.2f}"
+        rows.append((f"`{config}`", topology, *cells))
+    return markdown(("config", "slice", "GiB a chip", "of", "s a step, at least"), rows)
 
 
 def captions() -> str:
@@ -256,6 +277,8 @@ TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "paper.md": (size_7b,),
     "pods.md": (slices,),
 }
+
+SENTENCES: dict[str, Callable[[], str]] = {"planning.md": sft_text, "grpo.md": grpo_text}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,13 @@ def test_tables_are_those_of_the_file(page):
         assert table() in text
 
 
-def test_the_file_has_every_plan():
+@pytest.mark.parametrize("page", sorted(figures.SENTENCES))
+def test_sentences_are_those_of_the_file(page):
+    text = " ".join((ROOT / "docs" / page).read_text("utf-8").split())
+    assert figures.SENTENCES[page]() in text
+
+
+def test_the_file_is_of_its_commands():
     assert list(PLANS) == list(figures.COMMANDS)
     for command in PLANS:
         cli.load_job("plan").SETTINGS.parse(command.split())
