@@ -211,7 +211,8 @@ def grpo_text() -> str:
     return (
         f"A step takes at least {one['seconds']:.1f} s, half of it decoding; "
         f"{one['mfu'] * 100:.0f} % MFU at most. `:lora` fits, too: its peak is "
-        f"{gib(first['peak'])} while the weights are moved to that mesh, and at most {gib(most)} otherwise."
+        f"{gib(first['peak'])} while the weights are moved to that mesh, and at most {gib(most)} "
+        "otherwise."
     )
 
 

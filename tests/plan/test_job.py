@@ -10,7 +10,7 @@ from ugc_jax.jobs import plan as job
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
 from ugc_jax.plan import memory, sft
 from ugc_jax.plan.chips import Chip
-from ugc_jax.plan.memory import Memory, shard_bytes
+from ugc_jax.plan.memory import Memory
 
 SMALL = [
     "--typical.frames=4", "--typical.height=112", "--typical.width=112", "--typical.seconds=4",
@@ -136,17 +136,16 @@ def test_training_on_this_machine(described, tiny_checkpoint, tmp_path, capsys, 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """A compiler that rejects each program; it says that it needs thrice its arguments."""
+    """A compiler that rejects each program; it says that it needs what all its arguments take."""
 
     def says(program, *_, **__):
-        return Memory(None, None, None, 3 * shard_bytes(program.args_info[0]))
+        arrays = jax.tree.leaves(program.in_avals)
+        return Memory(None, None, None, sum(one.size * one.dtype.itemsize for one in arrays))
 
     monkeypatch.setattr(sft, "compiled_memory", says)
 
 
-def test_what_is_tried_where_training_does_not_fit(
-    described, no_compiler, tiny_checkpoint, capsys, monkeypatch
-):
+def test_what_is_tried_where_training_does_not_fit(described, no_compiler, tiny_checkpoint, capsys):
     described(hbm=1)
     words = [*TRAINING, "--checkpoint", tiny_checkpoint, "--topology", "test:1x2"]
     words += ["--batch_size", 4, "--remat", "dots", "--master", "bfloat16", "--json"]
