@@ -73,7 +73,7 @@ def test_what_is_tried_where_captions_do_not_fit(described, tiny_checkpoint, cap
     assert [one["setting"] for one in made["knobs"]] == [
         "compute.dtype=bfloat16", "compute.weights=int8", "compute.cache=int8",
         "compute.weights=int8 compute.cache=int8", "engine.batch_size=4",
-        "mesh.tensor=2 topology=test:1x2",
+        "mesh.tensor=2 topology=test:2x2",
     ]  # fmt: skip
     peaks = [one["peak"] for one in made["knobs"]]
     assert max(peaks) < made["peak"]

@@ -369,7 +369,7 @@ class _Generation:
             if config.topology is not None:
                 chips = math.prod(map(int, re.findall(r"\d+", config.topology.partition(":")[2])))
                 if chips < share * tensor:
-                    change["topology"] = _doubled(config.topology)
+                    change["topology"] = _next_slice(config.topology)
             yield change
 
     def for_slice(self, config: CaptionPlanConfig) -> CaptionPlanConfig:
@@ -392,12 +392,13 @@ class _Generation:
         )  # fmt: skip
 
 
-def _doubled(topology: str) -> str:
-    """A slice of twice the chips: its shortest side is doubled."""
+def _next_slice(topology: str) -> str:
+    """The next slice: its shortest side is doubled; after a single chip come four."""
     name, _, sides = topology.partition(":")
     sizes = [int(size) for size in sides.split("x")]
-    place = sizes.index(min(sizes))
-    sizes[place] *= 2
+    if sizes == [1, 1]:
+        return f"{name}:2x2"
+    sizes[sizes.index(min(sizes))] *= 2
     return f"{name}:{'x'.join(map(str, sorted(sizes)))}"
 
 
