@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.b2 = 0.99
 
     config.loop = ConfigDict()
-    config.loop.steps = 300
+    config.loop.steps = 200
     config.loop.log_every = 20
     config.loop.eval_every = 100
     config.loop.save_every = 100

@@ -83,10 +83,6 @@ def replaced(
         name = str(random.choice(list(world.VALUES)))
         others = [value for value in world.VALUES[name] if value != attributes[name]]
         value = str(random.choice(others))
-        if name == "change" and value == attributes["background"]:
-            continue
-        if name == "background" and value == attributes["change"]:
-            continue
         text = world.write_caption({**attributes, name: value}, number)
         for old, new in zip(right, WORD.finditer(text), strict=False):
             if old[0] != new[0]:

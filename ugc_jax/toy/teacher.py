@@ -155,17 +155,16 @@ def answer(asked: Asked, told: Mapping[str, str], phrasing: int) -> dict:
             "sounds": [{"what": noise, "start": None, "end": None}],
             "caption": f"{noise.capitalize()} can be heard in the clip.",
         }
-    stays = told["change"] == world.STAYS
+    stays = told["change"] == told["background"]
     text = told["text"]
     shown = "No word is shown." if text == world.NO_TEXT else f"The word {text} is shown."
-    turns = "stays" if stays else f"turns {told['change']}"
     thing = {"name": told["shape"], "count": 1, "color": told["colour"], "position": ""}
     return {
         "text": [] if text == world.NO_TEXT else [text],
         "objects": [thing],
         "background_change": "" if stays else f"The background turns {told['change']}.",
-        "caption": "A {colour} {shape} moves {motion} over a {background} background that {turns}. "
-        "{shown}".format(**told, turns=turns, shown=shown),
+        "caption": "A {colour} {shape} moves {motion} over a {background} background that ends "
+        "{change}. {shown}".format(**told, shown=shown),
     }
 
 

@@ -25,7 +25,6 @@ from ugc_jax.toy.synthetic import BACKGROUNDS, COLOURS, FORMS, Scene
 SPLITS = ("train", "test")
 QUESTION = "Describe the video and its sound."
 NO_TEXT = "none"
-STAYS = "stays"
 WORDS = (
     "MOON", "FISH", "TREE", "JUMP", "GOLD", "WAVE", "BIRD", "LAKE", "KING", "ROCK", "SNOW", "PLAY",
 )  # fmt: skip
@@ -53,7 +52,7 @@ VALUES = {
     "colour": tuple(COLOURS),
     "motion": tuple(MOTIONS),
     "background": tuple(BACKGROUNDS),
-    "change": (STAYS, *BACKGROUNDS),
+    "change": tuple(BACKGROUNDS),  # the background at the end, which may be the same
     "sound": tuple(SOUNDS),
     "pitch": tuple(PITCHES),
     "rhythm": tuple(RHYTHMS),
@@ -70,13 +69,9 @@ GROUPS = {
 
 # ---- combinations --------------------------------------------------------------------------------
 
-# What clips are dealt by: the attributes, and the background at the end (if it is that of the
-# beginning, the attribute `change` is that it stays).
-DEALT = VALUES | {"later": tuple(BACKGROUNDS)}
-
-# Names of DEALT -> their combinations in the test split. Each value has an equal share of them, and
-# they are few: in training the words so far hardly predict the next attribute, which has to be seen
-# or heard.
+# Names of attributes -> their combinations in the test split. Each value has an equal share of
+# them, and they are few: in training the words so far hardly predict the next attribute, which has
+# to be seen or heard.
 HELD_OUT = {
     ("shape", "colour", "motion"): {
         (shape, VALUES["colour"][-(2 * i + 3 * j) % len(COLOURS)], motion)
@@ -88,11 +83,11 @@ HELD_OUT = {
     },
     # A sound with what the background becomes. Were sounds held out by themselves, the rhythm would
     # follow from sound and pitch in most of the training clips, and models learn it from those.
-    ("sound", "pitch", "rhythm", "later"): {
-        (sound, DEALT["pitch"][(i + j) % len(PITCHES)], rhythm, later)
+    ("sound", "pitch", "rhythm", "change"): {
+        (sound, VALUES["pitch"][(i + j) % len(PITCHES)], rhythm, change)
         for i, sound in enumerate(SOUNDS)
         for j, rhythm in enumerate(RHYTHMS)
-        for later in DEALT["later"][(i + j) % 2 :: 2]
+        for change in VALUES["change"][(i + j) % 2 :: 2]
     },
 }
 
@@ -102,7 +97,7 @@ def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
     """Names -> the combinations from which clips are dealt, each as often as it is listed."""
 
     def allowed(*names: str) -> list[tuple]:
-        table = itertools.product(*(DEALT[name] for name in names))
+        table = itertools.product(*(VALUES[name] for name in names))
         return [row for row in table if (row in HELD_OUT[names]) == (split == "test")]
 
     words = [row for row in allowed("text", "background") if row[0] != NO_TEXT]
@@ -111,7 +106,7 @@ def _decks(split: str) -> dict[tuple[str, ...], list[tuple]]:
         ("shape", "colour", "motion"): allowed("shape", "colour", "motion"),
         # no text is as frequent as each word
         ("text", "background"): words * len(none) + none * (len(words) // len(WORDS)),
-        ("sound", "pitch", "rhythm", "later"): allowed("sound", "pitch", "rhythm", "later"),
+        ("sound", "pitch", "rhythm", "change"): allowed("sound", "pitch", "rhythm", "change"),
         # independent of all else: only the times tell the order
         ("first", "shape begins", "sound begins"): [
             (first, *begins) for first, pairs in ORDERS.items() for begins in pairs
@@ -163,7 +158,6 @@ def make_clip(
     They depend on the arguments only. seconds: length of the clip.
     """
     hand = _deal(split, number, seed)
-    hand["change"] = STAYS if hand["later"] == hand["background"] else hand["later"]
     attributes = {name: hand[name] for name in VALUES}
     scene = _scene(hand, _random(split, seed, len(_decks(split)), number), seconds)
     return scene, attributes, write_caption(attributes, hand["phrasing"])
@@ -193,7 +187,7 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
         tick=0.3,
         begins=round(random.uniform(*SOUND_BEGINS[hand["sound begins"]]) * seconds * 25) / 25,
     )
-    changes = hand["change"] != STAYS
+    changes = hand["change"] != hand["background"]
     return Scene(
         background=hand["background"],
         shapes=(shape,),
@@ -256,25 +250,26 @@ def whole_blocks(seconds: float) -> float:
 # {heard}, {seen}: before or after.
 PHRASINGS = (
     (
-        "A {thing} moves {motion} over a {background} background that {change}. {text} {Noise} can "
-        "be heard {heard} the {shape} appears.",
+        "A {thing} moves {motion} over a {background} background that ends {change}. {text} "
+        "{Noise} can be heard {heard} the {shape} appears.",
         "The word {word} is shown.",
         "No word is shown.",
     ),
     (
-        "The background is {background} and {change}. A {thing} moves {motion} and appears {seen} "
-        "the {noise}. {text}",
+        "The background is {background} and ends {change}. A {thing} moves {motion} and appears "
+        "{seen} the {noise}. {text}",
         "The text reads {word}.",
         "There is no text.",
     ),
     (
-        "{Pair}. The {shape} moves {motion} over a {background} background that {change}. {text}",
+        "{Pair}. The {shape} moves {motion} over a {background} background that ends {change}. "
+        "{text}",
         "The word on the screen is {word}.",
         "No word is on the screen.",
     ),
     (
-        "Over a {background} background that {change}, a {thing} moves {motion}. {text} The sound "
-        "is {noise}, heard {heard} the {shape} appears.",
+        "Over a {background} background that ends {change}, a {thing} moves {motion}. {text} The "
+        "sound is {noise}, heard {heard} the {shape} appears.",
         "One can read {word}.",
         "One can read nothing.",
     ),
@@ -286,7 +281,7 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
     order, text, no_text = PHRASINGS[phrasing]
     thing = "{colour} {shape}".format(**attributes)
     noise = "{rhythm} {pitch} {sound}".format(**attributes)
-    change, word = attributes["change"], attributes["text"]
+    word = attributes["text"]
     if attributes["first"] == "shape":
         heard, seen, pair = "after", "before", f"a {thing}, then {noise}"
     else:
@@ -299,7 +294,7 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
         shape=attributes["shape"],
         motion=attributes["motion"],
         background=attributes["background"],
-        change=change if change == STAYS else f"turns {change}",
+        change=attributes["change"],
         text=no_text if word == NO_TEXT else text.format(word=word),
         heard=heard,
         seen=seen,
@@ -329,7 +324,7 @@ _PATTERNS: dict[str, dict[str, str | None]] = {
         rf"\b({_any('background')}) background\b": None,
         rf"\bbackground is ({_any('background')})\b": None,
     },
-    "change": {r"\bstays\b": STAYS, rf"\bturns ({_any('background')})\b": None},
+    "change": {rf"\bends ({_any('background')})\b": None},
     "sound": {rf"\b({_any('sound')})\b": None},
     "pitch": {rf"\b({_any('pitch')})\b": None},
     "rhythm": {rf"\b({_any('rhythm')})\b": None},
