@@ -50,9 +50,9 @@ class Shape:
     # direction in which it pushes a plough, a white and a black stripe: (x, y) of -1, 0, 1;
     # (0, 0) for no plough
     plough: tuple[int, int] = (0, 0)
-    # filled, with a black outline; false: of its colour only, and a square is hollow, so that forms
-    # differ in more than their corners
-    outlined: bool = True
+    # true: forms differ in more than their corners, whatever their colour: a circle has a black
+    # centre, a square a black outline, a triangle neither; false: all have the outline
+    marked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +155,18 @@ def draw_scene(scene: Scene, time: float, size: tuple[int, int]) -> np.ndarray:
 def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, half: float):
     """A shape around (x, y) that reaches `half` to each side, and its plough."""
     box = (x - half, y - half, x + half - 1, y + half - 1)  # the last pixels are drawn, too
-    colour = COLOURS[shape.colour]
-    look = dict(fill=colour)
-    if shape.outlined:
+    look = dict(fill=COLOURS[shape.colour])
+    if not shape.marked or shape.form == "square":
         look |= dict(outline="black", width=max(round(half / 3), 1))
-    elif shape.form == "square":
-        look = dict(outline=colour, width=max(round(half * 2 / 3), 1))
     if shape.form == "circle":
         canvas.ellipse(box, **look)
     elif shape.form == "square":
         canvas.rectangle(box, **look)
     else:
         canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], **look)
+    if shape.marked and shape.form == "circle":
+        third = half / 3
+        canvas.rectangle((x - third, y - third, x + third - 1, y + third - 1), fill="black")
     towards = np.array(shape.plough)
     for stripe, shade in enumerate(("white", "black") if towards.any() else ()):
         near, far = (half + (stripe + end) * half * PLOUGH / 2 for end in (0, 1))

@@ -178,7 +178,7 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
         velocity=tuple(velocity.tolist()),
         appears=appears,
         plough=tuple(towards.tolist()),
-        outlined=False,
+        marked=True,
     )
     sound = SOUNDS[hand["sound"]](
         pitch=PITCHES[hand["pitch"]] * random.uniform(0.94, 1.06),
