@@ -184,7 +184,7 @@ def test_pictures_show_what_the_attributes_say(files):
         mark = marks[-1] & (np.indices((84, 112)).transpose(1, 2, 0) @ step < plough.max() - 13)
         inside, colour = _inside(upper[-1], mark)
         fill = len(inside) / np.prod(np.ptp(inside, axis=0) + 1)
-        form = "square" if fill > 0.9 else "circle" if fill > 0.58 else "triangle"
+        form = "square" if fill > 0.9 else "circle" if fill > 0.65 else "triangle"
         assert (form, colour) == (attributes["shape"], attributes["colour"])
         band = frames[0, 84:].mean(axis=-1)
         if attributes["text"] == "none":

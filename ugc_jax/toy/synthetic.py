@@ -31,6 +31,7 @@ BACKGROUNDS = {
     "teal": (0, 95, 105),
 }
 FORMS = ("circle", "square", "triangle")
+OUTLINES = {"circle": "cyan", "square": "black", "triangle": None}  # of marked shapes
 LOUDNESS = 0.4
 PLOUGH = 2 / 3  # depth of the two stripes of a plough together, in halves of the shape
 TICK = 0.02  # length of a tick in seconds
@@ -50,8 +51,8 @@ class Shape:
     # direction in which it pushes a plough, a white and a black stripe: (x, y) of -1, 0, 1;
     # (0, 0) for no plough
     plough: tuple[int, int] = (0, 0)
-    # true: forms differ in more than their corners, whatever their colour: a circle has a black
-    # centre, a square a black outline, a triangle neither; false: all have the outline
+    # true: an outline by form (OUTLINES), so that forms differ in more than their corners; false: a
+    # black one
     marked: bool = False
 
 
@@ -156,17 +157,15 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, x: float, y: float, h
     """A shape around (x, y) that reaches `half` to each side, and its plough."""
     box = (x - half, y - half, x + half - 1, y + half - 1)  # the last pixels are drawn, too
     look = dict(fill=COLOURS[shape.colour])
-    if not shape.marked or shape.form == "square":
-        look |= dict(outline="black", width=max(round(half / 3), 1))
+    outline = OUTLINES[shape.form] if shape.marked else "black"
+    if outline:
+        look |= dict(outline=outline, width=max(round(half / 3), 1))
     if shape.form == "circle":
         canvas.ellipse(box, **look)
     elif shape.form == "square":
         canvas.rectangle(box, **look)
     else:
         canvas.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], **look)
-    if shape.marked and shape.form == "circle":
-        third = half / 3
-        canvas.rectangle((x - third, y - third, x + third - 1, y + third - 1), fill="black")
     towards = np.array(shape.plough)
     for stripe, shade in enumerate(("white", "black") if towards.any() else ()):
         near, far = (half + (stripe + end) * half * PLOUGH / 2 for end in (0, 1))
