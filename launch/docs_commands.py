@@ -82,7 +82,7 @@ NAMES = (
     (r"\bCLIP\b(\.\.\.)?", "clip.mp4"),
     (r"\bRUN \[RUN \.\.\.\]", "runs/quickstart"),
     (r"train-\.\.\.", "train-*"),
-    (r"/home/me/clips", "$PWD/clips"),
+    (r"/home/me/clips", "FOLDER/clips"),
     (r"select (.*)--count 1000", r"select \1--count 4"),
 )
 
@@ -301,6 +301,7 @@ class Runner:
             row.state, row.note = "skipped", reason
             return
         for pattern, name in NAMES:
+            name = name.replace("FOLDER", str(folder))
             command.text = re.sub(pattern, name, command.text)
         if command.kind == "python":
             script = folder / "page_script.py"
@@ -325,16 +326,18 @@ class Runner:
 
     def _clear(self, folder: Path, text: str, made: set[str]):
         """Remove the file or folder of the stock that a command is to write anew."""
-        found = re.search(r"--(?:output|export|report)[ =](\S+)", text)
+        key = "export" if " --export " in text else "output"
+        found = re.search(rf"--{key}[ =](\S+)", text)
         if not found or found[1] in made or not (self.stock / found[1]).exists():
             return
-        if not re.match("ugc-jax annotate", text):
-            made.add(found[1])
-            path = folder / found[1]
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        if re.match("ugc-jax annotate (?!.*--export)", text):
+            return  # a project goes on
+        made.add(found[1])
+        path = folder / found[1]
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def _shell(self, text, where, environment, limit) -> subprocess.CompletedProcess:
         """Run a line of bash to its end, or to its time limit (status 124)."""

@@ -149,7 +149,7 @@ def _benchmarks(folder: Path):
         **{f"{kind}_caption_qa": qa("Describe it.", [CAPTION])
            for kind in ("audio", "visual", "final")},
     }  # fmt: skip
-    for place in ("qa", "benchmark"):
+    for place in ("qa", "benchmark/qa"):
         for name, text in texts.items():
             _write(folder / place / f"{name}.json", text)
         _lines(folder / place / "ocr.jsonl", [{"video_id": one, "ocr": ["GO"]} for one in ids])
@@ -202,6 +202,11 @@ def _results(folder: Path, job: Callable[[str], None]):
                 settings = f"--judge.model {one} --judge.base_url {url} --name {name}"
                 job(f"evaluate {captions} {settings} --output results/{name}.{one}.json")
             shutil.copyfile(folder / f"results/{name}.gpt-4o.json", folder / f"results/{name}.json")
+        settings = f"--judge.model gpt-4o --judge.base_url {url} --name base"
+        job(
+            "evaluate --benchmark daily-omni --benchmark-data daily_omni --map video=video_id "
+            f"--predictions captions.jsonl {settings} --output results/base.omni.json"
+        )
 
 
 def _certificate(folder: Path):
