@@ -334,7 +334,7 @@ def test_the_settings_that_decide_answers_may_not_change(job, teacher, tmp_path)
     (tmp_path / "texts/sound.txt").write_text("What do you hear?")
     with pytest.raises(UserError, match="asked with another prompts"):
         done.run("--prompts", str(tmp_path / "texts"))
-    with pytest.raises(UserError, match="asked with another teacher"):
+    with pytest.raises(UserError, match=r"teacher \(temperature was 0.2, is 0.9\)"):
         done.run("--teacher.temperature", "0.9")
     assert done.run("--max_cost", "0.02", "--min_words", "500") == 1
     assert done.rows() == []

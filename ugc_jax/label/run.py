@@ -120,6 +120,14 @@ class Summary:
     is_out_of_budget: bool = False
 
 
+def _differences(before: object, now: object) -> str:
+    """What differs between two noted settings, in words: "kind was a, is b; ..."."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"it was {before!r:.100}, is {now!r:.100}"
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in keys)
+
+
 def check_places(places: Places, plan: Plan) -> dict:
     """Return the settings to note beside the output. Raises UserError for files of another run.
 
@@ -138,8 +146,8 @@ def check_places(places: Places, plan: Plan) -> dict:
             if before.get(name) != value and not (name == "second" and not before.get(name)):
                 raise UserError(
                     f"{places.output}: its answers were asked with another {name} "
-                    f"({before.get(name)!r:.100}, now {value!r:.100}), so every clip would be "
-                    "asked again; choose another output"
+                    f"({_differences(before.get(name), value)}), so every clip would be asked "
+                    "again; choose another output"
                 )
     else:
         for path in places:
