@@ -43,7 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.sampling.max_new_tokens = 64  # of the sample captions
 
     config.loop = ConfigDict()
-    config.loop.epochs = 5.0
+    config.loop.epochs = 6.0
     config.loop.log_every = 100
     config.loop.save_every = 400
     config.loop.export_dtype = "float32"
