@@ -35,7 +35,7 @@ import docs_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-SECONDS = 180  # the time limit of a command
+SECONDS = 600  # the time limit of a command, on a busy machine, too
 SLOW_SECONDS = 900  # of those that --long adds
 PROGRAMS = (
     "ugc-jax", "python", "python3", "bash", "pip", "curl", "hf", "export", "vllm", "vllm/bin/pip",
@@ -52,6 +52,7 @@ NEEDS = (
     (r"some_team/their_clips", "needs a data set on the hub"),
     (r"^hf auth", "needs a token of the hub"),
     (r"launch/(tpu_vm|tpu_queued|gke)\.sh|^sbatch|launch/hosts\.sh gpu", "needs a cluster"),
+    (r"teacher.kind local", "needs weights that answer in JSON; tests/label/test_local.py runs it"),
     (r"accelerator_check", "needs an accelerator; tests/test_accelerator_check.py runs it"),
     (r"postgresql://", "needs a Postgres server; tests/web and tests/annotate have one"),
     (r"^vllm|vllm_python|^python -m venv vllm|torch\.library", "needs vLLM"),
@@ -67,7 +68,7 @@ NEEDS = (
     (r"bench .*--work mixed|--size 3b|load_test\.py", "long"),
 )  # fmt: skip
 # Flags that are added to a command, as all models are tiny here and the machine is a CPU.
-STEPS = "--steps 2 --batch_size 1 --loop.accumulate 1 --attention xla"
+STEPS = "--steps 2 --batch_size 1 --loop.accumulate 1 --attention xla --dtype float32"
 MORE = (
     (r"^ugc-jax sft --config sft_", STEPS),
     (r"^ugc-jax grpo --config grpo_3b", f"{STEPS} --samples 2 --max_new_tokens 8"
