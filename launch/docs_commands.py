@@ -45,7 +45,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=\S+$|export ")
 
 # What is not run, by the first pattern that is found in it. "long": --long runs it.
 NEEDS = (
-    (r"^ugc-jax JOB|\[ID|\[ARGUMENT|\b(CLIPS|MODEL|MANIFEST)\b", "is a form, not a command"),
+    (r"^ugc-jax JOB|\[,ID|\[ARGUMENT|\b(CLIPS|MODEL|MANIFEST)\b", "is a form, not a command"),
     (r"caption --mesh.tensor 4$", "is a part of a command"),
     (r"^(kill|touch) ", "needs a run of several processes that is under way"),
     (r"\bgs://", "needs a bucket"),
