@@ -1,13 +1,14 @@
 """Data sets of Hugging Face and Parquet files, and columns with other names."""
 
 import datetime
+import os
 
 import pytest
 from fake_bucket import bucket  # noqa: F401 (fixture)
 
-from ugc_jax.data import tables
+from ugc_jax.data import extract, tables, tars
 from ugc_jax.data.manifest import Columns, read_manifest, read_rows
-from ugc_jax.errors import EnvironmentFailure, UserError
+from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError
 from ugc_jax.media.presets import ClipSettings
 
 CLIP = ClipSettings(question="What?")
@@ -55,7 +56,17 @@ def test_splits(datasets, tmp_path):
         read_manifest(folder, CLIP, columns=NAMES, split="z")
 
 
-def test_videos_are_not_decoded_and_embedded_ones_are_refused(datasets, tmp_path):
+def contents(rows, folder):
+    """The bytes that are read for each medium of rows."""
+    found = []
+    for row in rows:
+        for path in row.media:
+            tars.copy(tars.locate(path), folder / "copy")
+            found.append((folder / "copy").read_bytes())
+    return found
+
+
+def test_videos_are_not_decoded_and_embedded_ones_are_read_at_their_places(datasets, tmp_path):
     feature = datasets.Video()
     (tmp_path / "a.mp4").write_bytes(b"no video: nothing decodes it")
     data = datasets.Dataset.from_dict({"video": [str(tmp_path / "a.mp4")], "caption": ["A"]})
@@ -63,8 +74,59 @@ def test_videos_are_not_decoded_and_embedded_ones_are_refused(datasets, tmp_path
     ((_, row),) = tables._rows(data, "set")
     assert row == {"video": {"path": str(tmp_path / "a.mp4"), "bytes": None}, "caption": "A"}
     data.save_to_disk(tmp_path / "set")  # with their bytes
-    with pytest.raises(UserError, match=r"set\[0\]: video has a file's bytes; save them to a file"):
-        read_manifest(tmp_path / "set", CLIP)
+    rows = read_manifest(tmp_path / "set", CLIP)
+    assert rows[0].media[0].startswith(f"{tmp_path}/set/data-00000-of-00001.arrow/")
+    assert rows[0].media[0].endswith("/a.mp4")
+    assert contents(rows, tmp_path) == [b"no video: nothing decodes it"]
+    # as the bytes of a clip that does not decode, and that did not change since
+    assert extract._identity(rows[0].media)[0][0] == len(b"no video: nothing decodes it")
+    (tmp_path / "set/data-00000-of-00001.arrow").write_bytes(b"")
+    with pytest.raises(UnreadableFile, match="arrow: is cut off"):
+        contents(rows, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_lists_of_embedded_files_and_columns_of_bytes(datasets, tmp_path, form):
+    """Several batches, nulls, names that are absent or have folders, an order of its own."""
+    shown = [
+        {"images": [{"path": "x/0.png", "bytes": b"zero"}, {"path": None, "bytes": b"one"}]},
+        {"images": [{"path": None, "bytes": b"more"}]},
+        {"images": [{"path": "2.png", "bytes": b"t" * 5000}]},
+    ]
+    rows = [
+        {"video": b"clip %d" % number, "thumb": b"\0", "caption": str(number)} | shown[number % 3]
+        for number in range(2500)
+    ]
+    images = datasets.List(datasets.Image(decode=False))
+    names = ("video", "thumb", "caption", "images")
+    kinds = [*map(datasets.Value, ("binary", "binary", "string")), images]
+    features = datasets.Features(dict(zip(names, kinds, strict=True)))
+    data = datasets.Dataset.from_list(rows, features=features)
+    path = tmp_path / "set"
+    if form == "saved":
+        data.save_to_disk(path, num_shards=2)
+    else:
+        path = path.with_suffix(".parquet")
+        data.to_parquet(path)
+    read = read_manifest(path, CLIP, columns=Columns(drop=("images",)))
+    assert [row.extra["thumb"] for row in read[:2]] == ["<1 bytes>"] * 2
+    some = [*range(0, 2500, 100), 2499]
+    assert contents([read[number] for number in some], tmp_path) == [
+        rows[number]["video"] for number in some
+    ]
+    read = read_manifest(path, CLIP, columns=Columns(drop=("video",)))
+    assert [os.path.basename(name) for row in read[:3] for name in row.media] == [
+        "0.png", "clip", "clip", "2.png",
+    ]  # fmt: skip
+    assert contents([*read[:3], read[2499]], tmp_path) == [
+        b"zero", b"one", b"more", b"t" * 5000, b"zero", b"one",
+    ]  # fmt: skip
+    if form == "saved":
+        moved = datasets.load_from_disk(path).select([7, 3])
+        ((_, first), (_, second)) = tables._rows(moved, "set", {"video"})
+        places = [first["video"], second["video"]]
+        assert places == [read_manifest(path, CLIP, columns=Columns(drop=("images",)))[n].media[0]
+                          for n in (7, 3)]  # fmt: skip
 
 
 def test_of_the_hub(datasets, monkeypatch):

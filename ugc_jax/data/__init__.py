@@ -5,6 +5,7 @@
     manifest.py   a manifest or a folder -> rows          extract.py   rows -> records
     forms.py      a row in any tool's form -> messages    removal.py   records taken out for good
     tables.py     data sets of Hugging Face -> rows       tars.py      webdataset's files -> rows
+    embedded.py   clips within a data set's files
     card.py       the data card beside records            removed.py   the list of what was
     records.py    extracted folders, written and read     planning.py  which rows, in which step
     pipeline.py   records -> batches by the plan (Grain)  reading.py   files -> prompts, read ahead

@@ -138,12 +138,12 @@ def read_manifest(
         raise UserError(f"{path}: is no data set of Hugging Face; leave subset and split out")
     if hub:
         source = source._replace(media=media or "")
-        return source.of_table(tables.read_hub(*hub, subset, split))
+        return source.of_table(tables.read_hub(*hub, subset, split, source.columns_of_files))
     if is_saved:
         source = source._replace(media=media or path)
-        return source.of_table(tables.read_saved(path, split))
+        return source.of_table(tables.read_saved(path, split, source.columns_of_files))
     if tables.is_parquet(path):
-        return source.of_table(tables.read_parquet(path))
+        return source.of_table(tables.read_parquet(path, source.columns_of_files))
     if tars.is_tars(path):
         return source.of_tars(tars.expand(path))
     if is_folder:
@@ -166,6 +166,12 @@ class _Source(NamedTuple):
         if self.media is not None:
             return self.media
         return self.path.rpartition("/")[0] if remote.is_url(self.path) else Path(self.path).parent
+
+    @property
+    def columns_of_files(self) -> set[str]:
+        """The columns of files, by their names in the data."""
+        given = self.columns.given()
+        return {given.get(name, name) for name in READ} - {*self.columns.drop}
 
     def read(self, numbered: "Numbered", name: Callable[[int], str]):
         """Return (rows, faults) of numbered columns. name: number -> id."""

@@ -2,7 +2,8 @@
 
     folder that `save_to_disk` wrote · *.parquet, local or a URL · OWNER/NAME of the hub
 
-Media stay what they are in the data set: paths or hf:// URLs; none is decoded or downloaded here.
+Media stay what they are in the data set: paths, hf:// URLs, or bytes (`embedded`); none is decoded
+or downloaded here.
 """
 
 import contextlib
@@ -11,16 +12,17 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ugc_jax import files, remote
+from ugc_jax.data import embedded
 from ugc_jax.errors import EnvironmentFailure, UnreadableFile, UserError, require_extra
 
 Rows = Iterable[tuple[str, dict]]  # (id, columns)
 _ID = re.compile(r"(?:hf://datasets/)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
-_NOT_DECODED = ("Video", "Audio", "Image")  # features
+_BATCH = 256  # rows that are read at a time
 
 
 def is_saved(path: str) -> bool:
@@ -45,9 +47,10 @@ def hub_id(path: str) -> tuple[str, str | None] | None:
     return found[1], found[2]
 
 
-def read_saved(path: str, split: str | None) -> Rows:
+def read_saved(path: str, split: str | None, media: Collection[str] = ()) -> Rows:
     """Return the rows of a folder of `save_to_disk`. split: of a folder with several.
 
+    media: columns in which the bytes of a file become its path (`embedded`).
     Raises EnvironmentFailure without datasets, UserError for a folder that it cannot read.
     """
     import_datasets(path)
@@ -55,24 +58,34 @@ def read_saved(path: str, split: str | None) -> Rows:
 
     with _one_line(path):
         found = load_from_disk(path)
-    return _rows(_of_split(found, path, split), os.path.basename(os.path.abspath(path)))
+    return _rows(_of_split(found, path, split), os.path.basename(os.path.abspath(path)), media)
 
 
-def read_hub(name: str, revision: str | None, subset: str | None, split: str | None) -> Rows:
+def read_hub(
+    name: str,
+    revision: str | None,
+    subset: str | None,
+    split: str | None,
+    media: Collection[str] = (),
+) -> Rows:
     """Return the rows of a data set of the hub, which is cached on this machine.
 
-    Raises as `read_saved`, and UserError if it cannot be fetched.
+    media: as of `read_saved`. Raises as `read_saved`, and UserError if it cannot be fetched.
     """
     import_datasets(name)
     from datasets import load_dataset
 
     with _one_line(name):
         found = load_dataset(name, subset, revision=revision)
-    return _rows(_of_split(found, name, split), name)
+    return _rows(_of_split(found, name, split), name, media)
 
 
-def read_parquet(path: str) -> Rows:
-    """Yield the rows of Parquet files; a local path may be a pattern. Raises as `read_saved`."""
+def read_parquet(path: str, media: Collection[str] = ()) -> Rows:
+    """Yield the rows of Parquet files; a local path may be a pattern.
+
+    media: as of `read_saved`. A file that has bytes of files is written once more as an Arrow file,
+    to the cache of datasets, as Parquet packs them. Raises as `read_saved`.
+    """
     import_datasets(path)
     import pyarrow
     import pyarrow.parquet
@@ -86,14 +99,25 @@ def read_parquet(path: str) -> Rows:
         raw = remote.read_bytes(one) if remote.is_url(one) else files.read_bytes(one, "name a file")
         try:
             table = pyarrow.parquet.ParquetFile(io.BytesIO(raw))
+            if embedded.columns_of(table.schema_arrow, media):
+                yield from _of_parquet(one, media)
+                continue
             number = 0
-            for batch in table.iter_batches(256):
+            for batch in table.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     yield f"{os.path.basename(one)}[{number}]", plain(row)
                     number += 1
         except pyarrow.ArrowException as error:
             text = " ".join(str(error).split())
             raise UserError(f"{one}: no Parquet file ({text:.120}); write it again") from None
+
+
+def _of_parquet(path: str, media: Collection[str]) -> Rows:
+    from datasets import load_dataset
+
+    with _one_line(path):
+        data = load_dataset("parquet", data_files=[path], split="train")
+    return _rows(data, os.path.basename(path), media)
 
 
 def plain(row: dict) -> dict:
@@ -134,16 +158,16 @@ def _of_split(found, name: str, split: str | None):
     return found[split]
 
 
-def _rows(data, name: str) -> Iterator[tuple[str, dict]]:
-    import datasets
-
-    for column, feature in data.features.items():
-        for kind in _NOT_DECODED:
-            cls = getattr(datasets, kind, None)
-            if cls is not None and isinstance(feature, cls):
-                data = data.cast_column(column, cls(decode=False))
-    for number, row in enumerate(data):
-        yield f"{name}[{number}]", plain(row)
+def _rows(data, name: str, media: Collection[str] = ()) -> Iterator[tuple[str, dict]]:
+    count, columns = len(data), embedded.columns_of(data.data.schema, media)
+    if paths := embedded.paths(data, columns) if columns else None:
+        data = data.remove_columns(columns)  # or all their bytes would be read
+    # As Arrow has them, so that datasets decodes no media.
+    batches = data.with_format("arrow").iter(_BATCH) if data.column_names else ()
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for number in range(count):
+        own = {column: values[number] for column, values in (paths or {}).items()}
+        yield f"{name}[{number}]", plain(next(rows, {}) | own)
 
 
 @contextlib.contextmanager

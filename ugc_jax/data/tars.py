@@ -2,7 +2,7 @@
 
 Members with one key are a row: 000123.mp4, 000123.json (its columns) or 000123.txt (its caption).
 A member's path is that of the tar file, a slash and its name: shards/000.tar/000123.mp4. A manifest
-of any form may have such paths.
+of any form may have such paths. Those of `embedded` are read alike.
 """
 
 import functools
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, NamedTuple
 
 from ugc_jax import remote
+from ugc_jax.data import embedded
 from ugc_jax.data.prompt import KINDS
 from ugc_jax.errors import UnreadableFile, UserError, environment_failure
 from ugc_jax.media.find import VIDEO_SUFFIXES
@@ -30,7 +31,7 @@ _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 
 
 class Member(NamedTuple):
-    """A file within a tar file. offset, size: bytes of its content."""
+    """A file within a tar file, or an Arrow file. offset, size: bytes of its content."""
 
     tar: str
     offset: int
@@ -130,19 +131,24 @@ def locate(path: str) -> Member | None:
     tar, name = split(path)
     if not tar:
         return None
-    place = _members(tar).get(name)
+    is_tar = tar.endswith(SUFFIX)
+    place = _members(tar).get(name) if is_tar else embedded.place(name)
     if place is None:
         raise UserError(f"{path}: {tar} has no member of this name; check the name")
     return Member(tar, *place)
 
 
 def split(path: str) -> tuple[str, str]:
-    """Return (tar file, name) of a member's path; ("", path) of any other path."""
-    head, found, name = path.partition(f"{SUFFIX}/")
-    tar = head + SUFFIX
-    if not found or not name or not (remote.is_url(tar) or os.path.isfile(tar)):
-        return "", path
-    return tar, name
+    """Return (tar file, name) of a member's path; ("", path) of any other path.
+
+    Also of (Arrow file, place).
+    """
+    for suffix in (SUFFIX, embedded.SUFFIX):
+        head, found, name = path.partition(f"{suffix}/")
+        tar = head + suffix
+        if found and name and (remote.is_url(tar) or os.path.isfile(tar)):
+            return tar, name
+    return "", path
 
 
 def copy(member: Member, target: str) -> None:
