@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 
 import jax
@@ -13,11 +15,14 @@ from jax._src.lib import _jax
 
 from ugc_jax import processes
 from ugc_jax.errors import UserError
-from ugc_jax.watch.hub import Report
+from ugc_jax.watch.hub import RESTART, Report
 from ugc_jax.watch.member import Member
+
+logger = logging.getLogger(__name__)
 
 _KEY = "ugc_jax/watch"  # in the coordination service: where the hub is
 _START = 60.0  # seconds in which the coordinator must be up
+_COME = 270.0  # seconds in which all processes must come; at 300 jax aborts, in C++
 # Of launch scripts, where no cluster says them.
 PROCESSES, PROCESS = "UGC_JAX_PROCESSES", "UGC_JAX_PROCESS"
 
@@ -58,11 +63,11 @@ def join_processes(position: Callable[[], Report], silence: float) -> Member:
 
     position, silence: as of `Member`. The processes are found as `jax.distributed.initialize` does
     it, or by UGC_JAX_PROCESSES, UGC_JAX_PROCESS and JAX_COORDINATOR_ADDRESS. Raises UserError if no
-    launcher names any.
+    launcher names any. Ends this process with a line and RESTART if not all of them come in time.
     """
     coordinator: list[_Coordinator] = []
     try:
-        with _service_outside(silence, coordinator):
+        with _service_outside(silence, coordinator), _all_must_come():
             jax.distributed.initialize(**_given())
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -82,6 +87,26 @@ def join_processes(position: Callable[[], Report], silence: float) -> Member:
             f"distributed: {host}:{port} is not reached ({error.strerror or error}); open the "
             f"ports between the machines ({socket.gethostname()} is process {state.process_id})"
         ) from None
+
+
+@contextlib.contextmanager
+def _all_must_come() -> Iterator[None]:
+    """Within the block the others are waited for; it ends this process if that takes too long."""
+
+    def end():
+        logger.error(
+            "distributed: not all processes came within %.0f s; see the log of each, and run again",
+            _COME,
+        )
+        os._exit(RESTART)
+
+    timer = threading.Timer(_COME, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _given() -> dict:
