@@ -191,6 +191,14 @@ def test_job_that_takes_no_words(job, monkeypatch, capsys):
     assert "unexpected 'steps=5'; settings are written --KEY VALUE" in capsys.readouterr().err
 
 
+def test_an_output_at_a_url_is_refused_where_it_would_be_a_local_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "^output: gs://b/a.jsonl is a URL, and caption writes to this machine; give a path"
+    with pytest.raises(UserError, match=line):
+        cli.run(["caption", "--output", "gs://b/a.jsonl", "a.mp4"])
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.usefixtures("exits")
 def test_interrupt_is_status_130(job, monkeypatch, capsys):
     job(is_interrupted)

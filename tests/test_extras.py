@@ -103,6 +103,13 @@ def test_a_missing_library_is_named_with_its_extra():
     assert extras.extra_of("numpy") is None
 
 
+def test_a_library_that_fsspec_lacks_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("ugc_jax.extras._is_there", lambda module: module != "s3fs")
+    error = ImportError("Install s3fs to access S3")
+    expected = "the library s3fs is not installed; pip install 'ugc_jax[s3]'"
+    assert str(environment_failure(error)) == expected
+
+
 def test_captions_without_any_extra(tiny_checkpoint, clips, tmp_path):
     output = tmp_path / "out.jsonl"
     words = ["caption", "--checkpoint", str(tiny_checkpoint), "--output", str(output)]

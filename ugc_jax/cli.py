@@ -15,11 +15,13 @@ from typing import NamedTuple
 from ugc_jax import __version__, settings
 from ugc_jax.errors import UserError, environment_failure, require_extra
 from ugc_jax.progress import LineHandler
+from ugc_jax.remote import is_url
 
 logger = logging.getLogger(__name__)
 
 _LEVELS = {"-v": logging.DEBUG, "-q": logging.WARNING}
 _failed: list[Exception] = []  # of the environment, after they were reported
+_REMOTE = ("extract", "sft", "grpo")  # jobs whose output may be a URL
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended, as in shells
 
 
@@ -197,8 +199,9 @@ def set_up_logging(level: int = logging.INFO):
     logger.propagate = False
     for name in ("jax", "tensorflow", "transformers", "orbax", "libav"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Orbax logs errors of its threads there, with tracebacks; the failing save raises them, too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax (there) and gcsfs log errors with tracebacks, and raise them, too.
+    for name in ("absl", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.stdout.reconfigure(errors="surrogateescape")  # file names may be any bytes
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -250,6 +253,11 @@ def run(argv: list[str]) -> int:
         raise UserError(f"nothing to do; usage: ugc-jax {name} [--KEY VALUE ...] {job.arguments}")
     if job.extra:
         require_extra(job.extra, name)
+    if name not in _REMOTE and is_url(output := getattr(config, "output", None) or ""):
+        raise UserError(
+            f"output: {output} is a URL, and {name} writes to this machine; give a path, and copy "
+            "it there afterwards"
+        )
     return module.main(config, arguments)
 
 

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import re
 
 from ugc_jax import extras
 
@@ -107,6 +108,10 @@ def _diagnosis(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, ModuleNotFoundError) and (extra := extras.extra_of(error.name or "")):
         return f"the library {error.name} is not installed", extras.command(extra)
     if isinstance(error, ImportError):
+        # Of fsspec: "Install s3fs to access S3"
+        for name in re.findall(r"[iI]nstall (\w+)", text):
+            if (extra := extras.extra_of(name)) and extras.missing(extra):
+                return f"the library {name} is not installed", extras.command(extra)
         name = (error.name or "").partition(".")[0]
         return f"{f'the library {name}' if name else 'a library'} does not load ({text})", _LIBRARY
     if isinstance(error, OSError):

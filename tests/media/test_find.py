@@ -45,6 +45,8 @@ def test_nothing_found_is_told(clips):
         find_clips([str(clips / "empty")])
     with pytest.raises(UserError, match=r"\*\.avi: matches no file"):
         find_clips([f"{clips}/*.avi"])
+    with pytest.raises(UserError, match="^http://a/b.mp4: is a URL, and only files are read here"):
+        find_clips(["http://a/b.mp4"])
 
 
 def test_names_of_cameras_and_of_the_web(tmp_path):

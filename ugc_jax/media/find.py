@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ugc_jax import remote
 from ugc_jax.errors import UserError
 
 VIDEO_SUFFIXES = (
@@ -21,10 +22,12 @@ def find_clips(words: Iterable[str]) -> list[str]:
     or [ that is not itself a file stands for the files that it matches. Anything else is taken as a
     file. A broken link, a pipe or a folder that may not be listed is found, too, so that it is
     reported as a clip that cannot be read. A link is a clip of its own beside the file it leads to.
-    Raises UserError for a folder or a pattern without any clip.
+    Raises UserError for a folder or a pattern without any clip, and for a URL.
     """
     clips: dict[Path, str] = {}  # place -> path as given
     for word in words:
+        if remote.is_url(word):
+            raise UserError(f"{word}: is a URL, and only files are read here; download it first")
         found = [word]
         if os.path.isdir(word):
             found = sorted(_in_folder(word))
