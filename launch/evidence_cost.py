@@ -45,9 +45,10 @@ def main():
     for video, prompt in read_prompts(files, clip, *how):
         if isinstance(prompt, UserError):
             raise SystemExit(str(prompt))
-        ids = captioner.tokenizer.encode(captions[video])
+        # Random weights write bytes that take more tokens as a text.
+        ids = captioner.tokenizer.encode(captions[video])[: arguments.new_tokens]
         key = prompt.bucket, scoring.slots_of(len(ids))
-        groups.setdefault(key, []).append((prompt.example, captions[video], ids))
+        groups.setdefault(key, []).append((prompt.example, captioner.tokenizer.decode(ids), ids))
     total = dict.fromkeys(("prefill", "encode", "explain"), 0.0)
     for key, units in groups.items():
         most = max(1, prefill_tokens(captioner.engine.mesh) // (key[0].tokens + key[1]))

@@ -190,7 +190,7 @@ def test_the_reward_of_completions_equals_explanations(tiny_captioner, prompts):
 def test_one_program_for_a_bucket(tiny_captioner, prompts):
     scores(tiny_captioner, prompts, [TEXTS] * 3)
     before = tiny_captioner.engine.programs()
-    scores(tiny_captioner, prompts[::-1], [TEXTS[:1]] * 3)
+    scores(tiny_captioner, prompts[::-1], [TEXTS[::-1]] * 3)
     assert tiny_captioner.engine.programs() == before
 
 
