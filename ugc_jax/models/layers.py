@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ugc_jax.models.int8 import SCALE
 from ugc_jax.models.params import param
@@ -183,11 +184,13 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
 
     params: a dict of leaves stacked on a leading layer axis (`jax.lax.scan`, one compiled layer:
       for training and accelerators), or a tuple of dicts (unrolled, no slicing: for a CPU).
-    per_layer: each layer's further input, `split_like` the params. remat: see `compute.Compute`.
+    per_layer: each layer's further input, `split_like` the params; of unrolled layers, numbers are
+      constants. remat: see `compute.Compute`.
     """
 
-    def body(x, inputs):
-        return layer(inputs[0], x, inputs[1])
+    def body(x, inputs, constant=None):
+        params, own = inputs
+        return layer(params, x, own if constant is None else constant)
 
     if remat != "none":
         body = jax.checkpoint(
@@ -196,9 +199,10 @@ def run_layers(layer, params, x, per_layer=None, *, remat: str = "none"):
     if not isinstance(params, tuple):
         # On a CPU a few layers in a row run faster than one at a time.
         return jax.lax.scan(body, x, (params, per_layer), unroll=4 if platform() == "cpu" else 1)
-    outs = []
-    for inputs in zip(params, per_layer or [None] * len(params), strict=True):
-        x, out = body(x, inputs)
+    # The layers that are alike are traced once, which is most of the time to a cached program.
+    body, outs = jax.jit(body, static_argnums=2), []
+    for one, own in zip(params, per_layer or [None] * len(params), strict=True):
+        x, out = body(x, (one, None), own) if isinstance(own, np.generic) else body(x, (one, own))
         outs.append(out)
     return x, tuple(outs)
 
