@@ -200,18 +200,28 @@ class Captioner:
 
     def __init__(
         self,
-        params: dict,
+        params: dict | Callable[[], dict],
         engine: Engine,
         tokenizer: ChatTokenizer,
         defaults: Defaults = NO_DEFAULTS,
     ):
-        """defaults: the clip settings and the sampling where a call names none."""
-        self.params = params
+        """params: or a function that loads them, which is called when they are first needed.
+
+        defaults: the clip settings and the sampling where a call names none.
+        """
+        self._params = params
         self.defaults = defaults
         self.engine = engine
         self.config = engine.config
         self.tokenizer = tokenizer
         self._reported: set = set()  # settings whose source was logged
+
+    @property
+    def params(self) -> dict:
+        """The weights, in the form in which decoding reads them."""
+        if callable(self._params):
+            self._params = self._params()
+        return self._params
 
     @classmethod
     def from_pretrained(
@@ -220,12 +230,15 @@ class Captioner:
         *,
         mesh: jax.sharding.Mesh | None = None,
         revision: str | None = None,
+        load: bool = True,
         **compute,
     ) -> "Captioner":
         """Load a checkpoint: a directory or a hub id such as "Qwen/Qwen2.5-Omni-3B".
 
         mesh: of `sharding.make_mesh`, to spread the model over several devices; None is one device.
         revision: branch, tag or commit on the hub.
+        load: False loads the weights while the first clips are read; what is wrong with them is
+          raised then.
         compute: fields of ComputeConfig, such as dtype ("float32", "bfloat16", or "auto", which is
           bfloat16 on TPU and GPU and float32 on CPU), attention, and weights and cache ("int8":
           half of the memory).
@@ -251,15 +264,19 @@ class Captioner:
             sharding.check_heads(mesh, config.text.num_attention_heads)
             shardings = param_shardings(thinker.declare(config), mesh, stacked)
         in_int8 = compute.weights == "int8"
-        params = load_params(directory, config, compute.dtype, stacked, shardings, in_int8)
         if compute.cache == "int8" and compute.attention in ON_GPUS:
             logger.info(
                 "compute.cache=int8: decode steps attend by XLA, as the kernels for GPUs do not "
                 "read int8"
             )
-        params = thinker.for_decoding(params, device.platform)
+
+        def params() -> dict:
+            how = compute.dtype, stacked, shardings, in_int8
+            return thinker.for_decoding(load_params(directory, config, *how), device.platform)
+
         defaults = Defaults.of(checkpoint, directory)
-        return cls(params, Engine(config, compute, mesh), tokenizer, defaults)
+        weights = params() if load else params
+        return cls(weights, Engine(config, compute, mesh), tokenizer, defaults)
 
     def caption(
         self, videos: Video | Iterable[Video], **options: Unpack[CaptionOptions]
@@ -630,7 +647,9 @@ class Captioner:
             how = dict(places=places, new_tokens=sampling.max_new_tokens, most=most)
             # where these are closed: also the files that they read
             with contextlib.closing(closes or contextlib.ExitStack()), contextlib.closing(clips):
-                if sizes is not None and (keys := sizes()):
+                keys = sizes() if sizes is not None else set()
+                clips.begin()
+                if keys:
                     how |= self._warm(clips, sorted(keys), sampling, **how)
                 for one in self.engine.run(self.params, clips, **how):
                     while clips.failed:
@@ -730,6 +749,12 @@ class _Clips:
         self._pending = 4 * (engine.batch_size or 8)
         self._room = captioner.config.text.max_position_embeddings - sampling.max_new_tokens
         self._read = read(ahead=engine.batch_size or 8, waits=lambda: self._waits)
+
+    def begin(self):
+        """Let the worker processes begin before the first `take`."""
+        self._waits = False
+        if (read := next(self._read, None)) is not None:
+            self._add(*read)
 
     def close(self):
         """End the worker processes."""

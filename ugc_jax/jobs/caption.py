@@ -138,7 +138,7 @@ def main(config: CaptionConfig, videos: list[str]) -> int:
         totals = Totals(skipped=len(mine) - len(todo))
         if todo:
             captioner = Captioner.from_pretrained(
-                directory, mesh=mesh, **dataclasses.asdict(config.compute)
+                directory, mesh=mesh, load=False, **dataclasses.asdict(config.compute)
             )
             if source is None:
                 rest = sampling, config.engine, config.warm, config.evidence
