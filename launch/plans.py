@@ -147,14 +147,6 @@ def step_seconds(plan: dict) -> float:
     return plan["floors"]["step"] if "floors" in plan else plan["seconds"]
 
 
-def verdict(plan: dict) -> str:
-    """Return the peak and whether it fits."""
-    if plan["fits"]:
-        return f"{gib(plan['peak'])}, fits"
-    worst = max(plan["programs"], key=lambda one: one["peak"])["name"]
-    return f"{gib(plan['peak'])}, does not fit (the {worst})"
-
-
 def sweep() -> str:
     """SFT of the 3B on 16, 64 and 256 chips."""
     rows = []
@@ -176,7 +168,7 @@ def sft() -> str:
         words = f"--config {config} --topology v5e:{topology}"
         one = plans()[words]
         rows.append((
-            f"`ugc-jax plan {words}`", str(one["rows"]), gib(one["arguments"]), verdict(one),
+            f"`ugc-jax plan {words}`", str(one["rows"]), gib(one["arguments"]), gib(one["peak"]),
             f"{tera(one['model_flops'])}, {tera(one['executed_flops'])}",
             f"{step_seconds(one):.2f}",
         ))  # fmt: skip
@@ -226,28 +218,13 @@ def sft_text() -> str:
     )
 
 
-def size_7b() -> str:
-    """The configs of the 7B."""
-    rows = []
-    for words, one in plans().items():
-        if words.startswith(("--config sft_7b", "--config grpo_7b")):
-            work = one.get("model_flops"), one.get("executed_flops")
-            if work[0] is None:
-                work = [sum(p[name] for p in one["programs"]) for name in ("flops", "executed")]
-            seconds = f"{step_seconds(one):.2f}" if one["fits"] else ""
-            rows.append((
-                f"`ugc-jax plan {words}`", verdict(one), gib(one["hbm"]),
-                f"{tera(work[0])}, {tera(work[1])}", seconds,
-            ))  # fmt: skip
-    head = "command", "peak", "of", "TFLOP a step, with recomputation", "s a step, at least"
-    return markdown(head, rows)
-
-
 def slices() -> str:
     """The slices that `auto` chooses."""
     rows = []
     for config, topology in CHOSEN.items():
-        one = plans()[f"--config {config} --topology {topology}"]
+        one = plans().get(f"--config {config} --topology {topology}")
+        if one is None:
+            continue
         cells = gib(one["peak"]), gib(one["hbm"]), f"{step_seconds(one):.2f}"
         rows.append((f"`{config}`", topology, *cells))
     return markdown(("config", "slice", "GiB a chip", "of", "s a step, at least"), rows)
@@ -275,7 +252,6 @@ TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "planning.md": (sweep, captions),
     "training.md": (sft,),
     "grpo.md": (grpo,),
-    "paper.md": (size_7b,),
     "pods.md": (slices,),
 }
 
