@@ -11,6 +11,7 @@ import pytest
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
+from ugc_jax.generate import engine
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
@@ -41,6 +42,10 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(generation, "compiled_memory", lambda *_, **__: said)
     of_tpu = functools.partial(abstract_weights, platform="tpu")
     monkeypatch.setattr(generation, "abstract_weights", of_tpu)
+    # The devices are CPUs, for which the engine takes less at a time.
+    monkeypatch.setitem(engine.MOST_PLACES, "cpu", engine.MOST_PLACES["accelerator"])
+    together = lambda mesh: 8192 * sharding.round_up_rows(mesh, 1)  # noqa: E731
+    monkeypatch.setattr(generation, "prefill_tokens", together)
 
 
 def plan_3b(compute=None, prompts=None, slots=None, devices=1):
@@ -101,7 +106,7 @@ def test_slots_that_fit(no_compiler):
     assert (fewer.slots, fewer.most) == (8, pytest.approx(plan.most, abs=1))
     # Several devices, each with a copy of the weights and its slots.
     four = plan_3b(devices=4)
-    assert (four.chips, four.slots, four.group) == (4, 64, 8)
+    assert (four.chips, four.slots, four.group) == (4, 64, 12)
     assert four.slot == pytest.approx(plan.slot, rel=0.01)
 
 
