@@ -262,7 +262,10 @@ def beside(command: str, folder: Path) -> Iterator[dict[str, str]]:
         if "ugc-jax push" in command:
             hub = stack.enter_context(fake_hub.running())
             hub.owners.add("USER")
-            yield {"HF_ENDPOINT": hub.url, "HF_TOKEN": fake_hub.TOKEN, "HF_HUB_OFFLINE": "0"}
+            yield {
+                "HF_ENDPOINT": hub.url, "HF_TOKEN": fake_hub.TOKEN, "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1",  # this hub speaks LFS alone
+            }  # fmt: skip
         elif f"localhost:{TEACHER_PORT}" in command:
             stack.enter_context(Teacher(folder / "truth.jsonl", errors=0.0, port=TEACHER_PORT))
             yield {}
