@@ -53,6 +53,7 @@ NEEDS = (
     (r"^hf auth", "needs a token of the hub"),
     (r"launch/(tpu_vm|tpu_queued|gke)\.sh|^sbatch|launch/hosts\.sh gpu", "needs a cluster"),
     (r"teacher.kind local", "needs weights that answer in JSON; tests/label/test_local.py runs it"),
+    (r"--which adapter", "needs a LoRA run; tests/jobs/test_push.py sends one"),
     (r"accelerator_check", "needs an accelerator; tests/test_accelerator_check.py runs it"),
     (r"postgresql://", "needs a Postgres server; tests/web and tests/annotate have one"),
     (r"^vllm|vllm_python|^python -m venv vllm|torch\.library", "needs vLLM"),
