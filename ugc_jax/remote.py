@@ -6,9 +6,11 @@ are no file's fault. fsspec is imported when the first URL is met.
 """
 
 import errno
+import logging
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,8 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _LIBRARIES = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}  # protocol -> extra
 _REFUSED = (401, 403)  # statuses of HTTP
 _FOR_A_MOMENT = (408, 425, 429)  # these, and 500 and above
+# gcsfs raises these with the status in the text alone: an OSError, a ValueError.
+_OF_GCSFS = {"Forbidden: ": 403, "Bad Request: ": 400}
 _NO_CREDENTIALS = re.compile(r"credential|invalid_grant|anonymous caller|not log", re.IGNORECASE)
 _LASTING = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError,
@@ -31,6 +35,15 @@ _LASTING = (
 )  # fmt: skip
 
 T = TypeVar("T")
+
+# gcsfs and s3fs keep a folder's listing for as long as the process lives, and would not see what
+# other processes write: the shards of other hosts, a request for a profile. etils, too, takes its
+# file systems with what fsspec finds there.
+for _name in ("gs", "s3"):
+    os.environ.setdefault(f"FSSPEC_{_name.upper()}_USE_LISTINGS_CACHE", "false")
+    if "fsspec" in sys.modules:  # it has read them before
+        _conf = sys.modules["fsspec"].config.conf.setdefault(_name, {})
+        _conf.setdefault("use_listings_cache", False)
 
 
 def is_url(path: object) -> bool:
@@ -67,6 +80,8 @@ def file_system(url: str):
     import fsspec
 
     name = protocol(url)
+    if _LIBRARIES.get(name) == "gcs" and not (log := logging.getLogger("gcsfs")).level:
+        log.setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
     try:
         return fsspec.filesystem(name)
     except ImportError as error:
@@ -242,4 +257,6 @@ def _status(error: BaseException | None) -> int | None:
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 400 <= value < 600:
             return value
+    if type(error) in (OSError, ValueError):
+        return next((_OF_GCSFS[one] for one in _OF_GCSFS if str(error).startswith(one)), None)
     return None
