@@ -77,6 +77,8 @@ MORE = (
     (r"^ugc-jax grpo --config grpo_tiny", "--steps 2"),
     (r"^ugc-jax label ", "--min_words 4 --language none"),
     (r"--preset timechat", "--max_new_tokens 64"),
+    # Random weights do not end their captions.
+    (r"^ugc-jax caption (?!.*--max_new_tokens)|--ask\.checkpoint", "--max_new_tokens 32"),
     (r"^curl ", "--fail-with-body --silent --show-error"),
 )  # fmt: skip
 # What stands for something of the reader's, or counts what is fewer here.
