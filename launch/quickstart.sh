@@ -26,10 +26,10 @@ case "${1:-}" in
     ;;
 esac
 
-run="$root/runs/quickstart" train=2000 test=200 epochs=6 total=10
+run="$root/runs/quickstart" train=2000 test=200 epochs=6 total=10 incomplete=0.6
 columns=(before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture")
 if [ -n "$fast" ]; then
-    run="$root/runs/quickstart-fast" train=600 test=60 epochs=8 total=8
+    run="$root/runs/quickstart-fast" train=600 test=60 epochs=8 total=8 incomplete=0
     columns=(before:before sft:SFT)
 fi
 steps="$run/steps.txt"
@@ -83,7 +83,7 @@ if [ ! -f "$run/start/config.json" ]; then
 fi
 
 step world "clips with sound, and captions that can be checked, in $run/world"
-ugc_jax world --output "$run/world" --train "$train" --test "$test"
+ugc_jax world --output "$run/world" --train "$train" --test "$test" --incomplete "$incomplete"
 if [ -z "$fast" ]; then
     for ablation in mute blank; do
         ugc_jax world --output "$run/$ablation" --train 0 --$ablation

@@ -142,25 +142,35 @@ class WorldSettings:
     size: int = 112  # pixels of each side, an even number
     mute: bool = False  # the same clips with a sound track that is silent
     blank: bool = False  # the same clips with a picture that is all grey
+    incomplete: float = 0.0  # share of the training captions that say nothing of the text
 
     def __post_init__(self):
         """Raises UserError for a setting out of range."""
         check_minimum(self, seed=0, seconds=1, fps=1, size=28)
         if self.size % 2:
             raise UserError(f"size is {self.size}; use an even number")
+        if not 0 <= self.incomplete <= 1:
+            raise UserError(f"incomplete is {self.incomplete}; use a share from 0 to 1")
 
 
 def make_clip(
-    split: str, number: int, seed: int = 0, seconds: float = 2.0
+    split: str, number: int, seed: int = 0, seconds: float = 2.0, incomplete: float = 0.0
 ) -> tuple[Scene, dict[str, str], str]:
     """Clip `number` of a split: its scene, its attributes (of VALUES) and its caption.
 
-    They depend on the arguments only. seconds: length of the clip.
+    They depend on the arguments only. seconds: length of the clip. incomplete: share of the
+    training captions that say nothing of the text.
     """
     hand = _deal(split, number, seed)
     attributes = {name: hand[name] for name in VALUES}
     scene = _scene(hand, _random(split, seed, len(_decks(split)), number), seconds)
-    return scene, attributes, write_caption(attributes, hand["phrasing"])
+    said = dict(attributes)
+    if (
+        split == "train"
+        and _random(split, seed, len(_decks(split)) + 1, number).random() < incomplete
+    ):
+        del said["text"]
+    return scene, attributes, write_caption(said, hand["phrasing"])
 
 
 def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
@@ -206,7 +216,9 @@ def write_example(split: str, number: int, settings: WorldSettings, folder: Path
     The row, {"videos": ["train/000000.mp4"], "messages": [question, caption], "attributes": {...}},
     has the path relative to `folder`. Raises UserError if the clip cannot be written.
     """
-    scene, attributes, caption = make_clip(split, number, settings.seed, settings.seconds)
+    scene, attributes, caption = make_clip(
+        split, number, settings.seed, settings.seconds, settings.incomplete
+    )
     if settings.mute:
         scene = dataclasses.replace(scene, sound=None)
     if settings.blank:
@@ -277,16 +289,16 @@ PHRASINGS = (
 
 
 def write_caption(attributes: dict[str, str], phrasing: int) -> str:
-    """The caption that states all attributes, in one of the PHRASINGS."""
+    """The caption that states all attributes, in one of the PHRASINGS; the text may be left out."""
     order, text, no_text = PHRASINGS[phrasing]
     thing = "{colour} {shape}".format(**attributes)
     noise = "{rhythm} {pitch} {sound}".format(**attributes)
-    word = attributes["text"]
+    word = attributes.get("text")
     if attributes["first"] == "shape":
         heard, seen, pair = "after", "before", f"a {thing}, then {noise}"
     else:
         heard, seen, pair = "before", "after", f"{noise}, then a {thing}"
-    return order.format(
+    caption = order.format(
         thing=thing,
         noise=noise,
         Noise=noise.capitalize(),
@@ -295,10 +307,11 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
         motion=attributes["motion"],
         background=attributes["background"],
         change=attributes["change"],
-        text=no_text if word == NO_TEXT else text.format(word=word),
+        text="" if word is None else no_text if word == NO_TEXT else text.format(word=word),
         heard=heard,
         seen=seen,
     )
+    return " ".join(caption.split())  # without the place of a text that is left out
 
 
 def corpus_sentences() -> list[str]:
