@@ -20,6 +20,7 @@ from ugc_jax.generate.engine import (
     Listed,
     Request,
     Streamed,
+    plan_places,
 )
 from ugc_jax.generate.settings import SamplingConfig
 from ugc_jax.models.compute import Compute
@@ -221,6 +222,18 @@ def test_a_prompt_that_is_too_large_is_told_and_the_others_go_on(config, params)
 
 
 @pytest.mark.usefixtures("highest_precision")
+def test_a_device_holds_the_heads_that_are_its_own():
+    """A mesh that splits the two key/value heads has room for twice as many places; not four."""
+    model, places = config_lib.SIZES["tiny"](), {}
+    for tensor in (1, 2, 4):
+        mesh = sharding.make_mesh(1, 1, tensor, jax.devices()[:tensor])
+        one = Engine(model, Compute(), mesh)
+        places[tensor] = plan_places(one, 128, 64, 1, None, free=2e6)
+    assert places[1] > 4
+    assert places[2] == pytest.approx(2 * places[1], abs=1)
+    assert places[4] == places[1]
+
+
 def test_places_grow_with_the_prompts(config, params, alone):
     """A short prompt decodes when a long one comes; a second pass compiles nothing."""
     engine = Engine(config, Compute())

@@ -32,7 +32,14 @@ from ugc_jax.generate.settings import NEW_TOKENS, SamplingConfig
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
-from ugc_jax.sharding import abstract, batch_shardings, replicated, round_up_rows, shardings
+from ugc_jax.sharding import (
+    abstract,
+    batch_shardings,
+    replicated,
+    round_up_rows,
+    shard_count,
+    shardings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +242,7 @@ def plan_places(
     dtype, cache = engine.compute.dtype, engine.compute.cache
     each = place_bytes(engine.config, tokens, new_tokens, samples, dtype, cache)
     share = round_up_rows(mesh, 1)
-    room = _for_caches(mesh) if free is None else free / 2
+    room = (_for_caches(mesh) if free is None else free / 2) * _splits(engine)
     places = min(limit, most or limit, max(1, int(room // each) * share))
     places = round_up_rows(mesh, places)
     logger.info(
@@ -255,9 +262,17 @@ def longest_prompt(engine: "Engine", places: int, new_tokens: int, samples: int)
     mesh = engine.mesh
     compute = engine.compute
     shape = dict(new_tokens=new_tokens, samples=samples, dtype=compute.dtype, cache=compute.cache)
-    most = _for_caches(mesh) / (places // round_up_rows(mesh, 1))
+    most = _for_caches(mesh) * _splits(engine) / (places // round_up_rows(mesh, 1))
     sizes = (size for size in PROMPT_TOKENS if place_bytes(engine.config, size, **shape) <= most)
     return max(sizes, default=0)
+
+
+def _splits(engine: "Engine") -> int:
+    """Return over how many devices the heads of a place's caches are split (`sharding.spec`)."""
+    if engine.mesh is None:
+        return 1
+    split = shard_count("heads", engine.mesh)
+    return 1 if engine.config.text.num_key_value_heads % split else split
 
 
 def _for_caches(mesh: jax.sharding.Mesh | None) -> float:
