@@ -159,41 +159,28 @@ def decode_layers(
     def keys(cache: Cache, mask):
         return (cache.k, cache.v, mask, *(cache[2:] if in_int8 else ()))
 
+    def layer(layer_params, x, caches):
+        prompt_layer, own_layer = caches
+
+        def attend(q, k, v):
+            new = _completion_cache(k, v, samples)
+            rows = [keys(own_layer, earlier_BGN), (new.k, new.v, None)]
+            return kernel.cached_attention(q[:, 0], keys(prompt_layer, prompt_BT), rows)[:, None]
+
+        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
+        new = _completion_cache(k, v, samples)
+        return x, _quantized(new) if in_int8 else new
+
+    caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
+    x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
+
     def write(own: Cache, this: Cache) -> Cache:
         def update(axis: int, old, new):
             return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=axis)
 
         return along_tokens(update, own, this)
 
-    # Layers by themselves attend to what they have written: a CPU would copy a cache that is
-    # written while it is read, and has fewer small operations.
-    writes_first = isinstance(own, tuple) and kernel is attention and not in_int8
-    written_BGN = earlier_BGN | (jnp.arange(own_RN.shape[-1]) == slot)[None, None]
-
-    def layer(layer_params, x, caches):
-        prompt_layer, own_layer = caches
-
-        def attend(q, k, v):
-            new = _completion_cache(k, v, samples)
-            if writes_first:
-                rows = [keys(write(own_layer, new), written_BGN)]
-            else:
-                rows = [keys(own_layer, earlier_BGN), (new.k, new.v, None)]
-            return kernel.cached_attention(q[:, 0], keys(prompt_layer, prompt_BT), rows)[:, None]
-
-        x, (k, v) = DecoderLayer(config).apply({"params": layer_params}, x, rope, attend)
-        new = _completion_cache(k, v, samples)
-        if writes_first:
-            return x, write(own_layer, new)
-        return x, _quantized(new) if in_int8 else new
-
-    caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
-    x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
-
-    if writes_first:
-        own = this
-    else:
-        own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
+    own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
