@@ -245,12 +245,12 @@ def test_clip_that_cannot_be_written_is_named(tmp_path):
         world.write_example("test", 0, world.WorldSettings(), tmp_path / "absent")
 
 
-def test_a_share_of_the_training_captions_says_nothing_of_the_text():
+def test_a_share_of_the_training_captions_leaves_out_how_the_background_ends():
     whole = [world.make_clip("train", number) for number in range(200)]
     some = [world.make_clip("train", number, incomplete=0.6) for number in range(200)]
     assert [clip[:2] for clip in some] == [clip[:2] for clip in whole]
     stated = [world.parse_caption(caption) for *_, caption in some]
     for (_, attributes, _), said in zip(some, stated, strict=True):
-        assert said in (attributes, attributes | {"text": None})
-    assert 0.5 < sum(said["text"] is None for said in stated) / 200 < 0.7
+        assert said in (attributes, attributes | {"change": None})
+    assert 0.5 < sum(said["change"] is None for said in stated) / 200 < 0.7
     assert world.make_clip("test", 3, incomplete=1.0) == world.make_clip("test", 3)

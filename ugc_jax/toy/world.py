@@ -142,7 +142,7 @@ class WorldSettings:
     size: int = 112  # pixels of each side, an even number
     mute: bool = False  # the same clips with a sound track that is silent
     blank: bool = False  # the same clips with a picture that is all grey
-    incomplete: float = 0.0  # share of the training captions that say nothing of the text
+    incomplete: float = 0.0  # share of the training captions that leave out how the background ends
 
     def __post_init__(self):
         """Raises UserError for a setting out of range."""
@@ -159,7 +159,7 @@ def make_clip(
     """Clip `number` of a split: its scene, its attributes (of VALUES) and its caption.
 
     They depend on the arguments only. seconds: length of the clip. incomplete: share of the
-    training captions that say nothing of the text.
+    training captions that leave out how the background ends.
     """
     hand = _deal(split, number, seed)
     attributes = {name: hand[name] for name in VALUES}
@@ -169,7 +169,7 @@ def make_clip(
         split == "train"
         and _random(split, seed, len(_decks(split)) + 1, number).random() < incomplete
     ):
-        del said["text"]
+        del said["change"]
     return scene, attributes, write_caption(said, hand["phrasing"])
 
 
@@ -262,25 +262,24 @@ def whole_blocks(seconds: float) -> float:
 # {heard}, {seen}: before or after.
 PHRASINGS = (
     (
-        "A {thing} moves {motion} over a {background} background that ends {change}. {text} "
+        "A {thing} moves {motion} over a {background} background{ends}. {text} "
         "{Noise} can be heard {heard} the {shape} appears.",
         "The word {word} is shown.",
         "No word is shown.",
     ),
     (
-        "The background is {background} and ends {change}. A {thing} moves {motion} and appears "
+        "The background is {background}{and_ends}. A {thing} moves {motion} and appears "
         "{seen} the {noise}. {text}",
         "The text reads {word}.",
         "There is no text.",
     ),
     (
-        "{Pair}. The {shape} moves {motion} over a {background} background that ends {change}. "
-        "{text}",
+        "{Pair}. The {shape} moves {motion} over a {background} background{ends}. {text}",
         "The word on the screen is {word}.",
         "No word is on the screen.",
     ),
     (
-        "Over a {background} background that ends {change}, a {thing} moves {motion}. {text} The "
+        "Over a {background} background{ends}, a {thing} moves {motion}. {text} The "
         "sound is {noise}, heard {heard} the {shape} appears.",
         "One can read {word}.",
         "One can read nothing.",
@@ -289,16 +288,19 @@ PHRASINGS = (
 
 
 def write_caption(attributes: dict[str, str], phrasing: int) -> str:
-    """The caption that states all attributes, in one of the PHRASINGS; the text may be left out."""
+    """The caption that states all attributes, in one of the PHRASINGS.
+
+    "change" may be left out.
+    """
     order, text, no_text = PHRASINGS[phrasing]
     thing = "{colour} {shape}".format(**attributes)
     noise = "{rhythm} {pitch} {sound}".format(**attributes)
-    word = attributes.get("text")
+    word, end = attributes["text"], attributes.get("change")
     if attributes["first"] == "shape":
         heard, seen, pair = "after", "before", f"a {thing}, then {noise}"
     else:
         heard, seen, pair = "before", "after", f"{noise}, then a {thing}"
-    caption = order.format(
+    return order.format(
         thing=thing,
         noise=noise,
         Noise=noise.capitalize(),
@@ -306,12 +308,12 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
         shape=attributes["shape"],
         motion=attributes["motion"],
         background=attributes["background"],
-        change=attributes["change"],
-        text="" if word is None else no_text if word == NO_TEXT else text.format(word=word),
+        ends="" if end is None else f" that ends {end}",
+        and_ends="" if end is None else f" and ends {end}",
+        text=no_text if word == NO_TEXT else text.format(word=word),
         heard=heard,
         seen=seen,
     )
-    return " ".join(caption.split())  # without the place of a text that is left out
 
 
 def corpus_sentences() -> list[str]:
