@@ -218,7 +218,8 @@ def test_a_schema_that_becomes_too_complex_ends_its_request_only(live, prompt, s
     expected = answer(live, prompt, asked(None))
     live._compiler = Failing(schemas)
     others = [CHECK["submit"](live, prompt, asked(None)) for _ in range(3)]
-    assert answer(live, prompt, asked({}, samples=2)).failure == (
+    long = {"type": "array", "items": {"const": 1}, "minItems": 4}  # of more than three tokens
+    assert answer(live, prompt, asked(long, samples=2)).failure == (
         "schema: too complex; give a simpler one"
     )
     for other in others:

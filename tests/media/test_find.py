@@ -45,7 +45,7 @@ def test_nothing_found_is_told(clips):
         find_clips([str(clips / "empty")])
     with pytest.raises(UserError, match=r"\*\.avi: matches no file"):
         find_clips([f"{clips}/*.avi"])
-    with pytest.raises(UserError, match="^http://a/b.mp4: is a URL, and only files are read here"):
+    with pytest.raises(UserError, match="^http://a/b.mp4: is a URL that cannot be read here"):
         find_clips(["http://a/b.mp4"])
 
 

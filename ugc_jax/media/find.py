@@ -27,7 +27,7 @@ def find_clips(words: Iterable[str]) -> list[str]:
     clips: dict[Path, str] = {}  # place -> path as given
     for word in words:
         if remote.is_url(word):
-            raise UserError(f"{word}: is a URL, and only files are read here; download it first")
+            raise UserError(f"{word}: is a URL that cannot be read here; download it first")
         found = [word]
         if os.path.isdir(word):
             found = sorted(_in_folder(word))
