@@ -178,7 +178,7 @@ def test_a_sweep_of_training(described, no_compiler, tiny_checkpoint, capsys):
     ]  # fmt: skip
     two, copied, four, _ = (one["arguments"] for one in made)
     assert copied == pytest.approx(two, rel=0.02)
-    assert four == pytest.approx(two / 2, rel=0.1)
+    assert two / 2 < four < 0.65 * two  # a row of the batch is whole on each chip
     _, lines = run(capsys, *words, "--sweep", "test:1x2/data=2")
     assert lines[0].split()[:3] == ["slice", "chips", "rows"]
     assert lines[1].split()[:3] == ["test:1x2/data=2", "2", "2"]

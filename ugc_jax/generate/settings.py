@@ -132,16 +132,24 @@ def preset_help(with_sampling: bool) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineConfig(ReadingConfig):
-    """How many clips are read and generated at a time."""
+class PlacesConfig:
+    """How many clips are generated at a time."""
 
     # clips that are generated together; more is faster per clip and takes more memory (none: what
     # the device's free memory holds, at most 64, on a CPU 32)
     batch_size: int | None = None
 
     def __post_init__(self):
-        super().__post_init__()
         check_minimum(self, batch_size=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(ReadingConfig, PlacesConfig):
+    """How many clips are read and generated at a time."""
+
+    def __post_init__(self):
+        ReadingConfig.__post_init__(self)
+        PlacesConfig.__post_init__(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,11 @@ from ugc_jax.errors import UserError
 from ugc_jax.generate.captioner import CHUNK
 from ugc_jax.generate.defaults import PUBLISHED, Defaults
 from ugc_jax.generate.live import USUAL_PROMPT
-from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.settings import PlacesConfig, SamplingConfig
 from ugc_jax.hf.tokenizer import load_chat_tokenizer
 from ugc_jax.jobs.caption import used_mesh
 from ugc_jax.jobs.serve import most_new_tokens
-from ugc_jax.media.presets import ClipSettings, Preset
+from ugc_jax.media.presets import ClipSettings, PresetSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.models.qwen2_5_omni.config import SIZES, OmniConfig
 from ugc_jax.plan.floors import Duration
@@ -55,6 +55,7 @@ from ugc_jax.plan.sft import StepPlan, plan_sft
 from ugc_jax.plan.shapes import TypicalClip, batch_shapes, describe, largest, model_of
 from ugc_jax.rl.rollout import Rollout
 from ugc_jax.rl.settings import GRPO_SHORT, GrpoConfig
+from ugc_jax.serve.settings import NewTokensConfig
 from ugc_jax.settings import Schema, check_minimum, short_names
 from ugc_jax.sharding import MESH_AXES, MeshConfig, check_heads, make_mesh, shard_count
 from ugc_jax.train.run import resolve_weights
@@ -90,24 +91,6 @@ class SftPlanConfig(PlanConfig, SftConfig): ...
 class GrpoPlanConfig(PlanConfig, GrpoConfig): ...
 
 
-@dataclasses.dataclass(frozen=True)
-class PresetConfig:
-    """The clips of caption and serve; their size is that of the typical clip."""
-
-    preset: Preset | None = None  # whose sampling is used (none: as caption does)
-
-
-@dataclasses.dataclass(frozen=True)
-class SlotsConfig:
-    """The slots of caption and serve."""
-
-    # completions that decode at a time (none: what the device's memory holds, as the jobs do)
-    batch_size: int | None = None
-
-    def __post_init__(self):
-        check_minimum(self, batch_size=1)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionPlanConfig(PlanConfig):
     """Settings of caption that its programs depend on."""
@@ -115,9 +98,9 @@ class CaptionPlanConfig(PlanConfig):
     checkpoint: str = PUBLISHED  # directory, or hub id such as Qwen/Qwen2.5-Omni-3B
     revision: str | None = None  # branch, tag or commit of a hub id
     caption_tokens: int | None = None  # of a caption on average (none: the most, max_new_tokens)
-    clip: PresetConfig = PresetConfig()
+    clip: PresetSettings = PresetSettings()
     sampling: SamplingConfig = SamplingConfig()
-    engine: SlotsConfig = SlotsConfig()
+    engine: PlacesConfig = PlacesConfig()
     mesh: MeshConfig = MeshConfig(data=1, fsdp=1, tensor=1)
     compute: ComputeConfig = ComputeConfig()
 
@@ -125,21 +108,11 @@ class CaptionPlanConfig(PlanConfig):
         check_minimum(self, caption_tokens=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class MostConfig:
-    """The limits of serve."""
-
-    new_tokens: int | None = None  # most of a completion; none: 1024, or what the checkpoint asks
-
-    def __post_init__(self):
-        check_minimum(self, new_tokens=1)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServePlanConfig(CaptionPlanConfig):
     """Settings of serve that its programs depend on."""
 
-    limits: MostConfig = MostConfig()
+    limits: NewTokensConfig = NewTokensConfig()
 
 
 JOBS = {
@@ -149,7 +122,7 @@ JOBS = {
 # The names of earlier versions of what is now `typical`.
 _CLIP = {f"clip.{name}": key for name, key in short_names(typical=TypicalClip).items()}
 _GENERATION = short_names(
-    clip=PresetConfig, sampling=SamplingConfig, engine=SlotsConfig, compute=ComputeConfig
+    clip=PresetSettings, sampling=SamplingConfig, engine=PlacesConfig, compute=ComputeConfig
 )
 
 

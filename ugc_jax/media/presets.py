@@ -38,16 +38,21 @@ UPSTREAM_SYSTEM = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSettings:
+class PresetSettings:
+    """The preset alone, for a job that takes no clips."""
+
+    # "qwen" (the reference's own sampling), "upstream" (the published captioner's), or that of
+    # another captioner; without it the settings that the checkpoint was trained with, or else qwen
+    preset: Preset | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSettings(PresetSettings):
     """How a clip becomes frames, sound and a question. None: of the checkpoint or the preset.
 
     Raises UserError naming the field for a value out of range, or two fields that contradict each
     other; TypeError for a value of another type.
     """
-
-    # "qwen" (the reference's own sampling), "upstream" (the published captioner's), or that of
-    # another captioner; without it the settings that the checkpoint was trained with, or else qwen
-    preset: Preset | None = None
 
     fps: float | None = None  # frames taken per second of picture; excludes `frames`
     frames: int | None = None  # frames taken from the whole clip (made even); excludes `fps`

@@ -3,14 +3,24 @@
 import dataclasses
 
 from ugc_jax.errors import UserError
+from ugc_jax.settings import check_minimum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LimitsConfig:
+class NewTokensConfig:
+    """The limit of a completion, on which the compiled programs depend."""
+
+    new_tokens: int | None = None  # most of a completion; none: 1024, or what the checkpoint asks
+
+    def __post_init__(self):
+        check_minimum(self, new_tokens=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitsConfig(NewTokensConfig):
     """What a request may take, and all together."""
 
     waiting: int = 64  # completions that may wait for a place; further requests get 429
-    new_tokens: int | None = None  # most of a completion; none: 1024, or what the checkpoint asks
     choices: int = 16  # most completions of a request (n)
     media: int = 128  # most clips, pictures and sounds of a request
     upload: float = 100.0  # MB of a request's body; also of what a URL leads to
