@@ -39,7 +39,7 @@ SECONDS = 600  # the time limit of a command, on a busy machine, too
 SLOW_SECONDS = 900  # of those that --long adds
 PROGRAMS = (
     "ugc-jax", "python", "python3", "bash", "pip", "curl", "hf", "export", "vllm", "vllm/bin/pip",
-    "sbatch", "kill", "touch",
+    "sbatch", "kill", "touch", "echo",
 )  # fmt: skip
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=\S+$|export ")
 
