@@ -58,32 +58,47 @@ def report(driver, run: Path):
 
 
 def serve(driver, run: Path):
-    """A clip is dropped and captioned; a frame whenever the page has changed."""
+    """A clip is dropped and captioned, with evidence; a frame whenever the page has changed."""
     command = [sys.executable, "-m", "ugc_jax.cli", "serve"]
     command += ["--checkpoint", str(run / "grpo/model"), "--name", "quickstart", "--port", "8123"]
-    clip = sorted((run / "world/test").glob("*.mp4"))[3]
+    first, clip = sorted((run / "world/test").glob("*.mp4"))[2:4]
     environment = {"PYTHONPATH": str(ROOT)} | dict(os.environ)
     with subprocess.Popen(command, env=environment) as server:
         try:
             _wait(driver, "http://127.0.0.1:8123/")
+            driver.find_element("id", "file").send_keys(str(first.resolve()))
+            driver.find_element("id", "colours").click()
+            driver.find_element("id", "start").click()
+            _frames(driver)  # the programs are compiled by now
+            _wait(driver, "http://127.0.0.1:8123/")
+            driver.find_element("id", "colours").click()
             frames = [shot(driver)]
             driver.find_element("id", "file").send_keys(str(clip.resolve()))
             time.sleep(0.5)
             frames.append(shot(driver))
             driver.find_element("id", "start").click()
-            end = time.monotonic() + 12
-            while time.monotonic() < end:
-                frame = shot(driver)
-                if frame.tobytes() != frames[-1].tobytes():
-                    frames.append(frame)
+            frames += _frames(driver)
         finally:
             server.terminate()
     height = round(SIZE[1] * WIDTH / SIZE[0])
     small = [frame.resize((WIDTH, height), Image.Resampling.LANCZOS) for frame in frames]
-    first, *rest = [frame.quantize(64) for frame in small]
+    first, *rest = [frame.quantize(200) for frame in small]
     times = [1200, 900, *([PAUSE] * (len(rest) - 2)), LAST]
     moving = dict(save_all=True, append_images=rest, duration=times, loop=0)
     first.save(IMAGES / "serve.gif", optimize=True, **moving)
+
+
+def _frames(driver) -> list[Image.Image]:
+    """The window whenever it has changed, until the answer is there (for three minutes at most)."""
+    frames, end = [], time.monotonic() + 180
+    while time.monotonic() < end:
+        is_over = driver.find_element("id", "start").is_enabled()
+        frame = shot(driver)
+        if not frames or frame.tobytes() != frames[-1].tobytes():
+            frames.append(frame)
+        if is_over and len(frames) > 1:
+            return frames
+    raise SystemExit("pictures.py: no answer within three minutes")
 
 
 def _wait(driver, address: str):

@@ -3,7 +3,7 @@
 # Makes .venv, a world of 2200 short clips with sound, records of them and a tiny random model;
 # trains the model on them by SFT and then by GRPO, and captions held-out clips: before, after each
 # of the two, without sound and without picture. It scores the captions, makes a page of them, and
-# captions your clips, if you name some. Takes less than ten minutes on two cores.
+# captions your clips, if you name some. Takes about eight minutes on two cores.
 # --fast: 660 clips and SFT alone, in about two minutes.
 # Results go to runs/quickstart (runs/quickstart-fast); a stopped run continues when started again;
 # delete that folder to start from the beginning.
@@ -37,7 +37,7 @@ if [ -n "$fast" ]; then
     echo "A tour in about two minutes (and one or two to install, the first time): $((train + test))"
     echo "synthetic clips with sound, a model trained on them by SFT, scores, and a page."
 else
-    echo "A tour in less than ten minutes on two cores (and one or two to install, the first time):"
+    echo "A tour in about seven minutes on two cores (and one or two to install, the first time):"
     echo "$((train + test)) synthetic clips with sound, a model trained on them by SFT and GRPO, scores, and"
     echo "a page. --fast shows the first half of it in two minutes."
 fi

@@ -71,7 +71,7 @@ def main(run: Path, clips: list[str]):
     print(f"figures     {run / 'summary.json'}, {run / 'results'}")
     print(f"page        {page.resolve().as_uri()}")
     print("            scores, plots, training curves, and clips that play")
-    print("\nYour own clip, with real weights (7 GB to download; `doctor` says whether it fits):")
+    print("\nYour own clip, with real weights (9.4 GB to download; `doctor` says whether it fits):")
     print(f"    {Path(sys.executable).parent / 'ugc-jax'} doctor")
     print(f"    {Path(sys.executable).parent / 'ugc-jax'} caption clip.mp4")
     if sys.stdout.isatty() and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
