@@ -81,6 +81,9 @@ SLOW_CASES = (
 )  # fmt: skip
 
 
+SLOW_SECONDS = 1400  # the time limit of a slow test; of others: pyproject.toml
+
+
 def pytest_addoption(parser):
     """Add --slow."""
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
@@ -88,10 +91,12 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """Skip tests marked slow without --slow; run the tests of SLOW_FILES first."""
-    if not config.getoption("--slow"):
-        for item in items:
-            is_slow_case = any(case in item.nodeid for case in SLOW_CASES)
-            if is_slow_case or item.get_closest_marker("slow"):
+    for item in items:
+        is_slow_case = any(case in item.nodeid for case in SLOW_CASES)
+        if is_slow_case or item.get_closest_marker("slow"):
+            if config.getoption("--slow"):
+                item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+            else:
                 item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
     ranks = {name: rank for rank, name in enumerate(SLOW_FILES)}
 

@@ -16,8 +16,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from multiprocessing import spawn
 from pathlib import Path
 
 import jax
@@ -256,6 +258,24 @@ def test_what_killed_a_worker_is_told(start, number, line):
         list(batches)
     assert "\n" not in str(caught.value)
     batches.close()
+
+
+def test_a_worker_that_dies_before_it_has_begun_is_told(start):
+    """It has read nothing of what it is to do, which is more than a pipe holds (64 KiB)."""
+    batches = start(workers=2, epochs=100)
+    assert len(pickle.dumps(batches.loader)) > 2**16
+    spawn.set_executable(shutil.which("false"))
+    try:
+        with pytest.raises(UserError, match="^data: a worker process died at step 0 .*workers=0$"):
+            next(iter(batches))
+    finally:
+        spawn.set_executable(sys.executable)
+
+
+def test_no_room_for_what_workers_do_is_told(start, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="^data: no file for the workers .* TMPDIR .*workers=0$"):
+        next(iter(start(workers=1)))
 
 
 def test_no_room_for_a_lock_is_told(start, monkeypatch):

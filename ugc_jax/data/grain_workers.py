@@ -17,6 +17,9 @@ This file alone knows what of Grain (0.2.10 to 0.2.18) is worked around:
   asks for `if __name__ == "__main__":`. -> `starting`.
 - Workers end at a signal to the whole group (Ctrl-C, the end of a job), and stay when the process
   that started them is killed. No report; seen with 0.2.18. -> `_init_worker`.
+- `multiprocessing` writes what a worker is to do into a pipe whose other end stays open here, and
+  waits forever if the worker dies before it has read all. No report; seen with Python 3.11 to 3.13.
+  -> `Stored`: what fits the pipe's buffer (64 KiB) is written without waiting.
 - A worker that dies is a RuntimeError whose text alone has the exit code, and a lack of shared
   memory kills it (SIGBUS). No report; seen with 0.2.18. -> `failure`.
 """
@@ -25,23 +28,59 @@ import contextlib
 import errno
 import gc
 import os
+import pickle
 import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing import parent_process
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ugc_jax import processes
 from ugc_jax.data.batching import Batch
+from ugc_jax.errors import UserError
+from ugc_jax.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     import grain  # of the extra `train`
 
 SHARED_MEMORY = "/dev/shm"
 _NO_LEAK = "ignore:resource_tracker:UserWarning"
+
+
+class Stored:
+    """A function that is pickled as the path of a file, from which workers load it.
+
+    The file is temporary, and there as long as this object is.
+    """
+
+    def __init__(self, function: Callable):
+        """Raises UserError if the temporary folder cannot hold the file."""
+        self._function = function
+        try:
+            self._folder = ScratchFolder("ugc_jax-workers-")
+            self._path = self._folder.path / "function.pkl"
+            with open(self._path, "wb") as file:
+                pickle.dump(function, file)
+        except OSError as error:
+            raise UserError(
+                f"data: no file for the workers can be written to the temporary folder: {error}; "
+                "set TMPDIR to another folder, or data.workers=0"
+            ) from error
+
+    def __call__(self, argument):
+        return self._function(argument)
+
+    def __reduce__(self):
+        return _load, (self._path,)
+
+
+def _load(path: Path) -> Callable:
+    return pickle.loads(path.read_bytes())  # of our own parent
 
 
 def prefetched(batches: "grain.IterDataset", workers: int, ahead: int) -> "grain.IterDataset":

@@ -197,7 +197,8 @@ class Pipeline:
         import grain
 
         workers = min(self.data.workers, len(self.plan) - step)
-        batches = grain.MapDataset.range(step, len(self.plan)).map(self.loader)
+        load = grain_workers.Stored(self.loader) if workers else self.loader
+        batches = grain.MapDataset.range(step, len(self.plan)).map(load)
         ahead = 0 if workers else self.data.read_ahead
         batches = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=min(ahead, 1), prefetch_buffer_size=ahead)
