@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from multiprocessing import spawn
+from multiprocessing import resource_tracker, spawn
 from pathlib import Path
 
 import jax
@@ -264,6 +264,7 @@ def test_a_worker_that_dies_before_it_has_begun_is_told(start):
     """It has read nothing of what it is to do, which is more than a pipe holds (64 KiB)."""
     batches = start(workers=2, epochs=100)
     assert len(pickle.dumps(batches.loader)) > 2**16
+    resource_tracker.ensure_running()  # it is a Python of its own
     spawn.set_executable(shutil.which("false"))
     try:
         with pytest.raises(UserError, match="^data: a worker process died at step 0 .*workers=0$"):
