@@ -24,7 +24,6 @@ from ugc_jax.generate.engine import (
     Generated,
     Group,
     Request,
-    on_cpu,
     prefill_tokens,
 )
 from ugc_jax.generate.settings import SamplingConfig
@@ -46,8 +45,8 @@ class RolloutConfig:
     # a fraction 1 / parts of a batch is decoded at a time, for smaller caches; prompts follow as
     # others end
     parts: int = 1
-    # completions of a prompt that are decoded at a time; further ones follow as these end, so that
-    # fewer rows wait for the longest (none: a quarter of the samples on a CPU, else all)
+    # completions of a prompt that are decoded at a time, for smaller caches; further ones follow as
+    # these end (none: all of them)
     rows: int | None = None
     eval_prompts: int = 64  # first prompts of the evaluation data, which are evaluated on
     # of the completions; training divides by the same temperature, but a top_k or top_p draws the
@@ -193,7 +192,7 @@ class Rollout:
         )  # fmt: skip
         if not self.shared:
             return places * samples, total // size, 1, samples
-        rows = self.config.rows or (-(-samples // 4) if on_cpu(self.mesh) else samples)
+        rows = self.config.rows or samples
         return places, total // size, min(rows, samples), 1
 
     def join(self, parts: Sequence[RolloutPart]) -> tuple[Completions, Media | None]:
