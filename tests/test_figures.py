@@ -119,27 +119,47 @@ def bench_mixed(of: str) -> dict[str, list[str]]:
 
 
 def bench_vllm(of: str) -> dict[str, list[str]]:
-    """`ugc-jax bench --vllm_python`, since blocks of attention are smaller."""
-    ours, theirs, together = beside_vllm(of)
-    texts = [f"{ours} s after", f"and {theirs} s meanwhile", f"{together} after"]
-    return {"docs/performance.md": texts}
+    """`ugc-jax bench --vllm_python` with jax 0.10."""
+    return {"docs/performance.md": beside_vllm(of, "jax 0.10.2, Python 3.11")}
 
 
-def bench_vllm_before(of: str) -> dict[str, list[str]]:
-    """The same with the commit before."""
-    ours, theirs, together = beside_vllm(of)
-    texts = [
-        f"{ours} s before, ", f"vLLM took {theirs} and",
-        f"Together {together} of vLLM's speed before",
-    ]  # fmt: skip
-    return {"docs/performance.md": texts}
+def bench_vllm_jax012(of: str) -> dict[str, list[str]]:
+    """The same with jax 0.12."""
+    table = beside_vllm(of, "jax 0.12.0, Python 3.13")
+    ours, theirs = (rounded(re.search(r"([\d.]+) s \|[^s]*$", row)[1], "0.1") for row in table)
+    return {
+        "docs/performance.md": table,
+        "README.md": [f"| {ours} s (jax 0.12) | vLLM {theirs} s |"],
+    }
 
 
-def beside_vllm(of: str) -> tuple[str, str, str]:
-    """Seconds of our prefill and of vLLM's, and our speed over vLLM's."""
-    ours, theirs = re.findall(r"prefill ([\d.]+) s", of)[:2]
+def beside_vllm(of: str, versions: str) -> list[str]:
+    """The two rows of the table: seconds of prefill and decode, and our speed over vLLM's."""
+    ours, theirs = re.findall(r"prefill ([\d.]+) s +decode ([\d.]+) s", of)
+
+    def cells(prefill: str, decode: str, step: str = "") -> str:
+        together = rounded(f"{Decimal(prefill) + Decimal(decode)}", "0.01")
+        return f"| {rounded(prefill, '0.01')} s | {rounded(decode, '0.01')} s{step} | {together} s |"
+
+    step = rounded(f"{Decimal(ours[1]) / 63 * 1000}", "1")
     together = re.search(r"together ([\d.]+)", of)[1]
-    return f"{float(ours):.2f}", f"{float(theirs):.2f}", together
+    return [
+        f"| ugc_jax, {versions} {cells(*ours, f' ({step} ms a step)')} {together} |",
+        f"| vLLM, beside it {cells(*theirs)} |",
+    ]
+
+
+def rollouts(of: str) -> dict[str, list[str]]:
+    """`python launch/rollout_bench.py CHECKPOINT --rows 2`."""
+    (first, _), *others = re.findall(r"([\d.]+) s \(([\d.]+) x together\)   computed", of)
+    equal = re.findall(r"(\d+) of (\d+) completions", of)[1]
+    return {
+        "docs/performance.md": [
+            f"(the default) | {first} | 1 |",
+            *(f") | {seconds} | {ratio} |" for seconds, ratio in others),
+            f"{equal[0]} of the {equal[1]} completions are the same",
+        ]
+    }
 
 
 def serve_load(of: str) -> dict[str, list[str]]:
