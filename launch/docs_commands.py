@@ -74,7 +74,7 @@ STEPS = "--steps 2 --batch_size 1 --loop.accumulate 1 --attention xla --dtype fl
 MORE = (
     (r"^ugc-jax sft --config sft_", STEPS),
     (r"^ugc-jax grpo --config grpo_3b", f"{STEPS} --samples 2 --max_new_tokens 8"
-     " --grpo.mask_truncated=false --rollout.mesh.tensor 1"),
+     " --grpo.mask_truncated=false --rollout.mesh.tensor 1 --rollout.parts 1"),
     (r"^ugc-jax grpo --config grpo_tiny", "--steps 2"),
     (r"^ugc-jax label ", "--min_words 4 --language none"),
     (r"--preset timechat", "--max_new_tokens 64"),

@@ -97,9 +97,10 @@ def start(folder: Path, steps: int, processes: int, fault: dict | None = None, h
     text = json.dumps({"folder": str(folder), "steps": steps, "hang": hang, "fault": fault})
     port = fake_training.free_port()
     here = Path(__file__).parent
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={4 // processes}",
         "UGC_JAX_PROCESSES": str(processes),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
     }

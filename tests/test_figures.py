@@ -138,8 +138,9 @@ def beside_vllm(of: str, versions: str) -> list[str]:
     ours, theirs = re.findall(r"prefill ([\d.]+) s +decode ([\d.]+) s", of)
 
     def cells(prefill: str, decode: str, step: str = "") -> str:
-        together = rounded(f"{Decimal(prefill) + Decimal(decode)}", "0.01")
-        return f"| {rounded(prefill, '0.01')} s | {rounded(decode, '0.01')} s{step} | {together} s |"
+        together = f"{Decimal(prefill) + Decimal(decode)}"
+        first, second, both = (rounded(one, "0.01") for one in (prefill, decode, together))
+        return f"| {first} s | {second} s{step} | {both} s |"
 
     step = rounded(f"{Decimal(ours[1]) / 63 * 1000}", "1")
     together = re.search(r"together ([\d.]+)", of)[1]

@@ -344,7 +344,7 @@ def test_two_processes_equal_one(tmp_path, train):
     one = train(tmp_path / "one", rewards := fake.Coarse(), steps=2, **fake.HARD)
     port = fake_training.free_port()
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     both = [

@@ -226,8 +226,9 @@ def test_an_evaluation_that_is_refused_leaves_its_checkpoint(tmp_path, mesh):
 
 def start(*words, devices=8):
     """The toy as a program of its own."""
+    flags = os.environ["XLA_FLAGS"]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     program = [sys.executable, str(Path(fake.__file__)), *map(str, words)]
