@@ -18,7 +18,7 @@ This file alone knows what of Grain (0.2.10 to 0.2.18) is worked around:
 - Workers end at a signal to the whole group (Ctrl-C, the end of a job), and stay when the process
   that started them is killed. No report; seen with 0.2.18. -> `_init_worker`.
 - `multiprocessing` writes what a worker is to do into a pipe whose other end stays open here, and
-  waits forever if the worker dies before it has read all. No report; seen with Python 3.11 to 3.13.
+  waits forever if the worker dies before it has read all. No report; seen with Python 3.11.
   -> `Stored`: what fits the pipe's buffer (64 KiB) is written without waiting.
 - A worker that dies is a RuntimeError whose text alone has the exit code, and a lack of shared
   memory kills it (SIGBUS). No report; seen with 0.2.18. -> `failure`.
