@@ -442,14 +442,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", nargs="*", type=Path, help="README.md and docs/*.md by default")
+    parser.add_argument("pages", nargs="*", type=Path, help="such as docs/records.md; all by default")
     parser.add_argument("--fresh", choices=("clone", "wheel"))
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one by default")
     parser.add_argument("--output", type=Path, help="JSON file for the table")
     parser.add_argument("--long", action="store_true", help="also what takes minutes")
     parser.add_argument("--list", action="store_true", help="run nothing")
     args = parser.parse_args()
-    pages = [path.resolve() for path in args.pages] or PAGES
+    pages = [ROOT / path for path in args.pages] or PAGES
     if args.list:
         found = [one for page in pages for one in commands(page)]
         rows = [
