@@ -442,7 +442,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", nargs="*", type=Path, help="such as docs/records.md; all by default")
+    parser.add_argument("pages", nargs="*", type=Path, help="docs/records.md; all by default")
     parser.add_argument("--fresh", choices=("clone", "wheel"))
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one by default")
     parser.add_argument("--output", type=Path, help="JSON file for the table")
