@@ -60,7 +60,7 @@ NEEDS = (
     (r"^pip install|^python3? -m venv", "installs packages, as --fresh does"),
     (r"^ugc-jax plan .*-(24|80)gb", "needs a GPU"),
     (r"^ugc-jax plan", "needs minutes of the TPU compiler; tests/plan compile these plans"),
-    (r"data_bench", "needs the records of sft_3b"),
+    (r"data_bench.*sft_3b", "needs the records of sft_3b"),
     (r"launch/paper\.sh --data", "needs the released rows and videos"),
     (r"launch/test\.sh", "is the suite"),
     (r"-m pytest", "is a part of the suite; that it selects tests is checked"),
