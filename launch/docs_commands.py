@@ -67,8 +67,8 @@ NEEDS = (
     (r"quickstart\.sh( my_clip|$)|(quickstart_seeds|data_life|select_half)\.sh", "long"),
     (r"paper\.sh --toy", "long"),
     (r"quickstart\.sh --fast", "makes an environment of its own, as --fresh clone does"),
-    (r"annotate_load|kill_(pod|resume)|grpo_bench|evidence_check|fuzz_media|schema_check", "long"),
-    (r"bench .*--work mixed|--size 3b|load_test\.py", "long"),
+    (r"annotate_load|kill_(pod|resume)|(grpo|rollout)_bench|evidence_check", "long"),
+    (r"bench .*--work mixed|--size 3b|load_test\.py|fuzz_media|schema_check", "long"),
 )  # fmt: skip
 # Flags that are added to a command, as all models are tiny here and the machine is a CPU.
 STEPS = "--steps 2 --batch_size 1 --loop.accumulate 1 --attention xla --dtype float32"
@@ -443,7 +443,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pages", nargs="*", type=Path, help="docs/records.md; all by default")
+    parser.add_argument("pages", nargs="*", type=Path, help="pages, from the project folder")
     parser.add_argument("--fresh", choices=("clone", "wheel"))
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one by default")
     parser.add_argument("--output", type=Path, help="JSON file for the table")

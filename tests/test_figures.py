@@ -125,33 +125,35 @@ def bench_vllm(of: str) -> dict[str, list[str]]:
 
 def bench_vllm_jax012(of: str) -> dict[str, list[str]]:
     """The same with jax 0.12."""
-    table = beside_vllm(of, "jax 0.12.0, Python 3.13")
-    ours, theirs = (rounded(re.search(r"([\d.]+) s \|[^s]*$", row)[1], "0.1") for row in table)
+    ours, theirs = (rounded(f"{sum(one)}", "0.1") for one in seconds(of))
     return {
-        "docs/performance.md": table,
+        "docs/performance.md": beside_vllm(of, "jax 0.12.0, Python 3.13"),
         "README.md": [f"| {ours} s (jax 0.12) | vLLM {theirs} s |"],
     }
 
 
 def beside_vllm(of: str, versions: str) -> list[str]:
     """The two rows of the table: seconds of prefill and decode, and our speed over vLLM's."""
-    ours, theirs = re.findall(r"prefill ([\d.]+) s +decode ([\d.]+) s", of)
-
-    def cells(prefill: str, decode: str, step: str = "") -> str:
-        together = f"{Decimal(prefill) + Decimal(decode)}"
-        first, second, both = (rounded(one, "0.01") for one in (prefill, decode, together))
-        return f"| {first} s | {second} s{step} | {both} s |"
-
-    step = rounded(f"{Decimal(ours[1]) / 63 * 1000}", "1")
+    ours, theirs = (
+        [f"{rounded(f'{part}', '0.01')} s" for part in (*one, sum(one))] for one in seconds(of)
+    )
+    step = rounded(f"{seconds(of)[0][1] / 63 * 1000}", "1")
     together = re.search(r"together ([\d.]+)", of)[1]
     return [
-        f"| ugc_jax, {versions} {cells(*ours, f' ({step} ms a step)')} {together} |",
-        f"| vLLM, beside it {cells(*theirs)} |",
+        f"| ugc_jax, {versions} | {ours[0]} | {ours[1]} ({step} ms a step) | {ours[2]} "
+        f"| {together} |",
+        f"| vLLM, beside it | {' | '.join(theirs)} | |",
     ]
 
 
+def seconds(of: str) -> list[tuple[Decimal, Decimal]]:
+    """(prefill, decode) of ours and of vLLM's."""
+    found = re.findall(r"prefill ([\d.]+) s +decode ([\d.]+) s", of)
+    return [(Decimal(prefill), Decimal(decode)) for prefill, decode in found]
+
+
 def rollouts(of: str) -> dict[str, list[str]]:
-    """`python launch/rollout_bench.py CHECKPOINT --rows 2`."""
+    """`python launch/rollout_bench.py CHECKPOINT --rows 2 --repeats 1`."""
     (first, _), *others = re.findall(r"([\d.]+) s \(([\d.]+) x together\)   computed", of)
     equal = re.findall(r"(\d+) of (\d+) completions", of)[1]
     return {

@@ -221,8 +221,8 @@ class BatchIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         """Return the next batch.
 
-        Raises UserError for a record that cannot be read, and for workers that died or have no
-        shared memory.
+        Raises UserError for a record that cannot be read, for workers that died or have no shared
+        memory, and if what workers do cannot be written to the temporary folder.
         """
         if self._step >= len(self._pipeline):
             self.close()
