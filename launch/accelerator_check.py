@@ -29,7 +29,6 @@ from typing import NamedTuple
 SHARES = {"generation": 0.4, "attention": 0.1, "grpo": 0.2, "sft": 0.2, "transformers": 0.1}
 REPEATS = 3  # of a measurement; their median counts
 CALLS = 8  # of a copy or a product, under way together
-CHUNKS = 8  # of the engine's steps in one measurement of decoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -460,7 +459,12 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
     import numpy as np
 
     from ugc_jax.generate import decode, sampling
-    from ugc_jax.generate.engine import STEPS, _is_stacked, _prompt_tokens, new_tokens_bucket
+    from ugc_jax.generate.engine import (
+        _is_stacked,
+        _prompt_tokens,
+        chunk_of,
+        new_tokens_bucket,
+    )  # fmt: skip
     from ugc_jax.plan.traffic import loop_traffic, step_bytes
 
     mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
@@ -476,12 +480,14 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
     begun.which[:], begun.rows.limit[:] = True, work.new_tokens
     begun.first.token[:] = np.arange(size) % engine.config.tokens.pad_token_id
     starts = [begun, decode.no_rows(size)]
-    made = [0]
+    made, how = [0], chunk_of(None, size)
+    # All chunks together have room, and the first one more.
+    chunks_each = max(1, (work.new_tokens - 1) // int(how.steps) // REPEATS)
 
     def chunk() -> int:
         """Make one chunk; returns its steps."""
         nonlocal state
-        state = engine._advance(params, state, starts[0], np.int32(STEPS), mode=mode)
+        state = engine._advance(params, state, starts[0], how, mode=mode)
         starts[0] = starts[1]
         _, counts = jax.device_get((state.done, state.count))
         before, made[0] = made[0], int(counts.max())
@@ -489,7 +495,7 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
 
     def chunks() -> tuple[float, int]:
         start, steps = time.perf_counter(), 0
-        for _ in range(CHUNKS):
+        for _ in range(chunks_each):
             steps += chunk()
         return time.perf_counter() - start, steps
 
@@ -501,16 +507,16 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
     )
     # Of the tokens in use: on average, those of the middle of the measurement.
     N, T = state.tokens.shape[1], _prompt_tokens(prompt.tokens.shape[1])
-    used = min(1.0, (made[0] - STEPS * CHUNKS * REPEATS / 2) / N)
+    used = min(1.0, (made[0] - how.steps * chunks_each * REPEATS / 2) / N)
     length = int((prompt.segment_ids > 0).sum())
     read = step_bytes(params, state, length / T, used)
     share = read / bounds.bandwidth / seconds
     figures = dict(
         ms=1e3 * seconds, tokens_per_second=size / seconds, bytes=read, share=share,
-        compile_seconds=max(0.0, first - STEPS * seconds),
+        compile_seconds=max(0.0, first - how.steps * seconds),
     )  # fmt: skip
     try:  # the text of the same program, from the cache of this run
-        program = engine._advance.lower(params, state, starts[0], np.int32(STEPS), mode=mode)
+        program = engine._advance.lower(params, state, starts[0], how, mode=mode)
         traffic = loop_traffic(program.compile().as_text())
         figures |= dict(
             kernels=traffic.kernels - traffic.copies, copies=traffic.copies, counted="the program",
@@ -547,14 +553,16 @@ def profiled(chunk: Callable[[], int]) -> dict:
 
 
 def attentions(check: Check) -> tuple[str, ...]:
-    """Return the attention kernels that training is measured with, the usual one first.
+    """Return the attention kernels that training is measured with.
 
     A GPU has two: cuDNN's, which reads a mask of tokens x tokens, and our own without it.
     """
     import jax
 
+    from ugc_jax.models.compute import ON_GPUS
+
     usual = model_of(check, jax.devices()[0])[1].attention
-    return (usual, "flash") if usual == "cudnn" else (usual,)
+    return ON_GPUS if usual in ON_GPUS else (usual,)
 
 
 def attention(check: Check):
@@ -585,6 +593,7 @@ def compare_attention(check: Check, name: str, segments_BT, shared_prompt: bool)
     import jax.numpy as jnp
     import numpy as np
 
+    from ugc_jax.models.attention import attention as plain_attention
     from ugc_jax.models.attention import causal_attention
 
     text = model_of(check, jax.devices()[0])[0].text
@@ -600,7 +609,11 @@ def compare_attention(check: Check, name: str, segments_BT, shared_prompt: bool)
 
         def forward(*qkv):
             qkv = (x.astype(dtype) for x in qkv)
-            out = causal_attention(*qkv, segments_BT, kernel, shared_prompt)
+            if kernel == "xla":  # in one block, which compiles fast
+                how = dict(causal=True, shared_prompt=shared_prompt, block=segments_BT.shape[1])
+                out = plain_attention(*qkv, segments_BT, **how)
+            else:
+                out = causal_attention(*qkv, segments_BT, kernel, shared_prompt)
             return jnp.where(live, out, 0)
 
         def both(*qkv, slope):
@@ -637,8 +650,38 @@ def compare_attention(check: Check, name: str, segments_BT, shared_prompt: bool)
             )  # fmt: skip
 
 
-def training_setup(check: Check, attention: str):
-    """Return (setup, limits) of an adapter on one device, as configs/sft_3b.py:lora."""
+class Training(NamedTuple):
+    """What a training step is measured with. full: the decoder learns, not an adapter."""
+
+    attention: str
+    full: bool
+    remat: str
+
+    def __str__(self) -> str:
+        return f"{'full' if self.full else 'LoRA'}, {self.attention}, remat {self.remat}"
+
+
+def trainings(check: Check) -> Iterator[Training]:
+    """Yield what to measure: an adapter with each attention kernel, then the whole decoder."""
+    kernels = attentions(check)
+    yield from (Training(kernel, False, "dots") for kernel in kernels)
+    yield Training(kernels[-1], True, "dots")
+
+
+def measure_training(check: Check, measure: Callable[[Check, Training], None]):
+    """Measure each of `trainings`; where memory runs out, again with remat=full."""
+    for training in trainings(check):
+        before = len(check.records.all())
+        measure(check, training)
+        out_of_memory = [
+            one for one in check.records.all()[before:] if one.get("error") == "out of memory"
+        ]
+        if out_of_memory:
+            measure(check, training._replace(remat="full"))
+
+
+def training_setup(check: Check, training: Training):
+    """Return (setup, limits) on one device, of configs/sft_3b.py or its adapter."""
     import jax
 
     from ugc_jax import sharding
@@ -646,24 +689,26 @@ def training_setup(check: Check, attention: str):
     from ugc_jax.train.state import Setup, Trainable
 
     device = jax.devices()[0]
-    config, compute = model_of(check, device, remat="full", attention=attention)
+    how = dict(remat=training.remat, attention=training.attention)
+    config, compute = model_of(check, device, **how)
+    adapter = dict(
+        trainable=Trainable(decoder=False, embeddings=False), lora=LoraConfig(rank=64, alpha=128.0)
+    )
     setup = Setup(
         config,
         sharding.make_mesh(1, 1, 1, [device]),
         compute=compute,
-        trainable=Trainable(decoder=False, embeddings=False),
-        lora=LoraConfig(rank=64, alpha=128.0),
+        **({} if training.full else adapter),
     )
     return setup, limits(device, check, record=False)
 
 
 def grpo(check: Check):
-    """Measure a GRPO step with each attention kernel: sampling, and the update."""
-    for kernel in attentions(check):
-        grpo_step(check, kernel)
+    """Measure GRPO steps: sampling, and the update."""
+    measure_training(check, grpo_step)
 
 
-def grpo_step(check: Check, attention: str):
+def grpo_step(check: Check, training: Training):
     """Measure a GRPO step: sampling, and the update."""
     import jax
     import numpy as np
@@ -677,9 +722,9 @@ def grpo_step(check: Check, attention: str):
     from ugc_jax.train.state import create_state
     from ugc_jax.train.step import jit_step
 
-    setup, bounds = training_setup(check, attention)
+    setup, bounds = training_setup(check, training)
     count, samples, new_tokens = check.work.grpo
-    parts = f"GRPO, {count} prompts x {samples} x {new_tokens}, {attention}"
+    parts = f"GRPO, {count} prompts x {samples} x {new_tokens}, {training}"
     with check.measure("training", f"{parts}: all") as figures:
         check.require_time()
         options = GrpoOptions(beta=0.0)
@@ -728,12 +773,11 @@ def grpo_step(check: Check, attention: str):
 
 
 def sft(check: Check):
-    """Measure an SFT step of packed rows with each attention kernel."""
-    for kernel in attentions(check):
-        sft_step(check, kernel)
+    """Measure SFT steps of packed rows."""
+    measure_training(check, sft_step)
 
 
-def sft_step(check: Check, attention: str):
+def sft_step(check: Check, training: Training):
     """Measure an SFT step of packed rows."""
     import jax
 
@@ -743,9 +787,9 @@ def sft_step(check: Check, attention: str):
     from ugc_jax.train.state import create_state
     from ugc_jax.train.step import jit_step, train_step
 
-    setup, bounds = training_setup(check, attention)
+    setup, bounds = training_setup(check, training)
     rows, tokens = check.work.sft
-    name = f"SFT, {rows} packed rows of {tokens}, LoRA, {attention}"
+    name = f"SFT, {rows} packed rows of {tokens}, {training}"
     with check.measure("training", name) as figures:
         check.require_time()
         work, model = check.work, setup.model

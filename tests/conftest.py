@@ -58,7 +58,6 @@ SLOW_CASES = (
                    "greedy_tokens")),
     "test_accelerator_check.py::test_attention", "test_accelerator_check.py::test_training",
     "test_accelerator_check.py::test_transformers_beside_it",
-    "models/test_decode_kernel.py::test_a_step_takes_them_where_attention_is_cudnn",
     "models/test_int8.py::test_on_a_mesh",
     "plan/test_remat.py::test_what_is_recomputed_takes_no_memory",
     "generate/test_slots.py::test_constrained_rows_beside_others[(2, 2, 2)]",
@@ -125,11 +124,13 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+@pytest.hookimpl(tryfirst=True)  # so that `--slow -m slow` finds all of them, and no other
 def pytest_collection_modifyitems(config, items):
     """Skip tests marked slow without --slow; run the tests of SLOW_FILES first."""
     for item in items:
-        is_slow_case = any(case in item.nodeid for case in SLOW_CASES)
-        if is_slow_case or item.get_closest_marker("slow"):
+        if any(case in item.nodeid for case in SLOW_CASES):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
             if config.getoption("--slow"):
                 item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
             else:

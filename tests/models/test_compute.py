@@ -30,14 +30,17 @@ def test_a_way_to_compute_that_does_not_exist(change):
         (TPU, 128, {}, "bfloat16", "splash"),
         (TPU, 20, {"dtype": "float32"}, "float32", "splash"),  # heads of any width
         (TPU, 128, {"attention": "xla"}, "bfloat16", "xla"),
-        (gpu(), 128, {}, "bfloat16", "cudnn"),
-        (gpu(), 16, {}, "bfloat16", "cudnn"),
+        (gpu(), 128, {}, "bfloat16", "flash"),
+        (gpu(), 16, {}, "bfloat16", "flash"),
+        (gpu(), 80, {}, "bfloat16", "cudnn"),
+        (gpu("NVIDIA A100-SXM4-80GB", "8.0"), 128, {}, "bfloat16", "flash"),
+        (gpu("NVIDIA GeForce RTX 4090", "8.9"), 128, {}, "bfloat16", "cudnn"),
         (gpu("NVIDIA GeForce RTX 5090", "12.0"), 128, {}, "bfloat16", "cudnn"),
         (gpu(), 128, {"dtype": "float32"}, "float32", "xla"),
         (gpu(), 20, {}, "bfloat16", "xla"),
         (gpu(), 256, {}, "bfloat16", "xla"),
         (gpu(), 128, {"attention": "xla"}, "bfloat16", "xla"),
-        (gpu(), 128, {"attention": "flash"}, "bfloat16", "flash"),
+        (gpu(), 128, {"attention": "cudnn"}, "bfloat16", "cudnn"),
         (T4, 128, {}, "bfloat16", "xla"),
         (AMD, 128, {}, "bfloat16", "xla"),
     ],
@@ -66,6 +69,10 @@ def test_auto(device, head_width, settings, dtype, attention):
         (
             gpu(), 80, {"attention": "flash"},
             "needs a head dimension of 16, 32, 64 or 128, and the model's is 80",
+        ),
+        (
+            gpu("NVIDIA GeForce RTX 4090", "8.9"), 128, {"attention": "flash"},
+            "needs compute capability 8.0, 9.0, 10.0 or 10.3, and NVIDIA GeForce RTX 4090 has 8.9",
         ),
         (
             gpu(), 128, {"attention": "flash", "dtype": "float32"},

@@ -1,5 +1,6 @@
 """The GPU's kernels of decoding, interpreted on a CPU, against the attention in plain XLA."""
 
+import dataclasses
 import functools
 
 import cases
@@ -11,6 +12,7 @@ import pytest
 from ugc_jax.models import attention, decode_kernel
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.decode_kernel import Plan
+from ugc_jax.models.layers import cos_sin, rotate
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
 from ugc_jax.sharding import make_mesh
@@ -83,13 +85,55 @@ def test_under_a_mesh(mesh):
         np.testing.assert_allclose(attend(*arguments), alone, atol=1e-6)
 
 
-def test_a_step_takes_them_where_attention_is_cudnn(monkeypatch):
+@pytest.mark.parametrize(
+    ("sizes", "slot"),  # B, G, K, T, H, S, N
+    [
+        pytest.param((2, 1, 2, 8, 32, 160, 32), 0, id="one-sample"),
+        pytest.param((2, 3, 1, 7, 32, 100, 16), 15, id="samples"),
+        pytest.param((1, 2, 1, 20, 64, 33, 16), 7, id="many-heads"),
+    ],
+)
+def test_the_rotary_embedding_and_the_caches_of_new_tokens(sizes, slot):
+    B, G, K, T, H, _, _ = sizes
+    q, prompt, [(k, v, mask), _] = case(*sizes)
+    keys, values = case(*sizes, seed=1)[2][1][:2]
+    R = B * G
+    rope = cos_sin(jax.random.normal(jax.random.key(2), (R, 1, H // 2)) * 3)
+
+    def of_rows(x):  # [B, K, G, H, 1] or [B, K, G, 1, H] -> [R, K, H]
+        return x.reshape(B, K, G, H).swapaxes(1, 2).reshape(R, K, H)
+
+    heads = jnp.concatenate([q, of_rows(keys), of_rows(values)], axis=1)
+    mask = mask.at[..., slot].set(False)  # what the place has held is gone
+    out, new_k, new_v = jax.jit(functools.partial(decode_kernel.attend_and_cache, interpret=True))(
+        heads.reshape(R, -1), rope, prompt, (k, v, mask), jnp.int32(slot)
+    )
+    q, rotated = (rotate(x[:, None], rope)[:, 0] for x in (q, of_rows(keys)))
+    rotated = rotated.reshape(B, G, K, H).swapaxes(1, 2)[..., None]
+    expected = attention.cached_attention(q, prompt, [(k, v, mask), (rotated, values, None)])
+    np.testing.assert_allclose(out.reshape(expected.shape), expected, atol=2e-6)
+    np.testing.assert_allclose(new_k, k.at[..., slot].set(rotated[..., 0]), atol=1e-6)
+    np.testing.assert_array_equal(new_v, v.at[..., slot, :].set(values[..., 0, :]))
+
+
+@pytest.mark.parametrize("kernel", ["attend_and_cache", "cached_attention"])
+def test_a_step_takes_them_on_a_gpu(kernel, monkeypatch):
+    """The joined one where the projections are, on one device; the other one with a mesh."""
     config = cases.fewer_layers(tiny())
+    text = dataclasses.replace(config.text, head_dim=32, mrope_section=(4, 6, 6))
+    config = dataclasses.replace(config, text=text)
     params = jax.tree.map(jnp.asarray, cases.random_params(config, stacked=False))
-    params = thinker.for_decoding(params, "gpu")
-    assert set(params["model"]["layers"][0]["mlp"]) == {"gate_up_proj", "down_proj"}
-    kernels = functools.partial(decode_kernel.cached_attention, interpret=True)
-    monkeypatch.setattr(decode_kernel, "cached_attention", kernels)
+    if kernel == "attend_and_cache":
+        params = thinker.for_decoding(params, "gpu")
+        assert set(params["model"]["layers"][0]["mlp"]) == {"gate_up_proj", "down_proj"}
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return original(*arguments, **options, interpret=True)
+
+    original = getattr(decode_kernel, kernel)
+    monkeypatch.setattr(decode_kernel, kernel, counted)
     B, T, N, samples = 2, 16, 16, 2
     keys = iter(jax.random.split(jax.random.key(0), 99))
     cache = dict(dtype="float32", stacked=False)
@@ -106,12 +150,12 @@ def test_a_step_takes_them_where_attention_is_cudnn(monkeypatch):
 
     def step(attention):
         compute = Compute(attention=attention)
-        run = functools.partial(thinker.decode_step, params, config, compute)
-        calls = str(jax.make_jaxpr(run)(*arguments)).count("pallas_call")
-        return run(*arguments), calls
+        calls.clear()
+        run = jax.jit(functools.partial(thinker.decode_step, params, config, compute))
+        return run(*arguments), len(calls)
 
-    (logits, kept), calls = step("cudnn")
+    (logits, kept), made = step("cudnn")
     (plain_logits, plain_kept), none = step("xla")
-    assert (calls, none) == (2 * config.text.num_hidden_layers, 0)
+    assert (made, none) == (1, 0)  # layers that are alike are traced once
     np.testing.assert_allclose(logits, plain_logits, atol=2e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), kept, plain_kept)

@@ -60,20 +60,57 @@ def test_slabs_change_nothing_but_the_size(slab, most_rows):
     np.testing.assert_array_equal(out["b"], b)
 
 
-def test_a_gpu_gets_rows_of_whole_16_bytes(monkeypatch):
-    """A width such as 3420 is padded for its product, which stays the same."""
-    x, weight = normal(2, 3, 20), normal(6, 20)
-    expected = layers.product("...i,oi->...o", x, weight)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_gpu_gets_rows_of_whole_16_bytes(joined, monkeypatch):
+    """A width such as 3420 is a larger one inside, of which nothing is seen outside."""
+    x, width = normal(2, 3, 8), 20
+    names = ("gate_proj", "up_proj"), (width, 8)
+    params = {name: {"weight": normal(*names[1]), "bias": normal(width)} for name in names[0]}
+    params["down_proj"] = {"weight": normal(8, width), "bias": normal(8)}
+    mlp = layers.SwiGLU(width, bias=True)
+
+    def run(params):
+        return mlp.apply({"params": params}, x)
+
+    expected = jax.value_and_grad(lambda params: jnp.sum(run(params) ** 2))(params)
 
     def widths(platform):
         monkeypatch.setattr(layers, "platform", lambda: platform)
-        jaxpr = jax.make_jaxpr(lambda *a: layers.product("...i,oi->...o", *a))(x, weight)
-        (dot,) = (one for one in jaxpr.eqns if one.primitive.name == "dot_general")
-        return [one.aval.shape[-1] for one in dot.invars]
+        dots = [
+            one for one in jax.make_jaxpr(run)(params).eqns if one.primitive.name == "dot_general"
+        ]
+        return [one.outvars[0].aval.shape[-1] for one in dots]
 
-    assert widths("cpu") == widths("tpu") == [20, 20]
-    assert widths("gpu") == [24, 24]
-    np.testing.assert_allclose(layers.product("...i,oi->...o", x, weight), expected, atol=1e-6)
+    assert widths("cpu") == widths("tpu") == [20, 20, 8]
+    assert widths("gpu") == [24, 24, 8]
+    ours = jax.value_and_grad(lambda params: jnp.sum(run(params) ** 2))(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected
+    )
+
+
+def test_dots_keeps_one_result_of_a_linear_with_an_adapter():
+    """Not the product with the weight and that with the adapter, each as large as their sum."""
+    x, R, width = normal(4, 16), 2, 48
+    params = {"weight": normal(width, 16), "lora_a": normal(R, 16), "lora_b": normal(width, R)}
+
+    def loss(params, remat):
+        def layer(params, x, _):
+            y = layers.Linear(width, (None, None), bias=False).apply({"params": params}, x)
+            return x + jnp.sin(y)[:, :16], None
+
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
+        return jnp.sum(layers.run_layers(layer, stacked, x, remat=remat)[0] ** 2)
+
+    kept = (
+        jax.ad_checkpoint.saved_residuals if hasattr(jax.ad_checkpoint, "saved_residuals") else None
+    )
+    kept = kept or jax._src.ad_checkpoint.saved_residuals
+    sizes = [aval.shape for aval, _ in kept(lambda p: loss(p, "dots"), params)]
+    assert sizes.count((3, 4, width)) == 1
+    for remat in ("full", "none"):
+        gradients = (jax.grad(loss)(params, one) for one in (remat, "dots"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *gradients)
 
 
 def test_a_cpu_multiplies_a_single_vector_beside_another(monkeypatch):

@@ -60,7 +60,7 @@ def test_a_plan_for_the_devices_here(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "dtype", "cudnn", "splash"),
     [
-        (gpu(), "auto", 3, 0),
+        (gpu(), "auto", 0, 0),
         (gpu(), "float32", 0, 0),
         (TPU, "auto", 0, 4),
         (TPU, "float32", 0, 4),

@@ -152,7 +152,7 @@ ON_A_CHIP = """
     import functools, json, sys
     import jax, jax.numpy as jnp, numpy as np
     from ugc_jax.generate import decode, sampling
-    from ugc_jax.generate.engine import STEPS, Engine, place_bytes
+    from ugc_jax.generate.engine import Engine, chunk_of, place_bytes
     from ugc_jax.models.compute import ComputeConfig
     from ugc_jax.models.int8 import SCALE, quantized
     from ugc_jax.models.params import (
@@ -194,7 +194,7 @@ ON_A_CHIP = """
     engine = Engine(config, compute, mesh)
     mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)
     with engine.on_mesh():
-        traced = engine._advance.trace(params, state, starts, np.int32(STEPS), mode=mode)
+        traced = engine._advance.trace(params, state, starts, chunk_of(None, 1), mode=mode)
         program = traced.lower().compile()
     memory, traffic = program.memory_analysis(), loop_traffic(program.as_text())
     matrix = min(

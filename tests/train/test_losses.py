@@ -110,3 +110,54 @@ def test_gradients_are_products_of_bfloat16_with_sums_of_float32(case, frozen):
     assert [x.dtype for x in ours] == [jnp.bfloat16, jnp.float32]
     for a, b in zip(ours, exact, strict=True):
         assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 0.01 * jnp.linalg.norm(b)
+
+
+def arrays_of(jaxpr, shape: tuple[int, ...]) -> list[str]:
+    """The operations of a program that make an array of this shape."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [equation.primitive.name for x in equation.outvars if x.aval.shape == shape]
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            found += arrays_of(inner, shape)
+    return found
+
+
+def test_a_frozen_head_is_not_copied():
+    """Nor is a gradient of it made, of zeros, for each chunk."""
+    hidden = jax.ShapeDtypeStruct((1, 4096, 64), jnp.bfloat16)
+    head = jax.ShapeDtypeStruct((32768, 64), jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+    wanted = jax.ShapeDtypeStruct((1, 4096), jnp.bool_)
+
+    def loss(hidden, head, tokens, wanted):
+        scores = losses.token_scores({"lm_head": {"weight": head}}, hidden, tokens, wanted)
+        return jnp.sum(scores.logprob)
+
+    def made(arguments):
+        gradient = jax.jit(jax.grad(loss, arguments))
+        return arrays_of(gradient.trace(hidden, head, tokens, wanted).jaxpr.jaxpr, (32768, 64))
+
+    assert set(made(0)) <= {"sharding_constraint"}
+    assert "broadcast_in_dim" in made((0, 1))  # the sum over the chunks
+
+
+@pytest.mark.parametrize("entropy_counts", [False, True])
+def test_gradients_of_entropy(case, entropy_counts):
+    hidden, head, tokens, wanted = case
+
+    def chunked(hidden, head):
+        scores = losses.token_scores(
+            {"lm_head": {"weight": head}}, hidden, tokens, wanted, 0.7, entropy=True
+        )
+        total = scores.entropy if entropy_counts else jax.lax.stop_gradient(scores.entropy)
+        return jnp.sum(jnp.where(wanted, scores.logprob + 0.3 * total, 0.0))
+
+    def whole(hidden, head):
+        logprobs = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head) / 0.7)
+        picked = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+        total = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+        total = total if entropy_counts else jax.lax.stop_gradient(total)
+        return jnp.sum(jnp.where(wanted, picked + 0.3 * total, 0.0))
+
+    ours, theirs = (jax.value_and_grad(f, (0, 1))(hidden, head) for f in (chunked, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, theirs)

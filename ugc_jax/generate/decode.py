@@ -377,16 +377,23 @@ def step(
     )
 
 
+class Chunk(NamedTuple):
+    """How long `steps` goes on: most steps, and rows that may end in them before it returns."""
+
+    steps: int | np.int32 | jax.Array
+    ends: int | np.int32 | jax.Array = np.int32(2**31 - 1)
+
+
 def steps(
     params,
     config: OmniConfig,
     compute: Compute,
     state: DecodeState,
     mode: sampling.Mode,
-    count: int | jax.Array,
+    chunk: Chunk,
     allowed_RW: jax.Array | None = None,
 ) -> DecodeState:
-    """Make `count` steps, fewer when no row is left. allowed_RW: of a single step."""
+    """Make a chunk of steps, fewer when no row is left. allowed_RW: of a single step."""
     # What no step changes stays outside of the loop.
     fixed = ("prompt", "length", "position", "rows", "seen_prompt")
     nothing = dict.fromkeys(fixed)
@@ -396,7 +403,8 @@ def steps(
 
     def more(loop):
         made, carried = loop
-        return (made < count) & ~jnp.all(carried.done)
+        ended = jnp.sum(carried.done) - jnp.sum(state.done)
+        return (made < chunk.steps) & ~jnp.all(carried.done) & (ended < chunk.ends)
 
     def one(loop):
         made, carried = loop

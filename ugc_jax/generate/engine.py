@@ -52,7 +52,9 @@ PROMPT_TOKENS = (
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is more
-STEPS = 8  # of a chunk; a row that ends waits for half of them on average
+# Steps of a chunk. A row that ends waits for half of them on average, and an accelerator takes
+# some 4 ms to begin a chunk: there it is over, too, when an eighth of the rows has ended.
+STEPS = {"cpu": 8, "accelerator": 32}
 TOO_LARGE = "exceeds the device's memory"  # the end of such an error
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
@@ -206,6 +208,13 @@ def prefill_tokens(mesh: jax.sharding.Mesh | None) -> int:
     """Return how many tokens of prompts are prefilled together, to use the devices fully."""
     # A CPU is busy with one prompt, and would compute the rows that fill a group up, too.
     return 512 if on_cpu(mesh) else 8192 * round_up_rows(mesh, 1)
+
+
+def chunk_of(mesh: jax.sharding.Mesh | None, rows: int) -> decode.Chunk:
+    """Return the chunk of steps after which the host looks at so many rows."""
+    if on_cpu(mesh):
+        return decode.Chunk(np.int32(STEPS["cpu"]))
+    return decode.Chunk(np.int32(STEPS["accelerator"]), np.int32(max(1, rows // 8)))
 
 
 def place_bytes(
@@ -521,7 +530,8 @@ class Engine:
             state = abstract(state, shardings(self.mesh, state, decode.state_axes(state)))
             starts = decode.no_rows(places * samples)
             starts = abstract(starts, jax.tree.map(lambda _: replicated(self.mesh), starts))
-            steps = self._advance.trace(params, state, starts, np.int32(STEPS), mode=mode)
+            chunk = chunk_of(self.mesh, places * samples)
+            steps = self._advance.trace(params, state, starts, chunk, mode=mode)
         return encoders | dict(embed=embed, prefill=prefill, decode=steps), state
 
     # ---- programs --------------------------------------------------------------------------------
@@ -789,16 +799,16 @@ class _Lane:
 
     def advance(self) -> bool:
         """Begin a chunk of steps; return whether any row is under way."""
-        allowed, steps = None, STEPS
+        allowed, chunk = None, chunk_of(self._engine.mesh, len(self._sample))
         if self.constrained and self._matchers:
-            allowed, steps = self._allowed(), 1
+            allowed, chunk = self._allowed(), decode.Chunk(np.int32(1))
         if not any(sample is not None for sample in self._sample):
             return False
         engine = self._engine
         ranks = any(prompt is not None and prompt.request.top_logprobs for prompt in self._at)
         with engine.on_mesh():
             self._state = engine._advance(
-                self._run.params, self._state, self._starts, np.int32(steps), allowed,
+                self._run.params, self._state, self._starts, chunk, allowed,
                 mode=self._mode._replace(ranks=ranks),
             )  # fmt: skip
         self._starts = self._no_rows()
@@ -1167,9 +1177,9 @@ def _grow(state, *, tokens, vocabulary, top) -> DecodeState:
     return decode.constrained(decode.grow(state, tokens, vocabulary, top))
 
 
-def _advance(params, state, starts, count, allowed=None, *, mode, config, compute) -> DecodeState:
+def _advance(params, state, starts, chunk, allowed=None, *, mode, config, compute) -> DecodeState:
     state = decode.start(state, *starts, eos=config.tokens.eos_token_id)
-    how = state, mode, count, allowed
+    how = state, mode, chunk, allowed
     return decode.constrained(decode.steps(params, config, compute, *how))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ugc_jax.errors import UserError
 from ugc_jax.models import flash_kernel
-from ugc_jax.models.compute import wrong_platform
+from ugc_jax.models.compute import ON_GPUS, wrong_platform
 from ugc_jax.models.layers import KERNEL_RESULT
 from ugc_jax.sharding import on_shards, platform, shard_count
 
@@ -40,6 +40,22 @@ def causal_attention(
     }[implementation]
     kernel = functools.partial(kernel, shared_prompt=shared_prompt)
     return sharded_heads(kernel, q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+
+def tower_attention(q_BTNH, k_BTNH, v_BTNH, segments_BT, implementation: str) -> jax.Array:
+    """Return `attention` of an encoder: not causal, and by cuDNN's kernel on GPUs.
+
+    implementation: of the decoder. cudnn and flash, which need a GPU, stand for cuDNN's kernel, and
+    others for plain XLA; so do heads of a width that cuDNN does not take. Raises UserError as
+    `causal_attention`.
+    """
+    H = q_BTNH.shape[-1]
+    if implementation not in ON_GPUS or H % 8 or H > 128:
+        return attention(q_BTNH, k_BTNH, v_BTNH, segments_BT)
+    if wrong := wrong_platform(implementation, platform()):
+        raise UserError(f"attention={implementation} {wrong}; use attention=xla")
+    kernel = functools.partial(cudnn_attention, causal=False)
+    return sharded_heads(kernel, q_BTNH, k_BTNH, v_BTNH, segments_BT)
 
 
 def attention(
@@ -228,6 +244,7 @@ def cudnn_attention(
     segments_BT,
     *,
     shared_prompt: bool = False,
+    causal: bool = True,
     implementation: str = "cudnn",
 ) -> jax.Array:
     """Return cuDNN's flash attention, for bfloat16 on GPUs, with a mask [B, 1, T, T] of segments.
@@ -244,6 +261,6 @@ def cudnn_attention(
     )
     mask_B1TT = visible_keys(segments_BT, segments_BT, shared_prompt)[:, None]
     out_BTNH = jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation=implementation
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=causal, implementation=implementation
     )
     return out_BTNH[:, :T]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 ON_GPUS = "cudnn", "flash"  # attention that runs on GPUs, and with it our kernels for decoding
 FLASH_WIDTHS = 16, 32, 64, 128  # head widths: powers of 2 whose blocks a processor's memory holds
+# Compute capabilities whose processors have the 130 KiB of shared memory that flash's blocks take:
+# data center GPUs (A100, H100, H200, B200, ...). Others, such as 8.9, have 99 KiB.
+FLASH_CAPABILITIES = "8.0", "9.0", "10.0", "10.3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Compute:
     remat: Literal["none", "full", "dots"] = "none"
     slab: int = 0  # tokens (patches, sound positions) that a tower works on at a time; 0: all
     # of the decoder: xla anywhere, splash on TPUs, cudnn or flash on GPUs (with kernels of our own
-    # for decoding)
+    # for decoding, and cudnn's in the encoders)
     attention: Literal["xla", "splash", "cudnn", "flash"] = "xla"
     # of the matrices and of the keys and values that a decode step reads (models/int8.py); auto:
     # dtype
@@ -53,8 +56,8 @@ class ComputeConfig:
     # tokens that an encoder works on at a time, which bounds its memory; 0: all (default: what the
     # job and the devices need)
     slab: int | None = None
-    # kernel of the decoder's attention (auto: splash on TPUs, cudnn on GPUs in bfloat16, else xla;
-    # flash: our own for GPUs, without cudnn's mask of tokens x tokens)
+    # kernel of the decoder's attention (auto: in bfloat16 flash on data center GPUs and cudnn on
+    # others, splash on TPUs, else xla; flash: our own, without cudnn's mask of tokens x tokens)
     attention: Literal["auto", "xla", "splash", "cudnn", "flash"] = "auto"
     # of the decoder's matrices, to generate (auto: dtype; int8: half of the memory of bfloat16)
     weights: Literal["auto", "int8"] = "auto"
@@ -77,8 +80,9 @@ class ComputeConfig:
         if dtype == "auto":
             dtype = "float32" if device.platform == "cpu" else "bfloat16"
         if attention == "auto":
-            kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla")
-            attention = "xla" if _obstacle(kernel, device, head_width, dtype) else kernel
+            kernels = {"tpu": ("splash",), "gpu": ("flash", "cudnn")}.get(device.platform, ())
+            fitting = (one for one in kernels if not _obstacle(one, device, head_width, dtype))
+            attention = next(fitting, "xla")
         elif obstacle := _obstacle(attention, device, head_width, dtype):
             raise UserError(f"compute.attention={attention} {obstacle}; set compute.attention=auto")
         slab = slab if self.slab is None else self.slab
@@ -121,6 +125,12 @@ def _obstacle(attention: str, device: "jax.Device", head_width: int, dtype: str)
     generation = capability.partition(".")[0]
     if not generation.isdecimal() or int(generation) < 8:
         return f"needs compute capability 8.0 or higher, and {device.device_kind} has {capability}"
+    if attention == "flash" and capability not in FLASH_CAPABILITIES:
+        *some, last = FLASH_CAPABILITIES
+        return (
+            f"needs compute capability {', '.join(some)} or {last}, and {device.device_kind} has "
+            f"{capability}"
+        )
     if attention == "flash" and head_width not in FLASH_WIDTHS:
         *some, last = map(str, FLASH_WIDTHS)
         widths = f"{', '.join(some)} or {last}"

@@ -38,9 +38,9 @@ class Tiles(NamedTuple):
 class Plan(NamedTuple):
     """Tiles of each kernel. programs: at least so many share the gradients of keys and values."""
 
-    forward: Tiles = Tiles(128, 64, stages=3)
-    queries: Tiles = Tiles(128, 64)  # the queries' gradient
-    keys: Tiles = Tiles(64, 128)  # the gradients of keys and values
+    forward: Tiles = Tiles(64, 64, warps=4, stages=3)
+    queries: Tiles = Tiles(64, 64, warps=4)  # the queries' gradient
+    keys: Tiles = Tiles(64, 128, stages=3)  # the gradients of keys and values
     programs: int = 512
 
 

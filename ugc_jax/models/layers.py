@@ -13,12 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from ugc_jax.models.int8 import SCALE
 from ugc_jax.models.params import param
 from ugc_jax.sharding import Axes, constrain, platform
 
-KERNEL_RESULT = "attention_kernel"  # name of an attention kernel's result for `remat`
+# Names of results for `remat`: of an attention kernel, and of a linear.
+KERNEL_RESULT, LINEAR_RESULT = "attention_kernel", "linear"
 
 
 class Joined(NamedTuple):
@@ -56,10 +58,14 @@ class Linear(nn.Module):
     features: int
     axes: Axes  # logical names of (out, in)
     bias: bool = True
+    zeros: tuple[int, int] = (0, 0)  # appended outputs that are 0, and inputs that do not count
 
     @nn.compact
     def __call__(self, x):
-        weight = param(self, "weight", (self.features, x.shape[-1]), self.axes)
+        outputs, inputs = self.zeros
+        weight = param(self, "weight", (self.features, x.shape[-1] - inputs), self.axes)
+        if any(self.zeros):
+            weight = jnp.pad(weight, ((0, outputs), (0, inputs)))
         if self.has_variable("params", SCALE):
             y = product("...i,oi->...o", x, weight, jnp.float32)
             y = (y * per_channel(self.get_variable("params", SCALE), y)).astype(x.dtype)
@@ -70,8 +76,9 @@ class Linear(nn.Module):
             low = jnp.einsum("...i,ri->...r", x, a.astype(x.dtype))
             y = y + jnp.einsum("...r,or->...o", low, b.astype(x.dtype))
         if self.bias:
-            y = y + per_channel(param(self, "bias", (self.features,), self.axes[:1]), y)
-        return y
+            bias = param(self, "bias", (self.features,), self.axes[:1])
+            y = y + per_channel(jnp.pad(bias, (0, outputs)), y)
+        return checkpoint_name(y, LINEAR_RESULT)
 
 
 def product(spec: str, x: jax.Array, weight: jax.Array, dtype=None) -> jax.Array:
@@ -79,10 +86,6 @@ def product(spec: str, x: jax.Array, weight: jax.Array, dtype=None) -> jax.Array
     weight, wide = weight.astype(x.dtype), dtype
     if platform() == "cpu":
         return _product_on_cpu(x, weight, dtype or x.dtype)
-    if platform() == "gpu" and (odd := -x.shape[-1] % 8):
-        # cuBLAS's fast kernels need rows of whole 16 bytes; without them a product of the vision
-        # encoder (3420 wide) takes three times as long.
-        x, weight = (jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, odd)]) for a in (x, weight))
     return jnp.einsum(spec, x, weight, preferred_element_type=wide).astype(dtype or x.dtype)
 
 
@@ -137,17 +140,24 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        def project(name: str, features: int):
-            return Linear(features, ("mlp", "embed"), self.bias, name=name)(x)
+        joined = JOINED["mlp"].name
+        # cuBLAS's fast kernels need rows of whole 16 bytes, in and out; without them a product of
+        # the vision encoder (3420 wide) takes up to three times as long.
+        odd = platform() == "gpu" and not self.has_variable("params", joined)
+        zeros = -self.features % 8 if odd else 0
 
-        if self.has_variable("params", JOINED["mlp"].name):
-            gate, up = jnp.split(project(JOINED["mlp"].name, 2 * self.features), 2, axis=-1)
+        def project(name: str, features: int):
+            return Linear(features, ("mlp", "embed"), self.bias, (zeros, 0), name=name)(x)
+
+        if self.has_variable("params", joined):
+            gate, up = jnp.split(project(joined, 2 * self.features), 2, axis=-1)
         else:
             gate, up = project("gate_proj", self.features), project("up_proj", self.features)
         # A CPU has the SiLU of float32 in half the time; training elsewhere would have to keep it.
         wide = jnp.float32 if platform() == "cpu" else x.dtype
         hidden = (nn.silu(gate.astype(wide)) * up).astype(x.dtype)
-        return Linear(x.shape[-1], ("embed", "mlp"), self.bias, name="down_proj")(hidden)
+        down = Linear(x.shape[-1], ("embed", "mlp"), self.bias, (0, zeros), name="down_proj")
+        return down(hidden)
 
 
 def per_channel(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -212,9 +222,8 @@ def _remat_policy(remat: str):
     policies = jax.checkpoint_policies
     if remat == "full":
         return policies.nothing_saveable
-    return policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KERNEL_RESULT)
-    )
+    # Not every product: of a linear with an adapter, the sum serves for both.
+    return policies.save_only_these_names(KERNEL_RESULT, LINEAR_RESULT)
 
 
 def split_like(params, stacked):

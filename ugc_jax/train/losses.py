@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from ugc_jax.data.batching import Batch
 from ugc_jax.models.compute import Compute
@@ -71,8 +72,7 @@ def _scores(head_VD, rows, others, chunk: int, temperature: float, entropy: bool
     (mask_C,) = others
     B = len(tokens_BT)
 
-    @jax.checkpoint
-    def scores(hidden_BCD, tokens_BC):
+    def scores(head_VD, hidden_BCD, tokens_BC):
         logits_BCV = _logits(head_VD, hidden_BCD)
         logits_BCV = constrain(logits_BCV, ("batch", None, "vocab")) / temperature
         # A masked sum, not a gather: the vocabulary may be split over devices.
@@ -86,19 +86,59 @@ def _scores(head_VD, rows, others, chunk: int, temperature: float, entropy: bool
         likeliest = logit_BC >= jnp.max(logits_BCV, axis=-1)
         return TokenScores(logit_BC - total_BC, likeliest, entropy_BC)
 
-    def zeros(hidden_BCD, tokens_BC):
+    def zeros(head_VD, hidden_BCD, tokens_BC):
         zeros_BC = jnp.zeros(tokens_BC.shape, jnp.float32)
         return TokenScores(zeros_BC, tokens_BC < 0, zeros_BC if entropy else None)
 
-    @jax.checkpoint  # or the branch's residuals, a copy of the head for each chunk, would be kept
-    def scores_or_zeros(inputs):
-        *arrays, is_needed = inputs
-        return jax.lax.cond(is_needed, scores, zeros, *arrays)
+    # The gradients are written here, as those of jax for a branch hand the head, 600 MB, from its
+    # forward to its backward part, and add zeros of its size for each chunk that is skipped.
+    @jax.custom_vjp
+    def of_chunks(head_VD, *chunks):
+        def one(inputs):
+            *arrays, is_needed = inputs
+            return jax.lax.cond(is_needed, scores, zeros, head_VD, *arrays)
+
+        return jax.lax.map(one, chunks)
+
+    def forward(head, *chunks):
+        kept = [x.value for x in (head, *chunks)]
+        return of_chunks(*kept), (*kept, () if head.perturbed else None)
+
+    def backward(kept, grads):
+        head_VD, *chunks, learns = kept
+        grads = [
+            jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x
+            for x in (grads.logprob, grads.entropy)
+        ]
+
+        def one(total_VD, inputs):
+            hidden_BCD, tokens_BC, is_needed, grads = inputs
+
+            def pull(total_VD):
+                def outputs(hidden_BCD, head_VD=head_VD):
+                    found = scores(head_VD, hidden_BCD, tokens_BC)
+                    return [found.logprob, found.entropy]
+
+                if learns is None:  # a frozen head, as beside an adapter
+                    return total_VD, jax.vjp(outputs, hidden_BCD)[1](grads)[0]
+                hidden_grad, head_grad = jax.vjp(outputs, hidden_BCD, head_VD)[1](grads)
+                return total_VD + head_grad, hidden_grad
+
+            def skip(total_VD):
+                return total_VD, jnp.zeros_like(hidden_BCD)
+
+            return jax.lax.cond(is_needed, pull, skip, total_VD)
+
+        total_VD = None if learns is None else jnp.zeros_like(head_VD)
+        total_VD, hidden_grad = jax.lax.scan(one, total_VD, (*chunks, grads))
+        return total_VD, hidden_grad, None, None
+
+    of_chunks.defvjp(forward, backward, symbolic_zeros=True)
 
     def chunks(x):
         return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
 
-    out = jax.lax.map(scores_or_zeros, (chunks(hidden_BTD), chunks(tokens_BT), mask_C))
+    out = of_chunks(head_VD, chunks(hidden_BTD), chunks(tokens_BT), mask_C)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1), out)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax.models.attention import attention
+from ugc_jax.models.attention import tower_attention
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.layers import (
     LayerNorm,
@@ -46,9 +46,13 @@ class Conv(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """Attention inside each chunk: [C, S, D] -> [C, S, D]. valid_CS: i32, 0 for padding."""
+    """Attention inside each chunk: [C, S, D] -> [C, S, D].
+
+    valid_CS: i32, 0 for padding. kernel: of `tower_attention`.
+    """
 
     heads: int
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x_CSD, valid_CS):
@@ -59,7 +63,7 @@ class AudioAttention(nn.Module):
             )
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        out = attention(q, k, v, valid_CS).reshape(x_CSD.shape)
+        out = tower_attention(q, k, v, valid_CS, self.kernel).reshape(x_CSD.shape)
         return Linear(D, ("embed", "heads"), name="out_proj")(out)
 
 
@@ -67,14 +71,14 @@ class AudioLayer(nn.Module):
     """Pre-norm attention and MLP: [C, S, D] -> [C, S, D]. valid_CS: as in AudioAttention."""
 
     config: AudioConfig
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x_CSD, valid_CS):
         c = self.config
+        attention = AudioAttention(c.encoder_attention_heads, self.kernel, name="self_attn")
         normed = LayerNorm(name="self_attn_layer_norm")(x_CSD)
-        x_CSD = x_CSD + AudioAttention(c.encoder_attention_heads, name="self_attn")(
-            normed, valid_CS
-        )
+        x_CSD = x_CSD + attention(normed, valid_CS)
         normed = LayerNorm(name="final_layer_norm")(x_CSD)
         hidden = gelu(Linear(c.encoder_ffn_dim, ("mlp", "embed"), name="fc1")(normed))
         return x_CSD + Linear(c.d_model, ("embed", "mlp"), name="fc2")(hidden)
@@ -103,7 +107,8 @@ def encode_mel(params, config: AudioConfig, compute: Compute, mel_CMI, frames_C)
         valid_CS = (jnp.arange(S)[None] < (frames_C[:, None] + 1) // 2).astype(jnp.int32)
 
         def layer(layer_params, x, _):
-            return AudioLayer(config).apply({"params": layer_params}, x, valid_CS), None
+            layer = AudioLayer(config, compute.attention)
+            return layer.apply({"params": layer_params}, x, valid_CS), None
 
         x, _ = run_layers(layer, params["layers"], x, remat=compute.remat)
         x = apply("ln_post", LayerNorm(), jnp.mean(x.reshape(C, S // 2, 2, D), axis=2))

@@ -54,10 +54,20 @@ def along_tokens(change: Callable[..., jax.Array], *caches: Cache) -> Cache:
     )
 
 
+class Rotating(NamedTuple):
+    """Attention with the rotary embedding: `attend(heads, rope)` -> (its result, what to keep).
+
+    heads: [B, T, N + 2 K, H], of queries, keys and values.
+    """
+
+    attend: Callable
+
+
 class DecoderAttention(nn.Module):
     """Projections around `attend(q_BTNH, k_BTKH, v_BTKH)`, which computes attention.
 
-    Returns (x_BTD, (k, v)). rope: `layers.cos_sin` of the tokens' angles.
+    Returns (x_BTD, (k, v)). rope: `layers.cos_sin` of the tokens' angles. attend: with joined
+    projections (`layers.JOINED`) also a Rotating; what it keeps is returned in the place of (k, v).
     """
 
     config: TextConfig
@@ -72,13 +82,18 @@ class DecoderAttention(nn.Module):
             )
 
         N, K = c.num_attention_heads, c.num_key_value_heads
-        if self.has_variable("params", JOINED["self_attn"].name):
-            q, k, v = jnp.split(project(JOINED["self_attn"].name, N + 2 * K), (N, N + K), axis=2)
+        joined = JOINED["self_attn"].name
+        if isinstance(attend, Rotating):
+            out, kept = attend.attend(project(joined, N + 2 * K), rope)
         else:
-            q, k, v = project("q_proj", N), project("k_proj", K), project("v_proj", K)
-        q, k = rotate(q, rope), rotate(k, rope)
-        out = attend(q, k, v).reshape(*x_BTD.shape[:2], -1)
-        return Linear(c.hidden_size, ("embed", "heads"), bias=False, name="o_proj")(out), (k, v)
+            if self.has_variable("params", joined):
+                q, k, v = jnp.split(project(joined, N + 2 * K), (N, N + K), axis=2)
+            else:
+                q, k, v = project("q_proj", N), project("k_proj", K), project("v_proj", K)
+            q, k = rotate(q, rope), rotate(k, rope)
+            out, kept = attend(q, k, v), (k, v)
+        out = out.reshape(*x_BTD.shape[:2], -1)
+        return Linear(c.hidden_size, ("embed", "heads"), bias=False, name="o_proj")(out), kept
 
 
 class DecoderLayer(nn.Module):
@@ -171,7 +186,22 @@ def decode_layers(
         new = _completion_cache(k, v, samples)
         return x, _quantized(new) if in_int8 else new
 
+    def layer_in_kernel(layer_params, x, caches):
+        prompt_layer, own_layer = caches
+
+        def attend(qkv, rope):
+            rows = keys(prompt_layer, prompt_BT), keys(own_layer, earlier_BGN)
+            out_RC, *kept = decode_kernel.attend_and_cache(
+                qkv.reshape(len(qkv), -1), rope, *rows, slot
+            )
+            return out_RC[:, None], Cache(*kept)
+
+        return DecoderLayer(config).apply({"params": layer_params}, x, rope, Rotating(attend))
+
     caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
+    if _rotates_in_kernel(params["layers"], config, compute):
+        x_R1D, own = run_layers(layer_in_kernel, params["layers"], x_RD[:, None], caches)
+        return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
     x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
 
     def write(own: Cache, this: Cache) -> Cache:
@@ -182,6 +212,16 @@ def decode_layers(
 
     own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
+
+
+def _rotates_in_kernel(layers, config: TextConfig, compute: Compute) -> bool:
+    """Return whether a decode step's attention can be `decode_kernel.attend_and_cache`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if compute.attention not in ON_GPUS or compute.cache == "int8" or mesh.size > 1:
+        return False
+    if not isinstance(layers, tuple) or config.head_dim < decode_kernel.LEAST_WIDTH:
+        return False
+    return JOINED["self_attn"].name in layers[0]["self_attn"]
 
 
 def empty_cache(

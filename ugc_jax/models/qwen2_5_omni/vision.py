@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ugc_jax.models.attention import attention
+from ugc_jax.models.attention import tower_attention
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.layers import (
     Linear,
@@ -62,10 +62,12 @@ class PatchEmbed(nn.Module):
 class VisionAttention(nn.Module):
     """Attention inside windows of `window_patches`, or inside whole grids where `full` is true.
 
-    rope: `layers.cos_sin` of the patches' angles. valid_FS: i32, 0 for padding.
+    rope: `layers.cos_sin` of the patches' angles. valid_FS: i32, 0 for padding. kernel: of
+    `tower_attention`.
     """
 
     config: VisionConfig
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x_FSD, rope, valid_FS, full):
@@ -79,7 +81,7 @@ class VisionAttention(nn.Module):
 
         def inside(span: int):
             pieces = (x.reshape(F * S // span, span, *x.shape[2:]) for x in (q, k, v, valid_FS))
-            return attention(*pieces).reshape(F, S, D)
+            return tower_attention(*pieces, self.kernel).reshape(F, S, D)
 
         if isinstance(full, np.bool_):  # of unrolled layers: half as much to trace
             out = inside(S if full else c.window_patches)
@@ -92,11 +94,13 @@ class VisionBlock(nn.Module):
     """Pre-norm attention and MLP: [F, S, D] -> [F, S, D]. Arguments as in VisionAttention."""
 
     config: VisionConfig
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x_FSD, rope, valid_FS, full):
+        attention = VisionAttention(self.config, self.kernel, name="attn")
         normed = RMSNorm(EPS, name="norm1")(x_FSD)
-        x_FSD = x_FSD + VisionAttention(self.config, name="attn")(normed, rope, valid_FS, full)
+        x_FSD = x_FSD + attention(normed, rope, valid_FS, full)
         normed = RMSNorm(EPS, name="norm2")(x_FSD)
         return x_FSD + SwiGLU(self.config.intermediate_size, bias=True, name="mlp")(normed)
 
@@ -145,9 +149,8 @@ def encode_patches(
         rope = cos_sin(rotary_angles(coords_FS2, config.head_dim))
 
         def block(layer_params, x, full):
-            return VisionBlock(config).apply(
-                {"params": layer_params}, x, rope, valid_FS, full
-            ), None
+            block = VisionBlock(config, compute.attention)
+            return block.apply({"params": layer_params}, x, rope, valid_FS, full), None
 
         x = PatchEmbed(config, compute.dtype).apply({"params": params["patch_embed"]}, patches_FSP)
         x = constrain(x, ("batch", None, None))
