@@ -36,57 +36,81 @@ def quickstart(of: dict) -> dict[str, list[str]]:
 
 def h100_generation(of: dict) -> dict[str, list[str]]:
     """`bash launch/accelerator_check.sh --sections generation`: table.json."""
-    decode = [
+    copy, product = re.match(r"([\d,]+) GB/s, ([\d.]+) TFLOP/s", of["facts"]["measured"]).groups()
+    return {
+        "docs/performance.md": [
+            *decode_rows(of),
+            *prefill_rows(of),
+            f"driver {of['facts']['driver']}, jax {of['facts']['jax']}",
+            "a copy and a product of matrices reached "
+            f"{copy} GB/s and {rounded(product, '1')} TFLOP/s",
+        ]
+    }
+
+
+def decode_rows(of: dict) -> list[str]:
+    return [
         f"| {one['name']} | {one['ms']:.2f} | {one['tokens_per_second']:,.0f} |"
         f" {one['bytes'] / 1e9:.2f} | {percent(one['share'])} | {one['kernels']:.0f} |"
         f" {one['copies']:.0f} | {one['copy_ms']:.2f} | {one['compile_seconds']:.0f} |"
         for one in of["decode"]
     ]
-    prefill = [
+
+
+def prefill_rows(of: dict) -> list[str]:
+    return [
         f"| {one['name']} | {one['seconds']:.3f} | {one['flops'] / 1e12:.2f} |"
-        f" {percent(one['share'])} | {one['compile_seconds']:.0f} |"
-        for one in of["prefill"][:-1]
+        f" {percent(one['share'])} |"
+        f" {'-' if 'together' in one['name'] else format(one['compile_seconds'], '.0f')} |"
+        for one in of["prefill"]
     ]
-    together = of["prefill"][-1]
-    prefill.append(
-        f"| {together['name']} | {together['seconds']:.3f} | {together['flops'] / 1e12:.2f} |"
-        f" {percent(together['share'])} | - |"
-    )
-    copy, product = re.match(r"([\d,]+) GB/s, ([\d.]+) TFLOP/s", of["facts"]["measured"]).groups()
-    *speeds, fastest = (f"{one['tokens_per_second']:.0f}" for one in of["decode"][1:])
-    speeds = f"{', '.join(speeds)} and {fastest}"
+
+
+def h200(of: dict) -> dict[str, list[str]]:
+    """Sections of `bash launch/accelerator_check.sh`, and `ugc-jax caption` of 32 clips."""
+
+    def text(one: dict, key: str, form: str, scale: float = 1.0) -> str:
+        return format(one[key] * scale, form) if key in one else "-"
+
+    training = [
+        f"| {one['name']} | {one['seconds']:.3f} | {text(one, 'flops', '.2f', 1e-12)} |"
+        f" {percent(one['share']) if 'share' in one else '-'} |"
+        f" {text(one, 'tokens_per_second', ',.0f')} | {text(one, 'compile_seconds', '.0f')} |"
+        for one in of["training"]
+    ]
+    attention = [
+        f"| {name} | {one['cudnn']['us']} | {one['flash']['us']} |"
+        f" {one['forward']['us']} + {one['queries']['us']} + {one['keys']['us']} |"
+        for name, one in zip(
+            ("three segments and padding", "a prompt of 2048 with 8 x 256"),
+            of["attention"].values(), strict=True,
+        )
+    ]  # fmt: skip
+    errors = [one["flash"]["errors"] for one in of["attention"].values()]
+    low, high = min(map(min, errors)), max(map(max, errors))
+    plain = [one["xla"]["errors"] for one in of["attention"].values()]
+    low, high = min(low, min(map(min, plain))), max(high, max(map(max, plain)))
+    cudnn = max(max(one["cudnn"]["errors"]) for one in of["attention"].values())
+    *speeds, fastest = (f"{one['tokens_per_second']:,.0f}" for one in of["decode"][1:])
     shares = [one["share"] for one in of["decode"][1:]]
+    together, caption = of["prefill"][-1], of["caption"]
+    lora, full = of["training"][:2]
     return {
         "docs/performance.md": [
-            *decode,
-            *prefill,
-            f"{parts(of, 'ms', 'decode')} |",
-            f"{of['prefill'][0]['seconds']:.3f} / {of['prefill'][2]['seconds']:.3f} |",
-            f"driver {of['facts']['driver']}, jax {of['facts']['jax']}",
-            "a copy and a product of matrices reached "
-            f"{copy} GB/s and {rounded(product, '1')} TFLOP/s",
+            *decode_rows(of), *prefill_rows(of), *training, *attention,
+            f"NVIDIA H200, driver {of['facts']['driver']}, jax {of['facts']['jax']}",
+            f"relative errors of {low:.4f} to {high:.4f}, cuDNN's up to {cudnn:.4f}",
+            f"{caption['warm_cache_s']:.1f} s by its own clock",
+            f"with an empty compilation cache {caption['empty_cache_s']:.1f} s",
         ],
         "README.md": [
-            f"{speeds} tokens/s: {100 * min(shares):.0f} to {percent(max(shares))} of what the "
-            "memory's bandwidth",
+            f"{', '.join(speeds)} and {fastest} tokens/s: {100 * min(shares):.0f} to "
+            f"{percent(max(shares))} of what the memory's bandwidth",
             f"| {together['seconds'] / 3:.3f} s, {percent(together['share'])} of the peak |",
+            f"{lora['tokens_per_second']:,.0f} tokens/s",
+            f"{full['tokens_per_second']:,.0f} tokens/s, {percent(full['share'])} of the peak",
         ],
-    }
-
-
-def h100_before(of: dict) -> dict[str, list[str]]:
-    """The same with the commit before."""
-    first, _, third, _ = (f"{one['seconds']:.3f}" for one in of["prefill"])
-    return {
-        "docs/performance.md": [
-            f"| B = 1 / 8 / 32 / 64 | {parts(of, 'ms', 'decode')} |",
-            f"| vision / prefill, s | {first} / {third} |",
-        ]
-    }
-
-
-def parts(of: dict, key: str, section: str) -> str:
-    return " / ".join(f"{one[key]:.2f}" for one in of[section])
+    }  # fmt: skip
 
 
 def h100_sft(of: dict) -> dict[str, list[str]]:
@@ -96,8 +120,7 @@ def h100_sft(of: dict) -> dict[str, list[str]]:
     return {
         "docs/performance.md": [
             f"took {step['seconds']:.3f} s: {speed}, {percent(step['share'])} of the peak"
-        ],
-        "README.md": [f"| {speed} |"],
+        ]
     }
 
 

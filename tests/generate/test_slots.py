@@ -12,6 +12,8 @@ import pytest
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey, Buckets, bucket_of, collate
 from ugc_jax.errors import UserError
+from ugc_jax.generate import decode
+from ugc_jax.generate import engine as engine_module
 from ugc_jax.generate.engine import (
     CANCELLED,
     Engine,
@@ -153,6 +155,31 @@ def test_each_of_64_clips_gets_what_it_gets_alone(engine, params):
 def test_the_order_does_not_matter(seed, engine, params, alone):
     order = random.Random(seed).sample(range(9), 9)
     assert run(engine, params, "of every kind", 3, order) == alone["of every kind"]
+
+
+@pytest.mark.parametrize("chunk", [(1, 99), (32, 1), (5, 2)])
+@pytest.mark.usefixtures("highest_precision")
+def test_the_length_of_a_chunk_does_not_matter(chunk, engine, params, alone, monkeypatch):
+    chunk = decode.Chunk(*map(np.int32, chunk))
+    monkeypatch.setattr(engine_module, "chunk_of", lambda mesh, rows: chunk)
+    assert run(engine, params, "of every kind", 3) == alone["of every kind"]
+
+
+def test_a_chunk_of_an_accelerator_ends_with_an_eighth_of_its_rows(engine, params, monkeypatch):
+    """Of eight rows, one; without that, the 32 steps of a chunk would be enough for all."""
+    ended, program = [], engine._advance
+
+    def advance(*arguments, **options):
+        state = program(*arguments, **options)
+        ended.append(int(np.sum(np.asarray(state.done))))
+        return state
+
+    monkeypatch.setattr(engine, "_advance", advance)
+    monkeypatch.setattr(engine_module, "on_cpu", lambda mesh: False)
+    run(engine, params, "greedy", 8, size=8, order=range(8))
+    assert ended == sorted(set(ended))
+    assert len(ended) > 3
+    assert ended[-1] == 8
 
 
 @pytest.mark.usefixtures("highest_precision")

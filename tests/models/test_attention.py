@@ -185,6 +185,30 @@ def test_flash_attention_in_blocks_of_any_size(plan, shared_prompt):
     check_kernel(kernel, B=2, T=90, N=4, K=1, H=16, shared_prompt=shared_prompt)
 
 
+@pytest.mark.parametrize(("T", "H", "calls"), [(64, 80, 1), (25, 64, 1), (64, 20, 0)])
+def test_the_encoders_on_a_gpu(T, H, calls, monkeypatch):
+    """By cuDNN, whose program for CPUs is that of jax; heads that it does not take by XLA."""
+    segments = (np.random.default_rng(0).random((3, T)) < 0.7).astype(np.int32)
+    q, k, v = (normal(3, T, 4, H) for _ in range(3))
+    called, cudnn = [], attention.cudnn_attention
+
+    def counted(*arguments, **options):
+        called.append(1)
+        return cudnn(*arguments, **options, implementation="xla")
+
+    monkeypatch.setattr(attention, "cudnn_attention", counted)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    found = attention.tower_attention(q, k, v, segments, "flash")
+    assert len(called) == calls
+    plain, live = attention.attention(q, k, v, segments), segments == 1
+    np.testing.assert_allclose(found[live], plain[live], atol=2e-6)
+    assert np.isfinite(found).all()
+    monkeypatch.setattr(attention, "platform", lambda: "cpu")
+    if calls:
+        with pytest.raises(UserError, match="attention=flash needs a GPU"):
+            attention.tower_attention(q, k, v, segments, "flash")
+
+
 @pytest.mark.parametrize("shared_prompt", [False, True])
 def test_flash_attention_to_rows_of_one_segment_and_to_empty_ones(shared_prompt):
     """Seven heads share the keys, as in the 7B. Padding is 0 and gets no gradient."""

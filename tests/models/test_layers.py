@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.ad_checkpoint import saved_residuals
 
 from ugc_jax.models import layers
 
@@ -64,8 +65,8 @@ def test_slabs_change_nothing_but_the_size(slab, most_rows):
 def test_a_gpu_gets_rows_of_whole_16_bytes(joined, monkeypatch):
     """A width such as 3420 is a larger one inside, of which nothing is seen outside."""
     x, width = normal(2, 3, 8), 20
-    names = ("gate_proj", "up_proj"), (width, 8)
-    params = {name: {"weight": normal(*names[1]), "bias": normal(width)} for name in names[0]}
+    widths = {"gate_up_proj": 2 * width} if joined else {"gate_proj": width, "up_proj": width}
+    params = {name: {"weight": normal(n, 8), "bias": normal(n)} for name, n in widths.items()}
     params["down_proj"] = {"weight": normal(8, width), "bias": normal(8)}
     mlp = layers.SwiGLU(width, bias=True)
 
@@ -74,15 +75,14 @@ def test_a_gpu_gets_rows_of_whole_16_bytes(joined, monkeypatch):
 
     expected = jax.value_and_grad(lambda params: jnp.sum(run(params) ** 2))(params)
 
-    def widths(platform):
+    def products(platform):
         monkeypatch.setattr(layers, "platform", lambda: platform)
-        dots = [
-            one for one in jax.make_jaxpr(run)(params).eqns if one.primitive.name == "dot_general"
-        ]
-        return [one.outvars[0].aval.shape[-1] for one in dots]
+        equations = jax.make_jaxpr(lambda params: run(params))(params).eqns
+        return [one.outvars[0].aval.shape[-1] for one in equations if "dot" in one.primitive.name]
 
-    assert widths("cpu") == widths("tpu") == [20, 20, 8]
-    assert widths("gpu") == [24, 24, 8]
+    plain = [*widths.values(), 8]
+    assert products("cpu") == products("tpu") == plain
+    assert products("gpu") == (plain if joined else [24, 24, 8])
     ours = jax.value_and_grad(lambda params: jnp.sum(run(params) ** 2))(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected
@@ -102,11 +102,7 @@ def test_dots_keeps_one_result_of_a_linear_with_an_adapter():
         stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
         return jnp.sum(layers.run_layers(layer, stacked, x, remat=remat)[0] ** 2)
 
-    kept = (
-        jax.ad_checkpoint.saved_residuals if hasattr(jax.ad_checkpoint, "saved_residuals") else None
-    )
-    kept = kept or jax._src.ad_checkpoint.saved_residuals
-    sizes = [aval.shape for aval, _ in kept(lambda p: loss(p, "dots"), params)]
+    sizes = [aval.shape for aval, _ in saved_residuals(lambda p: loss(p, "dots"), params)]
     assert sizes.count((3, 4, width)) == 1
     for remat in ("full", "none"):
         gradients = (jax.grad(loss)(params, one) for one in (remat, "dots"))

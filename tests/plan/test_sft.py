@@ -58,16 +58,17 @@ def test_a_plan_for_the_devices_here(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "cudnn", "splash"),
+    ("device", "dtype", "cudnn", "flash", "splash"),
     [
-        (gpu(), "auto", 0, 0),
-        (gpu(), "float32", 0, 0),
-        (TPU, "auto", 0, 4),
-        (TPU, "float32", 0, 4),
+        (gpu(), "auto", 3, 4, 0),  # cuDNN's in the encoders: of windows, of grids, of sound
+        (gpu("NVIDIA L4", "8.9"), "auto", 6, 0, 0),
+        (gpu(), "float32", 0, 0, 0),
+        (TPU, "auto", 0, 0, 4),
+        (TPU, "float32", 0, 0, 4),
     ],
 )
 @pytest.mark.parametrize("name", ["sft_3b", "sft_3b:lora"])
-def test_a_recipe_that_names_no_device(name, device, dtype, cudnn, splash, monkeypatch):
+def test_a_recipe_that_names_no_device(name, device, dtype, cudnn, flash, splash, monkeypatch):
     """The step's program runs a layer forward, forward again for remat=full, and backward."""
     config, _ = Schema(SftConfig).parse([f"--config={name}", f"--compute.dtype={dtype}"])
     model = cases.fewer_layers(omni_3b())
@@ -81,6 +82,7 @@ def test_a_recipe_that_names_no_device(name, device, dtype, cudnn, splash, monke
         trace = functools.partial(jit_step(train_step, setup).trace, *arguments)
         text = text_for(device, trace, monkeypatch)
     assert text.count("@__cudnn$fmhaScaleBiasSoftmax") == cudnn
+    assert text.count(TRITON) == flash
     assert text.count("@tpu_custom_call") == splash
 
 
