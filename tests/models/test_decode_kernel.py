@@ -116,11 +116,20 @@ def test_the_rotary_embedding_and_the_caches_of_new_tokens(sizes, slot):
     np.testing.assert_array_equal(new_v, v.at[..., slot, :].set(values[..., 0, :]))
 
 
-@pytest.mark.parametrize("kernel", ["attend_and_cache", "cached_attention"])
-def test_a_step_takes_them_on_a_gpu(kernel, monkeypatch):
-    """The joined one where the projections are, on one device; the other one with a mesh."""
+@pytest.mark.parametrize(
+    ("kernel", "width", "times"),
+    [
+        ("attend_and_cache", 32, 1), ("cached_attention", 32, 1),
+        ("attend_and_cache", 16, 0), ("cached_attention", 16, 0), ("cached_attention", 48, 0),
+    ],
+)  # fmt: skip
+def test_a_step_takes_them_on_a_gpu(kernel, width, times, monkeypatch):
+    """The first where the projections are joined; none for heads whose halves are too narrow for
+    tensor cores, or that are no power of 2.
+    """
     config = cases.fewer_layers(tiny())
-    text = dataclasses.replace(config.text, head_dim=32, mrope_section=(4, 6, 6))
+    sections = (width // 2 - 8, 4, 4)
+    text = dataclasses.replace(config.text, head_dim=width, mrope_section=sections)
     config = dataclasses.replace(config, text=text)
     params = jax.tree.map(jnp.asarray, cases.random_params(config, stacked=False))
     if kernel == "attend_and_cache":
@@ -156,6 +165,6 @@ def test_a_step_takes_them_on_a_gpu(kernel, monkeypatch):
 
     (logits, kept), made = step("cudnn")
     (plain_logits, plain_kept), none = step("xla")
-    assert (made, none) == (1, 0)  # layers that are alike are traced once
+    assert (made, none) == (times, 0)  # layers that are alike are traced once
     np.testing.assert_allclose(logits, plain_logits, atol=2e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), kept, plain_kept)

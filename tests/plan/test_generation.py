@@ -1,13 +1,12 @@
 """Plans of caption and serve: against sums by hand, and by the TPU compiler."""
 
 import functools
-import importlib.util
 import json
-import subprocess
 import sys
 
 import jax
 import pytest
+import tpu_compiler
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
@@ -25,7 +24,6 @@ SMALL = [
     "--typical.frames=4", "--typical.height=112", "--typical.width=112", "--typical.seconds=4",
     "--typical.text=40", "--max_new_tokens=16",
 ]  # fmt: skip
-has_compiler = importlib.util.find_spec("libtpu") is not None
 
 
 def published(**changes) -> Prompts:
@@ -110,12 +108,11 @@ def test_slots_that_fit(no_compiler):
     assert four.slot == pytest.approx(plan.slot, rel=0.01)
 
 
-# In a process of its own: the compiler's library sets up the whole process for TPUs.
-@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@tpu_compiler.needs_compiler
 def test_with_the_compiler(tiny_checkpoint):
     command = [sys.executable, "-m", "ugc_jax.cli", "plan", "--job", "caption", *SMALL, "--json"]
     command += ["--topology", "v5e:1x1", "--checkpoint", str(tiny_checkpoint), "--batch_size", "4"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = tpu_compiler.run(command)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert (made["chip"]["name"], made["fits"], made["slots"]) == ("v5e", True, 4)

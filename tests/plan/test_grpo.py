@@ -1,14 +1,13 @@
 """The plan of GRPO: what is on a chip when, and what sharing the prompts saves."""
 
 import dataclasses
-import importlib.util
 import json
-import subprocess
 import sys
 
 import cases
 import jax
 import pytest
+import tpu_compiler
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
@@ -170,8 +169,7 @@ def test_what_sharing_a_prompt_saves():
     assert prefill[True] / prefill[False] == 1 / 8
 
 
-# In a process of its own: the compiler's library sets up the whole process for TPUs.
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no TPU compiler (libtpu)")
+@tpu_compiler.needs_compiler
 def test_with_the_compiler(tiny_checkpoint, tmp_path):
     words = [
         f"checkpoint={tiny_checkpoint}", f"output={tmp_path}/run", f"report={tmp_path}/r.json",
@@ -181,7 +179,7 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
         "rollout.fsdp=1", "rollout.tensor=2", "rollout.data=-1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "ugc_jax.cli", "plan", *(f"--config.{word}" for word in words)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = tpu_compiler.run(command)
     assert done.returncode == 0, done.stderr
     assert "4 chips v5e" in done.stdout
     assert "attention splash (auto)" in done.stdout

@@ -5,19 +5,16 @@ libtpu is installed; one compilation of some minutes.
 """
 
 import functools
-import importlib.util
 import json
-import subprocess
 import sys
 import textwrap
 
 import pytest
+import tpu_compiler
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not importlib.util.find_spec("libtpu"), reason="the TPU compiler is not installed"
-    ),
+    tpu_compiler.needs_compiler,
 ]
 LAYERS, CHIPS, VOCABULARY, WIDTH, FEED_FORWARD = 2, 4, 151936, 2048, 11008
 MATRIX = FEED_FORWARD * WIDTH * 2  # bytes of the largest of a layer, in bfloat16
@@ -75,9 +72,9 @@ CODE = """
 
 
 @functools.cache  # a failure, too, would take minutes each time
-def _done() -> subprocess.CompletedProcess:
+def _done():
     code = textwrap.dedent(CODE).replace("LAYERS", str(LAYERS))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return tpu_compiler.run([sys.executable, "-c", code])
 
 
 def facts() -> tuple[dict, str]:

@@ -2,16 +2,14 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 
 import cases
 import jax
 import numpy as np
 import pytest
+import tpu_compiler
 from fake_devices import TPU, TRITON, gpu, text_for
 
 from ugc_jax import sharding
@@ -30,7 +28,6 @@ from ugc_jax.train.state import Setup, abstract_state
 from ugc_jax.train.step import jit_step, train_step
 
 KEY = BucketKey(tokens=128, grids=2, windows=4, chunks=1)
-has_compiler = importlib.util.find_spec("libtpu") is not None
 
 
 def test_a_plan_for_the_devices_here(monkeypatch):
@@ -107,15 +104,14 @@ def words(folder, topology="v5e:2x2"):
     ]
 
 
-@pytest.mark.skipif(has_compiler, reason="the TPU compiler is installed")
+@pytest.mark.skipif(tpu_compiler.has_compiler, reason="the TPU compiler is installed")
 def test_without_the_compiler(tmp_path):
     config, _ = job.SETTINGS.parse(words(tmp_path))
     with pytest.raises(UserError, match=r"needs the TPU compiler.* pip install \"jax\[tpu\]"):
         job.main(config, [])
 
 
-# In a process of its own: the compiler's library sets up the whole process for TPUs.
-@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@tpu_compiler.needs_compiler
 def test_with_the_compiler(tiny_checkpoint, tmp_path):
     small = ["--config.data.tokens=512", "--config.data.batch_size=4"]
     small += ["--config.clip.frames=4", "--config.clip.height=112", "--config.clip.width=112"]
@@ -124,7 +120,7 @@ def test_with_the_compiler(tiny_checkpoint, tmp_path):
 
     def run(*more):
         command = [sys.executable, "-m", "ugc_jax.cli", "plan"]
-        return subprocess.run([*command, *more], capture_output=True, text=True, env=os.environ)
+        return tpu_compiler.run([*command, *more])
 
     done = run(*words(tmp_path), *checkpoint, *small)
     assert done.returncode == 0, done.stderr

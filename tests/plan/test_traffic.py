@@ -1,10 +1,8 @@
 """What a program moves: by hand, on this CPU, and the TPU program of a decode step of the 3B."""
 
 import functools
-import importlib.util
 import json
 import math
-import subprocess
 import sys
 import textwrap
 
@@ -12,6 +10,7 @@ import cases
 import jax
 import jax.numpy as jnp
 import pytest
+import tpu_compiler
 
 from ugc_jax.generate import decode
 from ugc_jax.models.compute import Compute
@@ -212,7 +211,6 @@ ON_A_CHIP = """
         "matrix": matrix,
     }))
 """
-has_compiler = importlib.util.find_spec("libtpu") is not None
 
 
 @functools.cache
@@ -222,14 +220,14 @@ def on_a_chip(places: int, samples: int, kind: str = "auto") -> dict:
     kind: of weights and caches.
     """
     command = [sys.executable, "-c", textwrap.dedent(ON_A_CHIP), str(places), str(samples), kind]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = tpu_compiler.run(command)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     print({**figures, "ratio": figures["bytes"] / figures["least"]})
     return figures
 
 
-@pytest.mark.skipif(not has_compiler, reason="the TPU compiler (libtpu) is not installed")
+@tpu_compiler.needs_compiler
 class TestOnAChip:
     @pytest.mark.parametrize(("places", "samples"), [(0, 1), (8, 8)])
     def test_a_step_copies_no_weight_and_no_cache(self, places, samples):

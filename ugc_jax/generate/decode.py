@@ -378,7 +378,7 @@ def step(
 
 
 class Chunk(NamedTuple):
-    """How long `steps` goes on: most steps, and rows that may end in them before it returns."""
+    """When `steps` returns: after so many steps, or once so many rows have ended in this chunk."""
 
     steps: int | np.int32 | jax.Array
     ends: int | np.int32 | jax.Array = np.int32(2**31 - 1)
@@ -393,7 +393,10 @@ def steps(
     chunk: Chunk,
     allowed_RW: jax.Array | None = None,
 ) -> DecodeState:
-    """Make a chunk of steps, fewer when no row is left. allowed_RW: of a single step."""
+    """Make a chunk of steps, fewer when no row is left. allowed_RW: of a single step.
+
+    chunk: also fewer, once `chunk.ends` rows have ended.
+    """
     # What no step changes stays outside of the loop.
     fixed = ("prompt", "length", "position", "rows", "seen_prompt")
     nothing = dict.fromkeys(fixed)

@@ -52,8 +52,9 @@ PROMPT_TOKENS = (
 # Most prompts that decode at a time where nothing else limits them.
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is more
-# Steps of a chunk. A row that ends waits for half of them on average, and an accelerator takes
-# some 4 ms to begin a chunk: there it is over, too, when an eighth of the rows has ended.
+# Steps of a chunk. A row that ends waits for half of them on average. To begin a chunk takes an
+# H200 some 4 ms, more than a step: on accelerators a chunk is longer, but over, too, once an eighth
+# of the rows has ended.
 STEPS = {"cpu": 8, "accelerator": 32}
 TOO_LARGE = "exceeds the device's memory"  # the end of such an error
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more

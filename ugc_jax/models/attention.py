@@ -43,11 +43,10 @@ def causal_attention(
 
 
 def tower_attention(q_BTNH, k_BTNH, v_BTNH, segments_BT, implementation: str) -> jax.Array:
-    """Return `attention` of an encoder: not causal, and by cuDNN's kernel on GPUs.
+    """Return `attention` of an encoder, not causal.
 
-    implementation: of the decoder. cudnn and flash, which need a GPU, stand for cuDNN's kernel, and
-    others for plain XLA; so do heads of a width that cuDNN does not take. Raises UserError as
-    `causal_attention`.
+    implementation: that of the decoder. With cudnn or flash it is cuDNN's kernel; otherwise, or for
+    a head width that cuDNN does not take, plain XLA. Raises UserError as `causal_attention`.
     """
     H = q_BTNH.shape[-1]
     if implementation not in ON_GPUS or H % 8 or H > 128:

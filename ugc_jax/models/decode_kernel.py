@@ -1,7 +1,7 @@
 """Attention of one new token a row over its caches, as kernels for GPUs (Pallas, by Triton).
 
-XLA takes about fifteen kernels for what two do here, the rotary embedding and the writing of the
-caches among it, and its product of the weights with the values keeps few of a GPU's processors
+XLA takes about fifteen kernels for what two do here, including the rotary embedding and the cache
+writes, and its product of the weights with the values keeps few of a GPU's processors
 busy. The keys of a prompt are cut into parts; the programs of the first kernel attend to one of
 them each, or to a row's own tokens (flash decoding). The second joins these by their maxima and
 sums. Blocks without a live key are not read.
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ugc_jax.sharding import on_shards
 
 _LEAST_ROWS = 16  # of a product on tensor cores
-LEAST_WIDTH = 2 * _LEAST_ROWS  # of heads, whose halves are such a product's inputs
+WIDTHS = 32, 64, 128  # of heads: powers of 2, whose halves are inputs of such a product
 _FLOOR = -1e30  # finite, so that a part without keys stays finite
 
 
@@ -74,7 +74,8 @@ def attend_and_cache(
     As `cached_attention` of queries and keys before the rotary embedding, without a mesh.
     qkv_RC: the heads of queries, keys and values side by side, of one new token a row.
     rope: `layers.cos_sin` of the rows, f32[R, 1, 1, H/2] each. prompt: (k_BKHS, v_BKSH, mask_BS).
-    own: (k_BKGHN, v_BKGNH, mask_BGN). slot: i32, the place in `own` of the new ones.
+    own: (k_BKGHN, v_BKGNH, mask_BGN), in the dtype of qkv_RC. slot: i32, the place in `own` of the
+    new ones, for which the mask is false.
     """
     B, K, H, _ = prompt[0].shape
     G = own[0].shape[2]

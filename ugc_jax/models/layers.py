@@ -68,11 +68,13 @@ class Linear(nn.Module):
             weight = jnp.pad(weight, ((0, outputs), (0, inputs)))
         if self.has_variable("params", SCALE):
             y = product("...i,oi->...o", x, weight, jnp.float32)
-            y = (y * per_channel(self.get_variable("params", SCALE), y)).astype(x.dtype)
+            scale = jnp.pad(self.get_variable("params", SCALE), (0, outputs))
+            y = (y * per_channel(scale, y)).astype(x.dtype)
         else:
             y = product("...i,oi->...o", x, weight)
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            a, b = jnp.pad(a, ((0, 0), (0, inputs))), jnp.pad(b, ((0, outputs), (0, 0)))
             low = jnp.einsum("...i,ri->...r", x, a.astype(x.dtype))
             y = y + jnp.einsum("...r,or->...o", low, b.astype(x.dtype))
         if self.bias:
@@ -222,7 +224,7 @@ def _remat_policy(remat: str):
     policies = jax.checkpoint_policies
     if remat == "full":
         return policies.nothing_saveable
-    # Not every product: of a linear with an adapter, the sum serves for both.
+    # Names, not all products: beside an adapter, that would keep two where their sum is enough.
     return policies.save_only_these_names(KERNEL_RESULT, LINEAR_RESULT)
 
 

@@ -90,8 +90,8 @@ def _scores(head_VD, rows, others, chunk: int, temperature: float, entropy: bool
         zeros_BC = jnp.zeros(tokens_BC.shape, jnp.float32)
         return TokenScores(zeros_BC, tokens_BC < 0, zeros_BC if entropy else None)
 
-    # The gradients are written here, as those of jax for a branch hand the head, 600 MB, from its
-    # forward to its backward part, and add zeros of its size for each chunk that is skipped.
+    # Written by hand: jax's gradient of a `cond` saves the head (600 MB) as a residual of the
+    # branch, and adds zeros of its size for skipped chunks.
     @jax.custom_vjp
     def of_chunks(head_VD, *chunks):
         def one(inputs):

@@ -169,7 +169,9 @@ def decode_layers(
     earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
     samples = earlier_BGN.shape[1]
     in_int8 = compute.cache == "int8"  # which the kernels do not read
-    kernel = decode_kernel if compute.attention in ON_GPUS and not in_int8 else attention
+    by_kernel = compute.attention in ON_GPUS and config.head_dim in decode_kernel.WIDTHS
+    by_kernel = by_kernel and not in_int8
+    kernel = decode_kernel if by_kernel else attention
 
     def keys(cache: Cache, mask):
         return (cache.k, cache.v, mask, *(cache[2:] if in_int8 else ()))
@@ -199,7 +201,7 @@ def decode_layers(
         return DecoderLayer(config).apply({"params": layer_params}, x, rope, Rotating(attend))
 
     caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
-    if _rotates_in_kernel(params["layers"], config, compute):
+    if by_kernel and _rotates_in_kernel(params["layers"]):
         x_R1D, own = run_layers(layer_in_kernel, params["layers"], x_RD[:, None], caches)
         return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
     x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
@@ -214,12 +216,9 @@ def decode_layers(
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
-def _rotates_in_kernel(layers, config: TextConfig, compute: Compute) -> bool:
-    """Return whether a decode step's attention can be `decode_kernel.attend_and_cache`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if compute.attention not in ON_GPUS or compute.cache == "int8" or mesh.size > 1:
-        return False
-    if not isinstance(layers, tuple) or config.head_dim < decode_kernel.LEAST_WIDTH:
+def _rotates_in_kernel(layers) -> bool:
+    """Return whether layers and mesh are those of `decode_kernel.attend_and_cache`."""
+    if jax.sharding.get_abstract_mesh().size > 1 or not isinstance(layers, tuple):
         return False
     return JOINED["self_attn"].name in layers[0]["self_attn"]
 
