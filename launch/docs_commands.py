@@ -415,7 +415,7 @@ def fresh(kind: str, folder: Path) -> tuple[Path, Path | None]:
     run(sys.executable, "-m", "venv", venv)
     pip = [venv / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     if kind == "clone":
-        run(*pip, "--editable", f"{clone}[all,datasets]", "pytest")
+        run(*pip, "--editable", f"{clone}[all,datasets,test]")
         return venv / "bin", clone
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=clone)
     (wheel,) = folder.glob("*.whl")
