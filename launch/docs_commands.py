@@ -403,7 +403,7 @@ class Runner:
 def fresh(kind: str, folder: Path) -> tuple[Path, Path | None]:
     """Make a clone of HEAD, or a wheel of it, installed into a venv. Returns (bin, clone or None).
 
-    The venv has what `all` has and the data sets of Hugging Face; a clone's has what tests need, too.
+    The venv has what `all` has and the data sets of Hugging Face, a clone's also what tests need.
     """
 
     def run(*words: str | Path, **more):
