@@ -63,7 +63,8 @@ def test_operations_of_the_paper_are_those_of_plan():
     checked = []
     for words, plan in PLANS.items():
         name = words.split()[1]
-        if name not in paper.WORK or not {"model_flops", "programs"} & plan.keys():
+        known = {"model_flops", "programs"} & plan.keys()
+        if name not in paper.WORK or not known or "--batch_size" in words:
             continue
         checked.append(name)
         work, rows = paper.WORK[name]
