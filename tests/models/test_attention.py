@@ -16,6 +16,7 @@ from ugc_jax.models.flash_kernel import Plan, Tiles, flash_attention
 from ugc_jax.models.params import abstract_params
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
+from ugc_jax.plan.flops import _jaxprs
 from ugc_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -251,7 +252,7 @@ def squares(jaxpr, size: int) -> list[str]:
     found = []
     for equation in jaxpr.eqns:
         found += [str(x.aval) for x in equation.outvars if sum(n >= size for n in x.aval.shape) > 1]
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in _jaxprs(equation.params.values()):
             found += squares(inner, size)
     return found
 

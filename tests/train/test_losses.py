@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ugc_jax.plan.flops import _jaxprs
 from ugc_jax.train import losses
 
 B, T, D, V = 3, 19, 8, 50
@@ -84,7 +85,7 @@ def products(jaxpr) -> list[tuple]:
         if equation.primitive.name == "dot_general":
             a, b, out = (str(x.aval.dtype) for x in (*equation.invars, *equation.outvars))
             found.append((a, b, out))
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in _jaxprs(equation.params.values()):
             found += products(inner)
     return found
 
@@ -117,7 +118,7 @@ def arrays_of(jaxpr, shape: tuple[int, ...]) -> list[str]:
     found = []
     for equation in jaxpr.eqns:
         found += [equation.primitive.name for x in equation.outvars if x.aval.shape == shape]
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in _jaxprs(equation.params.values()):
             found += arrays_of(inner, shape)
     return found
 
