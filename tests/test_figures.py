@@ -94,7 +94,8 @@ def h200(of: dict) -> dict[str, list[str]]:
     *speeds, fastest = (f"{one['tokens_per_second']:,.0f}" for one in of["decode"][1:])
     shares = [one["share"] for one in of["decode"][1:]]
     together, caption = of["prefill"][-1], of["caption"]
-    lora, full = of["training"][:2]
+    lora, full, *_, grpo = of["training"]
+    peaks = [f"{one['peak_gb']:.1f} GB" for one in (lora, full, grpo)]
     return {
         "docs/performance.md": [
             *decode_rows(of), *prefill_rows(of), *training, *attention,
@@ -102,6 +103,7 @@ def h200(of: dict) -> dict[str, list[str]]:
             f"relative errors of {low:.4f} to {high:.4f}, cuDNN's up to {cudnn:.4f}",
             f"{caption['warm_cache_s']:.1f} s by its own clock",
             f"with an empty compilation cache {caption['empty_cache_s']:.1f} s",
+            "{} (LoRA), {} (full) and {} (GRPO)".format(*peaks),
         ],
         "README.md": [
             f"{', '.join(speeds)} and {fastest} tokens/s: {100 * min(shares):.0f} to "
