@@ -464,7 +464,7 @@ def decoding(engine, params, prompt, prefilled, size: int, work: Work, bounds: L
         _prompt_tokens,
         chunk_of,
         new_tokens_bucket,
-    )  # fmt: skip
+    )
     from ugc_jax.plan.traffic import loop_traffic, step_bytes
 
     mode = sampling.Mode(greedy=True, truncates=False, penalizes=False)

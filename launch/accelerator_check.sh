@@ -2,11 +2,11 @@
 # Measure a GPU or TPU host in at most eight minutes, without a network:
 #     bash launch/accelerator_check.sh [--size 3b|mid|tiny] [--minutes 8] [--output DIR]
 #         [--sections generation attention grpo sft transformers]
-# Prefill, encoders, decoding of 1, 8, 32 and 64 prompts, attention against plain XLA, steps of GRPO and
-# SFT (of an adapter and of the whole decoder), and transformers beside them, with random weights that
-# are made on the device (docs/performance.md). The table goes to runs/accelerator_check/table.md and
-# table.json, line by line: a run that is stopped has what it had. Uses $PYTHON, or .venv, or python3,
-# whichever has jax and the package's other needs.
+# Prefill, encoders, decoding of 1, 8, 32 and 64 prompts, attention against plain XLA, steps of GRPO
+# and SFT (of an adapter and of the whole decoder), and transformers beside them, with random weights
+# that are made on the device (docs/performance.md). The table goes to
+# runs/accelerator_check/table.md and table.json, line by line: a run that is stopped has what it had.
+# Uses $PYTHON, or .venv, or python3, whichever has jax and the package's other needs.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 

@@ -1,6 +1,7 @@
 """Prompts of every kind with random media, to compare the model with others and itself."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ugc_jax.hf.random_weights import random_tensor
 from ugc_jax.models.params import build_tree, leaves
 from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
+from ugc_jax.plan.flops import _jaxprs
 
 SECONDS_PER_GRID = 1.0  # 2 frames a second
 
@@ -133,3 +135,11 @@ def followed(example: Example, ids, target: bool = True) -> Example:
         row=np.concatenate([example.row, np.zeros((n, 2), np.int32)]),
         target=np.concatenate([example.target, np.full(n, target)]),
     )
+
+
+def equations(jaxpr) -> Iterator:
+    """Yield all equations of a program, those inside of others, too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _jaxprs(equation.params.values()):
+            yield from equations(inner)

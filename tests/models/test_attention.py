@@ -3,6 +3,7 @@
 import functools
 import re
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,6 @@ from ugc_jax.models.flash_kernel import Plan, Tiles, flash_attention
 from ugc_jax.models.params import abstract_params
 from ugc_jax.models.qwen2_5_omni import decoder, thinker
 from ugc_jax.models.qwen2_5_omni.config import tiny
-from ugc_jax.plan.flops import _jaxprs
 from ugc_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -249,12 +249,8 @@ def test_flash_attention_in_bfloat16_is_as_near_to_float32_as_xla():
 
 def squares(jaxpr, size: int) -> list[str]:
     """All arrays of a program with two axes of at least `size`, a row's tokens."""
-    found = []
-    for equation in jaxpr.eqns:
-        found += [str(x.aval) for x in equation.outvars if sum(n >= size for n in x.aval.shape) > 1]
-        for inner in _jaxprs(equation.params.values()):
-            found += squares(inner, size)
-    return found
+    found = (x.aval for one in cases.equations(jaxpr) for x in one.outvars)
+    return [str(aval) for aval in found if sum(n >= size for n in aval.shape) > 1]
 
 
 @pytest.mark.parametrize("shared_prompt", [False, True])

@@ -1,11 +1,11 @@
 """Log-probabilities in chunks."""
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ugc_jax.plan.flops import _jaxprs
 from ugc_jax.train import losses
 
 B, T, D, V = 3, 19, 8, 50
@@ -84,14 +84,11 @@ def test_no_program_holds_the_logits_of_all_tokens():
 
 def products(jaxpr) -> list[tuple]:
     """(dtypes of the factors, dtype of the result) of all products of a program."""
-    found = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            a, b, out = (str(x.aval.dtype) for x in (*equation.invars, *equation.outvars))
-            found.append((a, b, out))
-        for inner in _jaxprs(equation.params.values()):
-            found += products(inner)
-    return found
+    return [
+        tuple(str(x.aval.dtype) for x in (*one.invars, *one.outvars))
+        for one in cases.equations(jaxpr)
+        if one.primitive.name == "dot_general"
+    ]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -117,23 +114,15 @@ def test_gradients_are_products_of_bfloat16_with_sums_of_float32(case, frozen):
         assert jnp.linalg.norm(a.astype(jnp.float32) - b) < 0.01 * jnp.linalg.norm(b)
 
 
-def arrays_of(jaxpr, shape: tuple[int, ...]) -> list[str]:
-    """The operations of a program that make an array of this shape."""
-    found = []
-    for equation in jaxpr.eqns:
-        found += [equation.primitive.name for x in equation.outvars if x.aval.shape == shape]
-        for inner in _jaxprs(equation.params.values()):
-            found += arrays_of(inner, shape)
-    return found
-
-
 def test_a_frozen_head_is_not_copied():
     """Nor is a gradient of it made, of zeros, for each chunk."""
     loss, shapes = long_row()
 
     def made(arguments):
         traced = jax.jit(jax.grad(loss, arguments)).trace(*shapes)
-        return arrays_of(traced.jaxpr.jaxpr, (32768, 64))
+        found = cases.equations(traced.jaxpr.jaxpr)
+        shape = (32768, 64)  # of the head
+        return [one.primitive.name for one in found for x in one.outvars if x.aval.shape == shape]
 
     assert set(made(0)) <= {"sharding_constraint"}
     assert "broadcast_in_dim" in made((0, 1))  # the sum over the chunks

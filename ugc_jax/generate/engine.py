@@ -53,8 +53,8 @@ PROMPT_TOKENS = (
 MOST_PLACES = {"cpu": 32, "accelerator": 64}
 FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is more
 # Steps of a chunk. A row that ends waits for half of them on average. To begin a chunk takes an
-# H200 some 4 ms, more than a step: on accelerators a chunk is longer, but over, too, once an eighth
-# of the rows has ended.
+# H200 some 4 ms, more than a step (docs/performance.md): on accelerators a chunk is longer, but it
+# is over, too, once an eighth of the rows has ended.
 STEPS = {"cpu": 8, "accelerator": 32}
 TOO_LARGE = "exceeds the device's memory"  # the end of such an error
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more

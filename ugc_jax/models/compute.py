@@ -25,8 +25,8 @@ class Compute:
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matrix products
-    # what the backward pass computes again: none, full (each layer), dots (all but the products
-    # with weights and attention by splash or flash)
+    # what the backward pass computes again: none, full (each layer), dots (all but the results of
+    # linears and of attention by splash or flash)
     remat: Literal["none", "full", "dots"] = "none"
     slab: int = 0  # tokens (patches, sound positions) that a tower works on at a time; 0: all
     # of the decoder: xla anywhere, splash on TPUs, cudnn or flash on GPUs (with kernels of our own
@@ -50,8 +50,8 @@ class ComputeConfig:
 
     # of activations and matrix products (auto: bfloat16 on TPUs and GPUs, float32 on CPUs)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    # what the backward pass computes again: none, full (each layer), dots (all but the products
-    # with weights and attention by splash or flash), auto (in training, the least that fits)
+    # what the backward pass computes again: none, full (each layer), dots (all but the results of
+    # linears and of attention by splash or flash), auto (in training, the least that fits)
     remat: Literal["none", "full", "dots", "auto"] = "none"
     # tokens that an encoder works on at a time, which bounds its memory; 0: all (default: what the
     # job and the devices need)

@@ -209,14 +209,14 @@ def _attend(new: _New, prompt, own, slot, plan: Plan, interpret: bool) -> tuple:
         return pl.BlockSpec((None, None, None, H), lambda b, k, p: (b, row_of(p), first + k, 0))
 
     angles = pl.BlockSpec((None, G, half), lambda b, k, p: (b, 0, 0))
+    caches = [(of_row(H, N), k_BKGHN), (of_row(N, H), v_BKGNH)]
     inputs = [
         (pl.BlockSpec((None, G, T, H), lambda b, k, p: (b, 0, k, 0)), new.arrays[0]),
         (new_head(first_key), new.arrays[1]),
         (new_head(first_value), new.arrays[2]),
         *((angles, x) for x in new.rope or ()),
         (of_head(H, S), k_BKHS), (of_head(S, H), v_BKSH), (of_prompt(S), mask_BS),
-        (of_prompt(2), _bounds(mask_BS, block)),
-        (of_row(H, N), k_BKGHN), (of_row(N, H), v_BKGNH), (of_rows(N), mask_BGN),
+        (of_prompt(2), _bounds(mask_BS, block)), *caches, (of_rows(N), mask_BGN),
         (of_rows(2), _bounds(mask_BGN, own_block)),
     ]  # fmt: skip
     outputs = [
@@ -226,9 +226,10 @@ def _attend(new: _New, prompt, own, slot, plan: Plan, interpret: bool) -> tuple:
     ]
     aliases = {}
     if writes:
-        for number, cache in enumerate(own[:2]):
-            aliases[len(inputs) - 4 + number] = len(outputs)
-            outputs.append((inputs[len(inputs) - 4 + number][0], _like(cache)))
+        # Written in place; two masks' inputs follow them.
+        for number, (block_spec, cache) in enumerate(caches, len(inputs) - len(caches) - 2):
+            aliases[number] = len(outputs)
+            outputs.append((block_spec, jax.ShapeDtypeStruct(cache.shape, cache.dtype)))
         inputs.append((pl.BlockSpec((1,), lambda b, k, p: (0,)), jnp.reshape(slot, 1)))
     in_specs, arrays = zip(*inputs, strict=True)
     out_specs, out_shape = zip(*outputs, strict=True)
@@ -302,10 +303,6 @@ def _joined(parts, result: jax.ShapeDtypeStruct, interpret: bool) -> jax.Array:
         interpret=interpret,
         name="join_parts",
     )(*parts)
-
-
-def _like(x) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

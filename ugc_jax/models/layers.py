@@ -64,23 +64,27 @@ class Linear(nn.Module):
     def __call__(self, x):
         outputs, inputs = self.zeros
         weight = param(self, "weight", (self.features, x.shape[-1] - inputs), self.axes)
-        if any(self.zeros):
-            weight = jnp.pad(weight, ((0, outputs), (0, inputs)))
+        weight = _with_zeros(weight, outputs, inputs)
         if self.has_variable("params", SCALE):
             y = product("...i,oi->...o", x, weight, jnp.float32)
-            scale = jnp.pad(self.get_variable("params", SCALE), (0, outputs))
+            scale = _with_zeros(self.get_variable("params", SCALE), outputs)
             y = (y * per_channel(scale, y)).astype(x.dtype)
         else:
             y = product("...i,oi->...o", x, weight)
         if self.has_variable("params", "lora_a"):
             a, b = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
-            a, b = jnp.pad(a, ((0, 0), (0, inputs))), jnp.pad(b, ((0, outputs), (0, 0)))
+            a, b = _with_zeros(a, 0, inputs), _with_zeros(b, outputs, 0)
             low = jnp.einsum("...i,ri->...r", x, a.astype(x.dtype))
             y = y + jnp.einsum("...r,or->...o", low, b.astype(x.dtype))
         if self.bias:
             bias = param(self, "bias", (self.features,), self.axes[:1])
-            y = y + per_channel(jnp.pad(bias, (0, outputs)), y)
+            y = y + per_channel(_with_zeros(bias, outputs), y)
         return checkpoint_name(y, LINEAR_RESULT)
+
+
+def _with_zeros(array: jax.Array, *counts: int) -> jax.Array:
+    """Return the array with so many zeros appended on each axis."""
+    return jnp.pad(array, [(0, count) for count in counts]) if any(counts) else array
 
 
 def product(spec: str, x: jax.Array, weight: jax.Array, dtype=None) -> jax.Array:

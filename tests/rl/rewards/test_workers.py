@@ -491,7 +491,7 @@ rewards.submit([one, two]).result()
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(number)
-    run.wait(60)
+    run.wait(20)
     pids = [pid for file in folder.iterdir() for pid in file.name.split()]
     assert gone(*pids)
 

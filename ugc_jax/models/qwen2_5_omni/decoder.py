@@ -169,8 +169,8 @@ def decode_layers(
     earlier_BGN = own_RN.reshape(len(prompt_BT), -1, own_RN.shape[-1])
     samples = earlier_BGN.shape[1]
     in_int8 = compute.cache == "int8"  # which the kernels do not read
-    by_kernel = compute.attention in ON_GPUS and config.head_dim in decode_kernel.WIDTHS
-    by_kernel = by_kernel and not in_int8
+    fits = config.head_dim in decode_kernel.WIDTHS and not in_int8
+    by_kernel = compute.attention in ON_GPUS and fits
     kernel = decode_kernel if by_kernel else attention
 
     def keys(cache: Cache, mask):
@@ -201,10 +201,6 @@ def decode_layers(
         return DecoderLayer(config).apply({"params": layer_params}, x, rope, Rotating(attend))
 
     caches = (prompt, own) if isinstance(own, Cache) else tuple(zip(prompt, own, strict=True))
-    if by_kernel and _rotates_in_kernel(params["layers"]):
-        x_R1D, own = run_layers(layer_in_kernel, params["layers"], x_RD[:, None], caches)
-        return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
-    x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
 
     def write(own: Cache, this: Cache) -> Cache:
         def update(axis: int, old, new):
@@ -212,7 +208,11 @@ def decode_layers(
 
         return along_tokens(update, own, this)
 
-    own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
+    if by_kernel and _rotates_in_kernel(params["layers"]):
+        x_R1D, own = run_layers(layer_in_kernel, params["layers"], x_RD[:, None], caches)
+    else:
+        x_R1D, this = run_layers(layer, params["layers"], x_RD[:, None], caches)
+        own = jax.tree.map(write, own, this, is_leaf=lambda node: isinstance(node, Cache))
     return RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x_R1D)[:, 0], own
 
 
