@@ -4,12 +4,15 @@
     python launch/rollout_bench.py runs/mid
 
 Each completion has a limit of its own, drawn evenly between --shortest and --longest, which stands
-for the end-of-text token of a trained model. Ways to sample the same tokens take turns: "together",
-as in training: all rows decode at a time, until the longest ends; "follow, rows=N"
-(`rollout.rows`): N completions of a prompt at a time, where one begins as another ends; "parts":
-prompt after prompt, each until its longest completion ends (`rollout.parts`). Prints the medians of
-their seconds, and of the seconds that all cores computed, which count on a busy machine, and the
-ratios to the first.
+for the end-of-text token of a trained model. Ways to sample the same tokens take turns:
+
+    together            as in training: all rows decode at a time, fewer as they end
+    to the end          the same, but with all rows until the longest ends
+    follow, rows=N      `rollout.rows`: N completions of a prompt at a time; one follows another
+    parts, to the end   prompt after prompt (`rollout.parts`), with all rows until the longest ends
+
+The first round compiles. Prints the medians of the others' seconds, and of the seconds that all
+cores computed, which count on a busy machine, and the ratios to the first.
 """
 
 import argparse
@@ -34,11 +37,17 @@ from ugc_jax.train.state import Setup, create_state
 
 
 class Limited(Engine):
-    """An engine whose completions have limits of their own: limits[key id], i32."""
+    """An engine whose completions have limits of their own: limits[key id], i32.
 
-    def __init__(self, *args, limits: np.ndarray):
+    narrows: False goes on with all rows, as `Engine.run` does by default.
+    """
+
+    def __init__(self, *args, limits: np.ndarray, narrows: bool):
         super().__init__(*args)
-        self._limits = limits
+        self._limits, self._narrows = limits, narrows
+
+    def run(self, *args, **how):
+        return super().run(*args, **how | dict(narrows=self._narrows))
 
     def _first_tokens(self, batch, prefilled, requests):
         first, rows, mode = super()._first_tokens(batch, prefilled, requests)
@@ -70,10 +79,11 @@ def main():
     limits = np.linspace(args.shortest, args.longest, total).round().astype(np.int32)
     limits = np.random.default_rng(0).permutation(limits)
 
-    def rollout(rows: int | None) -> Rollout:
+    def rollout(rows: int | None, narrows: bool) -> Rollout:
         sampling = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=args.longest)
         made = Rollout(setup, RolloutConfig(samples=args.samples, rows=rows, sampling=sampling))
-        made._engine = Limited(model, setup.compute, made.mesh, limits=limits)
+        where = model, setup.compute, made.mesh
+        made._engine = Limited(*where, limits=limits, narrows=narrows)
         return made
 
     def step(made: Rollout, batches: list) -> Completions:
@@ -91,19 +101,17 @@ def main():
     one_by_one = [jax.tree.map(lambda x, b=b: x[b : b + 1], prompts) for b in range(args.prompts)]
     ways: dict[str, Callable[[], Completions]] = {}
 
-    def add(name: str, rows: int | None, batches: list):
-        made = rollout(rows)
+    def add(name: str, rows: int | None, batches: list, narrows: bool = True):
+        made = rollout(rows, narrows)
         ways[name] = lambda: step(made, batches)
 
     add("together", None, [prompts])
+    add("to the end", None, [prompts], narrows=False)
     for rows in args.rows:
         add(f"follow, rows={rows}", rows, [prompts])
-    add("parts", None, one_by_one)
-    drawn = limits.copy()
-    limits[:] = 2
+    add("parts, to the end", None, one_by_one, narrows=False)
     for way in ways.values():
         way()  # compiles
-    limits[:] = drawn
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     tokens: dict[str, np.ndarray] = {}
     for _ in range(args.repeats):
@@ -126,7 +134,7 @@ def main():
         wall, computed = (one / own for one, own in zip(both, medians["together"], strict=True))
         equal = (tokens[name] == tokens["together"]).all(axis=-1).sum()
         print(
-            f"  {name:<16}{both[0]:8.2f} s ({wall:.2f} x together)   computed {both[1]:8.2f} s "
+            f"  {name:<20}{both[0]:8.2f} s ({wall:.2f} x together)   computed {both[1]:8.2f} s "
             f"({computed:.2f} x together)   {equal} of {total} completions equal"
         )
 

@@ -184,11 +184,11 @@ def seconds(of: str) -> list[tuple[Decimal, Decimal]]:
 def rollouts(of: str) -> dict[str, list[str]]:
     """`python launch/rollout_bench.py CHECKPOINT --rows 2 --repeats 1`."""
     (first, _), *others = re.findall(r"([\d.]+) s \(([\d.]+) x together\)   computed", of)
-    equal = re.findall(r"(\d+) of (\d+) completions", of)[1]
+    equal = re.findall(r"(\d+) of (\d+) completions", of)[2]
     return {
         "docs/performance.md": [
             f"(the default) | {first} | 1 |",
-            *(f") | {seconds} | {ratio} |" for seconds, ratio in others),
+            *(f" | {seconds} | {ratio} |" for seconds, ratio in others),
             f"{equal[0]} of the {equal[1]} completions are the same",
         ]
     }

@@ -82,7 +82,7 @@ def group(members: list[tuple[int, Request]], rows: int, key: BucketKey = LARGES
     return Group(batch, [request for _, request in members] + empty)
 
 
-def run(engine, params, kind, places, order=range(9), size=2, samples=1, at_a_time=1):
+def run(engine, params, kind, places, order=range(9), size=2, samples=1, at_a_time=1, **how):
     """{(number, sample): tokens}, by groups of `size` prompts."""
     asked = requests(kind, samples)
     numbers = list(order)
@@ -91,7 +91,7 @@ def run(engine, params, kind, places, order=range(9), size=2, samples=1, at_a_ti
         for i in range(0, len(numbers), size)
     ]
     made = {}
-    for one in engine.run(params, Listed(groups), places, 16, at_a_time, most=9):
+    for one in engine.run(params, Listed(groups), places, 16, at_a_time, most=9, **how):
         assert one.error is None
         assert (one.tag, one.sample) not in made
         assert len(one.logprobs) == len(one.tokens) <= LIMITS[one.tag % len(LIMITS)]
@@ -193,12 +193,79 @@ def test_samples_follow_within_their_place(engine, params):
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2), (1, 8, 1)], ids=str)
 @pytest.mark.usefixtures("highest_precision")
-def test_a_mesh_gives_the_same(mesh, config, alone):
+def test_a_mesh_gives_the_same(mesh, config, alone, monkeypatch):
     mesh = sharding.make_mesh(*mesh)
     split = param_shardings(thinker.declare(config), mesh)
     params = jax.device_put(cases.random_params(CONFIG), split)
-    made = run(Engine(config, Compute(), mesh), params, "of every kind", 8, size=8)
+    engine = Engine(config, Compute(), mesh)
+    made = run(engine, params, "of every kind", 8, size=8)
     assert made == alone["of every kind"]
+    met = sizes_met(engine, monkeypatch)
+    assert run(engine, params, "of every kind", 16, size=8, narrows=True) == made
+    assert met == [(16, 16), (8, 8)] + [(4, 4)] * (sharding.round_up_rows(mesh, 1) == 4)
+
+
+def sizes_met(engine, monkeypatch) -> list[tuple[int, int]]:
+    """Sizes (places, rows) of the states that chunks begin with from now on, as they change.
+
+    The host looks after each step, and rows move for any number of steps.
+    """
+    monkeypatch.setattr(engine_module, "STEPS", {"cpu": 1})
+    monkeypatch.setattr(engine_module, "MOVE_STEPS", 1)
+    met, program = [], engine._advance
+
+    def advance(params, state, *rest, **how):
+        size = len(state.length), len(state.done)
+        if met[-1:] != [size]:
+            met.append(size)
+        return program(params, state, *rest, **how)
+
+    monkeypatch.setattr(engine, "_advance", advance)
+    return met
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("highest_precision")
+def test_fewer_rows_as_others_end(kind, engine, params, alone, monkeypatch):
+    met = sizes_met(engine, monkeypatch)
+    assert run(engine, params, kind, 9, size=3, narrows=True) == alone[kind]
+    assert met[0] == (9, 9)
+    assert met[-1] in ((1, 1), (2, 2))  # the last two rows may end together
+    assert met == sorted(set(met), reverse=True)
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_samples_move_into_places_that_are_free(engine, params, monkeypatch):
+    """Six samples of a prompt in each of three places; the prompt that is longest ends in all."""
+    asked = dict(samples=6, at_a_time=6, size=3)
+    whole = run(engine, params, "of every kind", 3, **asked)
+    met = sizes_met(engine, monkeypatch)
+    assert run(engine, params, "of every kind", 3, narrows=True, **asked) == whole
+    assert met[0] == (3, 18)
+    assert met[-1] == (3, 6)
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_rows_that_soon_end_stay(engine, params, alone, monkeypatch):
+    met = sizes_met(engine, monkeypatch)
+    monkeypatch.setattr(engine_module, "MOVE_STEPS", 17)
+    assert run(engine, params, "greedy", 9, size=3, narrows=True) == alone["greedy"]
+    assert met == [(9, 9)]
+
+
+@pytest.mark.parametrize(
+    ("of_cpu", "sizes"),
+    [
+        (True, [(4, 6), (4, 4), (4, 3), (4, 2), (4, 1), (3, 1), (2, 1), (1, 1)]),
+        (False, [(4, 4), (4, 2)]),
+    ],
+)
+def test_sizes_that_rows_end_in(of_cpu, sizes, monkeypatch):
+    monkeypatch.setattr(engine_module, "on_cpu", lambda mesh: of_cpu)
+    assert engine_module.narrower_sizes(None, 4, 8) == sizes
+    mesh = sharding.make_mesh(2, 2, 2)
+    most = engine_module.narrower_sizes(mesh, 16, 1)
+    assert most == ([(12, 1), (8, 1), (4, 1)] if of_cpu else [(8, 1)])
 
 
 class Full:

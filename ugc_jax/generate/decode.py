@@ -450,6 +450,41 @@ def grow(state: DecodeState, tokens: int, vocabulary: int, top: int) -> DecodeSt
     )
 
 
+def moved(state: DecodeState, places, rows) -> DecodeState:
+    """Return a state of other sizes, with places and rows of this one.
+
+    places: i32[P'], which place each of the new ones was. rows: i32[R'], which row; those of a new
+    place must have been of its prompt. A negative number leaves a place or row empty.
+    """
+    P = len(places)
+    axis = 1 if isinstance(state.prompt, decoder.Cache) else 0
+
+    def take(leaf, which, axis: int = 0):
+        return jnp.take(leaf, jnp.maximum(which, 0), axis=axis)
+
+    def take_own(leaf):  # its axes after the layers: places, heads, rows of a place
+        leaf = jnp.moveaxis(leaf, axis + 2, axis + 1)
+        flat = leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+        new = take(flat, rows, axis)
+        new = new.reshape(*new.shape[:axis], P, -1, *new.shape[axis + 1 :])
+        return jnp.moveaxis(new, axis + 1, axis + 2)
+
+    of_places = {name: getattr(state, name) for name in ("length", "position", "seen_prompt")}
+    of_rows = {
+        name: getattr(state, name)
+        for name in (
+            "rows", "token", "count", "done", "tokens", "logprobs", "top", "top_logprobs", "seen",
+        )
+    }  # fmt: skip
+    new = state._replace(
+        prompt=jax.tree.map(lambda leaf: take(leaf, places, axis), state.prompt),
+        own=jax.tree.map(take_own, state.own),
+        **jax.tree.map(lambda leaf: take(leaf, places), of_places),
+        **jax.tree.map(lambda leaf: take(leaf, rows), of_rows),
+    )
+    return new._replace(length=jnp.where(places < 0, 0, new.length), done=new.done | (rows < 0))
+
+
 def constrained(state: DecodeState) -> DecodeState:
     """Return the state, split over the mesh of `jax.set_mesh`."""
     return jax.tree.map(constrain, state, state_axes(state))

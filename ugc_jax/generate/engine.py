@@ -56,6 +56,12 @@ FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is 
 # H200 some 4 ms, more than a step (docs/performance.md): on accelerators a chunk is longer, but it
 # is over, too, once an eighth of the rows has ended.
 STEPS = {"cpu": 8, "accelerator": 32}
+# Numbers of rows, largest first, that decoding goes on with as others end. The time of a step
+# depends on them most on a CPU, which also compiles faster.
+_NARROW = tuple(2**i for i in range(9, -1, -1))
+_NARROW_CPU = tuple(sorted({*_NARROW, *(3 * 2**i for i in range(8))}, reverse=True))
+LEAST_ROWS = 8  # on an accelerator
+MOVE_STEPS = 64  # that a row may still take, for which it is worth to move it
 TOO_LARGE = "exceeds the device's memory"  # the end of such an error
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
@@ -218,6 +224,21 @@ def chunk_of(mesh: jax.sharding.Mesh | None, rows: int) -> decode.Chunk:
     return decode.Chunk(np.int32(STEPS["accelerator"]), np.int32(max(1, rows // 8)))
 
 
+def narrower_sizes(
+    mesh: jax.sharding.Mesh | None, places: int, samples: int
+) -> list[tuple[int, int]]:
+    """Return sizes (places, rows of a place) that decoding goes on with as rows end, largest first.
+
+    First the rows of a place become fewer, down to one, then the places. Each size is a program.
+    """
+    # An accelerator computes a few rows in about the time of one.
+    sizes, least = (_NARROW_CPU, 1) if on_cpu(mesh) else (_NARROW, LEAST_ROWS)
+    share = round_up_rows(mesh, 1)
+    rows = [(places, size) for size in sizes if size < samples]
+    fewer = [(size, 1) for size in sizes if size < places and size % share == 0]
+    return [size for size in rows + fewer if size[0] * size[1] >= least]
+
+
 def place_bytes(
     config: OmniConfig, tokens: int, new_tokens: int, samples: int, dtype, cache: str = "auto"
 ) -> int:
@@ -360,6 +381,7 @@ class Engine:
         )
         self._insert = jax.jit(bind(_insert), donate_argnames="state")
         self._grow = jax.jit(bind(_grow), static_argnames=("tokens", "vocabulary", "top"))
+        self._move = jax.jit(bind(_move))
         self._advance = jax.jit(
             bind(_advance, **state), static_argnames="mode", donate_argnames="state"
         )
@@ -376,6 +398,7 @@ class Engine:
         most: int | None = None,
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
+        narrows: bool = False,
     ) -> Iterator[Finished | Streamed]:
         """Complete the prompts of a source; yields each completion when it is finished.
 
@@ -386,15 +409,16 @@ class Engine:
         `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
         time; further ones of a request follow as these end. tokens: of the longest prompt, if it is
         known; the programs are then compiled for its size alone. check: called before each chunk of
-        steps; may raise.
+        steps; may raise. narrows: once no prompt waits, go on with fewer rows as others end, which
+        takes less time and a program for each of `narrower_sizes`; the source is over then.
 
         Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
         alone, up to rounding. When the device's memory is exhausted, the places are halved and what
         is unfinished is done again. A prompt that cannot be prefilled beside the others is done
         alone, after them; one that exceeds the memory even so has an `error`.
         """
-        run = _Run(self, params, source, places, new_tokens, samples, most, tokens, check)
-        yield from run
+        how = most, tokens, check, narrows
+        yield from _Run(self, params, source, places, new_tokens, samples, *how)
 
     # ---- one batch -------------------------------------------------------------------------------
 
@@ -650,19 +674,21 @@ class _Lane:
 
     def reset(self):
         """Forget all prompts, and have no state."""
-        self._places = self._run.places
+        places = self._run.places
         if self.constrained:
-            self._places = few_places(self._engine.mesh, self._places)
+            places = few_places(self._engine.mesh, places)
         self._state: DecodeState | None = None
         self.ready: deque[_Ready] = deque()
-        self._at: list[_Prompt | None] = [None] * self._places
-        self._sample: list[int | None] = [None] * (self._places * self._run.samples)
+        self._samples = self._run.samples  # rows of a place
+        self._at: list[_Prompt | None] = [None] * places
+        self._sample: list[int | None] = [None] * (places * self._samples)
         self._matchers: dict[int, Matcher] = {}  # of the rows under way
         self._starts = self._no_rows()
+        self._counts: np.ndarray | None = None  # the rows' tokens after the last chunk
+        self._sizes = narrower_sizes(self._engine.mesh, places, self._samples)
 
     def _no_rows(self) -> decode.Starts:
-        top = sampling.TOP if self._mode.ranks else 0
-        return decode.no_rows(self._places * self._run.samples, top)
+        return decode.no_rows(len(self._sample), sampling.TOP if self._mode.ranks else 0)
 
     @property
     def free(self) -> int:
@@ -704,8 +730,8 @@ class _Lane:
                 prompt.first = jax.tree.map(lambda leaf, row=prompt.row: leaf[row], ready.first)
                 place = places[prompt.row] = free.popleft()
                 self._at[place] = prompt
-                for g in range(self._run.samples):
-                    self._start(place * self._run.samples + g)
+                for g in range(self._samples):
+                    self._start(place * self._samples + g)
             arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
             with engine.on_mesh():
                 self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
@@ -724,7 +750,7 @@ class _Lane:
         with engine.on_mesh():
             if self._state is None:
                 self._state = engine._empty(
-                    places=self._places, samples=run.samples, tokens=tokens,
+                    places=len(self._at), samples=self._samples, tokens=tokens,
                     new_tokens=run.new_tokens, penalizes=self._mode.penalizes,
                     stacked=run.stacked, ranks=self._mode.ranks,
                 )  # fmt: skip
@@ -742,7 +768,7 @@ class _Lane:
 
     def _start(self, row: int):
         """Let a row begin with the next sample of its place, if there is one."""
-        prompt = self._at[row // self._run.samples]
+        prompt = self._at[row // self._samples]
         if prompt is None or not prompt.queue:
             return
         sample = self._sample[row] = prompt.queue.popleft()
@@ -761,13 +787,13 @@ class _Lane:
     def drop(self):
         """End the samples that are cancelled; their places are free again."""
         for row, sample in enumerate(self._sample):
-            prompt = self._at[row // self._run.samples]
+            prompt = self._at[row // self._samples]
             if prompt is not None and (cancelled := prompt.request.cancelled) is not None:
                 self._drop_waiting(prompt)
                 if sample is not None and cancelled(sample):
                     self._stop(row, CANCELLED)
                 elif not prompt.unfinished:
-                    self._at[row // self._run.samples] = None
+                    self._at[row // self._samples] = None
         for ready in self.ready:
             for prompt in ready.waiting:
                 self._drop_waiting(prompt)
@@ -783,18 +809,60 @@ class _Lane:
     def _stop(self, row: int, error: str):
         """End the sample of a row, which is still under way on the device."""
         self._starts.which[row], self._starts.rows.limit[row] = True, 0
-        prompt = self._at[row // self._run.samples]
+        prompt = self._at[row // self._samples]
         self._run.fail(prompt, self._sample[row], error)
         self._leave(row)
 
     def _leave(self, row: int):
         """Let the next sample have the row of one that has ended, or the next prompt its place."""
-        place = row // self._run.samples
+        place = row // self._samples
         prompt, self._sample[row] = self._at[place], None
         self._matchers.pop(row, None)
         self._start(row)
         if not prompt.unfinished:
             self._at[place] = None
+
+    def narrow(self):
+        """Go on with fewer rows, where those under way have room in them; nothing may wait."""
+        waits = self.ready or any(prompt is not None and prompt.queue for prompt in self._at)
+        if waits or self._starts.which.any():
+            return
+        rows_of: dict[int, list[int]] = {}  # under way, by place
+        steps = 0  # that they may take
+        for row, sample in enumerate(self._sample):
+            if sample is not None:
+                place = row // self._samples
+                rows_of.setdefault(place, []).append(row)
+                steps = max(steps, self._at[place].rows.limit[sample] - self._counts[row])
+        if steps < MOVE_STEPS:
+            return
+
+        def needed(samples: int) -> int:
+            return sum(-(-len(rows) // samples) for rows in rows_of.values())
+
+        fits = [i for i, (places, samples) in enumerate(self._sizes) if needed(samples) <= places]
+        if not fits:
+            return
+        (places, samples), self._sizes = self._sizes[fits[-1]], self._sizes[fits[-1] + 1 :]
+        parts = [
+            (place, rows[i : i + samples])
+            for place, rows in rows_of.items()
+            for i in range(0, len(rows), samples)
+        ]
+        old_places = np.full(places, -1, np.int32)
+        old_rows = np.full((places, samples), -1, np.int32)
+        at: list[_Prompt | None] = [None] * places
+        for number, (place, rows) in enumerate(parts):
+            old_places[number], old_rows[number, : len(rows)] = place, rows
+            unfinished = {self._sample[row] for row in rows}
+            at[number] = dataclasses.replace(self._at[place], unfinished=unfinished)
+        old_rows = old_rows.ravel()
+        with self._engine.on_mesh():
+            self._state = self._engine._move(self._state, old_places, old_rows)
+        self._sample = [None if old < 0 else self._sample[old] for old in old_rows]
+        new = {int(old): row for row, old in enumerate(old_rows)}
+        self._matchers = {new[row]: matcher for row, matcher in self._matchers.items()}
+        self._at, self._samples, self._starts = at, samples, self._no_rows()
 
     # ---- tokens out ------------------------------------------------------------------------------
 
@@ -840,8 +908,9 @@ class _Lane:
         """Wait for the chunk; have what it gave yielded, and free the places of ended rows."""
         state, run = self._state, self._run
         done, counts = jax.device_get((state.done, state.count))
+        self._counts = counts
         rows = [row for row, sample in enumerate(self._sample) if sample is not None]
-        requests = [self._at[row // run.samples].request for row in rows]
+        requests = [self._at[row // self._samples].request for row in rows]
         shown = [
             (row, one)
             for row, one in zip(rows, requests, strict=True)
@@ -866,7 +935,7 @@ class _Lane:
                 ids, logs, top = taken(0)
                 stopped = bool(ids[-1] == eos)
                 one = Finished(request.tag, sample, ids, logs, stopped, None, top)
-                run.finish(self._at[row // run.samples], one)
+                run.finish(self._at[row // self._samples], one)
                 self._leave(row)
                 continue
             if self.constrained and not self._match(row, tokens[row, counts[row] - 1]):
@@ -892,9 +961,11 @@ class _Run:
         most: int | None = None,
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
+        narrows: bool = False,
     ):
         self.engine, self.params, self._source = engine, params, source
         self._most, self._check = most, check
+        self._narrows, self._over = narrows, False
         self.places, self.samples = places or 0, samples
         self.new_tokens, self.tokens = new_tokens_bucket(new_tokens), tokens
         self.stacked = _is_stacked(params)
@@ -932,6 +1003,8 @@ class _Run:
                     return
                 for lane in under_way:
                     lane.collect()
+                    if self._over:
+                        lane.narrow()
                 for lane in self._lanes:
                     lane.insert()
             except jax.errors.JaxRuntimeError as error:
@@ -976,6 +1049,7 @@ class _Run:
             group = self._alone
         else:
             group = self._source.take(wait, free)
+            self._over = self._narrows and group is None
         if group is None or not any(one and one.cancelled for one in group.requests):
             return group
         requests = [one and self._wanted(one) for one in group.requests]
@@ -1176,6 +1250,10 @@ def _insert(state, cache, places_B, tokens_BT, segments_BT, position_B) -> Decod
 
 def _grow(state, *, tokens, vocabulary, top) -> DecodeState:
     return decode.constrained(decode.grow(state, tokens, vocabulary, top))
+
+
+def _move(state, places, rows) -> DecodeState:
+    return decode.constrained(decode.moved(state, places, rows))
 
 
 def _advance(params, state, starts, chunk, allowed=None, *, mode, config, compute) -> DecodeState:

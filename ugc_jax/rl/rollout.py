@@ -217,9 +217,8 @@ class Rollout:
             places, copies = places // copies * samples, samples
         keys = (keys % 2**32).astype(np.uint32)
         source = _Groups(self, prompts, options, keys, groups, copies)
-        run = self._engine.run(
-            self._params, source, places, options.max_new_tokens, min(rows, samples), check=check
-        )
+        sizes = places, options.max_new_tokens, min(rows, samples)
+        run = self._engine.run(self._params, source, *sizes, check=check, narrows=True)
         for one in run:
             if one.error is not None:
                 raise UserError(f"rollout: {one.error}; lower data.tokens or max_new_tokens")
