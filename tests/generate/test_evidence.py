@@ -1,5 +1,6 @@
 """Evidence: verdicts by hand, scores in a row of several texts and in a batch, and their cost."""
 
+import functools
 import json
 import math
 
@@ -114,11 +115,22 @@ def scores(captioner, prompts, texts, rows=None):
     return [[found[b, :, place] for place in places] for b, places in enumerate(made.places)]
 
 
-def plain(captioner, prompt, text):
-    """The same of one text after one prompt, by another way: whole logits, own attention masks."""
+@functools.cache
+def whole(captioner):
+    """The compiled log-probabilities [T, V] of a batch of one row."""
     import jax
 
-    config, compute, params = captioner.config, captioner.engine.compute, captioner.params
+    @jax.jit
+    def logprobs(params, made):
+        hidden = thinker.hidden_states(params, captioner.config, captioner.engine.compute, made)
+        return jax.nn.log_softmax(thinker.logits(thinker.head(params), hidden[0]))
+
+    return logprobs
+
+
+def plain(captioner, prompt, text):
+    """The same of one text after one prompt, by another way: whole logits, own attention masks."""
+    config = captioner.config
     ids = captioner.tokenizer.encode(text)
     batch = collate([prompt.example], prompt.bucket, 1, config)
     n = len(prompt.example.tokens)
@@ -127,8 +139,7 @@ def plain(captioner, prompt, text):
     out = []
     for kinds in WAYS:
         segments = np.where(is_of(made.tokens, kinds, config), 0, made.segment_ids)
-        hidden = thinker.hidden_states(params, config, compute, made._replace(segment_ids=segments))
-        logprobs = jax.nn.log_softmax(thinker.logits(thinker.head(params), hidden[0]))
+        logprobs = whole(captioner)(captioner.params, made._replace(segment_ids=segments))
         out.append(np.asarray(logprobs)[np.arange(n - 1, n - 1 + len(ids)), ids])
     return np.stack(out)
 

@@ -1,6 +1,7 @@
 """jobs/annotate.py as a process: accounts, kills, large bodies, backup; launch/annotate_load.py."""
 
 import contextlib
+import io
 import re
 import socket
 import ssl
@@ -17,6 +18,7 @@ from postgres import server
 
 from ugc_jax import cli, files
 from ugc_jax.annotate.store import Store
+from ugc_jax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))
 import annotate_load  # noqa: E402
@@ -151,7 +153,7 @@ def test_a_body_that_breaks_off(served):
     assert "ASGI" not in log
 
 
-def test_mistakes_of_users(clips, tmp_path):
+def test_mistakes_of_users(clips, tmp_path, monkeypatch):
     output = tmp_path / "project"
     for flags, words in (
         (["--host", "0.0.0.0"], "host 0.0.0.0 is reached by others; first add an account"),
@@ -168,13 +170,13 @@ def test_mistakes_of_users(clips, tmp_path):
         (["--proxy", "https://annotate.example.org"], "is reached by others; first add an account"),
         (["--lock", "0"], "give minutes above 0"),
     ):
-        ended = command(clips, output, *flags, input=f"{PASSWORD}\n")
-        assert ended.returncode == 2, (flags, ended.stderr)
-        last = ended.stderr.strip().splitlines()[-1]
-        assert last.startswith("ugc-jax annotate: ")
-        assert words in last
-        assert "Traceback" not in ended.stderr
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PASSWORD}\n"))
+        with pytest.raises(UserError, match=re.escape(words)):
+            cli.run(["annotate", str(clips), "--output", str(output), *flags])
     ended = command(tmp_path / "none", output)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("ugc-jax annotate: ")
+    assert "Traceback" not in ended.stderr
     assert "not a folder; name the folder of the clips" in ended.stderr
     ended = command(clips, output, "--account", "olga:owner", input="short\n")
     assert "has 5 characters; use at least 10" in ended.stderr
