@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_devices import TPU, TRITON, gpu, text_for, traced_for
+from fake_devices import TPU, TRITON, gpu, lowers_for_gpus, text_for, traced_for
 
 from ugc_jax.errors import UserError
 from ugc_jax.models import attention, layers
@@ -301,8 +301,10 @@ def test_kernel_under_a_mesh(name, mesh, shared_prompt):
     ],
 )
 @pytest.mark.parametrize(("remat", "kernels"), [("none", 3), ("full", 4), ("dots", 3)])
-def test_dots_keeps_what_the_kernel_computed(remat, kernels, kernel, platform, call):
+def test_dots_keeps_what_the_kernel_computed(remat, kernels, kernel, platform, call, monkeypatch):
     """A backward pass has two kernels; the forward one runs again only where all is recomputed."""
+    lowers_for_gpus(monkeypatch)
+    monkeypatch.setattr(layers, "platform", lambda: platform)  # layers in a loop, not in a row
     x, segments = jnp.zeros((1, 128, 2, 16), jnp.bfloat16), np.ones((1, 128), np.int32)
 
     def loss(weights):
