@@ -39,15 +39,15 @@ from ugc_jax.train.state import Setup, create_state
 class Limited(Engine):
     """An engine whose completions have limits of their own: limits[key id], i32.
 
-    narrows: False goes on with all rows, as `Engine.run` does by default.
+    policy: `rows` of `Engine.run`.
     """
 
-    def __init__(self, *args, limits: np.ndarray, narrows: bool):
+    def __init__(self, *args, limits: np.ndarray, policy: str):
         super().__init__(*args)
-        self._limits, self._narrows = limits, narrows
+        self._limits, self._policy = limits, policy
 
     def run(self, *args, **how):
-        return super().run(*args, **how | dict(narrows=self._narrows))
+        return super().run(*args, **how | dict(rows=self._policy))
 
     def _first_tokens(self, batch, prefilled, requests):
         first, rows, mode = super()._first_tokens(batch, prefilled, requests)
@@ -79,11 +79,11 @@ def main():
     limits = np.linspace(args.shortest, args.longest, total).round().astype(np.int32)
     limits = np.random.default_rng(0).permutation(limits)
 
-    def rollout(rows: int | None, narrows: bool) -> Rollout:
+    def rollout(rows: int | None, policy: str) -> Rollout:
         sampling = dataclasses.replace(RolloutConfig().sampling, max_new_tokens=args.longest)
         made = Rollout(setup, RolloutConfig(samples=args.samples, rows=rows, sampling=sampling))
         where = model, setup.compute, made.mesh
-        made._engine = Limited(*where, limits=limits, narrows=narrows)
+        made._engine = Limited(*where, limits=limits, policy=policy)
         return made
 
     def step(made: Rollout, batches: list) -> Completions:
@@ -101,15 +101,15 @@ def main():
     one_by_one = [jax.tree.map(lambda x, b=b: x[b : b + 1], prompts) for b in range(args.prompts)]
     ways: dict[str, Callable[[], Completions]] = {}
 
-    def add(name: str, rows: int | None, batches: list, narrows: bool = True):
-        made = rollout(rows, narrows)
+    def add(name: str, rows: int | None, batches: list, policy: str = "shrinking"):
+        made = rollout(rows, policy)
         ways[name] = lambda: step(made, batches)
 
     add("together", None, [prompts])
-    add("to the end", None, [prompts], narrows=False)
+    add("to the end", None, [prompts], policy="fixed")
     for rows in args.rows:
         add(f"follow, rows={rows}", rows, [prompts])
-    add("parts, to the end", None, one_by_one, narrows=False)
+    add("parts, to the end", None, one_by_one, policy="fixed")
     for way in ways.values():
         way()  # compiles
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

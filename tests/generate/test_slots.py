@@ -201,7 +201,7 @@ def test_a_mesh_gives_the_same(mesh, config, alone, monkeypatch):
     made = run(engine, params, "of every kind", 8, size=8)
     assert made == alone["of every kind"]
     met = sizes_met(engine, monkeypatch)
-    assert run(engine, params, "of every kind", 16, size=8, narrows=True) == made
+    assert run(engine, params, "of every kind", 16, size=8, rows="shrinking") == made
     assert met == [(16, 16), (8, 8)] + [(4, 4)] * (sharding.round_up_rows(mesh, 1) == 4)
 
 
@@ -220,6 +220,7 @@ def sizes_met(engine, monkeypatch) -> list[tuple[int, int]]:
             met.append(size)
         return program(params, state, *rest, **how)
 
+    advance._cache_size = program._cache_size
     monkeypatch.setattr(engine, "_advance", advance)
     return met
 
@@ -228,7 +229,7 @@ def sizes_met(engine, monkeypatch) -> list[tuple[int, int]]:
 @pytest.mark.usefixtures("highest_precision")
 def test_fewer_rows_as_others_end(kind, engine, params, alone, monkeypatch):
     met = sizes_met(engine, monkeypatch)
-    assert run(engine, params, kind, 9, size=3, narrows=True) == alone[kind]
+    assert run(engine, params, kind, 9, size=3, rows="shrinking") == alone[kind]
     assert met[0] == (9, 9)
     assert met[-1] in ((1, 1), (2, 2))  # the last two rows may end together
     assert met == sorted(set(met), reverse=True)
@@ -240,16 +241,62 @@ def test_samples_move_into_places_that_are_free(engine, params, monkeypatch):
     asked = dict(samples=6, at_a_time=6, size=3)
     whole = run(engine, params, "of every kind", 3, **asked)
     met = sizes_met(engine, monkeypatch)
-    assert run(engine, params, "of every kind", 3, narrows=True, **asked) == whole
+    assert run(engine, params, "of every kind", 3, rows="shrinking", **asked) == whole
     assert met[0] == (3, 18)
     assert met[-1] == (3, 6)
+
+
+class Arriving:
+    """A Source whose prompts come in waves: a wave is taken when the one before has begun."""
+
+    def __init__(self, waves: list[list[Group]]):
+        self._waves, self._asked = waves, 0
+
+    def take(self, wait: bool, free: int) -> Group | None:
+        if not self._waves or free <= 0:
+            return None
+        self._asked += 1
+        if not self._waves[0]:
+            if self._asked % 3 and not wait:
+                return None
+            self._waves.pop(0)
+            return self.take(wait, free)
+        return self._waves[0].pop(0)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "of every kind"])
+@pytest.mark.usefixtures("highest_precision")
+def test_places_follow_the_prompts(kind, engine, params, alone, monkeypatch):
+    """One prompt, then three more, then all; the last one goes on alone."""
+    met, asked = sizes_met(engine, monkeypatch), requests(kind)
+    groups = [group([(number, asked[number])], 1) for number in range(9)]
+    source = Arriving([groups[:1], groups[1:4], groups[4:]])
+    run = engine.run(params, source, 8, 16, rows="following")
+    found = {(one.tag, one.sample): one.tokens.tolist() for one in run}
+    assert found == alone[kind]
+    assert met[0] == (1, 1)
+    assert (8, 8) in met
+    assert met.index((8, 8)) < len(met) - 1  # fewer again
+    assert set(met) <= {(8, 8), (2, 2), (1, 1)}
+    programs = engine.programs()
+    again = Arriving([groups[:1], groups[1:4], groups[4:]])
+    assert len(list(engine.run(params, again, 8, 16, rows="following"))) == 9
+    assert engine.programs() == programs
+
+
+def test_sizes_that_follow(monkeypatch):
+    assert engine_module.following_sizes(None, 32, 1) == [(32, 1), (8, 1), (2, 1), (1, 1)]
+    mesh = sharding.make_mesh(2, 2, 2)
+    assert engine_module.following_sizes(mesh, 32, 1) == [(32, 1), (8, 1), (4, 1)]
+    monkeypatch.setattr(engine_module, "on_cpu", lambda mesh: False)
+    assert engine_module.following_sizes(None, 64, 1) == [(64, 1), (8, 1), (1, 1)]
 
 
 @pytest.mark.usefixtures("highest_precision")
 def test_rows_that_soon_end_stay(engine, params, alone, monkeypatch):
     met = sizes_met(engine, monkeypatch)
     monkeypatch.setattr(engine_module, "MOVE_STEPS", 17)
-    assert run(engine, params, "greedy", 9, size=3, narrows=True) == alone["greedy"]
+    assert run(engine, params, "greedy", 9, size=3, rows="shrinking") == alone["greedy"]
     assert met == [(9, 9)]
 
 
@@ -262,9 +309,9 @@ def test_rows_that_soon_end_stay(engine, params, alone, monkeypatch):
 )
 def test_sizes_that_rows_end_in(of_cpu, sizes, monkeypatch):
     monkeypatch.setattr(engine_module, "on_cpu", lambda mesh: of_cpu)
-    assert engine_module.narrower_sizes(None, 4, 8) == sizes
+    assert engine_module.shrinking_sizes(None, 4, 8) == [(4, 8), *sizes]
     mesh = sharding.make_mesh(2, 2, 2)
-    most = engine_module.narrower_sizes(mesh, 16, 1)
+    most = engine_module.shrinking_sizes(mesh, 16, 1)[1:]
     assert most == ([(12, 1), (8, 1), (4, 1)] if of_cpu else [(8, 1)])
 
 

@@ -16,10 +16,11 @@ their arguments.
 import dataclasses
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -56,13 +57,15 @@ FEW_PLACES = 4  # of constrained prompts; a quarter of the places where that is 
 # H200 some 4 ms, more than a step (docs/performance.md): on accelerators a chunk is longer, but it
 # is over, too, once an eighth of the rows has ended.
 STEPS = {"cpu": 8, "accelerator": 32}
-# Numbers of rows, largest first, that decoding goes on with as others end. The time of a step
-# depends on them most on a CPU, which also compiles faster.
-_NARROW = tuple(2**i for i in range(9, -1, -1))
-_NARROW_CPU = tuple(sorted({*_NARROW, *(3 * 2**i for i in range(8))}, reverse=True))
-LEAST_ROWS = 8  # on an accelerator
+# Sizes that decoding goes on with as rows end, where it does. The time of a step depends on them
+# most on a CPU, which also compiles faster.
+_SIZES = tuple(2**i for i in range(9, -1, -1))
+_SIZES_CPU = tuple(sorted({*_SIZES, *(3 * 2**i for i in range(8))}, reverse=True))
+LEAST_ROWS = 8  # of these sizes, on an accelerator
+FOLLOWS = {"cpu": 4, "accelerator": 8}  # how many times smaller the next size is that follows
 MOVE_STEPS = 64  # that a row may still take, for which it is worth to move it
 TOO_LARGE = "exceeds the device's memory"  # the end of such an error
+RowPolicy = Literal["fixed", "shrinking", "following"]  # see Engine.run
 CANCELLED = "cancelled"  # the error of a completion that nobody waits for any more
 
 
@@ -224,19 +227,31 @@ def chunk_of(mesh: jax.sharding.Mesh | None, rows: int) -> decode.Chunk:
     return decode.Chunk(np.int32(STEPS["accelerator"]), np.int32(max(1, rows // 8)))
 
 
-def narrower_sizes(
+def shrinking_sizes(
     mesh: jax.sharding.Mesh | None, places: int, samples: int
 ) -> list[tuple[int, int]]:
-    """Return sizes (places, rows of a place) that decoding goes on with as rows end, largest first.
+    """Return the sizes (places, rows of a place) of a run that shrinks, largest first.
 
-    First the rows of a place become fewer, down to one, then the places. Each size is a program.
+    First the rows of a place become fewer, down to one, then the places.
     """
     # An accelerator computes a few rows in about the time of one.
-    sizes, least = (_NARROW_CPU, 1) if on_cpu(mesh) else (_NARROW, LEAST_ROWS)
+    sizes, least = (_SIZES_CPU, 1) if on_cpu(mesh) else (_SIZES, LEAST_ROWS)
     share = round_up_rows(mesh, 1)
     rows = [(places, size) for size in sizes if size < samples]
     fewer = [(size, 1) for size in sizes if size < places and size % share == 0]
-    return [size for size in rows + fewer if size[0] * size[1] >= least]
+    smaller = [size for size in rows + fewer if size[0] * size[1] >= least]
+    return [(places, samples), *smaller]
+
+
+def following_sizes(
+    mesh: jax.sharding.Mesh | None, places: int, samples: int
+) -> list[tuple[int, int]]:
+    """Return the sizes of a run that follows its prompts, largest first: few, down to one place."""
+    sizes, times = [places], FOLLOWS["cpu" if on_cpu(mesh) else "accelerator"]
+    least = round_up_rows(mesh, 1)
+    while sizes[-1] > least:
+        sizes.append(round_up_rows(mesh, max(least, sizes[-1] // times)))
+    return [(size, samples) for size in sizes]
 
 
 def place_bytes(
@@ -398,7 +413,7 @@ class Engine:
         most: int | None = None,
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
-        narrows: bool = False,
+        rows: RowPolicy = "fixed",
     ) -> Iterator[Finished | Streamed]:
         """Complete the prompts of a source; yields each completion when it is finished.
 
@@ -409,15 +424,20 @@ class Engine:
         `most`. new_tokens: most of a request. samples: completions of one prompt that decode at a
         time; further ones of a request follow as these end. tokens: of the longest prompt, if it is
         known; the programs are then compiled for its size alone. check: called before each chunk of
-        steps; may raise. narrows: once no prompt waits, go on with fewer rows as others end, which
-        takes less time and a program for each of `narrower_sizes`; the source is over then.
+        steps; may raise.
+
+        rows: that decode. "fixed": those of all places, also of empty ones, in one program.
+        "shrinking": once no prompt waits, fewer as others end, for runs that are often repeated;
+        the source is over then. "following": of as few places as the prompts under way need, for a
+        source of which nobody knows how many come. Each of `shrinking_sizes` or `following_sizes`
+        is a program.
 
         Greedy tokens are those of the prompt alone, and sampled ones depend on seed and key id
         alone, up to rounding. When the device's memory is exhausted, the places are halved and what
         is unfinished is done again. A prompt that cannot be prefilled beside the others is done
         alone, after them; one that exceeds the memory even so has an `error`.
         """
-        how = most, tokens, check, narrows
+        how = most, tokens, check, rows
         yield from _Run(self, params, source, places, new_tokens, samples, *how)
 
     # ---- one batch -------------------------------------------------------------------------------
@@ -674,26 +694,44 @@ class _Lane:
 
     def reset(self):
         """Forget all prompts, and have no state."""
-        places = self._run.places
-        if self.constrained:
-            places = few_places(self._engine.mesh, places)
-        self._state: DecodeState | None = None
         self.ready: deque[_Ready] = deque()
-        self._samples = self._run.samples  # rows of a place
+        self._sizes = self._all_sizes()
+        self._clear(self._sizes[-1 if self._run.rows == "following" else 0])
+
+    def _clear(self, size: tuple[int, int]):
+        """Have empty places, and no state."""
+        places, self._samples = size
+        self._state: DecodeState | None = None
         self._at: list[_Prompt | None] = [None] * places
         self._sample: list[int | None] = [None] * (places * self._samples)
         self._matchers: dict[int, Matcher] = {}  # of the rows under way
         self._starts = self._no_rows()
         self._counts: np.ndarray | None = None  # the rows' tokens after the last chunk
-        self._sizes = narrower_sizes(self._engine.mesh, places, self._samples)
+
+    def _all_sizes(self) -> list[tuple[int, int]]:
+        """The sizes (places, rows of a place) that the lane may have, largest first."""
+        run, mesh = self._run, self._engine.mesh
+        places = few_places(mesh, run.places) if self.constrained else run.places
+        of = {"shrinking": shrinking_sizes, "following": following_sizes}.get(run.rows)
+        whole = [(places, run.samples)]
+        return of(mesh, places, run.samples) if of is not None and places else whole
 
     def _no_rows(self) -> decode.Starts:
         return decode.no_rows(len(self._sample), sampling.TOP if self._mode.ranks else 0)
 
     @property
     def free(self) -> int:
-        """Places that are free and that no prefilled prompt waits for."""
-        return self._at.count(None) - sum(len(ready.waiting) for ready in self.ready)
+        """Places that are free, or may be added, and that no prefilled prompt waits for."""
+        places = self._sizes[0][0] if self._run.rows == "following" else len(self._at)
+        return places - self._taken - self._waiting
+
+    @property
+    def _taken(self) -> int:
+        return sum(prompt is not None for prompt in self._at)
+
+    @property
+    def _waiting(self) -> int:
+        return sum(len(ready.waiting) for ready in self.ready)
 
     @property
     def is_full(self) -> bool:
@@ -710,6 +748,8 @@ class _Lane:
     def insert(self):
         """Put prompts that wait into free places, and let their rows start with the next chunk."""
         engine = self._engine
+        if self._run.rows == "following" and self._waiting:
+            self._follow()
         while self.ready:
             ready = self.ready[0]
             free = deque(p for p, prompt in enumerate(self._at) if prompt is None)
@@ -822,7 +862,20 @@ class _Lane:
         if not prompt.unfinished:
             self._at[place] = None
 
-    def narrow(self):
+    # ---- size ------------------------------------------------------------------------------------
+
+    def _follow(self):
+        """Have places for the prompts that wait, as far as there may be so many."""
+        needed = min(self._taken + self._waiting, self._sizes[0][0])
+        size = next(size for size in reversed(self._sizes) if size[0] >= needed)
+        if size[0] > len(self._at):
+            G = self._samples
+            taken = [place for place, prompt in enumerate(self._at) if prompt is not None]
+            self._move(size, {place: list(range(place * G, (place + 1) * G)) for place in taken})
+        elif size[0] < len(self._at) and not self._taken:
+            self._clear(size)
+
+    def shrink(self):
         """Go on with fewer rows, where those under way have room in them; nothing may wait."""
         waits = self.ready or any(prompt is not None and prompt.queue for prompt in self._at)
         if waits or self._starts.which.any():
@@ -840,10 +893,13 @@ class _Lane:
         def needed(samples: int) -> int:
             return sum(-(-len(rows) // samples) for rows in rows_of.values())
 
-        fits = [i for i, (places, samples) in enumerate(self._sizes) if needed(samples) <= places]
-        if not fits:
-            return
-        (places, samples), self._sizes = self._sizes[fits[-1]], self._sizes[fits[-1] + 1 :]
+        fits = [size for size in self._sizes if needed(size[1]) <= size[0]]
+        if fits and math.prod(fits[-1]) < len(self._sample):
+            self._move(fits[-1], rows_of)
+
+    def _move(self, size: tuple[int, int], rows_of: dict[int, list[int]]):
+        """Have another size. rows_of: the rows to keep, by place; those of one may get several."""
+        places, samples = size
         parts = [
             (place, rows[i : i + samples])
             for place, rows in rows_of.items()
@@ -854,15 +910,24 @@ class _Lane:
         at: list[_Prompt | None] = [None] * places
         for number, (place, rows) in enumerate(parts):
             old_places[number], old_rows[number, : len(rows)] = place, rows
-            unfinished = {self._sample[row] for row in rows}
-            at[number] = dataclasses.replace(self._at[place], unfinished=unfinished)
+            at[number] = self._at[place]
+            if len(rows) < len(rows_of[place]):
+                unfinished = {self._sample[row] for row in rows}
+                at[number] = dataclasses.replace(at[number], unfinished=unfinished)
         old_rows = old_rows.ravel()
-        with self._engine.on_mesh():
-            self._state = self._engine._move(self._state, old_places, old_rows)
+        if self._state is not None:
+            with self._engine.on_mesh():
+                self._state = self._engine._move(self._state, old_places, old_rows)
         self._sample = [None if old < 0 else self._sample[old] for old in old_rows]
-        new = {int(old): row for row, old in enumerate(old_rows)}
-        self._matchers = {new[row]: matcher for row, matcher in self._matchers.items()}
-        self._at, self._samples, self._starts = at, samples, self._no_rows()
+        new_of = {int(old): row for row, old in enumerate(old_rows) if old >= 0}
+        self._matchers = {new_of[row]: matcher for row, matcher in self._matchers.items()}
+        self._at, self._samples, starts = at, samples, self._starts
+        self._starts = self._no_rows()
+
+        def put(new, old):
+            new[list(new_of.values())] = old[list(new_of)]
+
+        jax.tree.map(put, self._starts, starts)
 
     # ---- tokens out ------------------------------------------------------------------------------
 
@@ -961,11 +1026,11 @@ class _Run:
         most: int | None = None,
         tokens: int = 0,
         check: Callable[[], None] = lambda: None,
-        narrows: bool = False,
+        rows: RowPolicy = "fixed",
     ):
         self.engine, self.params, self._source = engine, params, source
         self._most, self._check = most, check
-        self._narrows, self._over = narrows, False
+        self.rows, self._over = rows, False
         self.places, self.samples = places or 0, samples
         self.new_tokens, self.tokens = new_tokens_bucket(new_tokens), tokens
         self.stacked = _is_stacked(params)
@@ -1003,8 +1068,8 @@ class _Run:
                     return
                 for lane in under_way:
                     lane.collect()
-                    if self._over:
-                        lane.narrow()
+                    if self.rows == "following" or self._over:
+                        lane.shrink()
                 for lane in self._lanes:
                     lane.insert()
             except jax.errors.JaxRuntimeError as error:
@@ -1049,7 +1114,7 @@ class _Run:
             group = self._alone
         else:
             group = self._source.take(wait, free)
-            self._over = self._narrows and group is None
+            self._over = self.rows == "shrinking" and group is None
         if group is None or not any(one and one.cancelled for one in group.requests):
             return group
         requests = [one and self._wanted(one) for one in group.requests]

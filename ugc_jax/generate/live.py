@@ -338,8 +338,9 @@ class Live:
     def _work(self):
         try:
             for one in self._engine.run(
-                self._captioner.params, self, self._places, self._new_tokens, check=self._check
-            ):
+                self._captioner.params, self, self._places, self._new_tokens,
+                check=self._check, rows="following",
+            ):  # fmt: skip
                 self._pass_on(one)
         except _Aborted:
             pass

@@ -218,7 +218,7 @@ class Rollout:
         keys = (keys % 2**32).astype(np.uint32)
         source = _Groups(self, prompts, options, keys, groups, copies)
         sizes = places, options.max_new_tokens, min(rows, samples)
-        run = self._engine.run(self._params, source, *sizes, check=check, narrows=True)
+        run = self._engine.run(self._params, source, *sizes, check=check, rows="shrinking")
         for one in run:
             if one.error is not None:
                 raise UserError(f"rollout: {one.error}; lower data.tokens or max_new_tokens")
