@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -255,6 +256,17 @@ class TestBench:
             assert report["token_agreement"] == 1
             assert set(report["torch_over_jax"]) == set(report["jax"])
             assert "torch / jax: prefill" in printed
+
+    def test_mixed_clips_beside_the_reference(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(cli, "set_up_logging", lambda level: None)
+        out = tmp_path / "bench.json"
+        words = ["--work=mixed", "--mixed.clips=2", "--mixed.longest=3", "--mixed.most=17"]
+        assert cli.run(["bench", *self.SMALL, *words, f"--output={out}"]) == 0
+        report, printed = json.loads(out.read_text()), capsys.readouterr().out
+        assert report["transformers"]["token_agreement"] == 1
+        assert set(report["its prompts"]) == {"seconds", "first_seconds", "over_engine"}
+        assert report["its prompts"]["seconds"] < report["transformers"]["seconds"]
+        assert re.search(r"its prompts +[\d.]+ s +[\d.]+ x the engine's time", printed)
 
     @pytest.mark.parametrize("work", ["batch", "mixed"])
     def test_beside_vllm(self, monkeypatch, tmp_path, capsys, work):

@@ -254,8 +254,8 @@ def agreement(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], *firsts)
     """Compare the tokens i32[n] of each prompt.
 
     firsts: the log-probs of the first tokens of both, f32[prompts] or None.
-    Returns the share of equal "tokens", up to the shorter of both, and of equal "first_tokens",
-    and, if both log-probs are known, "first_logprob_difference", the largest among equal ones.
+    Returns the share of equal "tokens" (of the longer ones), that of equal "first_tokens", and, if
+    both log-probs are known, "first_logprob_difference", the largest among equal ones.
     """
     pairs = list(zip(ours, theirs, strict=True))
     same = sum(int((a[: len(b)] == b[: len(a)]).sum()) for a, b in pairs)

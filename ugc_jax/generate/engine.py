@@ -626,7 +626,7 @@ class Engine:
         knobs = jax.tree.map(
             lambda leaf: np.repeat(leaf[:, None], S, axis=1), sampling.knobs_of(configs)
         )
-        keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
+        keys = sampling.row_keys(np.array(seeds, np.uint32)[:, None], ids)
         limits = np.array([config.max_new_tokens for config in configs], np.int32)
         rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
         bound = [one and one.constraint for one in requests]
@@ -758,11 +758,11 @@ class _Lane:
                 continue
             if not free:
                 return
+            batch = ready.group.batch
+            self._make_room(batch.tokens.shape[1], ready.mode)
             if isinstance(ready.first.token, jax.Array):
                 self._run.taken = ready.group  # which is to blame if this fails
                 ready.first, self._run.taken = jax.device_get(ready.first), None
-            batch = ready.group.batch
-            self._make_room(batch.tokens.shape[1], ready.mode)
             places = np.full(len(ready.group.requests), -1, np.int32)
             # A prompt whose samples have several places is inserted into one at a time.
             while ready.waiting and free and places[ready.waiting[0].row] < 0:
@@ -799,6 +799,8 @@ class _Lane:
                     # Committed to its device, as what the other programs make of it is: jit would
                     # compile `insert` again for the bucket that comes first.
                     self._state = jax.device_put(self._state, leaf.sharding)
+                if not self.constrained:  # no step: the program is made while the prompts' runs
+                    self._advance(None, chunk_of(engine.mesh, len(self._sample)), self._mode)
                 return
             state = self._state
             now = jax.tree.leaves(state.prompt)[0].shape[-1], state.seen.shape[1]
@@ -941,12 +943,13 @@ class _Lane:
         engine = self._engine
         ranks = any(prompt is not None and prompt.request.top_logprobs for prompt in self._at)
         with engine.on_mesh():
-            self._state = engine._advance(
-                self._run.params, self._state, self._starts, chunk, allowed,
-                mode=self._mode._replace(ranks=ranks),
-            )  # fmt: skip
+            self._advance(allowed, chunk, self._mode._replace(ranks=ranks))
         self._starts = self._no_rows()
         return True
+
+    def _advance(self, allowed, chunk: decode.Chunk, mode: sampling.Mode):
+        arrays = self._run.params, self._state, self._starts, chunk, allowed
+        self._state = self._engine._advance(*arrays, mode=mode)
 
     def _allowed(self) -> jax.Array | np.ndarray:
         """The tokens that may come next in each row; a row whose constraint fails is ended."""
@@ -1325,11 +1328,6 @@ def _advance(params, state, starts, chunk, allowed=None, *, mode, config, comput
     state = decode.start(state, *starts, eos=config.tokens.eos_token_id)
     how = state, mode, chunk, allowed
     return decode.constrained(decode.steps(params, config, compute, *how))
-
-
-@jax.jit
-def _row_keys(seeds_B, ids_BS):
-    return jax.vmap(decode.row_keys)(seeds_B, ids_BS)
 
 
 def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:

@@ -37,6 +37,7 @@ from ugc_jax.progress import progress
 from ugc_jax.settings import check_minimum
 
 BATCH = 8  # clips of a plain batch
+PROMPTS = "its prompts"  # the side that ends with the first token
 
 Tokens = list[np.ndarray]  # of each clip, i32[n]
 Side = Callable[[], Answer | Tokens]  # an Answer has its own time
@@ -147,15 +148,19 @@ def by_batches(params: dict, engine: Engine, work: Sequence[Clip]) -> Callable[[
 
 def by_reference(
     checkpoint: Path, dtype: str, config: OmniConfig, work: Sequence[Clip]
-) -> Callable[[], Tokens]:
-    """Return the same by transformers on a CPU, in left-padded batches in the clips' order."""
+) -> dict[str, Callable[[], Tokens]]:
+    """Return functions that do the same by transformers on a CPU, in left-padded batches in order.
+
+    "transformers" generates; PROMPTS ends with the first token: the part of its time that faster
+    decoding cannot save.
+    """
     import torch
 
     from ugc_jax.hf.reference import load_reference, reference_inputs
 
     model = load_reference(checkpoint, dtype)
 
-    def run() -> Tokens:
+    def run(work: Sequence[Clip]) -> Tokens:
         tokens: Tokens = []
         for start in range(0, len(work), BATCH):
             part = work[start : start + BATCH]
@@ -169,7 +174,8 @@ def by_reference(
             tokens += [row[: clip.limit] for row, clip in zip(rows, part, strict=True)]
         return tokens
 
-    return run
+    prompts = [clip._replace(limit=1) for clip in work]
+    return {"transformers": lambda: run(work), PROMPTS: lambda: run(prompts)}
 
 
 def by_peer(peer: Peer, work: Sequence[Clip]) -> Callable[[], Answer]:
@@ -204,20 +210,29 @@ def measure(sides: dict[str, Side], repeats: int) -> dict:
         report[name] = {
             "seconds": median,
             "first_seconds": cold,
-            "tokens_per_second": count / median,
             "over_engine": median / statistics.median(seconds[first][1:]),
-            "token_agreement": found["tokens"],
-            "agreement": found,
         }
+        if name != PROMPTS:
+            report[name] |= {
+                "tokens_per_second": count / median,
+                "token_agreement": found["tokens"],
+                "agreement": found,
+            }
     return report
 
 
 def summary(report: dict) -> str:
     """Describe the report of `measure`, a line a side."""
-    return "\n".join(
-        f"  {name:<13}{side['seconds']:8.2f} s {side['tokens_per_second']:8.1f} tokens/s   "
-        f"{side['over_engine']:5.2f} x the engine's time   equal tokens "
-        f"{side['token_agreement']:.1%}{describe_first(side['agreement']) * (name == 'vllm')}   "
-        f"(first round {side['first_seconds']:.1f} s)"
-        for name, side in report.items()
-    )
+
+    def line(name: str, side: dict) -> str:
+        tokens = equal = " "
+        if name != PROMPTS:
+            tokens = f"{side['tokens_per_second']:8.1f} tokens/s   "
+            equal = f"   equal tokens {side['token_agreement']:.1%}"
+            equal += f"{describe_first(side['agreement']) * (name == 'vllm')}   "
+        return (
+            f"  {name:<13}{side['seconds']:8.2f} s {tokens}{side['over_engine']:5.2f} x the "
+            f"engine's time{equal}(first round {side['first_seconds']:.1f} s)"
+        )
+
+    return "\n".join(line(name, side) for name, side in report.items())

@@ -99,7 +99,7 @@ def main(config: BenchConfig, args: list[str]) -> int:
                 "batches": mixed.by_batches(params, engine, clips),
             }
             if compared:
-                sides["transformers"] = mixed.by_reference(*source, clips)
+                sides |= mixed.by_reference(*source, clips)
             if config.vllm_python is not None:
                 prompts, examples, limits = zip(*clips, strict=True)
                 sides["vllm"] = mixed.by_peer(peer(prompts, examples, max(limits)), clips)
