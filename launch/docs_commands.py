@@ -65,7 +65,7 @@ NEEDS = (
     (r"launch/test\.sh", "is the suite"),
     (r"-m pytest", "is a part of the suite; that it selects tests is checked"),
     (r"quickstart\.sh( my_clip|$)|(quickstart_seeds|data_life|select_half)\.sh", "long"),
-    (r"paper\.sh --toy", "long"),
+    (r"paper\.sh --toy|--output runs/longer", "long"),
     (r"quickstart\.sh --fast", "makes an environment of its own, as --fresh clone does"),
     (r"annotate_load|kill_(pod|resume)|(grpo|rollout)_bench|evidence_check", "long"),
     (r"bench .*--work mixed|--size 3b|load_test\.py|fuzz_media|schema_check", "long"),

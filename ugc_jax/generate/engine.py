@@ -799,8 +799,10 @@ class _Lane:
                     # Committed to its device, as what the other programs make of it is: jit would
                     # compile `insert` again for the bucket that comes first.
                     self._state = jax.device_put(self._state, leaf.sharding)
-                if not self.constrained:  # no step: the program is made while the prompts' runs
-                    self._advance(None, chunk_of(engine.mesh, len(self._sample)), self._mode)
+                if not self.constrained:
+                    # Not a step, but the program is made while that of the prompts runs.
+                    chunk = chunk_of(engine.mesh, len(self._sample))
+                    self._advance(self._no_rows(), None, chunk, self._mode)
                 return
             state = self._state
             now = jax.tree.leaves(state.prompt)[0].shape[-1], state.seen.shape[1]
@@ -943,12 +945,12 @@ class _Lane:
         engine = self._engine
         ranks = any(prompt is not None and prompt.request.top_logprobs for prompt in self._at)
         with engine.on_mesh():
-            self._advance(allowed, chunk, self._mode._replace(ranks=ranks))
+            self._advance(self._starts, allowed, chunk, self._mode._replace(ranks=ranks))
         self._starts = self._no_rows()
         return True
 
-    def _advance(self, allowed, chunk: decode.Chunk, mode: sampling.Mode):
-        arrays = self._run.params, self._state, self._starts, chunk, allowed
+    def _advance(self, starts: decode.Starts, allowed, chunk: decode.Chunk, mode: sampling.Mode):
+        arrays = self._run.params, self._state, starts, chunk, allowed
         self._state = self._engine._advance(*arrays, mode=mode)
 
     def _allowed(self) -> jax.Array | np.ndarray:
