@@ -133,17 +133,19 @@ def h100_sft(of: dict) -> dict[str, list[str]]:
 def bench_mixed(of: str) -> dict[str, list[str]]:
     """`ugc-jax bench --work mixed`."""
     rows = re.findall(
-        r"(\w+) +([\d.]+) s +([\d.]+) tokens/s +([\d.]+) x .*first round ([\d.]+) s", of
+        r"  (\w[\w ]*?) +([\d.]+) s +(?:([\d.]+) tokens/s +)?([\d.]+) x .*first round ([\d.]+) s",
+        of,
     )
     names = {"engine": "engine", "batches": "one batch at a time",
-             "transformers": "transformers, a clip at a time"}  # fmt: skip
+             "transformers": "transformers, eight clips at a time",
+             "its prompts": "its prompts alone"}  # fmt: skip
     lines = [
-        f"| {names[name]} | {rounded(seconds, '0.1')} | {rounded(speed, '1')} | {float(ratio):g} |"
-        f" {first} |"
+        f"| {names[name]} | {rounded(seconds, '0.1')} | {rounded(speed, '1') if speed else '-'} | "
+        f"{float(ratio):g} | {first} |"
         for name, seconds, speed, ratio, first in rows
     ]
-    ours, _, theirs = (rounded(row[2], "1") for row in rows)
-    beside = f"| {ours} tokens/s | transformers {theirs} tokens/s |"
+    ours, _, theirs, _ = (row[2] for row in rows)
+    beside = f"| {rounded(ours, '1')} tokens/s | transformers {rounded(theirs, '1')} tokens/s |"
     return {"docs/performance.md": lines, "README.md": [beside]}
 
 
