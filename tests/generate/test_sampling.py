@@ -99,16 +99,3 @@ def test_no_token_without_probability_is_drawn_from_a_large_vocabulary():
     keys = jax.random.split(jax.random.key(0), 2000)
     chosen = np.concatenate([draw(part, logits) for part in keys.reshape(100, 20)])
     assert np.isfinite(chosen).all()
-
-
-def test_keys_of_rows_are_jaxs():
-    rng = np.random.default_rng(0)
-    seeds, ids = rng.integers(0, 2**32, (2, 50, 3), dtype=np.uint32)
-    seeds[0], ids[1] = 0, 2**32 - 1
-
-    def key(seed, number):
-        return jax.random.key_data(jax.random.fold_in(jax.random.key(seed), number))
-
-    expected = jax.vmap(jax.vmap(key))(seeds, ids)
-    np.testing.assert_array_equal(sampling.row_keys(seeds, ids), expected)
-    np.testing.assert_array_equal(sampling.row_keys(seeds[:, :1], ids)[:, 0], expected[:, 0])

@@ -215,6 +215,12 @@ def prefill_shared(
     return Prefilled(together(logits_CQV), cache)
 
 
+def row_keys(seed: int, ids_R) -> jax.Array:
+    """Return the keys u32[R, 2] of rows' random numbers. ids_R: u32; equal ids, equal numbers."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.random.key_data(fold(jax.random.key(seed), ids_R))
+
+
 def first_tokens(
     logits_BV, tokens_BT, segments_BT, rows_BS: Rows, allowed_BW=None, *, mode: sampling.Mode
 ) -> sampling.Sampled:

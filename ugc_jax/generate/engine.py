@@ -626,7 +626,9 @@ class Engine:
         knobs = jax.tree.map(
             lambda leaf: np.repeat(leaf[:, None], S, axis=1), sampling.knobs_of(configs)
         )
-        keys = sampling.row_keys(np.array(seeds, np.uint32)[:, None], ids)
+        # Waits for what the device computes. By numpy it would not, and 16 clients of serve got a
+        # third fewer tokens a second on a CPU (launch/load_test.py).
+        keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
         limits = np.array([config.max_new_tokens for config in configs], np.int32)
         rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
         bound = [one and one.constraint for one in requests]
@@ -1330,6 +1332,11 @@ def _advance(params, state, starts, chunk, allowed=None, *, mode, config, comput
     state = decode.start(state, *starts, eos=config.tokens.eos_token_id)
     how = state, mode, chunk, allowed
     return decode.constrained(decode.steps(params, config, compute, *how))
+
+
+@jax.jit
+def _row_keys(seeds_B, ids_BS):
+    return jax.vmap(decode.row_keys)(seeds_B, ids_BS)
 
 
 def _prefill(params, x_BTD, positions_B3T, segments_BT, *, config, compute) -> Prefilled:

@@ -87,29 +87,6 @@ def knobs_of(configs: Sequence[SamplingConfig]) -> Knobs:
     )
 
 
-def row_keys(seeds: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the keys u32[..., 2] of rows' random numbers. seeds, ids: u32; equal ones, equal keys.
-
-    They are `jax.random.key_data(jax.random.fold_in(jax.random.key(seed), id))`, by numpy: a
-    program would wait for what the device computes.
-    """
-    zeros = np.zeros(np.broadcast_shapes(seeds.shape, ids.shape), np.uint32)
-    return np.stack(_threefry(zeros, seeds + zeros, zeros, ids + zeros), axis=-1)
-
-
-def _threefry(k0, k1, x0, x1) -> tuple[np.ndarray, np.ndarray]:
-    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), jax's random numbers: u32 arrays."""
-    keys = k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA)
-    x0, x1 = x0 + keys[0], x1 + keys[1]
-    for group in range(5):
-        for turns in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
-            x0 = x0 + x1
-            x1 = x0 ^ (x1 << np.uint32(turns) | x1 >> np.uint32(32 - turns))
-        x0 = x0 + keys[(group + 1) % 3]
-        x1 = x1 + keys[(group + 2) % 3] + np.uint32(group + 1)
-    return x0, x1
-
-
 def next_token(
     logits_BV: jax.Array,
     seen_BV: jax.Array,
