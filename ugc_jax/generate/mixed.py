@@ -187,9 +187,9 @@ def by_peer(peer: Peer, work: Sequence[Clip]) -> Callable[[], Answer]:
 def measure(sides: dict[str, Side], repeats: int) -> dict:
     """Run the sides in turn, `repeats` times after a first round that compiles and warms up.
 
-    Returns for each side its median seconds, those of the first round, generated tokens a second,
-    the ratio of its time to the first one's, and what its tokens have in common with the first
-    one's (`benchmark.agreement`).
+    Returns for each side its median seconds, those of the first round, the ratio of its time to the
+    first one's, and, but for PROMPTS, generated tokens a second and what its tokens have in common
+    with the first one's (`benchmark.agreement`).
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     answers: dict[str, Answer] = {}  # of the first round
@@ -204,20 +204,21 @@ def measure(sides: dict[str, Side], repeats: int) -> dict:
     first, report = next(iter(sides)), {}
     for name, (cold, *warm) in seconds.items():
         median = statistics.median(warm)
-        both = answers[first], answers[name]
-        count = sum(map(len, answers[name].tokens))
-        found = agreement(*(one.tokens for one in both), *(one.first_logprobs for one in both))
         report[name] = {
             "seconds": median,
             "first_seconds": cold,
             "over_engine": median / statistics.median(seconds[first][1:]),
         }
-        if name != PROMPTS:
-            report[name] |= {
-                "tokens_per_second": count / median,
-                "token_agreement": found["tokens"],
-                "agreement": found,
-            }
+        if name == PROMPTS:
+            continue
+        both = answers[first], answers[name]
+        count = sum(map(len, answers[name].tokens))
+        found = agreement(*(one.tokens for one in both), *(one.first_logprobs for one in both))
+        report[name] |= {
+            "tokens_per_second": count / median,
+            "token_agreement": found["tokens"],
+            "agreement": found,
+        }
     return report
 
 
