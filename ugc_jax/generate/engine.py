@@ -797,7 +797,7 @@ class _Lane:
                     stacked=run.stacked, ranks=self._mode.ranks,
                 )  # fmt: skip
                 leaf = jax.tree.leaves(run.params)[0]
-                if getattr(leaf, "is_fully_addressable", False) and len(leaf.devices()) == 1:
+                if engine.mesh is None and isinstance(leaf, jax.Array):
                     # Committed to its device, as what the other programs make of it is: jit would
                     # compile `insert` again for the bucket that comes first.
                     self._state = jax.device_put(self._state, leaf.sharding)
