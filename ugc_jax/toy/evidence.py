@@ -17,7 +17,10 @@ from ugc_jax.toy import world
 from ugc_jax.words import WORD
 
 RESTS = dict.fromkeys(("shape", "colour", "motion", "background", "text"), "seen")
-RESTS |= dict.fromkeys(("sound", "pitch", "rhythm"), "heard") | {"first": "both"}
+RESTS |= dict.fromkeys(("sound", "pitch", "rhythm"), "heard")
+# The order of shape and sound. A sound that begins at the middle time says nothing about it, and the
+# shape's time is a guess; any other time of the sound determines it (world.ORDERS).
+RESTS |= {"first": "both", "first, by sound": "heard"}
 # The caption that begins with the one that comes first: its first words tell the order, too.
 _PAIR = 2
 
@@ -44,11 +47,13 @@ def phrasing_of(caption: str, attributes: Mapping[str, str]) -> int:
     return [world.write_caption(attributes, number) for number in every].index(caption)
 
 
-def expected(caption: str, attributes: Mapping[str, str]) -> dict[str, int]:
-    """Return where the word of each attribute of RESTS starts in a right caption.
+def expected(
+    caption: str, attributes: Mapping[str, str], begins: Mapping[str, str]
+) -> dict[str, int]:
+    """Return where the word of each name of RESTS starts in a right caption.
 
     The first time that it is stated: afterwards it is known from the text. Left out are a word that
-    states the order too, and the absence of a text.
+    states the order too, and the absence of a text. begins: of the world's row.
     """
     pair = phrasing_of(caption, attributes) == _PAIR
     words = [(match[0], match.start()) for match in WORD.finditer(caption)]
@@ -57,13 +62,12 @@ def expected(caption: str, attributes: Mapping[str, str]) -> dict[str, int]:
         return next(start for word, start in words if word in those)
 
     starts = {}
-    for name in RESTS:
-        value = attributes[name]
-        if name == "first":
-            if not pair:
-                starts[name] = first("before", "after")
-        elif value != world.NO_TEXT:
+    for name in RESTS.keys() & attributes.keys() - {"first"}:
+        if (value := attributes[name]) != world.NO_TEXT:
             starts[name] = first(value, value.capitalize())
+    if not pair:
+        name = "first" if begins["sound"] == "middle" else "first, by sound"
+        starts[name] = first("before", "after")
     if pair and attributes["first"] == "sound":
         del starts["rhythm"]
     return starts
@@ -111,7 +115,7 @@ def measure(
     right, others = told[: len(rows)], told[len(rows) :]
     for row, one in zip(rows, right, strict=True):
         found = {word.start: word for word in one.words}
-        for name, start in expected(one.text, row["attributes"]).items():
+        for name, start in expected(one.text, row["attributes"], row["begins"]).items():
             verdicts[name][found[start].verdict] += 1
     scores: tuple[list[float], list[float]] = ([], [])  # of words that are right, and wrong
     for one, (_, _, start) in zip(others, wrong, strict=True):

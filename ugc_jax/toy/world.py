@@ -36,12 +36,12 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # frames at 2 per second (at 0, 0.625, 1.25 and 1.875 s) tell the shape's two apart.
 SHAPE_BEGINS = {"early": (0.15, 0.25), "late": (0.475, 0.55)}
 SOUND_BEGINS = {"early": (0.0, 0.05), "middle": (0.34, 0.39), "late": (0.65, 0.7)}
-# The first of the two -> when shape and sound begin. The sound's middle time (three clips in four)
+# The first of the two -> when shape and sound begin. The sound's middle time (three clips in five)
 # says nothing about the order, its other two determine it; the shape's time alone is right in three
-# clips of four. So three of four need both, and each alone says enough to be learned.
+# clips of five. So three of five need both, and each alone says enough to be learned.
 ORDERS = {
-    "shape": (*[("early", "middle")] * 3, ("late", "late")),
-    "sound": (*[("late", "middle")] * 3, ("early", "early")),
+    "shape": (*[("early", "middle")] * 3, *[("late", "late")] * 2),
+    "sound": (*[("late", "middle")] * 3, *[("early", "early")] * 2),
 }
 TILES = 8  # of 14 pixels: a patch of the vision encoder is a tile
 ROOM = (5, 3)  # tiles by which a shape of 3 tiles can move above the text, (x, y)
@@ -173,6 +173,12 @@ def make_clip(
     return scene, attributes, write_caption(said, hand["phrasing"])
 
 
+def begins(split: str, number: int, seed: int = 0) -> dict[str, str]:
+    """When shape and sound of clip `number` begin: keys of SHAPE_BEGINS and SOUND_BEGINS."""
+    hand = _deal(split, number, seed)
+    return {name: hand[f"{name} begins"] for name in ("shape", "sound")}
+
+
 def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
     """The scene of a hand; the rest (place, size, exact times and pitch) is random."""
     appears = random.uniform(*SHAPE_BEGINS[hand["shape begins"]]) * seconds
@@ -213,8 +219,9 @@ def _scene(hand: dict, random: np.random.Generator, seconds: float) -> Scene:
 def write_example(split: str, number: int, settings: WorldSettings, folder: Path) -> dict:
     """Write clip `number` of a split below `folder` unless it exists; returns its manifest row.
 
-    The row, {"videos": ["train/000000.mp4"], "messages": [question, caption], "attributes": {...}},
-    has the path relative to `folder`. Raises UserError if the clip cannot be written.
+    The row, {"videos": ["train/000000.mp4"], "messages": [question, caption], "attributes": {...},
+    "begins": {"shape": "early", "sound": "middle"}}, has the path relative to `folder`. Raises
+    UserError if the clip cannot be written.
     """
     scene, attributes, caption = make_clip(
         split, number, settings.seed, settings.seconds, settings.incomplete
@@ -246,7 +253,8 @@ def write_example(split: str, number: int, settings: WorldSettings, folder: Path
         {"role": "user", "content": f"<video>{QUESTION}"},
         {"role": "assistant", "content": caption},
     ]
-    return {"videos": [name], "messages": messages, "attributes": attributes}
+    row = {"videos": [name], "messages": messages, "attributes": attributes}
+    return row | {"begins": begins(split, number, settings.seed)}
 
 
 def whole_blocks(seconds: float) -> float:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.int8 import SCALE
-from ugc_jax.models.layers import JOINED, Weight, per_channel, product
+from ugc_jax.models.layers import JOINED, Weight, per_channel, product, product_of_few
 from ugc_jax.models.params import Leaf, declare_module
 from ugc_jax.models.qwen2_5_omni import audio, decoder, vision
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
@@ -93,7 +93,7 @@ def logits(head_VD, hidden_BTD) -> jax.Array:
 
 def next_logits(params, hidden_BTD) -> jax.Array:
     """Return `logits` by the head of `params`, which may be in int8."""
-    found = logits(head(params), hidden_BTD)
+    found = product_of_few("...d,vd->...v", hidden_BTD, head(params), jnp.float32)
     scale = params["lm_head"].get(SCALE)
     return found if scale is None else found * per_channel(scale, found)
 
