@@ -49,9 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.b2 = 0.99
 
     config.loop = ConfigDict()
-    config.loop.steps = 200
+    config.loop.steps = 150
     config.loop.log_every = 20
-    config.loop.eval_every = 100
-    config.loop.save_every = 100
+    config.loop.eval_every = 75
+    config.loop.save_every = 75
     config.loop.export_dtype = "float32"
     return config

@@ -26,7 +26,7 @@ case "${1:-}" in
     ;;
 esac
 
-run="$root/runs/quickstart" train=2000 test=200 epochs=6 total=10 incomplete=0.6
+run="$root/runs/quickstart" train=2000 test=200 epochs=8 total=10 incomplete=0.6
 columns=(before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture")
 if [ -n "$fast" ]; then
     run="$root/runs/quickstart-fast" train=600 test=60 epochs=8 total=8 incomplete=0
