@@ -3,10 +3,12 @@
 RUN is a folder of launch/quickstart.sh (runs/quickstart), with a model in grpo/model and clips in
 world/test; several, such as of other seeds, are set side by side. The model should be trained with
 hide_media. Prints, for each attribute, the share of its words with the verdict that is right, and
-how well words that are wrong are found as unsupported.
+how well words that are wrong are found as unsupported. The order of shape and sound ("first") needs
+both where the sound begins at the middle time, and is heard elsewhere ("first, by sound").
 """
 
 import argparse
+import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +27,8 @@ def main():
         captioner = Captioner.from_pretrained(run / arguments.model / "model")
         lines = files.read_lines(run / "world/test.jsonl", "run quickstart.sh")
         rows = [line.value for line in lines][: arguments.clips]
+        if any("begins" not in row for row in rows):
+            sys.exit(f"{run}/world is of an earlier state; delete {run} and run quickstart.sh")
         seed = len(figures)
         figures.append(measure(captioner, run / "world", rows, seed, max_new_tokens=64))
         print(f"{run}: measured on {len(rows)} clips", flush=True)
@@ -38,7 +42,7 @@ def main():
 
 
 def row(name: str, texts: list[str], values: list[float], unit: str = ""):
-    print(f"{name:<18}" + "".join(f"{text:>10}" for text in texts), end="")
+    print(f"{name:<22}" + "".join(f"{text:>10}" for text in texts), end="")
     print(f"{fmean(values):>12.4f} mean {unit}")
 
 

@@ -18,8 +18,8 @@ from ugc_jax.words import WORD
 
 RESTS = dict.fromkeys(("shape", "colour", "motion", "background", "text"), "seen")
 RESTS |= dict.fromkeys(("sound", "pitch", "rhythm"), "heard")
-# The order of shape and sound. A sound that begins at the middle time says nothing about it, and the
-# shape's time is a guess; any other time of the sound determines it (world.ORDERS).
+# The order of shape and sound. A sound that begins at the middle time says nothing about it; any
+# other time of the sound determines it (world.ORDERS).
 RESTS |= {"first": "both", "first, by sound": "heard"}
 # The caption that begins with the one that comes first: its first words tell the order, too.
 _PAIR = 2
