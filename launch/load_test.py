@@ -1,7 +1,7 @@
 """Load on `ugc-jax serve`: many clients at a time; does each get its answer, and how fast?
 
     python launch/load_test.py --checkpoint DIR [--requests 500] [--concurrency 1,8,64]
-                               [--new_tokens 32] [--broken 0.05] [--vanish 0.05]
+                               [--new_tokens 32] [--broken 0.05] [--vanish 0.05] [--evidence 0]
 
 Starts a server on a free port (or takes one that has the same checkpoint: --address), and sends it
 clips of several lengths and sizes, pictures and sounds; some of them broken, some by clients that
@@ -9,7 +9,8 @@ leave. Prints, for each number of clients, the latency (median, 95th percentile)
 first token and the tokens per second, beside those of the engine alone on the same clips. Every
 request of a client that stays has to have one answer: that of `Captioner.caption`, or a refusal for
 a broken clip; the server's memory has to stay flat, and SIGTERM has to end it within its limit.
-Exit status 1 otherwise.
+Exit status 1 otherwise. --evidence: so many further clients ask for evidence with their answers all
+the time; the figures are those of the others, then theirs.
 """
 
 import argparse
@@ -37,7 +38,9 @@ GROWTH = 0.1, 64 << 20  # of the memory, as a share and in bytes, that is flat
 
 
 class Sent(NamedTuple):
-    """One request. kind: "whole", "stream", "broken" or "gone". fault: what was wrong, or None."""
+    """One request. kind: "whole", "stream", "broken", "gone" or "evidence". fault: what was wrong,
+    or None.
+    """
 
     kind: str
     clip: int
@@ -62,19 +65,23 @@ class Round(NamedTuple):
         return faults + (["an answer came twice"] if len(set(ids)) < len(ids) else [])
 
     def rate(self) -> float:
-        """Tokens a second of the requests that were answered."""
-        return sum(one.tokens for one in self.sent) / self.seconds
+        """Tokens a second of the requests that were answered, but for those with evidence."""
+        return sum(one.tokens for one in self.sent if one.kind != "evidence") / self.seconds
 
     def line(self) -> str:
         """The figures in one line."""
         answered = sorted(one.seconds for one in self.sent if one.kind in ("whole", "stream"))
         first = [one.first for one in self.sent if one.kind == "stream"]
         p95 = answered[int(0.95 * (len(answered) - 1))]
+        told = [one.seconds for one in self.sent if one.kind == "evidence"]
+        beside = (
+            f"; beside {len(told)} with evidence, {statistics.median(told):.2f} s" if told else ""
+        )
         return (
             f"{self.clients} clients: {len(answered)} answers in {self.seconds:.1f} s, latency "
             f"{statistics.median(answered):.2f} s median, {p95:.2f} s p95, first token "
             f"{statistics.median(first):.2f} s, {self.rate():.0f} tokens/s, "
-            f"{len(self.faults())} faults"
+            f"{len(self.faults())} faults{beside}"
         )
 
 
@@ -113,6 +120,8 @@ class Client:
         }  # fmt: skip
         if kind == "stream":
             body["stream_options"] = {"include_usage": True}
+        if kind == "evidence":
+            body["evidence"] = True
         start = time.perf_counter()
         link = http.client.HTTPConnection(*self._place, timeout=300)
         first = tokens = 0
@@ -145,9 +154,11 @@ class Client:
     @staticmethod
     def _read(answer, kind: str, start: float) -> tuple[str, int, str, float]:
         """Return (text, its tokens, id, seconds to the first token)."""
-        if kind == "whole":
+        if kind in ("whole", "evidence"):
             content = json.loads(answer.read())
             (choice,) = content["choices"]
+            if kind == "evidence" and not choice["evidence"]["words"]:
+                raise ValueError("no evidence")
             tokens = content["usage"]["completion_tokens"]
             return choice["message"]["content"], tokens, content["id"], 0.0
         text, first, ids, reasons, usage = [], 0.0, set(), [], None
@@ -175,8 +186,10 @@ def _lines(answer, clock):
             yield line[6:].decode().rstrip("\n"), clock()
 
 
-def run(client: Client, requests: int, clients: int, broken: float, vanish: float) -> Round:
-    """Send requests by so many clients at a time."""
+def run(
+    client: Client, requests: int, clients: int, broken: float, vanish: float, evidence: int = 0
+) -> Round:
+    """Send requests by so many clients at a time, beside `evidence` others, who ask for it."""
     numbers, sent, lock = itertools.count(), [], threading.Lock()
     bad, gone = round(EVERY * broken), round(EVERY * vanish)
 
@@ -192,13 +205,28 @@ def run(client: Client, requests: int, clients: int, broken: float, vanish: floa
             with lock:
                 sent.append(one)
 
+    over = threading.Event()
+
+    def explain(first: int):
+        for number in itertools.count(first):
+            if over.is_set():
+                return
+            one = client.send(number, "evidence")
+            with lock:
+                sent.append(one)
+
     threads = [threading.Thread(target=work) for _ in range(clients)]
+    beside = [threading.Thread(target=explain, args=(first,)) for first in range(evidence)]
     start = time.perf_counter()
-    for thread in threads:
+    for thread in threads + beside:
         thread.start()
     for thread in threads:
         thread.join()
-    return Round(clients, time.perf_counter() - start, sent)
+    seconds = time.perf_counter() - start
+    over.set()
+    for thread in beside:
+        thread.join()
+    return Round(clients, seconds, sent)
 
 
 def memory(pid: int) -> int:
@@ -266,6 +294,7 @@ def main() -> int:
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--broken", type=float, default=0.05)
     parser.add_argument("--vanish", type=float, default=0.05)
+    parser.add_argument("--evidence", type=int, default=0)
     parser.add_argument("--places", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
@@ -298,11 +327,12 @@ def _rounds(given, client: Client, pid: int | None, alone: float) -> list[str]:
     faults, before = [], 0
     for clients in map(int, given.concurrency.split(",")):
         # Once more where programs were compiled for this number of prompts at a time.
-        warm = run(client, 4 * clients, clients, given.broken, given.vanish)
+        others = given.broken, given.vanish, given.evidence
+        warm = run(client, 4 * clients, clients, *others)
         faults += warm.faults()
         if pid is not None:
             before = memory(pid)
-        done = run(client, given.requests, clients, given.broken, given.vanish)
+        done = run(client, given.requests, clients, *others)
         faults += done.faults()
         print(f"{done.line()}, {done.rate() / alone:.2f} of the engine alone", flush=True)
         if pid is not None:
