@@ -1,5 +1,7 @@
 """How right evidence is on the synthetic world: python launch/evidence_check.py RUN [RUN ...]
 
+Options: [--model sft] [--clips 200] [--output FILE.json]
+
 RUN is a folder of launch/quickstart.sh (runs/quickstart), with a model in grpo/model and clips in
 world/test; several, such as of other seeds, are set side by side. The model should be trained with
 hide_media. Prints, for each attribute, the share of its words with the verdict that is right, and
@@ -21,6 +23,7 @@ def main():
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--model", default="grpo", help="grpo or sft")
     parser.add_argument("--clips", type=int, default=200, help="test clips of each run")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     figures = []
     for run in arguments.runs:
@@ -39,6 +42,13 @@ def main():
     row("wrong word", [f"{value:.4f}" for value in values], values, "AUROC")
     for place, one in enumerate(figures):
         confused(place, one)
+    if arguments.output is not None:
+        shares = {
+            f"{name}, {verdict}": [one.accuracy(name) for one in figures]
+            for name, verdict in RESTS.items()
+        }
+        written = {"model": arguments.model, "accuracy": shares, "auroc": values}
+        files.write_json(arguments.output, written, indent=1)
 
 
 def row(name: str, texts: list[str], values: list[float], unit: str = ""):
