@@ -501,6 +501,14 @@ def test_real_records(clips, tokenizer, tmp_path, monkeypatch):
                 told.append(tokenizer.decode(batch.tokens[row, at & batch.target[row]]))
     assert sorted(told) == sorted([*captions.values()] * 2)
 
+    imports = (
+        "import sys; from ugc_jax.data import pipeline, records; "
+        "assert not {'grain', 'tensorflow_datasets'} & sys.modules.keys(); "
+        f"records.RecordSource({str(folder)!r}); pipeline.BatchIterator(None); "
+        "assert {'grain', 'tensorflow_datasets.proto'} <= sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", imports], check=True)  # not first in a thread
+
     (shard,) = folder.glob("*.array_record*")
     content = bytearray(shard.read_bytes())
     content[1000:1100] = bytes(100)

@@ -215,6 +215,8 @@ class BatchIterator(Iterator[Batch]):
     """
 
     def __init__(self, pipeline: Pipeline):
+        import grain  # noqa: F401  not first in a thread that reads ahead: records._import_parser
+
         self._pipeline, self._step, self._batches = pipeline, 0, None
         self._taken = 0  # batches of these
 

@@ -187,6 +187,15 @@ def encode_record(line: dict, media: Sequence[RawMedium], storage: Storage) -> b
     return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
+def _import_parser():
+    """Import what `decode_record` needs: where a source is opened, and not in one of its threads.
+
+    While this package is imported, etils replaces `import` in all threads; what Orbax or another
+    library imports meanwhile would be a lazy module, even where it is a function.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2  # noqa: F401
+
+
 def decode_record(record: bytes, facts: Sequence[MediumFacts], mel_dtype: str) -> list[RawMedium]:
     """Return the media of a record. mel_dtype: "float16" or "float32", as it was stored."""
     from tensorflow_datasets.proto import tf_example_pb2  # needs no tensorflow
@@ -351,6 +360,7 @@ class RecordSource:
         self._readers = {}
         self._lock, self._fetching = threading.Lock(), {}
         self._cache, self._copies = cache, None
+        _import_parser()
         if remote.is_url(self.directory):
             self._copies = _folder_of_copies(str(self.directory), self._index_crc32, cache)
 
