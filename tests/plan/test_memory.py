@@ -1,8 +1,13 @@
 """ugc_jax.plan.memory: what the compiler says. (A real compilation: test_sft.py, test_grpo.py.)"""
 
+import re
+from types import SimpleNamespace
+
+import jax
 import pytest
 
-from ugc_jax.plan.memory import required_bytes
+from ugc_jax.errors import UserError
+from ugc_jax.plan.memory import compiled_memory, required_bytes
 
 
 @pytest.mark.parametrize(
@@ -23,3 +28,20 @@ from ugc_jax.plan.memory import required_bytes
 )
 def test_what_the_compiler_says_when_it_is_too_much(message, expected):
     assert required_bytes(message) == pytest.approx(expected)
+
+
+def test_a_program_that_this_jax_cannot_read():
+    """As with libtpu 0.0.52 and jax 0.10, for v6e."""
+
+    def as_text():
+        raise jax.errors.JaxRuntimeError("INTERNAL: async-update should have 1 operands\nat: here")
+
+    real = jax.jit(lambda x: x + 1).trace(1.0).lower().compile()
+    compiled = SimpleNamespace(memory_analysis=real.memory_analysis, as_text=as_text)
+    traced = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: compiled))
+    version = re.escape(jax.__version__)
+    words = rf"^jax {version} cannot read .* \(INTERNAL: async-update should have 1 operands\); "
+    with pytest.raises(UserError, match=rf"{words}.*: pip install 'jax\[tpu\]=={version}'"):
+        compiled_memory(traced)
+    arguments = real.memory_analysis().argument_size_in_bytes
+    assert compiled_memory(traced, counts=False).arguments == arguments

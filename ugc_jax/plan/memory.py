@@ -1,6 +1,7 @@
 """A program's memory on a chip, from the compiler for a described TPU slice."""
 
 import dataclasses
+import importlib.metadata
 import math
 import os
 import re
@@ -137,8 +138,24 @@ def compiled_memory(
     peak = memory.peak_memory_in_bytes
     if peak - memory.argument_size_in_bytes < memory.temp_size_in_bytes / 10:
         peak = sum(parts)
-    work = work_of(compiled.as_text(), costly, of_loop) if counts else None
+    work = work_of(_text(compiled), costly, of_loop) if counts else None
     return Memory(*parts, peak, work)
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    """Return the optimized program. Raises UserError where this jaxlib cannot read it."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        try:
+            compiler = f"libtpu {importlib.metadata.version('libtpu')}"
+        except importlib.metadata.PackageNotFoundError:
+            compiler = "the compiler"
+        raise UserError(
+            f"jax {jax.__version__} cannot read the program that {compiler} made "
+            f"({str(error).splitlines()[0]}); install the one that belongs to it: "
+            f"pip install 'jax[tpu]=={jax.__version__}'"
+        ) from None
 
 
 def required_bytes(message: str) -> int | None:
