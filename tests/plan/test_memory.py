@@ -1,10 +1,12 @@
 """ugc_jax.plan.memory: what the compiler says. (A real compilation: test_sft.py, test_grpo.py.)"""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
+from tpu_compiler import needs_compiler, run
 
 from ugc_jax.errors import UserError
 from ugc_jax.plan.memory import compiled_memory, required_bytes
@@ -45,3 +47,15 @@ def test_a_program_that_this_jax_cannot_read():
         compiled_memory(traced)
     arguments = real.memory_analysis().argument_size_in_bytes
     assert compiled_memory(traced, counts=False).arguments == arguments
+
+
+@needs_compiler
+def test_slices_smaller_than_a_host_and_larger_ones():
+    """libtpu 0.0.42, which belongs to jax 0.10.2, refuses the small ones by themselves."""
+    slices = {"v5e:1x1": 1, "v6e:1x1": 1, "v6e:1x2": 2, "v5p:1x1x1": 1, "v5e:4x4": 16}
+    program = (
+        "import sys; from ugc_jax.plan.memory import topology_devices; "
+        "print([len(topology_devices(name)) for name in sys.argv[1:]])"
+    )
+    done = run([sys.executable, "-c", program, *slices])
+    assert done.stdout == f"{list(slices.values())}\n", done.stderr

@@ -66,6 +66,10 @@ def topology_devices(name: str) -> list[jax.Device]:
     jax.config.update("jax_platforms", "cpu")  # nothing runs; a TPU of this machine stays free
     # By default the compiler counts a v4 chip as two devices; jax on a v4 counts one.
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    # Of a slice that is smaller than a host's 2x2 chips, older compilers have to be told so.
+    sizes = [int(size) for size in re.findall(r"\d+", name.partition(":")[2])]
+    if len(sizes) in (2, 3) and math.prod(sizes) <= 4 and (sizes[0] % 2 or sizes[1] % 2):
+        options["chips_per_host_bounds"] = (*sizes, 1)[:3]
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except RuntimeError as error:
