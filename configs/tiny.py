@@ -35,8 +35,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.schedule = "linear"  # high for long: what is hard to see is learned late
-    config.optimizer.final = 0.0  # else what it guesses without a medium is far too sure
+    # High for long, as what is hard to see is learned late, and to 0: else the model is too sure of
+    # what it guesses without a medium.
+    config.optimizer.schedule = "linear"
     config.optimizer.b2 = 0.99
 
     config.sampling = ConfigDict()

@@ -32,7 +32,7 @@ COMMON = {
 CASES = {
     (0, "middle"): COMMON | {"rhythm": "Slow", "first": "before"},
     (0, "early"): COMMON | {"rhythm": "Slow", "first, by sound": "before"},
-    (1, "late"): COMMON | {"first, by sound": "after"},
+    (1, "late"): COMMON | {"first, by sound": "before"},
     # "Slow high music, then a white circle": that the sound comes first is in the word slow
     (2, "middle"): {name: word for name, word in COMMON.items() if name != "rhythm"},
     (3, "middle"): COMMON | {"first": "before"},

@@ -32,19 +32,12 @@ def test_learning_rate_rises_falls_and_ends():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1), ("wsd", 1)]
+    ("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1)]
 )
 def test_schedules_without_warmup(schedule, middle):
     config = OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule=schedule)
     rate = learning_rates(config, 10)
     np.testing.assert_allclose([rate(0), rate(5)], [1.0, middle], rtol=1e-5)
-
-
-def test_wsd_is_constant_until_its_cooldown():
-    config = OptimizerConfig(learning_rate=1.0, schedule="wsd", warmup=0.1, cooldown=0.4, final=0.5)
-    rate = learning_rates(config, 100)
-    rates = [rate(step) for step in (9, 10, 59, 60, 80, 100, 120)]
-    np.testing.assert_allclose(rates, [10 / 11, 1, 1, 1, 0.75, 0.5, 0.5], rtol=0.02)
 
 
 def tree():
@@ -169,16 +162,7 @@ def test_adafactor_keeps_rows_and_columns_only():
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 4 * (256 + 512)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"warmup": 1.5},
-        {"learning_rate": -1.0},
-        {"vision": -1.0},
-        {"cooldown": 1.5},
-        {"schedule": "wsd", "warmup": 0.5, "cooldown": 0.6},
-    ],
-)
+@pytest.mark.parametrize("changes", [{"warmup": 1.5}, {"learning_rate": -1.0}, {"vision": -1.0}])
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         OptimizerConfig(**changes)

@@ -267,7 +267,8 @@ def whole_blocks(seconds: float) -> float:
 
 # Each: the caption, {text} for a clip with text, {text} for one without.
 # {thing}: red circle. {noise}: slow high beeps. {Pair}: both, in their order.
-# {heard}, {seen}: before or after.
+# {heard}: whether the sound comes "before" or "after" the shape. Where one phrasing said it of the
+# shape, so that the words meant the opposite, only one model of three learned the order by SFT.
 PHRASINGS = (
     (
         "A {thing} moves {motion} over a {background} background{ends}. {text} "
@@ -276,8 +277,8 @@ PHRASINGS = (
         "No word is shown.",
     ),
     (
-        "The background is {background}{and_ends}. A {thing} moves {motion} and appears "
-        "{seen} the {noise}. {text}",
+        "The background is {background}{and_ends}. A {thing} moves {motion}. {text} There is "
+        "{noise}, which begins {heard} the {shape} appears.",
         "The text reads {word}.",
         "There is no text.",
     ),
@@ -305,9 +306,9 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
     noise = "{rhythm} {pitch} {sound}".format(**attributes)
     word, end = attributes["text"], attributes.get("change")
     if attributes["first"] == "shape":
-        heard, seen, pair = "after", "before", f"a {thing}, then {noise}"
+        heard, pair = "after", f"a {thing}, then {noise}"
     else:
-        heard, seen, pair = "before", "after", f"{noise}, then a {thing}"
+        heard, pair = "before", f"{noise}, then a {thing}"
     return order.format(
         thing=thing,
         noise=noise,
@@ -320,7 +321,6 @@ def write_caption(attributes: dict[str, str], phrasing: int) -> str:
         and_ends="" if end is None else f" and ends {end}",
         text=no_text if word == NO_TEXT else text.format(word=word),
         heard=heard,
-        seen=seen,
     )
 
 
@@ -358,6 +358,8 @@ _PATTERNS: dict[str, dict[str, str | None]] = {
     "first": {
         r"\bheard after\b": "shape",
         r"\bheard before\b": "sound",
+        r"\bbegins after\b": "shape",
+        r"\bbegins before\b": "sound",
         r"\bappears before\b": "shape",
         r"\bappears after\b": "sound",
         rf"\b({_any('shape')}), then\b": "shape",

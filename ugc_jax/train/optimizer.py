@@ -25,10 +25,8 @@ class OptimizerConfig:
 
     name: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps less than half the state
     learning_rate: float = 1e-5  # at its peak
-    # after the warm-up; wsd (warm-up, stable, decay): constant, then linear in the cooldown
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
     warmup: float = 0.05  # share of the steps in which the rate rises from 0
-    cooldown: float = 0.2  # share of the steps in which the rate of wsd falls
     final: float = 0.0  # share of the peak rate that is left at the last step
     weight_decay: float = 0.0  # of matrices; never of norms and biases
     clip_norm: float = 1.0  # global norm that a gradient is cut to; 0: never
@@ -54,7 +52,6 @@ class OptimizerConfig:
         check_minimum(self, **dict.fromkeys(nonnegative, 0))
         for field, valid, allowed in (
             ("warmup", 0 <= self.warmup <= 1, "0 to 1"),
-            ("cooldown", 0 <= self.cooldown <= 1, "0 to 1"),
             ("final", 0 <= self.final <= 1, "0 to 1"),
             ("b1", 0 <= self.b1 < 1, "0 or more, below 1"),
             ("b2", 0 <= self.b2 < 1, "0 or more, below 1"),
@@ -62,11 +59,6 @@ class OptimizerConfig:
         ):
             if not valid:
                 raise UserError(f"{field} is {getattr(self, field)}; use {allowed}")
-        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
-            raise UserError(
-                f"schedule is wsd with warmup {self.warmup} and cooldown {self.cooldown}; use "
-                "shares of the steps that are at most 1 together"
-            )
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -74,15 +66,10 @@ def learning_rates(config: OptimizerConfig, steps: int) -> optax.Schedule:
     warmup = round(config.warmup * steps)
     peak, end = config.learning_rate, config.learning_rate * config.final
     rest = max(steps - warmup, 1)
-    falls = min(max(round(config.cooldown * steps), 1), rest)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest, config.final),
         "linear": optax.linear_schedule(peak, end, rest),
         "constant": optax.constant_schedule(peak),
-        "wsd": optax.join_schedules(
-            [optax.constant_schedule(peak), optax.linear_schedule(peak, end, falls)],
-            [rest - falls],
-        ),
     }[config.schedule]
     # The first step already has a rate above 0.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after
