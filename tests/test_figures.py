@@ -34,6 +34,18 @@ def quickstart(of: dict) -> dict[str, list[str]]:
     return {"docs/quickstart.md": [*table.splitlines(), f"{'reward':<14}{rewards}"]}
 
 
+def evidence(of: dict) -> dict[str, list[str]]:
+    """`python launch/evidence_check.py --output` of five seeds of the quickstart."""
+    lines = []
+    for name, values in of["sft"]["accuracy"].items():
+        after = of["grpo"]["accuracy"][name]
+        cells = [f"{100 * x:.1f} → {100 * y:.1f}" for x, y in zip(values, after, strict=True)]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    pairs = zip(of["sft"]["auroc"], of["grpo"]["auroc"], strict=True)
+    cells = [f"{x:.3f} → {y:.3f}" for x, y in pairs]
+    return {"docs/evidence.md": [*lines, f"| {' | '.join(cells)} |"]}
+
+
 def h100_generation(of: dict) -> dict[str, list[str]]:
     """`bash launch/accelerator_check.sh --sections generation`: table.json."""
     copy, product = re.match(r"([\d,]+) GB/s, ([\d.]+) TFLOP/s", of["facts"]["measured"]).groups()
