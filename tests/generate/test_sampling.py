@@ -99,3 +99,24 @@ def test_no_token_without_probability_is_drawn_from_a_large_vocabulary():
     keys = jax.random.split(jax.random.key(0), 2000)
     chosen = np.concatenate([draw(part, logits) for part in keys.reshape(100, 20)])
     assert np.isfinite(chosen).all()
+
+
+@pytest.mark.parametrize("size", [50, 128 * 5, 1000])
+def test_a_cpu_and_others_take_the_same(size, monkeypatch):
+    """[V, B] on a CPU, [B, V] elsewhere: the same tokens, and log-probs within rounding."""
+    logits = 5 * jax.random.normal(jax.random.key(size), (4, size))
+    seen = jnp.zeros((4, 0), bool)
+    keys = jax.random.split(jax.random.key(1), 4)
+    knobs = sampling.knobs_of([SamplingConfig(temperature=1.0).resolve()] * 4)
+    for greedy in (True, False):
+        mode = sampling.Mode(greedy, truncates=False, penalizes=False)
+        found = {}
+        for platform in ("cpu", "gpu"):
+            monkeypatch.setattr(sampling, "platform", lambda name=platform: name)
+            found[platform] = sampling.next_token(logits, seen, keys, mode, knobs)
+        np.testing.assert_array_equal(found["cpu"].token, found["gpu"].token)
+        np.testing.assert_allclose(found["cpu"].logprob, found["gpu"].logprob, atol=1e-5)
+        all_logprobs = np.asarray(jax.nn.log_softmax(logits))
+        if greedy:
+            np.testing.assert_array_equal(found["cpu"].token, all_logprobs.argmax(axis=-1))
+            np.testing.assert_allclose(found["cpu"].logprob, all_logprobs.max(axis=-1), atol=1e-5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.sharding import platform
 
 _LEAST = 1e-6  # temperature and top_p beside 0
 TOP = 20  # most likely tokens that a row may ask for beside its own
@@ -118,8 +119,8 @@ def next_token(
             logits_BV = jnp.where(truncates_B1[:, None], truncated_BV, logits_BV)
         token_B = jnp.where(greedy_B, token_B, sample(logits_BV, keys_B))
     logit_B, top_B = (_at(logits_BV, of_B) for of_B in (token_B, largest_B))
-    # Over the first axis of [V, B], as these logits come from a CPU's head.
-    total_B = top_B + jnp.log(jnp.sum(jnp.exp(logits_BV.T - top_B[None]), axis=0))
+    x, axis = _by_vocabulary(logits_BV)
+    total_B = top_B + jnp.log(jnp.sum(jnp.exp(x - jnp.expand_dims(top_B, axis)), axis=axis))
     top_logits_BK, top_BK = logits_BV[:, :0], jnp.zeros_like(logits_BV[:, :0], jnp.int32)
     if mode.ranks:
         top_logits_BK, top_BK = jax.lax.top_k(logits_BV, TOP)
@@ -136,14 +137,21 @@ def unpacked(bits_BW: jax.Array, size: int) -> jax.Array:
 
 def largest(logits_BV: jax.Array) -> jax.Array:
     """Return argmax over V, i32[B]; by blocks, which a CPU finds seven times as fast."""
-    blocks_CKB = _blocks(logits_BV.T, -jnp.inf)
-    block_B = jnp.argmax(jnp.max(blocks_CKB, axis=1), axis=0)
-    own_KB = jnp.take_along_axis(blocks_CKB, block_B[None, None], axis=0)[0]
-    return block_B * _BLOCK + jnp.argmax(own_KB, axis=0)
+    x, axis = _by_vocabulary(logits_BV)
+    blocks = _blocks(x, axis, -jnp.inf)
+    block_B = jnp.argmax(jnp.max(blocks, axis=axis + 1), axis=axis)
+    own = jnp.take_along_axis(blocks, jnp.expand_dims(block_B, (axis, axis + 1)), axis=axis)
+    return block_B * _BLOCK + jnp.argmax(own.squeeze(axis), axis=axis)
 
 
 def _at(logits_BV: jax.Array, token_B: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits_BV.T, token_B[None], axis=0)[0]
+    x, axis = _by_vocabulary(logits_BV)
+    return jnp.take_along_axis(x, jnp.expand_dims(token_B, axis), axis=axis).squeeze(axis)
+
+
+def _by_vocabulary(logits_BV: jax.Array) -> tuple[jax.Array, int]:
+    """Return logits as they are in memory, and the axis of V: [V, B] on a CPU (product_of_few)."""
+    return (logits_BV.T, 0) if platform() == "cpu" else (logits_BV, 1)
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
@@ -154,7 +162,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
     in float32 over a large vocabulary are not monotonic, and could select tokens of probability 0.
     """
     weights_BV = (jax.nn.softmax(logits_BV, axis=-1) * 2.0**31).astype(jnp.uint32)
-    blocks_BCK = jnp.moveaxis(_blocks(weights_BV.T, 0), -1, 0)
+    blocks_BCK = _blocks(weights_BV, 1, 0)
     ends_BC = jnp.cumsum(jnp.sum(blocks_BCK, axis=-1, dtype=jnp.uint32), axis=-1)
 
     def below(key, total):
@@ -172,11 +180,12 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
 _BLOCK = 128  # tokens of a block of the vocabulary
 
 
-def _blocks(x_VB, filling) -> jax.Array:
-    """[V / K, K, B], filled up at the end."""
-    V, B = x_VB.shape
-    padded = jnp.pad(x_VB, ((0, -V % _BLOCK), (0, 0)), constant_values=filling)
-    return padded.reshape(-1, _BLOCK, B)
+def _blocks(x, axis: int, filling) -> jax.Array:
+    """Return x with the axis split into blocks, [..., V / K, K, ...], filled up at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = 0, -x.shape[axis] % _BLOCK
+    padded = jnp.pad(x, padding, constant_values=filling)
+    return padded.reshape(*x.shape[:axis], -1, _BLOCK, *x.shape[axis + 1 :])
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
