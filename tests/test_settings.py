@@ -237,7 +237,8 @@ class Nested:
 
 
 def nested(*words):
-    return Schema(Nested).parse(["--config.data.folders=a", *words])[0]
+    folders = [] if any("data.folders" in word for word in words) else ["--config.data.folders=a"]
+    return Schema(Nested).parse([*folders, *words])[0]
 
 
 def refused_nested(*words) -> str:
@@ -260,6 +261,14 @@ def test_tuples_are_separated_by_commas():
     assert config.data == Data(("x", "y"), (1.0, 0.5), (1, 2))
     assert nested("--config.data.sizes=none").data.sizes is None
     assert nested("--config.data.sizes=").data.sizes == ()
+
+
+def test_a_list_that_is_given_twice_loses_no_value():
+    told = refused_nested("--data.folders=x", "--config.data.folders", "y")
+    assert told == (
+        "--config.data.folders is given twice; give it once, its values separated by commas"
+    )
+    assert nested("--steps=4", "--steps=5").steps == 5
 
 
 def test_sections_of_a_file_are_nested_configs(file):
@@ -346,6 +355,26 @@ def test_describe_groups_sections():
     assert "\n  --data.folders TEXT,...     of records (required)\n" in text
     assert "of something (default 1,2)" in text
     assert "--optimizer " not in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Documented:
+    """What a file such as docs/evidence.md (and
+    another) tells. And more about it."""
+
+    words: bool = False  # of it
+
+
+@dataclasses.dataclass(frozen=True)
+class WithDocumented:
+    """A job."""
+
+    evidence: Documented = Documented()
+
+
+def test_a_heading_is_the_whole_first_sentence():
+    heading = "What a file such as docs/evidence.md (and another) tells (--evidence.NAME):\n"
+    assert heading in Schema(WithDocumented).help_text()
 
 
 @dataclasses.dataclass(frozen=True)

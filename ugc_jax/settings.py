@@ -6,6 +6,7 @@ section; its settings are named section.key. A config file is Python with `get_c
 that returns an ml_collections ConfigDict of the fields that it changes, a nested one for a section.
 
     --key value, --key=value     a setting; - in a key is the same as _
+    --key a,b                    a list; it is given once, so that no value of it is lost
     --flag, --flag=false         a boolean takes a value only with =
     --config NAME[:ARG]          a config of configs/ by its name, or the path of a file
     --config.key=value           the same as --key=value
@@ -22,6 +23,7 @@ import inspect
 import io
 import math
 import os
+import re
 import runpy
 import shutil
 import textwrap
@@ -188,8 +190,15 @@ class Schema:
         settings = settings_of(cls)
         values = {key: setting.default for key, setting in settings.items()}
         values |= self._of_config(settings, source, content)
+        lists: set[str] = set()
         for label, name, text in words:
             setting = self._find(settings, name, label)
+            if any(map(_item_kind, setting.kinds)):
+                if setting.key in lists:
+                    raise UserError(
+                        f"{label} is given twice; give it once, its values separated by commas"
+                    )
+                lists.add(setting.key)
             values[setting.key] = _checked(setting.kinds, _from_text(setting.kinds, text), label)
         return cls, values, arguments
 
@@ -415,7 +424,7 @@ def settings_of(cls: type, instance=None, prefix: str = "") -> dict[str, Setting
         if dataclasses.is_dataclass(hints[name]):
             sections |= settings_of(hints[name], _default(field, instance), f"{prefix}{name}.")
     for base in cls.__mro__:
-        heading = (base.__doc__ or base.__name__).strip().partition(".")[0]
+        heading = _first_sentence(base.__doc__ or base.__name__)
         for name in base.__dict__.get("__annotations__", {}):
             if name in fields and not dataclasses.is_dataclass(hints[name]):
                 default = _default(fields[name], instance)
@@ -443,6 +452,11 @@ def _default(field: dataclasses.Field, instance):
     if field.default_factory is not MISSING:
         return field.default_factory()
     return field.default
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence, without its full stop, on one line; a file name's dot ends none."""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _last(key: str) -> str:

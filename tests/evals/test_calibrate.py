@@ -150,6 +150,12 @@ def test_mistakes(tmp_path):
         cli.run(["calibrate", a, again])
     with pytest.raises(UserError, match="no task has captions of one model that two judges"):
         cli.run(["calibrate", a, other])
+    for protocol, told in (("x", "'x'"), ([1], r"\[1\]"), ({"judge": []}, r"{'judge': \[\]}")):
+        damaged = result("m", "a", [20])
+        damaged["tasks"]["final_caption"]["protocol"] = protocol
+        expected = rf"damaged\.json: tasks\.final_caption\.protocol is {told}, not an object of"
+        with pytest.raises(UserError, match=expected):
+            cli.run(["calibrate", a, written("damaged.json", damaged)])
     with pytest.raises(UserError, match="is one result"):
         cli.run(["calibrate", a])
     with pytest.raises(UserError, match="judges: 1 names for 2 results"):

@@ -184,6 +184,38 @@ def test_beside_the_ratings(run, tmp_path):
     assert result["faults"]["duplicate"] == 0
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"video_id": "c0", "caption": "A dog."}\n',
+        '{"id": "c0", "predict": "A dog."}',
+        '{"id": "c0", "predict": "A dog."}\n{"id": "c1", "pre',
+        '[\n  {"id": "c0", "answer": "A dog."}\n]\n',
+    ],
+)
+def test_another_file_is_no_file_of_units(run, server, tmp_path, text):
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(text)
+    server.requests.clear()
+    with pytest.raises(UserError) as caught:
+        run({0: "A dog runs"}, **{"judge.units": str(file)})
+    assert str(caught.value) == (
+        f"{file}: exists and has no units of references, which would be added to it; name another "
+        "file: judging.units"
+    )
+    assert file.read_text() == text
+    assert not server.requests
+
+
+def test_a_first_line_of_a_killed_run(run, tmp_path):
+    file = tmp_path / "units.jsonl"
+    for name, left in (("empty", ""), ("cut", '{"id": "c0", "refer')):
+        file.write_text(left)
+        result = run({0: "A dog runs"}, name, **{"judge.units": str(file)})
+        assert result["tasks"]["final_caption_units"]["n"] == 1
+        assert json.loads(file.read_text().splitlines()[-1])["id"] == "c0"
+
+
 def test_mistakes(run, tmp_path):
     blocked = tmp_path / "file" / "units.jsonl"
     blocked.parent.write_text("")

@@ -138,3 +138,7 @@ def test_both_tables_have_the_same_presets():
     assert settings.PRESETS.keys() == PRESETS.keys()
     assert "sampling" not in settings.preset_help(False)
     assert "--preset upstream sets clip.system" in settings.preset_help(True)
+    for with_sampling in (False, True):
+        told = settings.preset_help(with_sampling)
+        assert "--preset omnicaptioner-if sets nothing of its own. The" in told
+        assert "sets ." not in told

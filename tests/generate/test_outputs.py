@@ -160,6 +160,31 @@ def test_captions_without_scenes_make_no_subtitles(tmp_path):
         open_results(str(tmp_path), ["a.mp4"], None, "srt")
 
 
+@pytest.mark.parametrize("form", ["srt", "vtt", "md", "text"])
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"scenes": "y"}, "scenes is 'y', not a list"),
+        ({"scenes": None}, "scenes is None, not a list"),
+        ({"scenes": [{"from": 0, "to": 1, "text": "x"}]}, "scene 1 of scenes is {'from': 0, "),
+        ({"scenes": [{"start": 0, "end": 1, "text": "x", "a": 1}]}, "scene 1 of scenes is {'start"),
+        ({"scenes": [{"start": 0, "end": float("nan"), "text": "x"}]}, "scene 1 of scenes is"),
+        ({"scenes": [{"start": "0", "end": 1, "text": "x"}]}, "scene 1 of scenes is"),
+        ({"scenes": ["x"]}, "scene 1 of scenes is 'x', not an object of start, end"),
+        ({"caption": 3}, "caption is 3, not a text"),
+    ],
+)
+def test_lines_of_which_no_document_can_be_made(tmp_path, form, facts, message):
+    written = line("a.mp4", **{"caption": "A dog."} | facts)
+    (tmp_path / "captions.jsonl").write_text(json.dumps(written) + "\n")
+    with pytest.raises(UserError) as caught:
+        open_results(str(tmp_path), ["a.mp4"], None, form)
+    told = str(caught.value)
+    assert told.startswith(f"{tmp_path / 'captions.jsonl'}:1: {message}")
+    assert told.endswith("; remove the line, or choose another output")
+    assert "\n" not in told
+
+
 def test_mistakes_of_users(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; format md needs a folder as output"):
@@ -183,3 +208,33 @@ def test_documents_on_stdout(capsys):
         results.write(line("a.mp4", caption="A dog."))
         assert not results.is_terminal
     assert json.loads(capsys.readouterr().out) == {"video": "a.mp4", "caption": "A dog."}
+
+
+def explained() -> dict:
+    words = [
+        {"start": 0, "end": 1, "verdict": "text", "content": False},
+        {"start": 2, "end": 5, "verdict": "heard", "content": True},
+        {"start": 6, "end": 13, "verdict": "unsupported", "content": True},
+    ]
+    told = {"words": words, "shares": {"heard": 0.5, "seen": 0.0, "unsupported": 0.5}}
+    return line("a.mp4", caption="A dog b_a_rks.") | {
+        "evidence": told | {"unsupported": ["b_a_rks"]}
+    }
+
+
+def test_evidence_on_stdout(capsys, monkeypatch):
+    shares = "(heard 50%, unsupported 50%) unsupported: "
+    for form, expected in (
+        ("text", f"A dog b_a_rks.\n\n{shares}b_a_rks\n"),
+        ("md", f"# a.mp4\n\nA dog b_a_rks.\n\n{shares}b\\_a\\_rks\n"),
+    ):
+        with open_results(None, ["a.mp4"], None, form) as results:
+            results.write(explained())
+        assert capsys.readouterr().out == expected
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with open_results(None, ["a.mp4"], None, "text") as results:
+        results.write(explained())
+    told = capsys.readouterr().out
+    assert told.startswith("A \x1b[34mdog\x1b[0m \x1b[97;41mb_a_rks\x1b[0m.\n\n(")
+    assert re.sub(r"\x1b\[[\d;]*m", "", told) == f"A dog b_a_rks.\n\n{shares}b_a_rks\n"

@@ -231,9 +231,60 @@ def test_json_scripts_become_one():
     assert whole.scenes[3] == Scene(80.0, 97.5, "event: Ende é")  # within the clip
 
 
+@pytest.mark.parametrize("after", [": ", " : ", ":\n", "; ", ". ", " "])
+def test_what_follows_the_range_of_a_line(after):
+    text = f"00:00 - 00:10{after}A dog.\n00:10 - 00:25{after}A cat."
+    later = text.replace("00:10 - 00:25", "01:10 - 01:25").replace("00:00 - 00:10", "01:00 - 01:10")
+    whole = merge(SPANS, [caption(text), caption(text)])
+    assert whole.caption == f"{text}\n\n{later}"
+    assert whole.scenes == (
+        Scene(0.0, 10.0, "A dog."), Scene(10.0, 25.0, "A cat."),
+        Scene(60.0, 70.0, "A dog."), Scene(70.0, 85.0, "A cat."),
+    )  # fmt: skip
+
+
+def test_a_third_number_is_no_range_of_minutes():
+    assert read_script("00:00 - 00:10:05 A dog.", 60.0) is None
+
+
+def test_subtitles_are_a_script():
+    text = (
+        "1\n00:00:02,000 --> 00:00:04,500\nA dog.\nIt barks.\n\n"
+        "2\n00:00:04,500 --> 00:00:09,250\nA cat."
+    )
+    whole = merge(SPANS, [caption(text), caption(text)])
+    assert whole.caption.split("\n\n")[2:] == [
+        "1\n00:01:02,000 --> 00:01:04,500\nA dog.\nIt barks.",
+        "2\n00:01:04,500 --> 00:01:09,250\nA cat.",
+    ]
+    assert whole.scenes == (
+        Scene(2.0, 4.5, "A dog.\nIt barks."), Scene(4.5, 9.25, "A cat."),
+        Scene(62.0, 64.5, "A dog.\nIt barks."), Scene(64.5, 69.25, "A cat."),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [("start", "end"), ("start_time", "end_time"), ("from", "to")])
+def test_json_scripts_with_starts_and_ends(names):
+    first, last = names
+    text = json.dumps(
+        [
+            {first: "00:05", last: "00:09", "text": "A dog"},
+            {"text": "A cat", first: "00:09", last: "00:12"},
+        ]
+    )
+    whole = merge(SPANS, [caption(text), caption(text)])
+    times = [(scene[first], scene[last]) for scene in json.loads(whole.caption)]
+    assert times == [
+        ("00:05", "00:09"), ("00:09", "00:12"), ("01:05", "01:09"), ("01:09", "01:12"),
+    ]  # fmt: skip
+    assert whole.scenes[2:] == (Scene(65.0, 69.0, "text: A dog"), Scene(69.0, 72.0, "text: A cat"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        '[{"start": 5, "end": 9, "text": "seconds as numbers"}]',
+        '[{"open": "00:10", "closed": "00:20"}]',
         "A shop that is open 10:00-18:30 every day.",
         "09:00-17:00 is written on the door.",  # a range, but not of a piece of a minute
         "The score is 00:10 - 00:12 at the end of it.",
@@ -261,6 +312,9 @@ def test_what_is_no_script_stays(text):
         ("00:05.5 --> 00:10", 7.25, "00:12.75 --> 00:17.25"),
         ("00:05-00:10, 00:50-01:30", 60.0, "01:05-01:10, 00:50-01:30"),
         ("00:05-00:10", 0.0, "00:05-00:10"),
+        ("00:05-00:10:", 60.0, "01:05-01:10:"),
+        ("00:05-00:10,5000 people", 60.0, "01:05-01:10,5000 people"),
+        ("00:05,040 --> 00:10", 60.0, "01:05,040 --> 01:10"),
     ],
 )
 def test_shift(text, offset, expected):

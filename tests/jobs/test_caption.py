@@ -259,13 +259,20 @@ def test_pieces_and_subtitles(caption, clips, tmp_path, capsys):
 def test_what_pieces_and_subtitles_do_not_take(caption, records, clips):
     for words, message in (
         (["--pieces", 60, records / "records"], "pieces needs clips, and these are records"),
-        (["--format", "srt", records / "records"], "format srt needs clips, and these are records"),
+        (
+            ["--token_ids=false", "--format", "srt", records / "records"],
+            "format srt needs clips, and these are records",
+        ),
         (
             ["--pieces", 60, "--evidence", clips / "a.mp4"],
             "evidence is of clips that are captioned",
         ),
         (["--pieces", 1, clips / "a.mp4"], "pieces is 1; use at least 2 seconds, or 0 for off"),
-        (["--format", "srt", clips], "one document a clip, and there are"),
+        (["--token_ids=false", "--format", "srt", clips], "one document a clip, and there are"),
+        (
+            ["--token_ids", "--format", "text", clips / "a.mp4"],
+            "token_ids are in JSON Lines, not in format text; leave the format out, or name",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             caption(*words)

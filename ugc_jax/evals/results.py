@@ -71,7 +71,19 @@ def check_result(result: object, path: str | Path, remedy: str = "evaluate again
         raise UserError(
             f"{path}: has version {result['version']}, not {VERSION}; evaluate again with this one"
         )
+    for name, task in result["tasks"].items():
+        if not _is_protocol(task.get("protocol")):
+            raise UserError(
+                f"{path}: tasks.{name}.protocol is {task['protocol']!r:.40}, not an object of "
+                f"texts and numbers; {remedy}"
+            )
     return result
+
+
+def _is_protocol(value: object) -> bool:
+    """True for what a task of a result has as its protocol; None: nothing is noted."""
+    values = value.values() if isinstance(value, dict) else () if value is None else [[]]
+    return all(one is None or isinstance(one, str | int | float) for one in values)
 
 
 def _is_result(content: object) -> bool:

@@ -126,6 +126,9 @@ def is_by_units(task: Task) -> bool:
     return task.form.rubric is RUBRIC
 
 
+_LINE_START = '{"id": '  # of a line of `UnitFile`, as `_put` writes it
+
+
 class UnitFile:
     """The units of references, in a JSON Lines file beside the benchmark.
 
@@ -141,15 +144,16 @@ class UnitFile:
         return cls(path or file.with_name(f"{file.stem}.units.jsonl"))
 
     def __init__(self, path: str | Path):
-        """Raises UserError if the file cannot be read."""
+        """Raises UserError if the file cannot be read, or has lines but none of units."""
         self.path = Path(path)
         self._known: dict[str, dict] = {}  # by digest of the reference
         if not self.path.exists():
             return
-        unreadable = 0
+        unreadable, is_of_units = 0, False
         for line in files.read_lines(self.path, "name another file: judging.units"):
             match line.value:
                 case {"reference": str(key), "wording": str(wording), "by": str(), "units": units}:
+                    is_of_units = True
                     try:
                         units = parse_units({"units": units})
                     except (ValueError, TypeError, LookupError):
@@ -159,6 +163,14 @@ class UnitFile:
                         self._known[key] = line.value | {"units": units}
                 case _:
                     unreadable += 1
+                    # a run was killed while it wrote the first line
+                    is_cut = not line.whole and line.text.startswith(_LINE_START)
+                    is_of_units |= is_cut and line.error is not None and unreadable == 1
+        if unreadable and not is_of_units:
+            raise UserError(
+                f"{self.path}: exists and has no units of references, which would be added to it; "
+                "name another file: judging.units"
+            )
         if unreadable:
             logger.warning(
                 "%s: %d lines have no units that can be read; these are extracted again",

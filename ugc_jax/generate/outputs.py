@@ -5,7 +5,10 @@ beside captions.jsonl, from which a later run continues; or the documents on std
 """
 
 import html
+import math
+import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Literal
 from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.generate.pieces import Scene, clock
-from ugc_jax.generate.results import Results
+from ugc_jax.generate.results import Results, coloured_lines, shares_line
 from ugc_jax.generate.shares import Parts
 from ugc_jax.media.find import place
 
@@ -24,6 +27,7 @@ SUBTITLES = ("srt", "vtt")  # forms of one clip, with times
 LINES = "captions.jsonl"  # in a folder of documents
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ufeff]")
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#])")
+_ESCAPED = r"\\\1"
 
 
 def open_results(
@@ -69,7 +73,10 @@ class _Lines(Results):
 
 
 class _Printed(Results):
-    """Documents on stdout."""
+    """Documents on stdout; below a caption with evidence, the shares of its verdicts.
+
+    On a terminal, its words have colours in format text.
+    """
 
     def __init__(self, clips: Sequence[str], form: Form):
         super().__init__(None, clips)
@@ -84,6 +91,16 @@ class _Printed(Results):
         if "error" in record:
             return
         text = document(record, self._form)
+        if (told := record.get("evidence")) is not None:
+            colours = (
+                self._form == "text" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+            )
+            if colours:
+                width = min(shutil.get_terminal_size().columns, 100)
+                lines = coloured_lines(record["caption"].rstrip(), told["words"], width, colours)
+                text = "\n".join(lines).strip("\n") + "\n"
+            shares = shares_line(told, colours)
+            text += f"\n{_MARKDOWN.sub(_ESCAPED, shares) if self._form == 'md' else shares}\n"
         if self._count > 1:
             name = f"{files.escaped(record['video'])}\n" if self._form == "text" else ""
             text = f"{name}{text}\n"
@@ -120,6 +137,11 @@ class Documents(Results):
             text = files.read_text(self.path, "choose another output", errors="surrogateescape")
             for line in files.parse_lines(text):
                 if place(line.value["video"]) in missing:
+                    if fault := _fault(line.value):
+                        raise UserError(
+                            f"{self.path}:{line.number}: {fault}; remove the line, or choose "
+                            "another output"
+                        )
                     if form in SUBTITLES and "scenes" not in line.value:
                         raise UserError(
                             f"{self.path}:{line.number}: has no scenes for format {form}; choose "
@@ -157,6 +179,27 @@ def names_of(clips: Iterable[str]) -> dict[Path, str]:
             if count[name.lower()] > 1:
                 names[where] = "_".join(where.parts[-depth:])
     return names
+
+
+def _fault(record: dict) -> str | None:
+    """Why no document can be made of a line with a caption; None if one can."""
+    if not isinstance(record.get("caption"), str):
+        return f"caption is {record.get('caption')!r:.40}, not a text"
+    scenes = record.get("scenes", [])
+    if not isinstance(scenes, list):
+        return f"scenes is {scenes!r:.40}, not a list"
+    for number, scene in enumerate(scenes, 1):
+        match scene:
+            case {"start": int() | float() as start, "end": int() | float() as end, "text": str()}:
+                is_scene = len(scene) == 3 and 0 <= start <= end < math.inf
+            case _:
+                is_scene = False
+        if not is_scene:
+            return (
+                f"scene {number} of scenes is {scene!r:.60}, not an object of start, end (seconds) "
+                "and text"
+            )
+    return None
 
 
 def document(record: dict, form: Form) -> str:
@@ -198,7 +241,7 @@ def vtt(scenes: Iterable[Scene]) -> str:
 
 def markdown(video: str, caption: str, scenes: Sequence[Scene]) -> str:
     """Return a caption as Markdown: a heading for the clip, one for each of several scenes."""
-    name = _MARKDOWN.sub(r"\\\1", files.escaped(Path(video).name))
+    name = _MARKDOWN.sub(_ESCAPED, files.escaped(Path(video).name))
     heading = f"# {name}\n"
     if len(scenes) < 2:
         return f"{heading}\n{caption.strip()}\n"

@@ -2,9 +2,9 @@
 
 clips -> their lengths -> spans -> Inputs with a part -> captions -> one caption with scenes
 
-A caption may be a timed script: lines that begin with a range of times (MM:SS - MM:SS), or a JSON
-list of scenes with one each. Its times count from the start of the piece; here they become those of
-the clip.
+A caption may be a timed script: lines that begin with a range of times (MM:SS - MM:SS, or that of
+a SubRip cue), or a JSON list of scenes with one each. Its times count from the start of the piece;
+here they become those of the clip.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from ugc_jax.data.reading import Question
@@ -26,13 +27,15 @@ logger = logging.getLogger(__name__)
 
 SLACK = 1.0  # seconds by which a script may pass the end of its piece: it counts in whole ones
 
-_CLOCK = r"(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(?:\.(\d{1,3}))?"
-_BETWEEN = r"""\s*(?:-->|-|–|—|~|to)\s*|"\s*,\s*\""""  # noqa: RUF001
+_CLOCK = r"(?:(\d{1,2}):)?(\d{1,3}):([0-5]\d)(\.\d{1,3}|,\d{3}(?!\d))?"
+_END_KEY = r"""(?:"(?:end\w*|\w+_end|to|stop)"\s*:\s*)?"""  # of "start": "00:05", "end": "00:09"
+_BETWEEN = rf"""\s*(?:-->|-|–|—|~|to)\s*|"\s*,\s*{_END_KEY}\""""  # noqa: RUF001
 _RANGE = re.compile(
-    rf"(?<![\d:.]){_CLOCK}(?P<between>{_BETWEEN}){_CLOCK}(?![\d:])(?!\s*[ap]\.?m\b)",
+    rf"(?<![\d:.]){_CLOCK}(?P<between>{_BETWEEN}){_CLOCK}(?!\d|:\d)(?!\s*[ap]\.?m\b)",
     re.IGNORECASE,
 )
 _HEAD = re.compile(r"^\W*(?:\w+\W+){0,2}$")  # what may stand before the range of a scene's line
+_CUE_NUMBER = re.compile(r"(?:^|\n)[ \t]*\d+[ \t]*\r?\n$")  # the line before a SubRip cue
 _AFTER_RANGE = " \t\r\n)]}>*_:;,.|\"'-–—"  # noqa: RUF001
 
 
@@ -256,15 +259,20 @@ def _seconds(groups: Sequence[str | None]) -> float | None:
     if hours is not None and int(minutes) > 59:
         return None
     whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
-    return whole + float(f"0.{decimals or 0}")
+    return whole + float(f"0.{decimals[1:] if decimals else 0}")
 
 
 def _like(seconds: float, groups: Sequence[str | None]) -> str:
-    """A time in the form of another one: with hours if that has them, else MM:SS beyond an hour."""
-    if groups[0] is None:
-        return clock(seconds)
+    """A time in the form of another one: with hours if that has them, else MM:SS beyond an hour.
+
+    After a decimal comma there are three digits, as SubRip has them.
+    """
     hours, rest = divmod(round(seconds * 1000), 3_600_000)
-    return f"{hours:0{len(groups[0])}d}:{clock(rest / 1000)}"
+    text = clock(seconds if groups[0] is None else rest / 1000)
+    if groups[3] and groups[3].startswith(","):
+        whole, _, decimals = text.partition(".")
+        text = f"{whole},{decimals:0<3}"
+    return text if groups[0] is None else f"{hours:0{len(groups[0])}d}:{text}"
 
 
 def _json_list(text: str) -> list[dict] | None:
@@ -286,11 +294,13 @@ def _json_scenes(text: str, length: float) -> list[Scene] | None:
         return None
     scenes = []
     for one in found:
-        for name, value in one.items():
+        values = [((name,), value) for name, value in one.items()]
+        starts_and_ends = [(pair, {key: one[key] for key in pair}) for pair in pairwise(one)]
+        for names, value in values + starts_and_ends:
             match = _RANGE.search(json.dumps(value))
             times = match and _times(match, length)
             if times:
-                rest = [f"{key}: {_plain(one[key])}" for key in one if key != name]
+                rest = [f"{key}: {_plain(one[key])}" for key in one if key not in names]
                 scenes.append(Scene(*times, "\n".join(rest)))
                 break
         else:
@@ -309,7 +319,9 @@ def _line_scenes(text: str, length: float) -> list[Scene]:
     for line in text.splitlines(keepends=True):
         match = _RANGE.search(line)
         if match and _HEAD.match(line[: match.start()]) and (times := _times(match, length)):
-            heads.append((place, place + match.end(), times))
+            is_cue = match["between"].strip() == "-->"
+            number = _CUE_NUMBER.search(text, 0, place) if is_cue else None
+            heads.append((number.start() if number else place, place + match.end(), times))
         place += len(line)
     scenes = []
     for number, (_, after, times) in enumerate(heads):

@@ -274,7 +274,10 @@ def readable(record: dict, colours: bool = False) -> str:
     told = record.get("evidence")
     width = min(shutil.get_terminal_size().columns, 100)
     if told is not None:
-        lines = [*coloured_lines(text, told["words"], width - 2, colours), _shares(told, colours)]
+        lines = [
+            *coloured_lines(text, told["words"], width - 2, colours),
+            shares_line(told, colours),
+        ]
         lines = [f"  {line}" for line in lines]
         text = ""
     else:
@@ -320,8 +323,8 @@ def _painted(letters: list[tuple[str, str | None]]) -> str:
     return "".join(f"\x1b[{code}m{text}\x1b[0m" if code else text for code, text in texts)
 
 
-def _shares(told: dict, colours: bool) -> str:
-    """The shares of the verdicts, and the words that nothing supports."""
+def shares_line(told: dict, colours: bool) -> str:
+    """Return the shares of the verdicts, and the words that nothing supports, in a line."""
     shares = [
         f"\x1b[{COLOURS[name]}m{name}\x1b[0m {share:.0%}"
         if colours and name in COLOURS

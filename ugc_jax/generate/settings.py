@@ -127,7 +127,7 @@ def preset_help(with_sampling: bool) -> str:
             if value is not None
         )
         about = f" {presets.ABOUT[preset]}" if preset in presets.ABOUT else ""
-        texts.append(f"--preset {preset} sets {listed}.{about}")
+        texts.append(f"--preset {preset} sets {listed or 'nothing of its own'}.{about}")
     return "\n\n".join(texts)
 
 

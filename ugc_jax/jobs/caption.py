@@ -96,6 +96,11 @@ class CaptionConfig:
 
     def __post_init__(self):
         check_pieces(self.pieces)
+        if self.token_ids and self.output is None and self.format not in (None, "json"):
+            raise UserError(
+                f"token_ids are in JSON Lines, not in format {self.format}; leave the format out, "
+                "or name a folder with output, whose captions.jsonl has them"
+            )
         if self.distributed and self.output is None:
             raise UserError(
                 "distributed needs output: the file in which the captions come together"

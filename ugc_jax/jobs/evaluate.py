@@ -114,6 +114,7 @@ class EvaluateConfig:
         others = {
             "qa": self.qa, "scores": self.scores, "task": self.task != "all",
             "judging.form": self.judging.form != "holistic",
+            "ocr_normalisation": self.ocr_normalisation != "raw",
         }  # fmt: skip
         for name, is_given in others.items():
             if is_given:

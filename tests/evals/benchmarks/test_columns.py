@@ -47,6 +47,8 @@ def test_rows(tmp_path, caplog):
         assert [tuple(row.values()) for row in found] == expected
         assert list(found[0]) == ["video", "events"]
     assert "b.json: columns that are not read: Type" in caplog.text
+    twice = '[{"id": "a", "list": [], "Type": 1, "Type": 2}]'  # a column that is not read
+    assert read_rows(written(tmp_path / "b.json", twice), columns, "X")[0]["video"] == "a"
     one = read_rows(written(tmp_path / "b.json", rows[0]), columns, "X")  # JSON Lines of one line
     assert one == [{"video": "a", "events": ["x"]}]
 
@@ -64,6 +66,14 @@ def test_rows(tmp_path, caplog):
         ),
         ([{"id": 1}, {}], {"video": "id"}, r"b\.json: row 2 has no 'id' \(video\)"),
         ([{"id": 1}, 7], {"video": "id"}, r"b\.json: row 2 is not an object"),
+        (
+            '[{"id": 1}, {"id": 1, "id": 2}]', {"video": "id"},
+            r"b\.json: row 2 has 'id' \(video\) twice; keep one of them",
+        ),
+        (
+            '{"id": 1, "id": 1}\n{"id": 2}', {"video": "id"},
+            r"b\.json: row 1 has 'id' \(video\) twice; keep one of them",
+        ),
         ([], {"video": "id"}, r"b\.json: has no rows"),
         ("", {"video": "id"}, r"b\.json: has no rows"),
         ('{"id": 1}\n{"id"', {"video": "id"}, r"b\.json:2: not JSON"),

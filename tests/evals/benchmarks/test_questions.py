@@ -37,6 +37,10 @@ def test_rows():
         {"answer": "B. A man"},
         {"choices": ["A. A dog", "B. A man"], "answer": "B. A man"},
         {"choices": ["(A) A dog", "(B) A man"], "answer": "A man"},
+        {"choices": ["A. A dog", "A man"], "answer": "B"},
+        {"choices": ["A. A dog", "A man"], "answer": "A man"},
+        {"choices": ["A dog", "(B) A man"], "answer": "B. A man"},
+        {"choices": ["A dog", "(B) A man"], "answer": "(B) A man"},
     ],
 )
 def test_letters_before_choices_and_forms_of_answers(changes):
@@ -44,8 +48,20 @@ def test_letters_before_choices_and_forms_of_answers(changes):
 
 
 @pytest.mark.parametrize(
+    "choices",
+    [["A.M.", "noon"], ["T. Jefferson", "B. Franklin"], ["C. Bale", "Someone"], ["A-flat", "B"]],
+)
+def test_letters_that_are_of_the_choices(choices):
+    assert list(reference(choices=choices, answer=choices[0]).values())[1:3] == choices
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"choices": ["B. x", "A. y"], "answer": "B"},
+            "row 1: the letters before the choices are B, A",
+        ),
         ({"answer": "C"}, "row 1: the answer 'C' is none of the choices"),
         ({"answer": "a man"}, "none of the choices"),
         ({"answer": ""}, "row 1: answer is '', not a text"),

@@ -202,6 +202,14 @@ def test_a_model_is_asked_first(evaluate, server, tmp_path, monkeypatch):
         ("--benchmark daily-omni --benchmark_data d --qa q", "qa is of UGC-VideoCap, not of"),
         ("--benchmark daily-omni --benchmark_data d --task ocr", "task is of UGC-VideoCap"),
         ("--benchmark daily-omni --benchmark_data d --scores s", "scores is of UGC-VideoCap"),
+        (
+            "--benchmark daily-omni --benchmark_data d --ocr_normalisation cleaned",
+            "ocr_normalisation is of UGC-VideoCap, not of benchmark=daily-omni",
+        ),
+        (
+            "--benchmark daily-omni --benchmark_data d --map video=id --map answer=Type",
+            "--map is given twice; give it once, its values separated by commas",
+        ),
         ("--benchmark daily --benchmark_data d", r"--benchmark: expected video-salmonn-2\|daily"),
         ("--benchmark daily-omni --benchmark_data DATA", "column of video is not published for"),
         (

@@ -6,6 +6,7 @@ question=Question,video=video_id         a mapping as users write it: field=COLU
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_rows(path: Path, columns: Mapping[str, str | None], name: str) -> list[
 
     columns: {field: its column, None where it is not known}. name: of the benchmark. Columns that
     are not mapped are logged. Raises UserError for a file of another form, for a field without a
-    column, and for a column that the file, or one of its rows, does not have.
+    column, and for a column that the file, or one of its rows, does not have, or has twice.
     """
     rows = _objects(path)
     known = list(dict.fromkeys(column for row in rows for column in row))
@@ -61,6 +62,10 @@ def read_rows(path: Path, columns: Mapping[str, str | None], name: str) -> list[
         for field, column in columns.items():
             if column not in row:
                 raise UserError(f"{path}: row {number} has no {column!r} ({field}); correct it")
+            if column in row.twice:
+                raise UserError(
+                    f"{path}: row {number} has {column!r} ({field}) twice; keep one of them"
+                )
     if unread := [column for column in known if column not in columns.values()]:
         logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
     return [{field: row[column] for field, column in columns.items()} for row in rows]
@@ -87,14 +92,23 @@ def find_file(path: Path, file: str | None, name: str) -> Path:
     return found[0]
 
 
-def _objects(path: Path) -> list[dict]:
+class _Row(dict):
+    """A JSON object. twice: the keys that it has several times, of which a dict has the last."""
+
+    def __init__(self, pairs: Sequence[tuple[str, object]]):
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
+        self.twice = [key for key, count in counts.items() if count > 1]
+
+
+def _objects(path: Path) -> list[_Row]:
     """The rows of a file as they are; at least one."""
     remedy = "give a JSON list of objects, or JSON Lines, an object a row"
     text = files.read_text(path, remedy)
     try:
-        rows: Sequence = json.loads(text)
+        rows: Sequence = json.loads(text, object_pairs_hook=_Row)
     except (ValueError, RecursionError):
-        lines = list(files.parse_lines(text))
+        lines = list(files.parse_lines(text, object_pairs_hook=_Row))
         for line in lines:
             if line.error is not None:
                 raise UserError(

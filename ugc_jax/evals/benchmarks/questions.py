@@ -32,8 +32,9 @@ _LETTERED = re.compile(r"\(?([A-Z])[.):]\s*(\S.*)", re.DOTALL)
 def read(rows: Sequence[dict]) -> list[Sample]:
     """A sample a question, called VIDEO#1, VIDEO#2, ... Raises ValueError.
 
-    choices: a list of texts, with or without letters before them. answer: a letter, or one of the
-    choices. The reference is {"question", "A", "B", ..., "answer": letter}.
+    choices: a list of texts, with or without letters before them, or before some of them.
+    answer: a letter, or one of the choices. The reference is {"question", "A", "B", ..., "answer":
+    letter}.
     """
     samples: list[Sample] = []
     counts: dict[str, int] = {}
@@ -54,13 +55,29 @@ def _options(choices: object, number: int) -> dict[str, str]:
     letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
         raise ValueError(f"row {number}: {len(choices)} choices, more than there are letters")
-    texts = [choice.strip() for choice in choices]
-    found = [_LETTERED.fullmatch(text) for text in texts]
-    if [match and match[1] for match in found] == list(letters):
-        texts = [match[2].strip() for match in found]
+    texts = _unlettered([choice.strip() for choice in choices], letters, number)
     if len(set(texts)) < len(texts) or "" in texts:
         raise ValueError(f"row {number}: two choices are equal, or one is blank")
     return dict(zip(letters, texts, strict=True))
+
+
+def _unlettered(texts: Sequence[str], letters: str, number: int) -> list[str]:
+    """The texts of choices without the letters before them.
+
+    Letters before some of them count, too, if a space follows: "A.M." is a text. With a letter that
+    is not the choice's own, all are texts, such as names ("T. Jefferson", "B. Franklin").
+    """
+    found = [_LETTERED.fullmatch(text) for text in texts]
+    labels = [match and match[1] for match in found]
+    if None in labels:
+        found = [match if re.match(r"\(?.[.):]\s", text) else None
+                 for match, text in zip(found, texts, strict=True)]  # fmt: skip
+        labels = [match and match[1] for match in found]
+    elif labels != list(letters) and set(labels) == set(letters):
+        raise ValueError(f"row {number}: the letters before the choices are {', '.join(labels)}")
+    if any(own not in (None, letter) for own, letter in zip(labels, letters, strict=True)):
+        return list(texts)
+    return [match[2].strip() if match else text for match, text in zip(found, texts, strict=True)]
 
 
 def _letter(answer: str, options: Mapping[str, str], number: int) -> str:
