@@ -129,6 +129,7 @@ KIND = Kind(
         lambda _: ("", []),
         None,
         facts=_facts,
+        is_caption=True,
         rubric=Rubric(WORDING, scores, (), ("{question}", "{caption}"), _texts),
     ),
 )
