@@ -73,3 +73,7 @@ def test_a_device_is_written_to_and_never_replaced_or_read():
     finally:
         os.close(parent)
         os.close(child)
+
+
+def test_what_can_be_encoded():
+    assert files.encodable("ä\ud83d 😀\udc00") == "ä� 😀�"

@@ -9,6 +9,7 @@ not the file's: EnvironmentFailure.
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,11 @@ def escaped(text: str) -> str:
     U+DCE9, which cannot be written as UTF-8; as \udce9 in JSON it is read back as that byte.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def encodable(text: str) -> str:
+    """Return text with � for halves of surrogate pairs, which JSON can have but UTF-8 cannot."""
+    return re.sub("[\ud800-\udfff]", "�", text)
 
 
 def _local(path):

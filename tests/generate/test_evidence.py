@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ugc_jax import UserError
 from ugc_jax.data.batching import collate
 from ugc_jax.data.hiding import PICTURE, SOUND, hide_some, is_of
+from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.reading import read_prompts
 from ugc_jax.generate import explaining, scoring
 from ugc_jax.generate.captioner import BUCKETS
@@ -24,8 +26,10 @@ from ugc_jax.generate.evidence import (
 )
 from ugc_jax.generate.results import coloured_lines, readable
 from ugc_jax.generate.settings import EngineConfig
+from ugc_jax.hf.tokenizer import load_tokenizer, special_token_ids
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.qwen2_5_omni import thinker
+from ugc_jax.words import WORD
 
 FEW = dict(fps=1, max_pixels=12544, min_pixels=784, max_new_tokens=4)
 TEXTS = ["A dog barks twice.", "Nobody speaks.", "红色的车。"]
@@ -75,13 +79,95 @@ def test_words_take_their_tokens_and_sentences_their_words():
     assert json.loads(json.dumps(told.record()))["unsupported"] == ["rains"]
 
 
-def test_tokens_of_parts_of_characters_have_places(tokenizer):
-    text = "Ein grüner 红 🐕 bellt"
+def tokens_by_bytes(tokenizer, text):
+    """Word -> the tokens that write any of its bytes, of those that no word before it has."""
+    borders, at, done, found = [], 0, 0, []
+    for token in tokenizer.encode(text):
+        borders.append((at, at + len(tokenizer.bytes_of(token))))
+        at = borders[-1][1]
+    for match in WORD.finditer(text):
+        start, end = (len(text[:place].encode()) for place in match.span())
+        own = [n for n, (a, b) in enumerate(borders) if b > start and a < end and n >= done]
+        done = own[-1] + 1 if own else done
+        found += [(match[0], own)] if own else []
+    return found
+
+
+def words_of(tokenizer, text):
+    """Word -> its tokens, as explanations have them."""
+    spans = token_spans(tokenizer.encode(text), tokenizer, text)
+    return [(text[start:end], tokens) for start, end, tokens in word_tokens(text, spans)]
+
+
+SCRIPTS = "A pink circle 犬. 개가 짖는다. 뙤약볕 நாய் गाना सुनाई 薔薇 Ein grüner 🐕 bellt"
+
+
+@pytest.mark.parametrize("text", [SCRIPTS, *SCRIPTS.split()])
+def test_words_have_all_tokens_of_their_characters(tokenizer, text):
+    assert words_of(tokenizer, text) == tokens_by_bytes(tokenizer, text)
+
+
+@pytest.mark.parametrize("text", [SCRIPTS, *SCRIPTS.split()])
+def test_words_have_all_tokens_of_the_real_tokenizer(real_tokenizer, text):
+    assert words_of(real_tokenizer, text) == tokens_by_bytes(real_tokenizer, text)
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer(shared_data):
+    """Qwen2's, whose tokens may have a space and the first byte of a character."""
+    folder = shared_data / "tokenizer"
+    backend = load_tokenizer(folder)
+    return ChatTokenizer(backend, special_token_ids(backend, folder), str(folder))
+
+
+def test_the_log_probability_of_a_character_is_the_sum_of_its_tokens(tokenizer):
+    text = "A pink circle 犬."
     ids = tokenizer.encode(text)
+    p = np.full((4, len(ids)), 0.9)
+    (_, (first, *_)) = tokens_by_bytes(tokenizer, text)[-1]
+    p[2:, first] = 0.01  # of three tokens, this one is seen
+    dog = explain("", text, token_spans(ids, tokenizer, text), np.log(p)).words[-1]
+    assert (dog.text, dog.verdict) == ("犬", "seen")
+    assert dog.logprobs[0] == pytest.approx(3 * math.log(0.901))
+    assert dog.logprobs[2] == pytest.approx(2 * math.log(0.901) + math.log(0.011))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Café. A pink circle moves left",
+        "개가 짖는다. 빨간 원",
+        "Tiếng chó sủa. Một vòng tròn đỏ",
+        "が鳴く。ガラス",
+        "क़लम लाल",  # its normalised form is the longer one
+    ],
+)
+def test_a_decomposed_text_has_the_verdicts_of_the_composed_one(tokenizer, text):
+    """And the words are those of the text as it is given."""
+    composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    for form in (composed, decomposed, "क़" + decomposed):
+        normal = unicodedata.normalize("NFC", form)
+        expected = [
+            (unicodedata.normalize("NFC", word), tokens)
+            for word, tokens in tokens_by_bytes(tokenizer, normal)
+        ]
+        found = words_of(tokenizer, form)
+        assert [word for word, _ in found] == WORD.findall(form)
+        assert [(unicodedata.normalize("NFC", word), own) for word, own in found] == expected
+
+
+def test_malformed_characters_have_places(tokenizer):
+    """Sampled tokens may be parts of characters, which decode to U+FFFD."""
+    (first, *_), (space, *_) = tokenizer.encode("犬"), tokenizer.encode(" ")
+    ids = [*tokenizer.encode("A"), first, *tokenizer.encode("b"), space, first]
+    text = tokenizer.decode(ids)
+    assert text == "A�b �"
     spans = token_spans(ids, tokenizer)
-    assert spans[0][0] == 0
-    assert spans[-1][1] == len(text)
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert [(text[a:b], tokens) for a, b, tokens in word_tokens(text, spans)] == [
+        ("A", [0]),
+        ("b", [2]),
+    ]
+    assert spans[-1] == (4, 5)
 
 
 def test_colours_of_a_terminal():
@@ -215,6 +301,15 @@ def test_explain_texts_and_own_captions(tiny_captioner, clips):
     captions = tiny_captioner.caption(files[:1], **FEW)
     (own,) = tiny_captioner.explain(files[:1], **FEW)
     assert own.text == captions[0].caption
+    decomposed, half = tiny_captioner.explain(
+        files[::2], ["Cafe\u0301. A dog", "Caf\ud800 dog"], **FEW
+    )
+    (composed,) = tiny_captioner.explain(files[:1], ["Caf\u00e9. A dog"], **FEW)
+    assert [word.text for word in decomposed.words] == ["Cafe\u0301", "A", "dog"]
+    for word, same in zip(decomposed.words, composed.words, strict=True):
+        np.testing.assert_allclose(word.logprobs, same.logprobs, atol=1e-4)
+    assert half.text == "Caf\N{REPLACEMENT CHARACTER} dog"
+    assert [word.text for word in half.words] == ["Caf", "dog"]
     with pytest.raises(UserError, match="there are 1 for 2 clips"):
         tiny_captioner.explain(files[:2], ["x"], **FEW)
     with pytest.raises(TypeError, match="expected a text for each clip"):

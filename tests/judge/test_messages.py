@@ -167,10 +167,6 @@ def test_one_line():
     assert len(messages.one_line("a" * 999)) == 203
 
 
-def test_what_can_be_encoded():
-    assert messages.encodable("ä\ud83d 😀\udc00") == "ä� 😀�"
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

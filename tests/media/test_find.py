@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ugc_jax.errors import UserError
-from ugc_jax.media.find import VIDEO_SUFFIXES, find_clips, place
+from ugc_jax.media.find import VIDEO_SUFFIXES, find_by_id, find_clips, place
 
 
 @pytest.fixture
@@ -102,3 +102,15 @@ def test_a_folder_that_may_not_be_listed_is_found(clips, monkeypatch):
 def test_place(clips, monkeypatch):
     monkeypatch.chdir(clips)
     assert place("b.mp4") == place("./sub/../b.mp4") == place(clips / "b.mp4") == clips / "b.mp4"
+
+
+def test_clips_by_their_ids(tmp_path):
+    for name in ("x.mp4", "y.mov"):
+        (tmp_path / name).touch()
+    found = find_by_id(str(tmp_path), "explain.videos")
+    assert found == {"x": str(tmp_path / "x.mp4"), "y": str(tmp_path / "y.mov")}
+    (tmp_path / "x.mov").touch()
+    with pytest.raises(UserError, match=r"x\.mp4: has the same id as .*x\.mov; remove one of them"):
+        find_by_id(str(tmp_path), "explain.videos")
+    with pytest.raises(UserError, match=r"explain\.videos: .*none is not a folder"):
+        find_by_id(str(tmp_path / "none"), "explain.videos")

@@ -13,11 +13,12 @@ for a model that is asked for it.
 """
 
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
+
+from ugc_jax.files import encodable
 
 STAGES = ("sound", "picture", "both")
 VOICE_SOURCES = ("Narration", "In-Video Voice", "Out-Video Voice")
@@ -147,8 +148,7 @@ def _read(hint: Any, value: Any, place: str):
     if hint is str:
         if not isinstance(value, str):
             raise ValueError(f"{place}: {_kind(value)} instead of a text")
-        # JSON can have halves of surrogate pairs, which no text in UTF-8 can.
-        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", value).strip()
+        return encodable(value).strip()
     if hint is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{place}: {_kind(value)} instead of true or false")

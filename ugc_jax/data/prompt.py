@@ -123,6 +123,11 @@ class ChatTokenizer:
         """Return the token ids of plain text; spellings of special tokens are plain text, too."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def normalized(self, text: str) -> str:
+        """Return the form of a text that its token ids write, such as é for e and an accent."""
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
     def count(self, texts: Iterable[str]) -> dict[str, int]:
         """Return the number of token ids of each text; uses all cores, encodes each text once."""
         counts: dict[str, int] = {}

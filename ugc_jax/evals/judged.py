@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 
 from ugc_jax.errors import UserError
 from ugc_jax.evals.prompts import RUBRICS, Item, Rubric, load_prompts
+from ugc_jax.files import encodable
 from ugc_jax.judge.client import Judge, JudgeConfig, JudgeError, Unreachable
-from ugc_jax.judge.messages import encodable
 from ugc_jax.progress import Progress
 from ugc_jax.settings import check_minimum
 

@@ -22,7 +22,8 @@ from ugc_jax import files
 from ugc_jax.errors import UserError
 from ugc_jax.evals.tasks import FORMS, Form, clip_id, task_of
 from ugc_jax.evals.texts import missing
-from ugc_jax.judge.messages import encodable, one_line
+from ugc_jax.files import encodable
+from ugc_jax.judge.messages import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from ugc_jax.evals.judged import Case, JudgedTasks
 from ugc_jax.evals.predictions import Failure, Predictions
 from ugc_jax.evals.prompts import Rubric, fill, numbered, verdicts
 from ugc_jax.evals.tasks import Form, Sample, Task
+from ugc_jax.files import encodable
 from ugc_jax.judge.client import JudgeError
-from ugc_jax.judge.messages import encodable, fenced, one_line, with_system
+from ugc_jax.judge.messages import fenced, one_line, with_system
 
 logger = logging.getLogger(__name__)
 

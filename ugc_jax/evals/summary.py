@@ -184,6 +184,7 @@ def _remarks(task: dict) -> list[str]:
         remarks.append(
             f"evidence by {told['model']} in {told['n']} captions"
             + (f", {told['missing']} without a clip" if told["missing"] else "")
+            + (f", {told['failed']} not explained ({told['error']})" if told.get("failed") else "")
         )
     if task["noise"] is not None:
         remarks.append(f"judge noise: {task['noise']:.2f} (standard deviation of one judging)")

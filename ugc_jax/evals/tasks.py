@@ -67,6 +67,7 @@ class Form(NamedTuple):
     facts: (samples, scored clips) -> facts of the task beyond those of `summary.summarize`; its
       "flags" and "notes" are added to the task's.
     recognize: text of a file -> True if it is of this task, whatever the file's name.
+    is_caption: the texts to score are captions, not answers to a question of the task.
     benchmark: the name of the benchmark in a result.
     """
 
@@ -87,6 +88,7 @@ class Form(NamedTuple):
     rubric: prompts.Rubric | None = None
     lower: tuple[str, ...] = ()
     worst: float = 0.0
+    is_caption: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,10 @@ def _judged(
     )
 
 
+def _caption(name: str, aliases: tuple[str, ...] = ()) -> Form:
+    return _judged(name, f"{name}_qa.json", 999, aliases=aliases)._replace(is_caption=True)
+
+
 def ocr_form(normalisation: ocr.Normalisation) -> Form:
     """The OCR task with one of the normalisations of texts."""
     return Form(
@@ -250,11 +256,9 @@ FORMS = {
         997,
         "mean share of the reference's objects that are matched, by the judge, in percent",
     ),
-    "audio_caption": _judged("audio_caption", "audio_caption_qa.json", 999),
-    "visual_caption": _judged("visual_caption", "visual_caption_qa.json", 999),
-    "final_caption": _judged(
-        "final_caption", "final_caption_qa.json", 999, aliases=("caption", "captions")
-    ),
+    "audio_caption": _caption("audio_caption"),
+    "visual_caption": _caption("visual_caption"),
+    "final_caption": _caption("final_caption", ("caption", "captions")),
 }
 TASKS = tuple(FORMS)  # "all": the benchmark, without tasks that a job adds
 

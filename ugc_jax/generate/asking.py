@@ -23,7 +23,7 @@ from ugc_jax.generate.shares import Parts, Share
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.hf.trained import weights_digest
-from ugc_jax.media.find import find_clips
+from ugc_jax.media.find import find_by_id
 from ugc_jax.media.presets import ClipSettings
 from ugc_jax.models.compute import ComputeConfig
 from ugc_jax.progress import progress
@@ -142,15 +142,7 @@ def _record(
 
 def _clips(config: AskConfig, questions: Mapping[str, Question]) -> dict[str, list[str]]:
     """Return the clips of each question that has any."""
-    if not Path(config.videos).is_dir():
-        raise UserError(
-            f"ask.videos: {config.videos} is not a folder; give the folder of the clips"
-        )
-    videos: dict[str, str] = {}
-    for video in find_clips([config.videos]):
-        other = videos.setdefault(Path(video).stem, video)
-        if other != video:
-            raise UserError(f"{video}: has the same id as {other}; remove one of them")
+    videos = find_by_id(config.videos, "ask.videos")
     asked = {}
     for name, question in questions.items():
         clips = [videos[one] for one in question.ids if one in videos]

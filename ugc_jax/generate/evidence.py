@@ -11,6 +11,7 @@ is unsupported: a candidate for a hallucination.
 docs/evidence.md has the rules, their reasons and their limits. Imports no jax.
 """
 
+import codecs
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,7 @@ then there these they this those to was we were what when where which while who 
 you your also both each other any all not no
 """
 _FUNCTION = frozenset(_FUNCTION_WORDS.split())
+_CLUSTER = regex.compile(r"\X")
 _SENTENCE = regex.compile(
     r"(?:[^\p{Sentence_Terminal}…\n]|(?<=\d)[.](?=\d))*+(?:[\p{Sentence_Terminal}…]++|\n|$)"
     r"[\p{Pe}\p{Pf}\p{Pi}\"']*+",
@@ -211,19 +213,47 @@ def is_content(word: str) -> bool:
     return plain(word) not in _FUNCTION
 
 
-def token_spans(ids: Iterable[int], tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
-    """Return the characters of the text that each token writes, (start, end), of encoded text.
+def token_spans(
+    ids: Iterable[int], tokenizer: ChatTokenizer, text: str | None = None
+) -> list[tuple[int, int]]:
+    """Return the characters of a text that each token writes any part of, (start, end).
 
-    A character of several tokens belongs to the one that ends it.
+    Spans of tokens that share a character overlap. text: what was encoded, whose characters are
+    meant; the tokens may write another form of it (é for e and an accent). None: the text that the
+    tokens decode to, where a malformed character is one U+FFFD.
     """
-    spans, done, data = [], 0, b""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    spans, parts, done = [], [], 0
     for token in ids:
-        data += tokenizer.bytes_of(token)
-        start, text = done, data.decode(errors="ignore")
-        done += len(text)
-        data = data[len(text.encode()) :]
-        spans.append((start, done))
-    return spans
+        part = decoder.decode(tokenizer.bytes_of(token))
+        start, done = done, done + len(part)
+        spans.append((start, done + bool(decoder.getstate()[0])))
+        parts.append(part)
+    written = "".join(parts) + decoder.decode(b"", final=True)
+    if text is None or text == written:
+        return spans
+    places = _places(text, written, tokenizer)
+    return [
+        (places[start][0], places[end - 1][1]) if start < end else places[start][:1] * 2
+        for start, end in spans
+    ]
+
+
+def _places(text: str, written: str, tokenizer: ChatTokenizer) -> list[tuple[int, int]]:
+    """Return where each character of a normalised text, and its end, stand in the original.
+
+    text: the original. written: its normalised form. The characters of a cluster (a letter with its
+    marks, a syllable) that normalisation changes stand for the whole cluster.
+    """
+    places: list[tuple[int, int]] = []
+    for match in _CLUSTER.finditer(text):
+        start, end = match.span()
+        if written.startswith(match[0], len(places)):
+            places += [(place, place + 1) for place in range(start, end)]
+        else:
+            places += [(start, end)] * len(tokenizer.normalized(match[0]))
+    missing = len(written) + 1 - len(places)  # the end is one more
+    return places + [(len(text), len(text))] * missing
 
 
 def word_tokens(

@@ -20,6 +20,7 @@ from ugc_jax.data.hiding import PICTURE, SOUND, is_of
 from ugc_jax.data.prompt import ChatTokenizer
 from ugc_jax.data.reading import Prompt
 from ugc_jax.errors import UserError
+from ugc_jax.files import encodable
 from ugc_jax.generate import evidence, scoring
 from ugc_jax.generate.engine import Engine, prefill_tokens
 from ugc_jax.generate.evidence import WAYS, Explanation
@@ -231,6 +232,7 @@ def _units(
     room = _MOST_SLOTS
     tokens = len(prompt.tokens) if isinstance(prompt, Example) else _length(prompt.batch)
     for place, number, video, text in texts:
+        text = encodable(text)  # noqa: PLW2901
         ids = captioner.tokenizer.encode(text)
         free = captioner.config.text.max_position_embeddings - tokens
         if len(ids) > min(free, _MOST_SLOTS):
@@ -293,7 +295,7 @@ def _scored(
             if by_time:
                 parts = own[len(WAYS) :].reshape(2, most, -1)
                 curves = parts[:, : len(times[b])]
-            spans = evidence.token_spans(text.ids, captioner.tokenizer)
+            spans = evidence.token_spans(text.ids, captioner.tokenizer, text.text)
             found = evidence.explain(
                 text.video, text.text, spans, own[: len(WAYS)], times[b], curves
             )

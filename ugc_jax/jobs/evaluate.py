@@ -29,6 +29,7 @@ the one that gives the last answer scores them all.
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +37,10 @@ from ugc_jax.errors import UserError
 from ugc_jax.evals import evaluate, structured, tasks
 from ugc_jax.evals.benchmarks.table import BENCHMARKS, Name
 from ugc_jax.evals.judged import JudgingConfig
+from ugc_jax.evals.predictions import Predictions
 from ugc_jax.evals.results import check_result_path, write_result
 from ugc_jax.evals.summary import result_table
+from ugc_jax.evals.tasks import Form, Task
 from ugc_jax.generate.settings import (
     MOVED,
     AskConfig,
@@ -145,10 +148,6 @@ def main(config: EvaluateConfig, args: list[str]) -> int:
         result = score(config, held)
         if result is None:
             return 0
-        if config.explain.checkpoint is not None:
-            from ugc_jax.generate import judging_words  # imports jax, as nothing else here does
-
-            judging_words.add_evidence(result, config.explain, config.engine, config.compute)
         write_result(config.output, result)
     print(result_table(result))
     logger.info("%s: the result; ugc-jax report makes a page of it", config.output)
@@ -181,11 +180,13 @@ def score(config: EvaluateConfig, held: contextlib.ExitStack) -> dict | None:
         loaded = chosen.load(config.benchmark_data, config.map)
         benchmark = {chosen.task: loaded}
         forms = {chosen.task: loaded.form}
-    texts = {}
+    texts: dict[str, Predictions] = {}
     if config.predictions is not None:
         texts = evaluate.read_all(config.predictions, benchmark, config.field, forms)
+    files = _files_to_explain(config, benchmark, texts)
     if scores is not None:
-        return evaluate.take_scores(evaluation, scores, names, benchmark, texts)
+        result = evaluate.take_scores(evaluation, scores, names, benchmark, texts)
+        return _with_evidence(result, config, forms, files)
     scored = structured.as_units(benchmark, config.judging.form)
     needed = [
         task for name, task in scored.items() if ask.checkpoint or structured.base_of(name) in texts
@@ -208,4 +209,52 @@ def score(config: EvaluateConfig, held: contextlib.ExitStack) -> dict | None:
         texts = {
             name: texts[base] for name in scored if (base := structured.base_of(name)) in texts
         }
-        return evaluate.score_all(evaluation, scored, texts, judge)
+        result = evaluate.score_all(evaluation, scored, texts, judge)
+    return _with_evidence(result, config, forms, files)
+
+
+def _files_to_explain(
+    config: EvaluateConfig, benchmark: Mapping[str, Task], texts: Mapping[str, Predictions]
+) -> dict[str, str]:
+    """Return the files of the clips whose captions are to be explained, by their ids.
+
+    Raises UserError, before a model is asked or a judge is paid, if nothing can be explained.
+    """
+    if config.explain.checkpoint is None:
+        return {}
+    from ugc_jax.generate import judging_words  # takes long to import
+
+    given = benchmark if config.ask.checkpoint is not None else texts
+    tasks = [task for name, task in benchmark.items() if task.form.is_caption and name in given]
+    if not tasks:
+        raise UserError(
+            "explain.checkpoint: there are no captions to explain; give the qa and the predictions "
+            "of a task of captions, such as final_caption, or leave it out"
+        )
+    ids = list(dict.fromkeys(one for task in tasks for one in task.ids))
+    return judging_words.find_files(config.explain, ids)
+
+
+def _with_evidence(
+    result: dict, config: EvaluateConfig, forms: Mapping[str, Form], files: Mapping[str, str]
+) -> dict:
+    """Return the result, to which evidence is added if it is to be."""
+    if config.explain.checkpoint is None:
+        return result
+    from ugc_jax.generate import judging_words
+
+    base = {name: structured.base_of(name) for name in result["tasks"]}
+    tasks = [name for name, of in base.items() if forms[of].is_caption]
+    questions = (result["asked"] or {}).get("questions", {})
+    judging_words.add_evidence(
+        result,
+        tasks,
+        files,
+        config.explain,
+        config.clip,
+        config.sampling,
+        config.engine,
+        config.compute,
+        {name: questions[base[name]] for name in tasks if base[name] in questions},
+    )
+    return result

@@ -11,8 +11,9 @@ import os
 import re
 
 from ugc_jax.errors import UserError, require_extra
+from ugc_jax.files import encodable
 from ugc_jax.judge.client import retry_after
-from ugc_jax.judge.messages import encodable, one_line
+from ugc_jax.judge.messages import one_line
 from ugc_jax.label.settings import AskingConfig, TeacherConfig
 from ugc_jax.label.teacher import (
     BLOCKED,

@@ -44,6 +44,22 @@ def find_clips(words: Iterable[str]) -> list[str]:
     return list(clips.values())
 
 
+def find_by_id(folder: str, setting: str) -> dict[str, str]:
+    """Return id -> clip of the videos in a folder and below it; a name without suffix is its id.
+
+    setting: that names the folder, for messages. Raises UserError if it is no folder or has no
+    videos, and for two clips with one id.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{setting}: {folder} is not a folder; give the folder of the clips")
+    clips: dict[str, str] = {}
+    for clip in find_clips([folder]):
+        other = clips.setdefault(Path(clip).stem, clip)
+        if other != clip:
+            raise UserError(f"{clip}: has the same id as {other}; remove one of them")
+    return clips
+
+
 def place(path: str | Path) -> Path:
     """Return the absolute path, its folder without links: the same for all spellings of a name."""
     folder, name = os.path.split(path)

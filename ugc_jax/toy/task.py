@@ -75,6 +75,7 @@ FORM = Form(
     facts=attribute_shares,
     recognize=is_manifest,
     benchmark="world",
+    is_caption=True,
 )
 DISPLAY = Display(
     "World",

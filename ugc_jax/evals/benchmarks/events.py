@@ -87,6 +87,7 @@ KIND = Kind(
         None,
         ("missed", "hallucinated"),
         facts=_facts,
+        is_caption=True,
         rubric=Rubric(
             WORDING,
             scores,

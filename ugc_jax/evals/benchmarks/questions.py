@@ -146,6 +146,7 @@ KIND = Kind(
         lambda _: ("", []),
         None,
         facts=_facts,
+        is_caption=True,
         rubric=Rubric(WORDING, scores, (), ("{question}", "{caption}"), _texts),
     ),
 )
