@@ -267,8 +267,8 @@ def whole_blocks(seconds: float) -> float:
 
 # Each: the caption, {text} for a clip with text, {text} for one without.
 # {thing}: red circle. {noise}: slow high beeps. {Pair}: both, in their order.
-# {heard}: whether the sound comes "before" or "after" the shape. Where one phrasing said it of the
-# shape, so that the words meant the opposite, only one model of three learned the order by SFT.
+# {heard}: whether the sound comes "before" or "after" the shape. When one phrasing said it of the
+# shape, so that the words meant the opposite, SFT learned the order in one seed of three.
 PHRASINGS = (
     (
         "A {thing} moves {motion} over a {background} background{ends}. {text} "
