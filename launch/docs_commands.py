@@ -65,7 +65,7 @@ NEEDS = (
     (r"launch/test\.sh", "is the suite"),
     (r"-m pytest", "is a part of the suite; that it selects tests is checked"),
     (r"quickstart\.sh( my_clip|$)|(quickstart_seeds|data_life|select_half)\.sh", "long"),
-    (r"paper\.sh --toy|--output runs/longer", "long"),
+    (r"paper\.sh --toy", "long"),
     (r"quickstart\.sh --fast", "makes an environment of its own, as --fresh clone does"),
     (r"annotate_load|kill_(pod|resume)|(grpo|rollout)_bench|evidence_check", "long"),
     (r"bench .*--work mixed|--size 3b|load_test\.py|fuzz_media|schema_check", "long"),
@@ -86,7 +86,6 @@ MORE = (
 # What stands for something of the reader's, or counts what is fewer here.
 NAMES = (
     (r"\bCLIP\b(\.\.\.)?", "clip.mp4"),
-    (r"\bRUN \[RUN \.\.\.\]", "runs/quickstart"),
     (r"train-\.\.\.", "train-*"),
     (r"/home/me/clips", "FOLDER/clips"),
     (r"select (.*)--count 1000", r"select \1--count 4"),
