@@ -31,17 +31,16 @@ def main():
         figures = [
             measured(run, model, arguments.clips, seed) for seed, run in enumerate(arguments.runs)
         ]
-        for name, verdict in RESTS.items():
-            values = [one.accuracy(name) for one in figures]
-            row(f"{name} {verdict}", [f"{100 * value:.1f} %" for value in values], values)
-        values = [one.auroc for one in figures]
-        row("wrong word", [f"{value:.4f}" for value in values], values, "AUROC")
-        for place, one in enumerate(figures):
-            confused(place, one)
         shares = {
             f"{name}, {verdict}": [one.accuracy(name) for one in figures]
             for name, verdict in RESTS.items()
         }
+        for name, values in shares.items():
+            row(name, [f"{100 * value:.1f} %" for value in values], values)
+        values = [one.auroc for one in figures]
+        row("wrong word", [f"{value:.4f}" for value in values], values, "AUROC")
+        for place, one in enumerate(figures):
+            confused(place, one)
         written[model] = {"accuracy": shares, "auroc": values}
     if arguments.output is not None:
         files.write_json(arguments.output, written, indent=1)

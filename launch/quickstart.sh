@@ -26,10 +26,10 @@ case "${1:-}" in
     ;;
 esac
 
-run="$root/runs/quickstart" train=2000 test=200 epochs=8 total=10 incomplete=0.6
+run="$root/runs/quickstart" train=2000 test=200 total=10 incomplete=0.6
 columns=(before:before sft:SFT grpo:GRPO mute:"no sound" blank:"no picture")
 if [ -n "$fast" ]; then
-    run="$root/runs/quickstart-fast" train=600 test=60 epochs=8 total=8 incomplete=0
+    run="$root/runs/quickstart-fast" train=600 test=60 total=8 incomplete=0
     columns=(before:before sft:SFT)
 fi
 steps="$run/steps.txt"
@@ -100,7 +100,7 @@ step before "captions of the test clips by the random model"
 caption before "$run/start" "$run/world/test"
 
 step sft "training on the captions (SFT)"
-ugc_jax sft --config "tiny:$run" --epochs "$epochs"
+ugc_jax sft --config "tiny:$run"
 caption sft "$run/sft/model" "$run/world/test"
 model="$run/sft/model" runs="$run/sft"
 

@@ -149,8 +149,7 @@ def largest(logits_BV: jax.Array, axis: int = 1) -> jax.Array:
     """
     blocks = _blocks(logits_BV.T if axis == 0 else logits_BV, axis, -jnp.inf)
     block_B = jnp.argmax(jnp.max(blocks, axis=axis + 1), axis=axis)
-    own = jnp.take_along_axis(blocks, jnp.expand_dims(block_B, (axis, axis + 1)), axis=axis)
-    return block_B * _BLOCK + jnp.argmax(own.squeeze(axis), axis=axis)
+    return block_B * _BLOCK + jnp.argmax(_block_of(blocks, block_B, axis), axis=axis)
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
@@ -169,7 +168,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
 
     reached_B = jax.vmap(below)(keys_B, ends_BC[:, -1])
     block_B = jnp.sum(ends_BC <= reached_B[:, None], axis=-1)
-    own_BK = jnp.take_along_axis(blocks_BCK, block_B[:, None, None], axis=1)[:, 0]
+    own_BK = _block_of(blocks_BCK, block_B, 1)
     before_B = jnp.take_along_axis(ends_BC, block_B[:, None], axis=1)[:, 0]
     before_B = before_B - jnp.sum(own_BK, axis=-1, dtype=jnp.uint32)
     inside_BK = before_B[:, None] + jnp.cumsum(own_BK, axis=-1)
@@ -185,6 +184,12 @@ def _blocks(x, axis: int, filling) -> jax.Array:
     padding[axis] = 0, -x.shape[axis] % _BLOCK
     padded = jnp.pad(x, padding, constant_values=filling)
     return padded.reshape(*x.shape[:axis], -1, _BLOCK, *x.shape[axis + 1 :])
+
+
+def _block_of(blocks, block_B, axis: int) -> jax.Array:
+    """Return the block of each row: [B, K], or [K, B] where the axis is 0."""
+    place = jnp.expand_dims(block_B, (axis, axis + 1))
+    return jnp.take_along_axis(blocks, place, axis=axis).squeeze(axis)
 
 
 def penalize(logits_BV: jax.Array, seen_BV: jax.Array, penalty) -> jax.Array:
