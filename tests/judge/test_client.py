@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import dataclasses
+import gc
 import json
 import signal
 import subprocess
@@ -328,6 +329,25 @@ def test_a_wrong_key_or_model_is_a_users_mistake(server, config, reply):
     assert "judge fake: HTTP" in str(error)
     assert "OPENAI_API_KEY" in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_mistake_after_all_who_asked_are_cancelled_is_not_logged(server, config, caplog):
+    """As in a run that another question's mistake has ended."""
+    server.script = [Reply(delay=0.1, status=401)]
+
+    async def run():
+        judge = Judge(config)
+        asking = asyncio.create_task(judge.ask("Rate it.", score))
+        while not judge._running:
+            await asyncio.sleep(0)
+        (task,) = judge._running.values()
+        asking.cancel()
+        await asyncio.wait([task])  # not among those that `close` waits for
+        await judge.close()
+
+    asyncio.run(run())
+    gc.collect()
+    assert not caplog.records
 
 
 def test_retry_after_holds_all_questions(server, config):

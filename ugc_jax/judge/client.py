@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import email.utils
 import enum
+import functools
 import hashlib
 import json
 import logging
@@ -217,7 +218,7 @@ class Judge:
             return parse(self._answers.get(key))
         if key not in self._running:
             task = asyncio.create_task(self._ask(key, messages, parse))
-            task.add_done_callback(lambda _: self._running.pop(key))
+            task.add_done_callback(functools.partial(self._ended, key))
             self._running[key] = task
         # shielded: a caller that is cancelled does not cancel the question for others
         return parse(await asyncio.shield(self._running[key]))
@@ -228,6 +229,11 @@ class Judge:
         """True if `ask` would answer from the cache."""
         answer = self._answers.get(self._key(question, repeat))
         return answer is not None and find_fault(answer, parse) is None
+
+    def _ended(self, key: str, task: asyncio.Task):
+        self._running.pop(key)
+        if not task.cancelled():
+            task.exception()  # if all who asked are cancelled, nobody else takes it
 
     async def close(self):
         """Cancel open questions; close connections and cache."""
