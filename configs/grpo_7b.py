@@ -1,6 +1,6 @@
 """GRPO of the captioner that configs/sft_7b.py trained: grpo_3b.py with the larger model.
 
-The adapter fits on 16 chips of 16 GB, the whole decoder does not; docs/paper.md has the plans:
+Both fit on 16 chips of 16 GB, the whole decoder and an adapter; docs/paper.md has the plans:
 
     ugc-jax plan --config grpo_7b:lora --topology v5e:4x4
     ugc-jax grpo --config grpo_7b:lora     # an adapter on runs/sft_7b/model

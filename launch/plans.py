@@ -30,7 +30,6 @@ COMMANDS = (
     "--config sft_7b:lora --topology v6e:2x2",
     "--config grpo_7b:lora --topology v5e:4x4",
     "--config grpo_7b --topology v5e:4x4",
-    "--config grpo_7b --topology v6e:4x4",
     "--job caption --caption_tokens 256 --topology v5e:1x1",
     "--job caption --caption_tokens 256 --topology v5e:1x1 --weights int8 --cache int8",
     "--job caption --caption_tokens 256 --topology v6e:1x1",
@@ -42,7 +41,7 @@ COMMANDS = (
 CHOSEN = {
     "sft_3b:lora": "v5e:2x4", "sft_3b": "v5e:4x4", "sft_3b_20k": "v5e:4x4",
     "grpo_3b:lora": "v5e:4x4", "grpo_3b": "v5e:4x4", "sft_7b:lora": "v5e:2x4",
-    "sft_7b": "v5e:4x4", "grpo_7b:lora": "v5e:4x4", "grpo_7b": "v6e:4x4",
+    "sft_7b": "v5e:4x4", "grpo_7b:lora": "v5e:4x4", "grpo_7b": "v5e:4x4",
 }  # fmt: skip
 
 
@@ -147,6 +146,14 @@ def step_seconds(plan: dict) -> float:
     return plan["floors"]["step"] if "floors" in plan else plan["seconds"]
 
 
+def step_flops(plan: dict) -> tuple[float, float]:
+    """Return the operations of a step, and with what is computed again."""
+    programs = plan.get("programs")
+    if programs is None:
+        return plan["model_flops"], plan["executed_flops"]
+    return tuple(sum(one[name] for one in programs) for name in ("flops", "executed"))
+
+
 def sweep() -> str:
     """SFT of the 3B on 16, 64 and 256 chips."""
     rows = []
@@ -230,6 +237,23 @@ def slices() -> str:
     return markdown(("config", "slice", "GiB a chip", "of", "s a step, at least"), rows)
 
 
+def sevens() -> str:
+    """Training of the 7B."""
+    rows = []
+    for words, one in plans().items():
+        if "_7b" in words:
+            fits = "fits" if one["fits"] else "does not fit"
+            flops = ", ".join(map(tera, step_flops(one)))
+            rows.append((
+                f"`ugc-jax plan {words}`", f"{gib(one['peak'])}, {fits}", gib(one["hbm"]),
+                flops, f"{step_seconds(one):.2f}", one["libtpu"],
+            ))  # fmt: skip
+    head = (
+        "command", "peak", "of", "TFLOP a step, with recomputation", "s a step, at least", "libtpu",
+    )  # fmt: skip
+    return markdown(head, rows)
+
+
 def captions() -> str:
     """Captions and serving."""
     rows = []
@@ -253,6 +277,7 @@ TABLES: dict[str, tuple[Callable[[], str], ...]] = {
     "training.md": (sft,),
     "grpo.md": (grpo,),
     "pods.md": (slices,),
+    "paper.md": (sevens,),
 }
 
 SENTENCES: dict[str, Callable[[], str]] = {"planning.md": sft_text, "grpo.md": grpo_text}

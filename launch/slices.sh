@@ -14,8 +14,7 @@ slice_of() {
     done
     case $config in
     sft_3b:lora | sft_7b:lora) echo v5e:2x4 ;;
-    sft_3b | sft_3b_20k | sft_7b | grpo_3b | grpo_3b:lora | grpo_7b:lora) echo v5e:4x4 ;;
-    grpo_7b) echo v6e:4x4 ;;
+    sft_3b | sft_3b_20k | sft_7b | grpo_3b | grpo_3b:lora | grpo_7b:lora | grpo_7b) echo v5e:4x4 ;;
     esac
 }
 

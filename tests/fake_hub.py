@@ -40,7 +40,7 @@ class FakeHub(ThreadingHTTPServer):
 @contextlib.contextmanager
 def running() -> Iterator[FakeHub]:
     hub = FakeHub()
-    Thread(target=hub.serve_forever, daemon=True).start()
+    Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub
     finally:

@@ -1,14 +1,22 @@
 """A run of `label`, asked of the toy's teacher."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from ugc_jax import cli, files
+from ugc_jax.toy.teacher import Clips
 
 KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def known(manifest: Path) -> Clips:
+    """What a Teacher knows of clips that do not change; they are read once."""
+    return Clips(manifest)
 
 
 class Job:

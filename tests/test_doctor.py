@@ -36,7 +36,7 @@ def hub(monkeypatch):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(
         "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
     )

@@ -1,9 +1,13 @@
 """Rules and meshes; the whole model split over eight devices equals the model on one."""
 
 import contextlib
+import functools
+import math
+import re
 
 import cases
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -137,3 +141,34 @@ def test_the_same_devices_as_another_mesh():
     message = "rollout mesh data=-1 fsdp=3 tensor=2 needs a multiple of 6 devices, 8 found"
     with pytest.raises(UserError, match=message):
         sharding.reshape_mesh(mesh, -1, 3, None)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 1, 8), (2, 2, 2), (8, 1, 1)])
+@pytest.mark.parametrize("axes", [("vocab", "embed"), ("embed", "vocab"), (None, "embed")])
+@pytest.mark.parametrize("trained", [(1, 8, 1), (1, 4, 2)])
+def test_reshard(trained, sizes, axes):
+    """Also where the target splits no dimension, or two."""
+    x = jnp.arange(48 * 64.0).reshape(48, 64)
+    mesh = sharding.make_mesh(*trained)
+    meshes = mesh, sharding.reshape_mesh(mesh, *sizes)
+    source, target = (sharding.shardings(mesh, x, axes) for mesh in meshes)
+    move = functools.partial(sharding.reshard, source=source, target=target)
+    moved = jax.jit(move, out_shardings=target)(jax.device_put(x, source))
+    assert moved.sharding.is_equivalent_to(target, 2)
+    np.testing.assert_array_equal(moved, x)
+
+
+@pytest.mark.parametrize("axes", [("vocab", "embed"), ("embed", "vocab")])
+def test_a_device_never_has_the_whole_of_what_is_resharded(axes):
+    mesh = sharding.make_mesh(1, 8, 1)
+    x = jax.ShapeDtypeStruct((48, 64), jnp.float32)
+    meshes = mesh, sharding.reshape_mesh(mesh, 4, 1, 2)
+    source, target = (sharding.shardings(mesh, x, axes) for mesh in meshes)
+    x = sharding.abstract(x, source)
+
+    def shapes(function):
+        program = jax.jit(function, out_shardings=target).lower(x).compile().as_text()
+        found = re.findall(r"f32\[([\d,]+)\]", program)
+        return max(math.prod(map(int, shape.split(","))) for shape in found)
+
+    assert shapes(functools.partial(sharding.reshard, source=source, target=target)) == 48 * 32

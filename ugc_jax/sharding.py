@@ -116,6 +116,36 @@ def abstract(shapes, shardings):
     )
 
 
+def reshard(x: jax.Array, source: NamedSharding, target: NamedSharding) -> jax.Array:
+    """Return x, of sharding `source`, with sharding `target`: for use in a program.
+
+    The shardings are of meshes with the same devices in the same order. If the target splits one
+    dimension, x is first split between all devices along it (all-to-all, permutation), then
+    gathered. Asked for the target at once, the compiler may gather all of x on each device.
+    """
+    pairs = zip(x.shape, target.shard_shape(x.shape), strict=True)
+    split = [place for place, (size, part) in enumerate(pairs) if part != size]
+    if len(split) == 1 and x.shape[split[0]] % target.mesh.size == 0:
+        for sharding in (source, target):
+            x = jax.lax.with_sharding_constraint(x, _along(sharding, split[0], x.ndim))
+    return jax.lax.with_sharding_constraint(x, target)
+
+
+def _along(split: NamedSharding, place: int, rank: int) -> NamedSharding:
+    """All devices along one dimension; those first that it is already split between."""
+    names = split.spec[place] if place < len(split.spec) else None
+    names = (names,) if isinstance(names, str) else names or ()
+    others = tuple(name for name in split.mesh.axis_names if name not in names)
+    axes = [None] * rank
+    axes[place] = (*names, *others)
+    return NamedSharding(split.mesh, PartitionSpec(*axes))
+
+
+def of_items(split: NamedSharding) -> NamedSharding:
+    """Return the sharding of each x[i] of an array x whose leading dimension is not split."""
+    return NamedSharding(split.mesh, PartitionSpec(*split.spec[1:]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding that has the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

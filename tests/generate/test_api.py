@@ -378,7 +378,7 @@ def server(clips):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
         address = Address(f"http://127.0.0.1:{one.server_port}")
         address.asked = []
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+        threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True).start()
         yield address
         one.shutdown()
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 
 import pytest
-from label_job import Job
+from label_job import Job, known
 
 from ugc_jax import files
 from ugc_jax.toy.teacher import COUNTS, FAULTS, Teacher
@@ -16,7 +16,7 @@ PATIENT = ("--retries", "8", "--unusable", "3", "--timeout", "5")
 @pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
     """The files of a run without faults, and its tokens."""
-    with Teacher(clips, seed=1) as teacher:
+    with Teacher(known(clips), seed=1) as teacher:
         done = Job(teacher, clips, tmp_path_factory.mktemp("undisturbed") / "train.jsonl")
         assert done.run() == 0
     return done
@@ -39,7 +39,7 @@ def assert_counted(teacher, totals: dict):
 
 @pytest.mark.parametrize("kind", ["gemini", "openai"])
 def test_faults_of_every_kind(job, clips, undisturbed, kind):
-    with Teacher(clips, seed=1, faults=0.25, late=6) as teacher:
+    with Teacher(known(clips), seed=1, faults=0.25, late=6) as teacher:
         done = job(teacher, kind)
         teacher.clips.know_stills(4, 112)
         assert done.run(*PATIENT, "--teacher.stills", "4") == 0
@@ -58,7 +58,7 @@ def test_faults_of_every_kind(job, clips, undisturbed, kind):
 
 def test_killed_while_requests_are_open(job, clips, undisturbed):
     """Five kills, when all answers so far have arrived and others are open: nothing is lost."""
-    with Teacher(clips, seed=1, faults=0.2, late=6, delay=0.05) as teacher:
+    with Teacher(known(clips), seed=1, faults=0.2, late=6, delay=0.05) as teacher:
         done, total = job(teacher), undisturbed.totals()["requests"]
         for kill in range(5):
             process = done.start(*PATIENT)
@@ -93,7 +93,7 @@ def counted(teacher) -> int:
 def test_killed_at_random_moments(job, clips, undisturbed):
     """An answer that was on its way is asked for again, and the totals say that it may be."""
     moments = random.Random(5)
-    with Teacher(clips, seed=1, delay=0.02) as teacher:
+    with Teacher(known(clips), seed=1, delay=0.02) as teacher:
         done = job(teacher)
         for _ in range(5):
             before = len(teacher.requests)
@@ -124,7 +124,7 @@ def wait_for(holds, process=None, seconds: float = 60):
 
 
 def test_a_half_written_line_is_removed(job, clips, undisturbed):
-    with Teacher(clips, seed=1) as teacher:
+    with Teacher(known(clips), seed=1) as teacher:
         done = job(teacher)
         assert done.run() == 0
         journal = done.output.with_name("train.jsonl.answers.jsonl")

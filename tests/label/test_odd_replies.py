@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from label_job import Job
+from label_job import Job, known
 
 from ugc_jax.errors import UserError
 from ugc_jax.toy import teacher as toy
@@ -15,7 +15,7 @@ HUGE = int("9" * 400)  # a number of JSON that no float holds
 @pytest.fixture
 def teacher(clips):
     """A teacher without errors."""
-    with Teacher(clips, errors=0.0) as server:
+    with Teacher(known(clips), errors=0.0) as server:
         yield server
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from fake_judge import FakeJudge
-from label_job import Job
+from label_job import Job, known
 
 from ugc_jax import cli, files
 from ugc_jax.data import annotation
@@ -27,7 +27,7 @@ from ugc_jax.toy.world import WorldSettings
 @pytest.fixture
 def teacher(clips):
     """A teacher without errors."""
-    with Teacher(clips, errors=0.0) as server:
+    with Teacher(known(clips), errors=0.0) as server:
         yield server
 
 
@@ -142,7 +142,7 @@ def test_the_error_model_is_half_and_half():
 
 
 def test_what_fails_is_asked_once_more_and_then_rejected(job, clips):
-    with Teacher(clips, errors=0.1, seed=1) as server:
+    with Teacher(known(clips), errors=0.1, seed=1) as server:
         done = job(server)
         assert done.run() == 0
         rows, rejected = done.rows(), done.rows("rejected.jsonl")
@@ -195,7 +195,7 @@ def test_another_version_of_the_model_ends_the_job(job, teacher):
 
 
 def test_a_run_that_ends_at_once_keeps_the_rows_of_earlier_ones(job, clips, monkeypatch):
-    with Teacher(clips, errors=0.3, seed=2) as server:
+    with Teacher(known(clips), errors=0.3, seed=2) as server:
         done = job(server)
         rejected = done.output.with_name("rejected.jsonl")
         assert done.run() in (0, 1)
@@ -467,7 +467,7 @@ def test_a_second_teacher_and_a_judge(job, clips, teacher):
         )
     )
     try:
-        with Teacher(clips, errors=0.0) as other:
+        with Teacher(known(clips), errors=0.0) as other:
             done = job(teacher)
             flags = [
                 "--compare_with", "teacher", "--second.kind", "openai", "--second.model", "other",

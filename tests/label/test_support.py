@@ -1,5 +1,7 @@
 """Captions whose words a checkpoint finds neither heard nor seen are asked again, then rejected."""
 
+from label_job import known
+
 from ugc_jax.generate.evidence import Explanation, Word
 from ugc_jax.jobs import label as jobs_label
 from ugc_jax.label import verify
@@ -43,7 +45,7 @@ def test_unsupported_words_are_asked_again_then_rejected(job, clips, monkeypatch
         return Supporter(lambda: engine, "w", cache, {"fps": 2.0}, {"workers": 1})
 
     monkeypatch.setattr(jobs_label, "make_supporter", make)
-    with Teacher(clips, errors=0.0) as teacher:
+    with Teacher(known(clips), errors=0.0) as teacher:
         done = job(teacher)
         done.words[1:2] = paths
         flags = ["--explain_with", "checkpoint", "--unsupported", "0.01"]

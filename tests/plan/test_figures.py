@@ -53,8 +53,8 @@ def test_slices_that_are_chosen_hold_the_config():
     assert len(chosen) == 9
     assert chosen == figures.CHOSEN
     plans = {name: PLANS.get(f"--config {name} --topology {one}") for name, one in chosen.items()}
-    assert all(plan["fits"] for plan in plans.values() if plan is not None)
-    assert all(plan is not None for name, plan in plans.items() if "_3b" in name)
+    assert None not in plans.values()
+    assert all(plan["fits"] for plan in plans.values())
 
 
 def test_operations_of_the_paper_are_those_of_plan():
@@ -83,10 +83,13 @@ def test_operations_of_the_paper_are_those_of_plan():
 def test_plans_made_again(command, monkeypatch):
     """One to ten minutes each. Another compiler may need another tenth of the memory."""
     monkeypatch.delenv("XLA_FLAGS")  # see tpu_compiler.run
-    made, kept = figures.planned(command), PLANS[command]
+    kept = PLANS[command]
+    same = importlib.metadata.version("libtpu") == kept["libtpu"]
+    if kept["chip"].startswith("v6") and not same:
+        pytest.skip(f"made with libtpu {kept['libtpu']} (docs/planning.md)")
+    made = figures.planned(command)
     assert made is not None
     print(json.dumps(made, indent=1))
-    same = importlib.metadata.version("libtpu") == kept["libtpu"]
     for name, value in kept.items():
         if isinstance(value, float | int) and not isinstance(value, bool):
             assert made[name] == pytest.approx(value, rel=0.02 if same else 0.1), name

@@ -16,20 +16,13 @@ from ugc_jax.plan import fits
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
-# Peaks in GiB a chip of `ugc-jax plan`, by config and number of chips. Those of the 7B are of
-# libtpu 0.0.42 (docs/paper.md).
+# Peaks in GiB a chip of `ugc-jax plan`, by config and number of chips.
 COMPILED = {
-    ("sft_7b", 16): 14.21,
-    ("sft_7b", 8): 21.61,
-    ("sft_7b:lora", 8): 6.42,
-    ("sft_7b:lora", 4): 12.10,
-    ("grpo_7b:lora", 16): 9.99,
-} | {
     (words.split()[1], plan["chips"]): plan["peak"] / GIB
     for words, plan in json.loads((ROOT / "docs/figures/plans.json").read_text("utf-8")).items()
     if words.startswith("--config") and plan["fits"] and plan["chips"] <= 16
     if "_20k" not in words  # `fits` estimates rows of the usual length
-}  # fmt: skip
+}
 CODE = """
 import json, sys
 import jax

@@ -69,7 +69,7 @@ def site():
     """A server on this machine that stands for one of the internet."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.seen = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 

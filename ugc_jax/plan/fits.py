@@ -165,12 +165,12 @@ def training_bytes(
     update = held + _step_bytes(setup, state, rows, tokens + samples * new)
     # While completions are sampled, the weights are there once more, on the mesh for sampling; on a
     # single device only those that are trained, in the compute dtype. When they move there, token
-    # embeddings and head are whole on both sides.
+    # embeddings and head are there twice.
     text, item = model.text, np.dtype(setup.compute.dtype).itemsize
     if mesh.size > 1:
         tensor = config.rollout.mesh.tensor or mesh.shape["tensor"]
         copy = _weights(model, setup.compute.dtype) // tensor
-        moving = 2 * 2 * text.vocab_size * text.hidden_size * item
+        moving = 2 * text.vocab_size * text.hidden_size * item // tensor
     else:
         copy = shard_bytes(state.params) * item // np.dtype(setup.master).itemsize
         moving = 0

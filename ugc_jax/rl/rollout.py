@@ -4,6 +4,7 @@ state -> load: cast and reshard, one jit -> groups of prompts: encode once, pref
 samples on one cache (`Engine.run`) -> Completions, and the encoders' rows for the policy step
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ugc_jax import sharding
 from ugc_jax.data.batching import Batch
@@ -100,9 +102,12 @@ class Rollout:
         self._weights = functools.partial(model_params, setup=setup)
         if self.mesh != setup.mesh:
             shapes = jax.eval_shape(self._weights, abstract_state(setup))
-            split = sharding.shardings(self.mesh, shapes, model_axes(setup))
-            move = functools.partial(_moved, setup=setup, split=split)
-            self._weights = jax.jit(move, out_shardings=split)
+            source, target = (
+                sharding.shardings(mesh, shapes, model_axes(setup))
+                for mesh in (setup.mesh, self.mesh)
+            )
+            move = functools.partial(_moved, setup=setup, source=source, target=target)
+            self._weights = jax.jit(move, out_shardings=target)
         here, training = (sharding.row_sharding(mesh) for mesh in (self.mesh, setup.mesh))
         self._take = jax.jit(_take, static_argnames=("part", "parts"), out_shardings=here)
         self._copies = jax.jit(_copies, static_argnames="samples", out_shardings=here)
@@ -227,18 +232,34 @@ class Rollout:
         yield from source.rest()
 
 
-def _moved(state: TrainState, setup: Setup, split: dict) -> dict:
-    """The weights, resharded leaf by leaf, so that at most one exists unsplit at a time.
+def _moved(state: TrainState, setup: Setup, source: dict, target: dict) -> dict:
+    """The weights, resharded; those of layers layer by layer, so that little lies there twice.
 
-    Each is cast before it is moved, which halves the bytes.
+    Each is cast before it moves, which halves the bytes.
     """
     weights, tree = jax.tree.flatten(model_params(state, setup))
-    moved = []
-    for weight, target in zip(weights, jax.tree.leaves(split), strict=True):
-        weight = weight.astype(setup.compute.dtype)  # also the embeddings
-        # Not before the previous one has moved.
-        weight, *moved[-1:] = jax.lax.optimization_barrier((weight, *moved[-1:]))
-        moved.append(jax.lax.with_sharding_constraint(weight, target))
+    axes = tree.flatten_up_to(model_axes(setup))
+    splits = list(zip(jax.tree.leaves(source), jax.tree.leaves(target), strict=True))
+
+    def move(weight: jax.Array, split: tuple[NamedSharding, NamedSharding]) -> jax.Array:
+        # the token embeddings, too
+        return sharding.reshard(weight.astype(setup.compute.dtype), *split)
+
+    moved, stacks = [None] * len(weights), collections.defaultdict(list)
+    for number, weight in enumerate(weights):
+        if axes[number][:1] == ("layers",):
+            stacks[len(weight)].append(number)
+        else:
+            moved[number] = move(weight, splits[number])
+    for numbers in stacks.values():
+        rest = [[sharding.of_items(split) for split in splits[number]] for number in numbers]
+
+        def move_layer(layer: list[jax.Array], rest=rest) -> list[jax.Array]:
+            return list(map(move, layer, rest))
+
+        layers = jax.lax.map(move_layer, [weights[number] for number in numbers])
+        for number, weight in zip(numbers, layers, strict=True):
+            moved[number] = weight
     return jax.tree.unflatten(tree, moved)
 
 

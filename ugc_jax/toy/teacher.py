@@ -398,7 +398,7 @@ class Teacher:
 
     def __init__(
         self,
-        manifest: str | Path,
+        manifest: "str | Path | Clips",
         *,
         errors: float = 0.1,
         seed: int = 0,
@@ -408,11 +408,13 @@ class Teacher:
         port: int = 0,
         retry_after: float = 0.05,
     ):
-        """errors, seed: of the error model. faults: the share of requests that meet a fault.
+        """manifest: of the world's clips, or what was read of them before.
 
-        delay: seconds of an answer. late: of the fault of that name. retry_after: of "busy".
+        errors, seed: of the error model. faults: the share of requests that meet a fault. delay:
+        seconds of an answer. late: of the fault of that name. retry_after: of "busy".
         """
-        self.clips, self.model = Clips(manifest), ErrorModel(errors, seed)
+        self.clips = manifest if isinstance(manifest, Clips) else Clips(manifest)
+        self.model = ErrorModel(errors, seed)
         self.faults, self.delay, self.late, self.retry_after = faults, delay, late, retry_after
         self.version = VERSION
         self.always: dict[int, str] = {}  # clip -> the fault that each request about it meets
@@ -447,7 +449,9 @@ class Teacher:
 
         self._server = _Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     def __enter__(self) -> "Teacher":
         self._thread.start()
