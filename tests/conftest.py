@@ -1,6 +1,7 @@
 """Shared fixtures. Eight CPU devices, to test sharding everywhere; rank promotion is an error."""
 
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import os
@@ -18,6 +19,9 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # torch beside XLA on two cores: threads that wait for each other take a sixth of its time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tracing makes millions of objects that live: to look through them as often as Python does by default
+# is a quarter of a training test's time.
+gc.set_threshold(50_000, 20, 100)
 # Many tests compile the same programs, some in processes of their own: once is enough.
 _compiled = tempfile.TemporaryDirectory(prefix="ugc_jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
