@@ -168,6 +168,21 @@ SLOW_CASES = (
     "plan/test_sft.py::test_a_recipe_that_names_no_device",
     "label/test_run.py::test_a_dry_run_counts_second_captions_apart",
     "rl/test_rollout.py::test_logprobs_are_those_of_training[0.7]",
+    "models/test_attention.py::test_splash_attention_with_the_heads_of_the_3b",
+    *(f"models/test_attention.py::test_kernel_under_a_mesh[False-splash-mesh{mesh}]"
+      for mesh in (1, 2)),
+    "models/test_attention.py::test_attention_to_a_shared_prompt[4]",
+    "models/test_attention.py::test_kernel_is_xla_attention_with_its_gradients[False-100-splash]",
+    *(f"models/test_decode_kernel.py::test_{case}"
+      for case in ("the_kernels_are_the_attention[one-sample]",
+                   "the_kernels_are_the_attention[many-heads]",
+                   "the_rotary_embedding_and_the_caches_of_new_tokens[one-sample]",
+                   "a_step_takes_them_on_a_gpu[attend_and_cache-32-1]")),
+    *(f"rl/test_step.py::test_a_stop_is_heeded_inside_a_step_and_an_evaluation[{case}]"
+      for case in ("2-result", "6-result", "4-sample", "6-sample", "2-_generate", "6-_generate")),
+    "generate/test_slots.py::test_fewer_rows_as_others_end[sampled]",
+    *(f"train/test_step.py::test_sharded_equals_unsharded_at_awkward_lengths[{length}]"
+      for length in (4, 8)),
 )  # fmt: skip
 
 
