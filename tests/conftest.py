@@ -19,8 +19,8 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # torch beside XLA on two cores: threads that wait for each other take a sixth of its time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tracing makes millions of objects that live. To look through them as often as Python does by itself
-# is a quarter of a training test's time.
+# Tracing makes millions of objects that live; to look through them as often as Python usually does
+# takes a quarter of a training test's time.
 gc.set_threshold(50_000, 20, 100)
 # Many tests compile the same programs, some in processes of their own: once is enough.
 _compiled = tempfile.TemporaryDirectory(prefix="ugc_jax-compiled-")
