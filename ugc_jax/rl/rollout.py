@@ -242,7 +242,7 @@ def _moved(state: TrainState, setup: Setup, source: dict, target: dict) -> dict:
     splits = list(zip(jax.tree.leaves(source), jax.tree.leaves(target), strict=True))
 
     def move(weight: jax.Array, split: tuple[NamedSharding, NamedSharding]) -> jax.Array:
-        # the token embeddings, too
+        # The cast is also of the token embeddings, which may be trained in float32.
         return sharding.reshard(weight.astype(setup.compute.dtype), *split)
 
     moved, stacks = [None] * len(weights), collections.defaultdict(list)
