@@ -450,6 +450,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="run nothing")
     args = parser.parse_args()
     pages = [ROOT / path for path in args.pages] or PAGES
+    if missing := [page for page in pages if not page.is_file()]:
+        parser.error(f"{missing[0]}: no such page; name one of the project, as docs/faq.md")
     if args.list:
         found = [one for page in pages for one in commands(page)]
         rows = [

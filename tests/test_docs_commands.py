@@ -68,6 +68,14 @@ def found() -> list:
     return [one for page in docs_commands.PAGES for one in docs_commands.commands(page)]
 
 
+def test_a_page_that_is_missing_is_one_line():
+    command = [sys.executable, str(ROOT / "launch/docs_commands.py"), "docs/nothing.md", "--list"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "docs/nothing.md: no such page" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_most_commands_run_and_no_rule_is_left_over(found):
     assert sum(not one.reason for one in found) >= 100
     texts = [one.text for one in found]
