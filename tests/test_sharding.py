@@ -166,9 +166,7 @@ def test_a_device_never_has_the_whole_of_what_is_resharded(axes):
     source, target = (sharding.shardings(mesh, x, axes) for mesh in meshes)
     x = sharding.abstract(x, source)
 
-    def shapes(function):
-        program = jax.jit(function, out_shardings=target).lower(x).compile().as_text()
-        found = re.findall(r"f32\[([\d,]+)\]", program)
-        return max(math.prod(map(int, shape.split(","))) for shape in found)
-
-    assert shapes(functools.partial(sharding.reshard, source=source, target=target)) == 48 * 32
+    move = functools.partial(sharding.reshard, source=source, target=target)
+    program = jax.jit(move, out_shardings=target).lower(x).compile().as_text()
+    shapes = re.findall(r"f32\[([\d,]+)\]", program)
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == 48 * 32
