@@ -115,10 +115,12 @@ def videos(parts) -> int:
     return sum(not isinstance(part, int) and part[0] == "video" for part in parts)
 
 
-def one_batch(config: OmniConfig, examples, batch_size: int | None = None):
-    """Examples -> one Batch, in the bucket that all CASES share (one program) or larger."""
+def one_batch(
+    config: OmniConfig, examples, batch_size: int | None = None, least: BucketKey = EVERY_CASE
+):
+    """Examples -> one Batch in the bucket `least`, of all CASES for one program, or larger."""
     keys = [bucket_of(example, Buckets(), config) for example in examples]
-    key = BucketKey(*map(max, zip(EVERY_CASE, *keys, strict=True)))
+    key = BucketKey(*map(max, zip(least, *keys, strict=True)))
     return collate(examples, key, batch_size or len(examples), config)
 
 

@@ -25,7 +25,7 @@ gc.set_threshold(50_000, 20, 100)
 # Many tests compile the same programs, some in processes of their own: once is enough.
 _compiled = tempfile.TemporaryDirectory(prefix="ugc_jax-compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import pytest  # noqa: E402
 
@@ -271,11 +271,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint as `ugc-jax init` writes it: tiny, random, with its own tokenizer."""
+    """A checkpoint as `ugc-jax init` writes it: random, with its own tokenizer; of fewer layers
+    than tiny's, as most of the time is compiling.
+    """
+    import cases
+
     from ugc_jax.jobs import init
+    from ugc_jax.models.qwen2_5_omni.config import SIZES, tiny
 
     path = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    assert init.main(init.InitConfig(output=str(path)), []) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", lambda: cases.fewer_layers(tiny()))
+        assert init.main(init.InitConfig(output=str(path)), []) == 0
     return path
 
 

@@ -19,6 +19,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import math
@@ -600,6 +601,7 @@ def field_help(cls: type) -> dict[str, str]:
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(cls)}
 
 
+@functools.cache  # settings are read several times a command line, comments slowly
 def _comments(cls: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(cls))
     comments: dict[int, str] = {}  # by line

@@ -1,12 +1,10 @@
 """ugc_jax.annotate.app behind ugc_jax.web: what people can do, and what attackers cannot."""
 
-import functools
 import io
 import json
 import zipfile
 from pathlib import Path
 
-import argon2
 import pytest
 from annotating import PASSWORD, Person
 from fake_annotation import BOTH, PICTURE, SOUND, VALUES, annotate, project
@@ -20,7 +18,7 @@ from ugc_jax.annotate.imports import Imported
 from ugc_jax.annotate.store import Store
 from ugc_jax.data import annotation
 from ugc_jax.judge.client import JudgeError
-from ugc_jax.web import accounts, server
+from ugc_jax.web import server
 from ugc_jax.web.gate import Gate
 from ugc_jax.web.limits import Rate
 
@@ -74,13 +72,6 @@ class Site:
         if name is not None:
             assert visitor.log_in(name).status_code == 303
         return visitor
-
-
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch):
-    """Hashes that take no time; tests/web/test_accounts.py has the real ones."""
-    cheap = functools.partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts.argon2, "PasswordHasher", cheap)
 
 
 @pytest.fixture

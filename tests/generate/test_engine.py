@@ -25,6 +25,7 @@ from ugc_jax.sharding import make_mesh
 NAMES = ("text", "audio", "video", "video_with_sound", "several_media", "video_sound_longer")
 SIXTEEN = SamplingConfig(max_new_tokens=16)
 ROWS = len(NAMES)
+KEY = BucketKey(tokens=256, grids=6, windows=2, chunks=4)  # holds all of them
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,15 @@ def examples(config):
     return [cases.make_example(config, cases.CASES[name], seed) for seed, name in enumerate(NAMES)]
 
 
+@pytest.fixture(scope="module")
+def greedy(engine, params, examples):
+    """The sixteen tokens of each prompt."""
+    return generate(engine, params, examples)
+
+
 def generate(engine, params, examples, options=SIXTEEN, rows=ROWS, keys=None, key=None):
     if key is None:
-        batch = cases.one_batch(engine.config, examples, rows)
+        batch = cases.one_batch(engine.config, examples, rows, KEY)
     else:
         batch = collate(examples, key, rows, engine.config)
     key_ids = np.zeros(rows, np.uint32)
@@ -72,44 +79,37 @@ def test_padding_does_not_matter(engine, params, examples):
     small = generate(
         engine, params, examples[3:4], rows=1, key=bucket_of(examples[3], Buckets(), engine.config)
     )
-    large = generate(engine, params, examples[3:4], rows=2, key=BucketKey(512, 12, 12, 8))
+    large = generate(engine, params, examples[3:4], rows=2, key=BucketKey(512, 12, 4, 8))
     np.testing.assert_array_equal(small.tokens[0], large.tokens[0])
     assert large.lengths.tolist() == [16, 0]
     assert not large.stopped.any()
 
 
-def test_stacked_layers_give_the_same(engine, params, examples, config):
+def test_stacked_layers_give_the_same(engine, examples, config, greedy):
     stacked = cases.random_params(config, stacked=True)
-    np.testing.assert_array_equal(
-        generate(engine, stacked, examples).tokens, generate(engine, params, examples).tokens
-    )
+    np.testing.assert_array_equal(generate(engine, stacked, examples).tokens, greedy.tokens)
 
 
-def test_chunks_give_the_same(engine, examples, config, params):
+def test_chunks_give_the_same(examples, config, params, greedy):
     in_chunks = Engine(config, Compute(slab=100))
-    np.testing.assert_array_equal(
-        generate(in_chunks, params, examples).tokens, generate(engine, params, examples).tokens
-    )
+    np.testing.assert_array_equal(generate(in_chunks, params, examples).tokens, greedy.tokens)
 
 
-def test_cached_decoding_equals_recomputing(engine, examples, config, params):
+def test_cached_decoding_equals_recomputing(examples, config, params, greedy):
     """Prompt and generated tokens through the uncached model give each generated token again."""
-    generated = generate(engine, params, examples)
-    grown = [
-        cases.followed(example, generated.tokens[i, :-1]) for i, example in enumerate(examples)
-    ]
-    batch = cases.one_batch(config, grown)
+    grown = [cases.followed(example, greedy.tokens[i, :-1]) for i, example in enumerate(examples)]
+    batch = cases.one_batch(config, grown, least=KEY)
     hidden = jax.jit(lambda p, b: thinker.hidden_states(p, config, Compute(), b))(params, batch)
     for i, example in enumerate(examples):
         last = len(example.tokens) - 1
         again = thinker.logits(thinker.head(params), hidden[i, last : last + 16]).argmax(-1)
-        np.testing.assert_array_equal(again, generated.tokens[i])
+        np.testing.assert_array_equal(again, greedy.tokens[i])
 
 
 def test_samples_of_a_prompt_are_what_copies_of_it_would_give(engine, params, examples):
     """Three samples on one cache of the prompt: tokens, lengths and log-probabilities."""
     options = SamplingConfig(max_new_tokens=16, temperature=1.0, repetition_penalty=1.1)
-    batch = cases.one_batch(engine.config, examples[2:4])
+    batch = cases.one_batch(engine.config, examples[2:4], least=KEY)
     keys = np.arange(6, dtype=np.uint32)
     shared = engine.generate(params, batch, options, keys, samples=3)
     copies = jax.tree.map(lambda leaf: np.repeat(leaf, 3, axis=0), batch)
@@ -164,26 +164,24 @@ def test_prompts_that_begin_alike_are_prefilled_as_each_alone(
                 np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
-def test_stops_at_the_end_token_inside_the_program(engine, examples, config, params):
+def test_stops_at_the_end_token_inside_the_program(examples, config, params, greedy):
     """A token that greedy decoding is known to reach is made the end token: rows end there."""
-    free = generate(engine, params, examples)
-    eos = int(free.tokens[0, 5])
-    ends = [row.tolist().index(eos) + 1 if eos in row else 16 for row in free.tokens]
+    eos = int(greedy.tokens[0, 5])
+    ends = [row.tolist().index(eos) + 1 if eos in row else 16 for row in greedy.tokens]
     tokens = dataclasses.replace(config.tokens, eos_token_id=eos)
     stopping = Engine(dataclasses.replace(config, tokens=tokens), Compute())
     cut = generate(stopping, params, examples)
     assert cut.lengths.tolist() == ends
-    assert cut.stopped.tolist() == [eos in row for row in free.tokens]
+    assert cut.stopped.tolist() == [eos in row for row in greedy.tokens]
     for i, end in enumerate(ends):
-        np.testing.assert_array_equal(cut.tokens[i, :end], free.tokens[i, :end])
+        np.testing.assert_array_equal(cut.tokens[i, :end], greedy.tokens[i, :end])
         assert (cut.tokens[i, end:] == config.tokens.pad_token_id).all()
 
 
-def test_limit_is_exact_and_shares_the_program(engine, params, examples):
-    full = generate(engine, params, examples, SamplingConfig(max_new_tokens=16))
+def test_limit_is_exact_and_shares_the_program(engine, params, examples, greedy):
     before = engine.programs()
     short = generate(engine, params, examples, SamplingConfig(max_new_tokens=11))
-    np.testing.assert_array_equal(short.tokens[:, :11], full.tokens[:, :11])
+    np.testing.assert_array_equal(short.tokens[:, :11], greedy.tokens[:, :11])
     assert short.lengths.tolist() == [11] * len(examples)
     assert engine.programs() == before
 
@@ -208,10 +206,10 @@ def test_one_program_per_bucket_and_stage(params, config):
     """Twenty batches of four buckets compile at most four programs a stage."""
     engine = Engine(config, Compute())
     keys = [
-        BucketKey(128, 4, 8, 2),
-        BucketKey(256, 4, 8, 2),
-        BucketKey(256, 6, 8, 4),
-        BucketKey(512, 6, 8, 4),
+        BucketKey(128, 4, 2, 2),
+        BucketKey(256, 4, 2, 2),
+        BucketKey(256, 6, 2, 4),
+        BucketKey(512, 6, 2, 4),
     ]
     example = cases.make_example(config, [4, ("video", 4, 84, 84, 150), 6])
     for i in range(20):
@@ -235,7 +233,7 @@ def test_bfloat16_runs_in_bfloat16(config, examples):
         lambda leaf: leaf.astype("bfloat16"), cases.random_params(config, stacked=False)
     )
     engine = Engine(config, Compute("bfloat16"))
-    prefilled = engine.prefill(params, cases.one_batch(config, examples))
+    prefilled = engine.prefill(params, cases.one_batch(config, examples, least=KEY))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(prefilled.cache)} == {"bfloat16"}
     assert prefilled.logits.dtype == "float32"
     assert (generate(engine, params, examples).lengths == 16).all()

@@ -24,8 +24,7 @@ from ugc_jax.train.state import Setup, Trainable, create_state
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-CONFIG = config_lib.tiny()
-SMALL = cases.fewer_layers(CONFIG)  # where many meshes are compared
+CONFIG = cases.fewer_layers(config_lib.tiny())
 EVERYTHING = Trainable(vision=True, audio=True, projector=True)
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)
 PACKED = BucketKey(tokens=304, grids=8, windows=2, chunks=8)
@@ -60,10 +59,10 @@ def packed(examples):
     return collate_rows([examples[:3], examples[3:]], PACKED, 4, CONFIG)
 
 
-def setup(mesh=(1, 1, 1), model=CONFIG, **changes) -> Setup:
+def setup(mesh=(1, 1, 1), **changes) -> Setup:
     count = int(np.prod(mesh))
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[:count])
-    return Setup(model, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
+    return Setup(CONFIG, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
 
 
 def gradient(setup: Setup, params, batch):
@@ -167,33 +166,26 @@ def test_packed_equals_unpacked_for_each_example(params, examples, packed):
         np.testing.assert_allclose(whole[row, place], alone[0, : len(place)], rtol=1e-5, atol=1e-5)
 
 
-def test_accumulation_equals_one_pass(small_params, batch):
-    loss, grads = gradient(setup(model=SMALL), small_params, batch)
-    for parts in (2, 4):
-        split = setup(model=SMALL, accumulate=parts)
-        loss_parts, grads_parts = gradient(split, small_params, batch)
-        assert abs(loss - loss_parts) <= 1e-5 * loss
-        assert largest_error(grads_parts, grads) <= 1e-5
+def test_accumulation_equals_one_pass(params, batch):
+    loss, grads = gradient(setup(), params, batch)
+    loss_parts, grads_parts = gradient(setup(accumulate=4), params, batch)
+    assert abs(loss - loss_parts) <= 1e-5 * loss
+    assert largest_error(grads_parts, grads) <= 1e-5
 
 
 @pytest.fixture(scope="module")
-def small_params():
-    return cases.random_params(SMALL)
-
-
-@pytest.fixture(scope="module")
-def unsharded(small_params, examples):
+def unsharded(params, examples):
     """Eight rows, packed, single and empty; their loss and gradient on one device."""
     rows = [examples[:3], examples[3:], *([example] for example in examples), examples[::-1], []]
     batch = collate_rows(rows, PACKED, 8, CONFIG)
     with jax.default_matmul_precision("highest"):
-        return batch, *gradient(setup(model=SMALL), small_params, batch)
+        return batch, *gradient(setup(), params, batch)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_sharded_equals_unsharded(mesh, small_params, unsharded):
+def test_sharded_equals_unsharded(mesh, params, unsharded):
     batch, loss, grads = unsharded
-    loss_split, grads_split = gradient(setup(mesh, SMALL), small_params, batch)
+    loss_split, grads_split = gradient(setup(mesh), params, batch)
     error = largest_error(grads_split, grads)
     print(f"{mesh}: gradients' relative error {error:.1e}")
     assert abs(loss - loss_split) <= 1e-5 * loss
@@ -201,12 +193,12 @@ def test_sharded_equals_unsharded(mesh, small_params, unsharded):
 
 
 @pytest.mark.parametrize("length", [4, 5, 8, 11])
-def test_sharded_equals_unsharded_at_awkward_lengths(length, small_params):
+def test_sharded_equals_unsharded_at_awkward_lengths(length, params):
     mesh = (2, 2, 2)
     examples = [cases.make_example(CONFIG, [2, ("answer", length - 2)], i) for i in range(8)]
     batch = collate(examples, BucketKey(length, 0, 1, 0), 8, CONFIG)
-    loss, grads = gradient(setup(model=SMALL), small_params, batch)
-    loss_split, grads_split = gradient(setup(mesh, SMALL), small_params, batch)
+    loss, grads = gradient(setup(), params, batch)
+    loss_split, grads_split = gradient(setup(mesh), params, batch)
     assert abs(loss - loss_split) <= 1e-5 * loss
     assert largest_error(grads_split, grads) <= 1e-5
 
@@ -214,15 +206,21 @@ def test_sharded_equals_unsharded_at_awkward_lengths(length, small_params):
 # ---- the step ------------------------------------------------------------------------------------
 
 
-def run(setup: Setup, params, batches, compiler_options=FAST_COMPILE):
+COMPILED = {}  # the step of each setup, of which several tests run the same
+
+
+def run(setup: Setup, params, batches):
     """(last state, metrics of each step), of batches of one shape."""
     with jax.set_mesh(setup.mesh):
         state = create_state(jax.tree.map(jnp.array, params), setup)
         placed = [sharding.place_batch(setup.mesh, one, len(one.tokens)) for one in batches]
-        step = steps.jit_step(steps.train_step, setup).lower(state, placed[0])
-        step, history = step.compile(compiler_options), []
+        key = setup, str(jax.tree.map(jax.typeof, placed[0]))
+        if key not in COMPILED:
+            step = steps.jit_step(steps.train_step, setup).lower(state, placed[0])
+            COMPILED[key] = step.compile(FAST_COMPILE)
+        history = []
         for batch in placed:
-            state, metrics = step(state, batch)
+            state, metrics = COMPILED[key](state, batch)
             history.append(jax.device_get(metrics))
     return state, history
 
@@ -232,7 +230,7 @@ def run(setup: Setup, params, batches, compiler_options=FAST_COMPILE):
     [
         {},
         {"optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2)},
-        {"compute": Compute(dtype="bfloat16", remat="full")},
+        {"compute": Compute(dtype="bfloat16", remat="full"), "trainable": Trainable()},
         {"compute": Compute(dtype="bfloat16"), "master": "bfloat16"},
         {"optimizer": OptimizerConfig(learning_rate=3e-3, warmup=0.0, mu_dtype="bfloat16")},
         {"accumulate": 2},
@@ -243,11 +241,9 @@ def run(setup: Setup, params, batches, compiler_options=FAST_COMPILE):
     ],
     ids=["adamw", "adafactor", "bf16", "bf16-master", "bf16-mean", "accumulated", "lora"],
 )
-def test_loss_falls(changes, small_params, batch):
+def test_loss_falls(changes, params, batch):
     optimizer = OptimizerConfig(learning_rate=3e-3, schedule="constant", weight_decay=0.01)
-    state, history = run(
-        setup(model=SMALL, **{"optimizer": optimizer, **changes}), small_params, [batch] * 8, None
-    )
+    state, history = run(setup(**{"optimizer": optimizer, **changes}), params, [batch] * 8)
     losses = [float(metrics["loss"]) for metrics in history]
     assert losses[-1] < losses[0] - 0.05
     assert int(state.step) == 8
@@ -256,10 +252,10 @@ def test_loss_falls(changes, small_params, batch):
     assert history[0]["tokens"] == sum(batch.segment_ids.ravel() > 0)
 
 
-def test_what_is_frozen_stays_and_carries_no_optimizer_state(small_params, batch):
+def test_what_is_frozen_stays_and_carries_no_optimizer_state(params, batch):
     trainable = Trainable(decoder=False, embeddings=False, projector=True)
     compute = Compute(dtype="bfloat16")
-    state, _ = run(setup(model=SMALL, trainable=trainable, compute=compute), small_params, [batch])
+    state, _ = run(setup(trainable=trainable, compute=compute), params, [batch])
     learnt = jax.tree.leaves(state.params)
     shapes = sorted(leaf.shape for leaf in learnt for _ in range(2))
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -267,31 +263,31 @@ def test_what_is_frozen_stays_and_carries_no_optimizer_state(small_params, batch
     assert {str(leaf.dtype) for leaf in learnt + moments} == {"float32"}
     frozen = state.frozen["model"]["layers"]["mlp"]["up_proj"]["weight"]
     assert frozen.dtype == jnp.bfloat16
-    before = small_params["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    before = params["model"]["layers"]["mlp"]["up_proj"]["weight"]
     np.testing.assert_array_equal(np.asarray(frozen), np.asarray(before, jnp.bfloat16))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_ever_after(small_params, batch):
+def test_a_step_that_is_not_finite_changes_nothing_ever_after(params, batch):
     sound = batch.media["audio"]
     sound = sound._replace(mel=np.full_like(sound.mel, np.nan))
     broken = batch._replace(media=batch.media | {"audio": sound})
-    good, _ = run(setup(model=SMALL), small_params, [batch])
-    state, history = run(setup(model=SMALL), small_params, [batch, broken, batch])
+    good, _ = run(setup(), params, [batch])
+    state, history = run(setup(), params, [batch, broken, batch])
     assert [float(metrics["finite"]) for metrics in history] == [1.0, 0.0, 0.0]
     assert not bool(state.finite)
     assert int(state.step) == 1
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (good[:4], state[:4])))
 
 
-def test_evaluation_gives_the_loss_of_the_step(small_params, batch):
-    one = setup(model=SMALL)
+def test_evaluation_gives_the_loss_of_the_step(params, batch):
+    one = setup()
     with jax.set_mesh(one.mesh):
-        state = create_state(jax.tree.map(jnp.array, small_params), one)
+        state = create_state(jax.tree.map(jnp.array, params), one)
         placed = sharding.place_batch(one.mesh, batch, 4)
         evaluation = jax.jit(
             functools.partial(steps.eval_step, setup=one), compiler_options=FAST_COMPILE
         )
         sums = evaluation(state, placed)
-    _, (metrics,) = run(one, small_params, [batch])
+    _, (metrics,) = run(one, params, [batch])
     np.testing.assert_allclose(sums.loss / sums.tokens, metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(sums.hits / sums.tokens, metrics["accuracy"], rtol=1e-6)
