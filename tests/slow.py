@@ -9,6 +9,9 @@ FILES = (
     "jobs/test_caption.py", "test_paper.py",
     "annotate/test_browser.py", "jobs/test_annotate.py", "serve/test_server.py",
     "api/test_docstrings.py", "api/test_training.py", "label/test_run.py", "label/test_faults.py",
+    "train/test_loop.py", "serve/test_page.py", "rl/test_step.py", "generate/test_live.py",
+    "models/test_attention.py", "generate/test_api.py", "report/test_templates.py",
+    "data/test_workers.py", "rewards/test_runner.py", "train/test_samples.py", "watch/test_join.py",
 )  # fmt: skip
 
 # Cases that take long, of kinds whose other cases are in every run.
@@ -167,6 +170,7 @@ CASES = (
     "data/test_pipeline.py::test_a_dead_worker_is_told",
     "models/test_decode_kernel.py::test_the_rotary_embedding_and_the_caches_of_new_tokens[many-h",
     "models/test_attention.py::test_attention_to_a_shared_prompt[7]",
+    "rl/test_rollout.py::test_every_way_gives_the_same_completions[parts by two rows]",
     *(f"test_reference.py::test_hidden_rows_and_logits[tiny-{case}]"
       for case in ("video_odd_frames", "video_tiny", "image", "video_sound_longer")),
 )  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import anyio.from_thread
 import pytest
 from annotating import PASSWORD, Person
 from fake_annotation import BOTH, PICTURE, SOUND, VALUES, annotate, project
@@ -72,6 +73,14 @@ class Site:
         if name is not None:
             assert visitor.log_in(name).status_code == 303
         return visitor
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_loop():
+    """All requests are of one event loop: to start one for each takes half of the time."""
+    with anyio.from_thread.start_blocking_portal() as portal, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TestClient, "portal", portal)
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 import sys
 
+import cases
 import fake_vllm
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ugc_jax.generate.peer import Answer, Peer, by_peer, write_prompts
 from ugc_jax.hf.config import load_config
 from ugc_jax.models.qwen2_5_omni.config import tiny
 
-CONFIG = tiny()
+CONFIG = cases.fewer_layers(tiny())
 TEXT = Workload(batch_size=3, frames=0, seconds=0, text_tokens=9)
 CLIP = Workload(batch_size=2, frames=2, height=56, width=84, seconds=1.5)
 

@@ -32,8 +32,8 @@ from ugc_jax.models.qwen2_5_omni import thinker
 
 CONFIG = cases.fewer_layers(config_lib.tiny())
 PROMPTS = [
-    [20], [4, ("video", 8, 112, 84, 400), 6], [5, ("image", 112, 140), 9], [7],
-    [5, ("audio", 437), 7], [140], [4, ("video", 4, 84, 112, None), 6], [300], [3],
+    [20], [4, ("video", 4, 84, 84, 231), 6], [5, ("image", 84, 112), 9], [7],
+    [5, ("audio", 237), 7], [100], [4, ("video", 4, 84, 112, None), 6], [150], [3],
 ]  # fmt: skip
 LIMITS = [16, 3, 9, 1, 12, 7, 2, 16, 5]
 SAMPLED = dict(temperature=1.0, top_p=0.9, seed=5)
@@ -349,19 +349,20 @@ def test_a_batch_without_memory_is_refused(config, params):
     engine = Engine(config, Compute())
     engine._advance = Full(engine._advance, lambda *_, **__: True)
     batch = group([(0, requests("greedy")[0])], 1).batch
-    with pytest.raises(UserError, match="a prompt of 384 tokens exceeds the device's memory"):
+    message = f"a prompt of {LARGEST.tokens} tokens exceeds the device's memory"
+    with pytest.raises(UserError, match=message):
         engine.generate(params, batch, SamplingConfig(max_new_tokens=2), [0])
 
 
 def test_a_prompt_that_is_too_large_is_told_and_the_others_go_on(config, params):
     engine = Engine(config, Compute())
-    engine._prefill = Full(engine._prefill, lambda _, x, *__: x.shape[1] > 200)
+    engine._prefill = Full(engine._prefill, lambda _, x, *__: x.shape[1] == LARGEST.tokens)
     asked = requests("greedy")
     groups = [group([(number, asked[number])], 1, KEYS[number]) for number in (0, 7, 3)]
     made = list(engine.run(params, Listed(groups), 2, 16))
     assert sorted(one.tag for one in made) == [0, 3, 7]
     failed = {one.tag: one.error for one in made if one.error is not None}
-    assert failed == {7: "a prompt of 384 tokens exceeds the device's memory"}
+    assert failed == {7: f"a prompt of {LARGEST.tokens} tokens exceeds the device's memory"}
 
 
 @pytest.mark.usefixtures("highest_precision")

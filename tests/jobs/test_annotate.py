@@ -153,7 +153,7 @@ def test_a_body_that_breaks_off(served):
     assert "ASGI" not in log
 
 
-def test_mistakes_of_users(clips, tmp_path, monkeypatch):
+def test_mistakes_of_users(clips, tmp_path, monkeypatch, capsys):
     output = tmp_path / "project"
     for flags, words in (
         (["--host", "0.0.0.0"], "host 0.0.0.0 is reached by others; first add an account"),
@@ -178,10 +178,13 @@ def test_mistakes_of_users(clips, tmp_path, monkeypatch):
     assert ended.stderr.splitlines()[-1].startswith("ugc-jax annotate: ")
     assert "Traceback" not in ended.stderr
     assert "not a folder; name the folder of the clips" in ended.stderr
-    ended = command(clips, output, "--account", "olga:owner", input="short\n")
-    assert "has 5 characters; use at least 10" in ended.stderr
-    ended = command(clips, output, "--account", "olga:owner", input=f"{PASSWORD}\n")
-    assert ended.stdout == "olga has an account as owner\n"
+    add = ["annotate", str(clips), "--output", str(output), "--account", "olga:owner"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("short\n"))
+    with pytest.raises(UserError, match="has 5 characters; use at least 10"):
+        cli.run(add)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PASSWORD}\n"))
+    assert cli.run(add) == 0
+    assert capsys.readouterr().out == "olga has an account as owner\n"
     with running(clips, output) as (address, _):
         port = address.rpartition(":")[2]
         ended = command(clips, output, "--port", port)
