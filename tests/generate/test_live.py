@@ -273,8 +273,8 @@ def test_close_finishes_what_is_under_way(captioner, texts):
 
 
 def test_close_fails_the_rest_at_its_limit(captioner, texts):
-    live = Live(captioner, places=1, new_tokens=4096, waiting=9)
-    long = asked(max_new_tokens=2048, temperature=1.0)
+    live = Live(captioner, places=1, new_tokens=8192, waiting=9)
+    long = asked(max_new_tokens=8192)  # greedy: it repeats itself and does not end
     several = [submit(live, texts[0], long)[1] for _ in range(3)]
     assert several[0].first.wait(WAIT)
     start = time.monotonic()
