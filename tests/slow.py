@@ -170,7 +170,13 @@ CASES = (
     "data/test_pipeline.py::test_a_dead_worker_is_told",
     "models/test_decode_kernel.py::test_the_rotary_embedding_and_the_caches_of_new_tokens[many-h",
     "models/test_attention.py::test_attention_to_a_shared_prompt[7]",
-    "rl/test_rollout.py::test_every_way_gives_the_same_completions[parts by two rows]",
+    *(f"rl/test_rollout.py::test_every_way_gives_the_same_completions[{way}]"
+      for way in ("parts", "parts by two rows")),
+    "generate/test_captioner.py::test_caption_does_not_depend_on_its_batch[greedy]",
+    "generate/test_engine.py::test_prompts_that_begin_alike_are_prefilled_as_each_alone[unrolled]",
+    "report/test_templates.py::test_axe_finds_no_serious_fault[laptop-dark]",
+    "models/test_attention.py::test_attention_inside_segments[4-",
+    "models/test_attention.py::test_kernel_is_xla_attention_with_its_gradients[False-384-",
     *(f"test_reference.py::test_hidden_rows_and_logits[tiny-{case}]"
       for case in ("video_odd_frames", "video_tiny", "image", "video_sound_longer")),
 )  # fmt: skip
