@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from ugc_jax import settings
 from ugc_jax.errors import UserError
 from ugc_jax.settings import (
     CONFIGS,
@@ -65,6 +66,18 @@ def file(tmp_path):
         return str(path)
 
     return write
+
+
+def test_comments_are_read_once(monkeypatch):
+    """A command line asks for them several times, and reading them is most of its time."""
+    parsed()
+
+    def read(cls):
+        raise AssertionError(f"the comments of {cls.__name__} are read again")
+
+    monkeypatch.setattr(settings.inspect, "getsource", read)
+    assert parsed("--steps", "4")[0].steps == 4
+    assert "and one beside it" in Schema(Config).help_text()
 
 
 def test_defaults_and_positional_words():
