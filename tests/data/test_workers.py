@@ -381,7 +381,9 @@ class TestLifetime:
         """Start a script that reads in two workers, without a guard of its main module."""
         script = tmp_path / "script.py"
         script.write_text(
-            f"import sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+            f"import signal, sys; sys.path.append({str(Path(__file__).parent)!r})\n"
+            # A job in the background, such as this suite's may be, ignores Ctrl-C.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "print('script', flush=True)\n"
             "from test_workers import act\n"
             "from ugc_jax.data.workers import Pool, ReadingConfig\n"
