@@ -120,21 +120,30 @@ def shared_data() -> Path:
     return SHARED
 
 
+def init_checkpoint(path: Path) -> Path:
+    """A checkpoint as `ugc-jax init` writes it: tiny, random, with its own tokenizer."""
+    from ugc_jax.jobs import init
+
+    assert init.main(init.InitConfig(output=str(path)), []) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def whole_checkpoint(tmp_path_factory) -> Path:
+    """The checkpoint of `ugc-jax init`, where all of its layers are compared."""
+    return init_checkpoint(tmp_path_factory.mktemp("checkpoints") / "whole")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint as `ugc-jax init` writes it: random, with its own tokenizer; of fewer layers
-    than tiny's, as most of the time is compiling.
-    """
+    """The same with fewer layers, as most of the time is compiling."""
     import cases
 
-    from ugc_jax.jobs import init
     from ugc_jax.models.qwen2_5_omni.config import SIZES, tiny
 
-    path = tmp_path_factory.mktemp("checkpoints") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", lambda: cases.fewer_layers(tiny()))
-        assert init.main(init.InitConfig(output=str(path)), []) == 0
-    return path
+        return init_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture(scope="session")

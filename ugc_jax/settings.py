@@ -601,7 +601,7 @@ def field_help(cls: type) -> dict[str, str]:
     return {field.name: found.get(field.name, "") for field in dataclasses.fields(cls)}
 
 
-@functools.cache  # settings are read several times a command line, comments slowly
+@functools.cache  # parsing the source is slow, and a command line needs it several times
 def _comments(cls: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(cls))
     comments: dict[int, str] = {}  # by line

@@ -77,7 +77,7 @@ class Site:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_loop():
-    """All requests are of one event loop: to start one for each takes half of the time."""
+    """All requests are of one event loop: to start one for each takes a quarter of the time."""
     with anyio.from_thread.start_blocking_portal() as portal, pytest.MonkeyPatch.context() as patch:
         patch.setattr(TestClient, "portal", portal)
         yield

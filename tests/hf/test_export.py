@@ -26,7 +26,7 @@ from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import mid, tiny
 from ugc_jax.models.qwen2_5_omni.tokens import CHAT_TEMPLATE
 
-CONFIG = cases.fewer_layers(tiny())
+CONFIG = tiny()
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -103,8 +103,7 @@ def test_thinker_keeps_the_sources_files(tmp_path):
 
 
 def test_sharded_parameters_are_put_together(tmp_path):
-    config = tiny()  # its layers are divisible
-    write_thinker(tmp_path / "in", config, random_tensors(config, np.float32, prefix=""))
+    write_thinker(tmp_path / "in", CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     mesh = jax.make_mesh((2, 4), ("layer", "column"))
 
     def spec(leaf):
@@ -114,10 +113,10 @@ def test_sharded_parameters_are_put_together(tmp_path):
 
     shardings = build_tree(
         (leaf.path, NamedSharding(mesh, spec(leaf) if leaf.is_stacked else P()))
-        for leaf in leaves(thinker.declare(config))
+        for leaf in leaves(thinker.declare(CONFIG))
     )
-    params = load_params(tmp_path / "in", config, shardings=shardings)
-    save_thinker(params, config, tmp_path / "out")
+    params = load_params(tmp_path / "in", CONFIG, shardings=shardings)
+    save_thinker(params, CONFIG, tmp_path / "out")
     assert stored(tmp_path / "out") == stored(tmp_path / "in")
 
 
@@ -147,10 +146,10 @@ def test_transformers_loads_the_thinker(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_full_holds_the_thinker_under_its_prefix(tiny_checkpoint, tmp_path, dtype):
-    params = load_params(tiny_checkpoint, CONFIG, dtype)
-    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, max_shard_bytes=1e6, full=True)
-    save_thinker(params, CONFIG, tmp_path / "thinker", tiny_checkpoint)
+def test_full_holds_the_thinker_under_its_prefix(whole_checkpoint, tmp_path, dtype):
+    params = load_params(whole_checkpoint, CONFIG, dtype)
+    save_thinker(params, CONFIG, tmp_path / "out", whole_checkpoint, max_shard_bytes=1e6, full=True)
+    save_thinker(params, CONFIG, tmp_path / "thinker", whole_checkpoint)
     expected = stored(tmp_path / "thinker")
     assert stored(tmp_path / "out") == {f"thinker.{name}": x for name, x in expected.items()}
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -185,11 +184,11 @@ def test_full_keeps_the_sources_files_and_adds_what_is_missing(tmp_path):
 
 
 @pytest.mark.usefixtures("highest_precision")
-def test_transformers_loads_the_full_model(tiny_checkpoint, tmp_path):
+def test_transformers_loads_the_full_model(whole_checkpoint, tmp_path):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("transformers").Qwen2_5OmniForConditionalGeneration
-    params = load_params(tiny_checkpoint, CONFIG)
-    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, full=True)
+    params = load_params(whole_checkpoint, CONFIG)
+    save_thinker(params, CONFIG, tmp_path / "out", whole_checkpoint, full=True)
     model = theirs.from_pretrained(tmp_path / "out").eval()
     assert not model.has_talker
     expected = stored(tmp_path / "out")
@@ -215,12 +214,12 @@ def test_transformers_loads_the_full_model(tiny_checkpoint, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * abs(theirs).max())
 
 
-def test_processors_of_transformers_read_the_added_files(tiny_checkpoint, tmp_path):
+def test_processors_of_transformers_read_the_added_files(whole_checkpoint, tmp_path):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pil = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    params = load_params(tiny_checkpoint, CONFIG)
-    save_thinker(params, CONFIG, tmp_path / "out", tiny_checkpoint, full=True)
+    params = load_params(whole_checkpoint, CONFIG)
+    save_thinker(params, CONFIG, tmp_path / "out", whole_checkpoint, full=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.image_token == "<|IMAGE|>"
     assert "<|im_start|>user\nHi" in tokenizer.apply_chat_template(

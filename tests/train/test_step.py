@@ -24,7 +24,8 @@ from ugc_jax.train.state import Setup, Trainable, create_state
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
-CONFIG = cases.fewer_layers(config_lib.tiny())
+WHOLE = config_lib.tiny()  # beside torch
+CONFIG = cases.fewer_layers(WHOLE)
 EVERYTHING = Trainable(vision=True, audio=True, projector=True)
 KEY = BucketKey(tokens=144, grids=4, windows=2, chunks=4)
 PACKED = BucketKey(tokens=304, grids=8, windows=2, chunks=8)
@@ -59,10 +60,10 @@ def packed(examples):
     return collate_rows([examples[:3], examples[3:]], PACKED, 4, CONFIG)
 
 
-def setup(mesh=(1, 1, 1), **changes) -> Setup:
+def setup(mesh=(1, 1, 1), model=CONFIG, **changes) -> Setup:
     count = int(np.prod(mesh))
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[:count])
-    return Setup(CONFIG, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
+    return Setup(model, mesh, **{"trainable": EVERYTHING, "steps": 10, **changes})
 
 
 def gradient(setup: Setup, params, batch):
@@ -96,12 +97,12 @@ def largest_error(ours: dict, theirs: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def torch_gradient(examples, tiny_checkpoint):
+def torch_gradient(examples, whole_checkpoint):
     """(mean loss, {Hugging Face name: gradient}) by torch's autograd, an example at a time."""
     torch = pytest.importorskip("torch")
     from ugc_jax.hf import reference
 
-    model = reference.load_reference(tiny_checkpoint)
+    model = reference.load_reference(whole_checkpoint)
     model.set_attn_implementation("eager")
     total = sum(int(example.target.sum()) for example in examples)
     loss = 0.0
@@ -126,12 +127,13 @@ def torch_gradient(examples, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("form", ["batch", "packed"])
-def test_loss_and_gradients_equal_torch(form, request, params, torch_gradient):
-    loss, grads = gradient(setup(), params, request.getfixturevalue(form))
+def test_loss_and_gradients_equal_torch(form, request, torch_gradient):
+    params = cases.random_params(WHOLE)
+    loss, grads = gradient(setup(model=WHOLE), params, request.getfixturevalue(form))
     torch_loss, torch_grads = torch_gradient
     assert abs(loss - torch_loss) <= 1e-5 * torch_loss
     ours, theirs = {}, {}
-    for tensor in tensors(thinker.declare(CONFIG)):
+    for tensor in tensors(thinker.declare(WHOLE)):
         name = tensor.name
         ours[name] = mapping.read_tensor(grads, tensor)
         if name not in torch_grads:  # of which neither model makes any use
@@ -166,9 +168,10 @@ def test_packed_equals_unpacked_for_each_example(params, examples, packed):
         np.testing.assert_allclose(whole[row, place], alone[0, : len(place)], rtol=1e-5, atol=1e-5)
 
 
-def test_accumulation_equals_one_pass(params, batch):
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_one_pass(parts, params, batch):
     loss, grads = gradient(setup(), params, batch)
-    loss_parts, grads_parts = gradient(setup(accumulate=4), params, batch)
+    loss_parts, grads_parts = gradient(setup(accumulate=parts), params, batch)
     assert abs(loss - loss_parts) <= 1e-5 * loss
     assert largest_error(grads_parts, grads) <= 1e-5
 
@@ -206,7 +209,10 @@ def test_sharded_equals_unsharded_at_awkward_lengths(length, params):
 # ---- the step ------------------------------------------------------------------------------------
 
 
-COMPILED = {}  # the step of each setup, of which several tests run the same
+@functools.cache
+def step_of(setup: Setup):
+    """The jitted step, which several tests run with the same setup."""
+    return steps.jit_step(steps.train_step, setup)
 
 
 def run(setup: Setup, params, batches):
@@ -214,13 +220,9 @@ def run(setup: Setup, params, batches):
     with jax.set_mesh(setup.mesh):
         state = create_state(jax.tree.map(jnp.array, params), setup)
         placed = [sharding.place_batch(setup.mesh, one, len(one.tokens)) for one in batches]
-        key = setup, str(jax.tree.map(jax.typeof, placed[0]))
-        if key not in COMPILED:
-            step = steps.jit_step(steps.train_step, setup).lower(state, placed[0])
-            COMPILED[key] = step.compile(FAST_COMPILE)
         history = []
         for batch in placed:
-            state, metrics = COMPILED[key](state, batch)
+            state, metrics = step_of(setup)(state, batch)
             history.append(jax.device_get(metrics))
     return state, history
 
@@ -230,6 +232,7 @@ def run(setup: Setup, params, batches):
     [
         {},
         {"optimizer": OptimizerConfig(name="adafactor", learning_rate=1e-2)},
+        {"compute": Compute(dtype="bfloat16", remat="full")},
         {"compute": Compute(dtype="bfloat16", remat="full"), "trainable": Trainable()},
         {"compute": Compute(dtype="bfloat16"), "master": "bfloat16"},
         {"optimizer": OptimizerConfig(learning_rate=3e-3, warmup=0.0, mu_dtype="bfloat16")},
@@ -239,7 +242,16 @@ def run(setup: Setup, params, batches):
             "lora": LoraConfig(rank=4, alpha=8.0),
         },
     ],
-    ids=["adamw", "adafactor", "bf16", "bf16-master", "bf16-mean", "accumulated", "lora"],
+    ids=[
+        "adamw",
+        "adafactor",
+        "bf16",
+        "bf16-decoder",
+        "bf16-master",
+        "bf16-mean",
+        "accumulated",
+        "lora",
+    ],
 )
 def test_loss_falls(changes, params, batch):
     optimizer = OptimizerConfig(learning_rate=3e-3, schedule="constant", weight_decay=0.01)
