@@ -49,13 +49,13 @@ class Limited(Engine):
     def run(self, *args, **how):
         return super().run(*args, **how | dict(rows=self._policy))
 
-    def _first_tokens(self, batch, prefilled, requests):
-        first, rows, mode = super()._first_tokens(batch, prefilled, requests)
+    def _first_tokens(self, batch, prefilled, requests, mode):
+        first, rows = super()._first_tokens(batch, prefilled, requests, mode)
         limit = rows.limit.copy()
         for row, one in enumerate(requests):
             if one is not None:
                 limit[row, : len(one.key_ids)] = self._limits[np.asarray(one.key_ids)]
-        return first, rows._replace(limit=limit), mode
+        return first, rows._replace(limit=limit)
 
 
 def main():

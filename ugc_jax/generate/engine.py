@@ -610,14 +610,14 @@ class Engine:
             return arrays
         return jax.device_put(arrays, batch_shardings(self.mesh, arrays))
 
-    def _first_tokens(self, batch: Batch, prefilled: Prefilled, requests) -> tuple:
-        """Begin to choose the first tokens of a group.
+    def _first_tokens(self, batch: Batch, prefilled: Prefilled, requests, mode) -> tuple:
+        """Begin to choose the first tokens of a group, of `_mode_of(requests)`.
 
         Returns (sampling.Sampled with leading axes [B, S], on the device; Rows with the same axes,
-        numpy; the Mode). S: most samples of a request.
+        numpy). S: most samples of a request.
         """
         B, S = len(requests), max(len(one.key_ids) for one in requests if one is not None)
-        configs = [one.sampling if one else SamplingConfig().resolve() for one in requests]
+        configs = _configs(requests)
         seeds = [config.seed for config in configs]
         ids = np.zeros((B, S), np.uint32)
         for b, one in enumerate(requests):
@@ -631,23 +631,31 @@ class Engine:
         keys = np.asarray(_row_keys(np.array(seeds, np.uint32), ids))
         limits = np.array([config.max_new_tokens for config in configs], np.int32)
         rows = decode.Rows(keys, np.repeat(limits[:, None], S, axis=1), knobs)
-        bound = [one and one.constraint for one in requests]
-        mode = sampling.mode_of(configs)._replace(
-            ranks=any(one.top_logprobs for one in requests if one is not None),
-            masks=any(one is not None for one in bound),
-        )
         allowed = None
         if mode.masks:
             allowed = all_allowed(B, self.config.text.vocab_size)
-            for b, one in enumerate(bound):
-                if one is not None:
-                    allowed[b] = one.first
+            for b, one in enumerate(requests):
+                if one is not None and one.constraint is not None:
+                    allowed[b] = one.constraint.first
             allowed = self._place(allowed)
         length = None if mode.penalizes else 0  # the program is otherwise that of any length
         prompt = batch.tokens[:, :length], batch.segment_ids[:, :length]
         tokens, segments = self._place(prompt)
         first = self._first(prefilled.logits, tokens, segments, rows, allowed, mode=mode)
-        return first, rows, mode
+        return first, rows
+
+
+def _configs(requests: list[Request | None]) -> list[SamplingConfig]:
+    return [one.sampling if one else SamplingConfig().resolve() for one in requests]
+
+
+def _mode_of(requests: list[Request | None]) -> sampling.Mode:
+    """Return what the sampling of a group's first tokens needs."""
+    real = [one for one in requests if one is not None]
+    return sampling.mode_of(_configs(requests))._replace(
+        ranks=any(one.top_logprobs for one in real),
+        masks=any(one.constraint is not None for one in real),
+    )
 
 
 def all_allowed(rows: int, vocabulary: int) -> np.ndarray:
@@ -777,6 +785,18 @@ class _Lane:
             arrays = engine._place((batch.tokens, batch.segment_ids, batch.next_position))
             with engine.on_mesh():
                 self._state = engine._insert(self._state, ready.prefilled.cache, places, *arrays)
+
+    def prepare(self, tokens: int, mode: sampling.Mode):
+        """Have a state before the first prompts, of so many tokens, are ready.
+
+        Its programs are traced and loaded while the device computes the prompts. If the memory is
+        exhausted, `insert` tries again and fails where the places can be halved.
+        """
+        if self._state is None and self._run.rows != "following":  # which may need another size
+            try:
+                self._make_room(tokens, mode)
+            except jax.errors.JaxRuntimeError:
+                self._state = None
 
     def _make_room(self, tokens: int, mode: sampling.Mode):
         """Have a state for prompts of so many tokens, and for their sampling."""
@@ -1176,8 +1196,11 @@ class _Run:
 
     def _accept(self, group: Group, prefilled: Prefilled):
         """Queue a prefilled group for places."""
+        mode = _mode_of(group.requests)
+        if any(one is not None and one.constraint is None for one in group.requests):
+            self._lanes[0].prepare(group.batch.tokens.shape[1], mode)
         with self.engine.on_mesh():
-            first, rows, mode = self.engine._first_tokens(group.batch, prefilled, group.requests)
+            first, rows = self.engine._first_tokens(group.batch, prefilled, group.requests, mode)
         if mode.masks and len(self._lanes) == 1:
             self._lanes.append(_Lane(self, constrained=True))
         for lane in self._lanes:
