@@ -13,7 +13,7 @@ from ugc_jax.hf import mapping
 from ugc_jax.hf.adapter import WEIGHTS, load_adapter, save_adapter
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.export import ADAPTER_CONFIG
-from ugc_jax.hf.tensorfile import TensorFile, array_output, write_tensors
+from ugc_jax.hf.tensorfile import Part, TensorFile, array_output, write_tensors
 from ugc_jax.jobs import init
 from ugc_jax.jobs.init import InitConfig
 from ugc_jax.models import lora
@@ -102,7 +102,7 @@ def rename(folder, change):
     outputs = []
     for name, header in file.headers.items():
         array = np.empty(header.shape, np.float32)
-        file.read_into(array, name)
+        file.read(name, [Part(array)])
         if change(name):
             outputs.append(
                 array_output(change(name), array.shape, array.dtype, lambda array=array: array)

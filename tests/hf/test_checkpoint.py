@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from types import SimpleNamespace
 
 import jax
@@ -14,8 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ugc_jax.errors import UserError
-from ugc_jax.hf import mapping, tensorfile
-from ugc_jax.hf.checkpoint import load_params
+from ugc_jax.hf import checkpoint, mapping, tensorfile
+from ugc_jax.hf.checkpoint import Checkpoint, load_params
 from ugc_jax.hf.hub import resolve_checkpoint
 from ugc_jax.models.params import abstract_params, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -98,13 +99,13 @@ def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
     """With a stack split over layers, a device that holds layer 1 never asks for layer 0."""
     write_thinker(tmp_path, CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
     asked = []
-    read = tensorfile.TensorFile.read_into
+    read = tensorfile.TensorFile.read
 
-    def record(self, out, name, index=()):
-        asked.append((name, out.nbytes))
-        return read(self, out, name, index)
+    def record(self, name, parts):
+        asked.extend((name, part.array.nbytes) for part in parts)
+        return read(self, name, parts)
 
-    monkeypatch.setattr(tensorfile.TensorFile, "read_into", record)
+    monkeypatch.setattr(tensorfile.TensorFile, "read", record)
     mesh = jax.make_mesh((8,), ("x",))
     name = "model.embed_tokens.weight"
     shardings = jax.tree.map(
@@ -117,6 +118,55 @@ def test_reads_only_the_slices_it_holds(tmp_path, monkeypatch):
     assert (
         len(asked) == len(tensors(thinker.declare(CONFIG))) + 7
     )  # a replicated array is read once, not eight times
+
+
+def test_a_block_is_read_once_for_all_devices(tmp_path, monkeypatch):
+    """Split within rows between eight devices, a tensor is not read eight times."""
+    values = random_tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    read, preadv = [], os.preadv
+
+    def record(file, buffers, start):
+        count = preadv(file, buffers, start)
+        read.append(count)
+        return count
+
+    monkeypatch.setattr(os, "preadv", record)
+    mesh = jax.make_mesh((8,), ("x",))
+
+    def spec(leaf):
+        return P(*[None] * (leaf.ndim - 1), "x") if leaf.shape[-1] % 8 == 0 else P()
+
+    shardings = jax.tree.map(
+        lambda leaf: NamedSharding(mesh, spec(leaf)),
+        abstract_params(thinker.declare(CONFIG), jnp.float32),
+    )
+    assert_same(load_params(tmp_path, CONFIG, shardings=shardings), values)
+    assert sum(read) == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path):
+    path = broken(tmp_path, lambda values: None) / "model.safetensors"
+    stored = Checkpoint(tmp_path)
+    os.truncate(path, path.stat().st_size - 4)
+    last = max(tensors(thinker.declare(CONFIG)), key=lambda one: stored.tensors[one.name][1].start)
+    with pytest.raises(UserError, match="model.safetensors: truncated while it was read"):
+        stored.read(last, [tensorfile.Part(np.empty(last.shape, np.float32))])
+
+
+def test_no_array_is_read_ahead_of_its_turn_beyond_the_limit(tmp_path, monkeypatch):
+    """With a limit of a byte, an array is read after the one before has gone to its devices."""
+    values = random_tensors(CONFIG, np.float32, prefix="")
+    write_thinker(tmp_path, CONFIG, values)
+    monkeypatch.setattr(checkpoint, "AHEAD_BYTES", 1)
+    begun, begin = [], checkpoint._read
+    made, make = [], jax.make_array_from_callback
+    monkeypatch.setattr(checkpoint, "_read", lambda *args: begun.append(len(made)) or begin(*args))
+    monkeypatch.setattr(
+        jax, "make_array_from_callback", lambda *args, **how: made.append(1) or make(*args, **how)
+    )
+    assert_same(load_params(tmp_path, CONFIG), values)
+    assert begun == list(range(len(made)))
 
 
 def test_loaded_arrays_take_over_the_host_buffer(tmp_path):

@@ -13,7 +13,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.files import read_json, write_json
 from ugc_jax.hf import mapping
 from ugc_jax.hf.export import ADAPTER_CONFIG, new_directory, tensor_output
-from ugc_jax.hf.tensorfile import FLOATS, TensorFile, write_tensors
+from ugc_jax.hf.tensorfile import FLOATS, Part, TensorFile, write_tensors
 from ugc_jax.hf.trained import Trained, write_trained
 from ugc_jax.models import lora
 from ugc_jax.models.lora import LoraConfig
@@ -105,7 +105,7 @@ def load_adapter(directory: str | Path, config: OmniConfig) -> tuple[dict, LoraC
                 f"{file.path}: {name} is {header.code}{list(header.shape)}, "
                 f"not a float of {list(tensor.shape)}; give a whole adapter of this model"
             )
-        file.read_into(stacks[tensor.path][tensor.layer], header.name)
+        file.read(header.name, [Part(stacks[tensor.path][tensor.layer])])
     settings = LoraConfig(rank, float(alpha), ",".join(sorted(targets)))
     return build_tree(stacks.items()), settings
 

@@ -1,13 +1,17 @@
 """Import: safetensors (Hugging Face) or Orbax, straight into JAX arrays, sharded or not.
 
-Each shard that this process holds is allocated once, filled from the mapped files layer by layer,
-and passed to JAX, which on a CPU uses it without a copy. So loading needs the memory of the
-parameters and of one 32 MiB block.
+Each shard that this process holds is allocated once, filled from the files by several threads, and
+passed to JAX, which on a CPU uses it without a copy. So loading needs the memory of the parameters
+and of a block of 8 MiB a thread; on an accelerator's host, of AHEAD_BYTES and the largest array.
 """
 
 import logging
 import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +21,7 @@ from ugc_jax.errors import UserError
 from ugc_jax.files import read_json
 from ugc_jax.hf import mapping, orbax_store
 from ugc_jax.hf.hub import resolve_checkpoint
-from ugc_jax.hf.tensorfile import FLOATS, Header, TensorFile, empty_aligned, float_dtype
+from ugc_jax.hf.tensorfile import FLOATS, Header, Part, TensorFile, empty_aligned, float_dtype
 from ugc_jax.models import int8
 from ugc_jax.models.params import Leaf, Tensor, build_tree, get_leaf, leaves, tensors
 from ugc_jax.models.qwen2_5_omni import thinker
@@ -28,6 +32,8 @@ logger = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 BAR_BYTES = 1 << 30  # smaller checkpoints load quickly and get no progress bar
+READERS = 8  # threads
+AHEAD_BYTES = 1 << 30  # of the next arrays that are read while one goes to its devices
 
 
 def load_params(
@@ -76,9 +82,7 @@ def load_params(
     hidden = is_quiet or None  # None: displayed on a terminal only
     items = []
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
-        for leaf in tree:
-            sharding = get_leaf(shardings, leaf.path)
-            array = _load_leaf(stored, leaf, dtypes[leaf.path], sharding)
+        for leaf, array in _arrays(stored, tree, dtypes, shardings):
             items += _items(leaf, array, in_int8)
             bar.update(array.nbytes)
     return build_tree(items)
@@ -172,28 +176,75 @@ class Checkpoint:
                 )
         return FLOATS[first.code]
 
-    def read_into(self, out: np.ndarray, tensor: Tensor, index: tuple[slice, ...] = ()):
-        """Fill `out` with the slice `index` of the tensor, converted to out.dtype."""
+    def read(self, tensor: Tensor, parts: list[Part]):
+        """Fill arrays with slices of the tensor, converted to their dtypes."""
         file, header = self.tensors[tensor.name]
-        file.read_into(out, header.name, index)
+        file.read(header.name, parts)
 
 
-def _load_leaf(
-    stored: Checkpoint, leaf: Leaf, dtype: np.dtype, sharding: jax.sharding.Sharding
-) -> jax.Array:
-    """The array of a leaf; a shard that several devices hold is read once."""
+class _Reading(NamedTuple):
+    """A leaf whose shards are being read. shards: {their place in the leaf (`_key`): values}."""
+
+    leaf: Leaf
+    dtype: np.dtype
+    sharding: jax.sharding.Sharding
+    shards: dict[tuple, np.ndarray]
+    reads: list[Future]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards.values())
+
+    def array(self) -> jax.Array:
+        """Wait for the shards; return the array on its devices."""
+        for read in self.reads:
+            read.result()
+        shape = self.leaf.shape
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            return self.shards[_key(index, shape)]
+
+        array = jax.make_array_from_callback(shape, self.sharding, shard, dtype=self.dtype)
+        return array.block_until_ready()  # frees the host's copy before the next array
+
+
+def _arrays(
+    stored: Checkpoint, tree: list[Leaf], dtypes: dict, shardings: dict
+) -> Iterator[tuple[Leaf, jax.Array]]:
+    """Yield the leaves' arrays in their order, while the next ones are read."""
+    waiting, under_way = deque(tree), deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        while waiting or under_way:
+            while waiting and sum(one.nbytes for one in under_way) < AHEAD_BYTES:
+                leaf = waiting.popleft()
+                sharding = get_leaf(shardings, leaf.path)
+                under_way.append(_read(stored, leaf, dtypes[leaf.path], sharding, pool))
+            yield under_way[0].leaf, under_way.popleft().array()
+
+
+def _read(
+    stored: Checkpoint,
+    leaf: Leaf,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    pool: ThreadPoolExecutor,
+) -> _Reading:
+    """Begin to read a leaf; a shard that several devices hold is read once."""
     shards: dict[tuple, np.ndarray] = {}
+    parts: dict[int, list[Part]] = {}  # by the number of the leaf's tensor
+    for index in sharding.addressable_devices_indices_map(leaf.shape).values():
+        key = _key(index, leaf.shape)
+        if key in shards:
+            continue
+        out = shards[key] = empty_aligned(tuple(len(range(*axis)) for axis in key), dtype)
+        if leaf.is_stacked:
+            for number, row in zip(range(*key[0]), out, strict=True):
+                parts.setdefault(number, []).append(Part(row, index[1:]))
+        else:
+            parts.setdefault(0, []).append(Part(out, index))
+    reads = [pool.submit(stored.read, leaf.tensors[one], parts[one]) for one in parts]
+    return _Reading(leaf, dtype, sharding, shards, reads)
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple(axis.indices(size) for axis, size in zip(index, leaf.shape, strict=True))
-        if key not in shards:
-            out = shards[key] = empty_aligned(tuple(len(range(*axis)) for axis in key), dtype)
-            if leaf.is_stacked:
-                for row, tensor in zip(out, leaf.tensors[index[0]], strict=True):
-                    stored.read_into(row, tensor, index[1:])
-            else:
-                stored.read_into(out, leaf.tensors[0], index)
-        return shards[key]
 
-    array = jax.make_array_from_callback(leaf.shape, sharding, read, dtype=dtype)
-    return array.block_until_ready()  # frees the host's copy before the next array is read
+def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple:
+    return tuple(axis.indices(size) for axis, size in zip(index, shape, strict=True))

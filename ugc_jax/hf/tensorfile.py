@@ -6,7 +6,8 @@ pages while it reads. For a checkpoint of 9 GB that takes too much memory.
 
 import json
 import math
-import mmap
+import os
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from ugc_jax.errors import UserError
 
-BLOCK_BYTES = 32 << 20  # copied between two releases of mapped pages
+BLOCK_BYTES = 8 << 20  # read at a time where values are converted, cut or copied
 FLOATS = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -49,8 +50,21 @@ class Header(NamedTuple):
     nbytes: int
 
 
+class Part(NamedTuple):
+    """An array to fill with `tensor[index]`; slices without steps, () for the whole tensor."""
+
+    array: np.ndarray
+    index: tuple[slice, ...] = ()
+
+    def is_whole_rows(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the part is contiguous in a tensor of this shape, and in memory."""
+        inner = zip(self.index[1:], shape[1:], strict=False)
+        cut = any(len(range(*one.indices(size))) < size for one, size in inner)
+        return not cut and self.array.flags.c_contiguous
+
+
 class TensorFile:
-    """A mapped safetensors file.
+    """A safetensors file that is open for reading, by several threads if need be.
 
     headers: {tensor name: Header}. metadata: the header's `__metadata__`.
     Raises UserError naming the file (and the tensor) if it is truncated or not of this format.
@@ -59,23 +73,21 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with path.open("rb") as file:
-                size = file.seek(0, 2)
-                if size < 8:
-                    raise UserError(f"{path}: truncated: {size} bytes; download the file again")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = path.open("rb", buffering=0)
         except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}); download the file again"
-            ) from None
-        data = 8 + int.from_bytes(self._map[:8], "little")
+            raise self._unreadable(error) from None
+        weakref.finalize(self, self._file.close)
+        size = os.fstat(self._file.fileno()).st_size
+        if size < 8:
+            raise UserError(f"{path}: truncated: {size} bytes; download the file again")
+        data = 8 + int.from_bytes(self._bytes(0, 8), "little")
         if data > size:
             raise UserError(
                 f"{path}: truncated, or no safetensors file: {size} bytes, "
                 f"its header alone claims {data}; download the file again"
             )
         try:
-            content = json.loads(self._map[8:data], object_pairs_hook=self._unique)
+            content = json.loads(self._bytes(8, data - 8), object_pairs_hook=self._unique)
             self.metadata = content.pop("__metadata__", {})
             self.headers = {name: self._header(name, info, data) for name, info in content.items()}
         except UserError:
@@ -114,27 +126,63 @@ class TensorFile:
             )
         return header
 
-    def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()):
-        """Fill `out` with `tensor[index]` in out.dtype, with one block of the file in memory."""
+    def read(self, name: str, parts: list[Part]):
+        """Fill each part's array with its slice of the tensor, in the array's dtype.
+
+        Whole rows of the stored dtype are read into their array; the other parts are filled block
+        by block, each of which is read once for all of them.
+        """
         header = self.headers[name]
-        count = math.prod(header.shape)
-        flat = np.frombuffer(self._map, FLOATS[header.code], count, header.start)
-        stored = flat.reshape(header.shape)[index]
-        rows = max(1, BLOCK_BYTES * len(stored) // max(stored.nbytes, 1))
-        for row in range(0, len(stored), rows):
-            out[row : row + rows] = stored[row : row + rows]
-            self._release()
+        dtype, count = FLOATS[header.code], header.shape[0]
+        row_bytes = header.nbytes // max(count, 1)
+        others: list[tuple[Part, range]] = []
+        for part in parts:
+            rows = range(*part.index[0].indices(count)) if part.index else range(count)
+            if part.is_whole_rows(header.shape) and part.array.dtype == dtype:
+                self._fill(part.array, header.start + rows.start * row_bytes)
+            else:
+                others.append((part, rows))
+        step = max(1, BLOCK_BYTES // max(row_bytes, 1))
+        start = min((rows.start for _, rows in others), default=0)
+        stop = max((rows.stop for _, rows in others), default=0)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            block = np.empty((last - first, *header.shape[1:]), dtype)
+            self._fill(block, header.start + first * row_bytes)
+            for part, rows in others:
+                low, high = max(first, rows.start), min(last, rows.stop)
+                if low < high:
+                    values = block[(slice(low - first, high - first), *part.index[1:])]
+                    part.array[low - rows.start : high - rows.start] = values
 
     def copy_to(self, file, name: str):
         """Write the tensor's bytes unchanged to an open binary file."""
         header = self.headers[name]
-        for start in range(header.start, header.start + header.nbytes, BLOCK_BYTES):
-            file.write(self._map[start : min(start + BLOCK_BYTES, header.start + header.nbytes)])
-            self._release()
+        end = header.start + header.nbytes
+        for start in range(header.start, end, BLOCK_BYTES):
+            file.write(self._bytes(start, min(BLOCK_BYTES, end - start)))
 
-    def _release(self):
-        """Release the mapped pages, which count as this process's memory."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def _bytes(self, start: int, count: int) -> bytes:
+        out = np.empty(count, np.uint8)
+        self._fill(out, start)
+        return out.tobytes()
+
+    def _fill(self, out: np.ndarray, start: int):
+        """Read the bytes of the file from `start` on into a contiguous array."""
+        left = out.reshape(-1).view(np.uint8)
+        while len(left):
+            try:
+                count = os.preadv(self._file.fileno(), [left], start)
+            except OSError as error:
+                raise self._unreadable(error) from None
+            if count == 0:
+                raise UserError(
+                    f"{self.path}: truncated while it was read; download the file again"
+                )
+            left, start = left[count:], start + count
+
+    def _unreadable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path}: cannot be read ({error.strerror}); download the file again")
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
