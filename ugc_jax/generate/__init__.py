@@ -1,7 +1,7 @@
 """Captions from a model: encode, prefill and decode batches, sample tokens, write results.
 
 engine.py      the jitted programs of one model, compiled once a bucket; sampling.py: the next token
-captioner.py   clips -> captions, batched by bucket while processes read ahead
+captioner.py   clips -> captions, batched by bucket; weights.py: shapes, to compile without weights
 inputs.py      the arguments of a call -> the clips, and what each is asked; pieces.py: long clips
 live.py        an engine in a thread that prompts join and leave: what a server needs
 texts.py       the text of a completion while its tokens come; constraints.py: JSON schemas

@@ -95,7 +95,9 @@ def ask(
         todo = {name: files[name].missing(clips) for name, clips in mine.items()}
         totals.skipped = sum(len(clips) - len(todo[name]) for name, clips in mine.items())
         if any(todo.values()):
-            captioner = Captioner.from_pretrained(directory, **dataclasses.asdict(compute))
+            captioner = Captioner.from_pretrained(
+                directory, load=False, **dataclasses.asdict(compute)
+            )
             # clip -> question -> the names of what asks it
             questions: dict[str, dict[str, list[str]]] = {}
             for name, clips in todo.items():

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -50,6 +51,7 @@ from ugc_jax.generate.engine import (
     Request,
     Streamed,
     finish_reason,
+    on_cpu,
     plan_places,
     prefill_tokens,
 )
@@ -66,6 +68,7 @@ from ugc_jax.generate.settings import (
     piece_seconds,
 )
 from ugc_jax.generate.texts import TextStream
+from ugc_jax.generate.weights import abstract_weights
 from ugc_jax.hf.checkpoint import load_params
 from ugc_jax.hf.config import load_config
 from ugc_jax.hf.hub import resolve_checkpoint
@@ -651,6 +654,8 @@ class Captioner:
                 clips.begin()
                 if keys:
                     how |= self._warm(clips, sorted(keys), sampling, **how)
+                else:
+                    self._load(clips)
                 for one in self.engine.run(self.params, clips, **how):
                     while clips.failed:
                         yield clips.failed.popleft()
@@ -661,6 +666,26 @@ class Captioner:
                 yield from clips.failed
 
         return answers()
+
+    def _load(self, clips: "_Clips"):
+        """Load the weights; meanwhile compile the programs of the first clips' prefill.
+
+        Not on a CPU: it traces and compiles while it computes the first clips. Nor on a mesh of
+        several GPUs, whose shapes `abstract_weights` does not know.
+        """
+        mesh = self.engine.mesh
+        known = mesh is None or mesh.devices.flat[0].platform == "tpu"
+        if on_cpu(mesh) or not known or not callable(self._params):
+            return
+        pool = ThreadPoolExecutor(1)
+        try:
+            weights = pool.submit(self._params)
+            if (group := clips.first()) is not None:
+                shapes = abstract_weights(self.config, self.engine.compute, mesh)
+                self.engine.compile(shapes, group)
+            self._params = weights.result()
+        finally:
+            pool.shutdown(wait=False)  # after an error, that of the weights is of no interest
 
     def _warm(
         self,
@@ -749,6 +774,7 @@ class _Clips:
         self._pending = 4 * (engine.batch_size or 8)
         self._room = captioner.config.text.max_position_embeddings - sampling.max_new_tokens
         self._read = read(ahead=engine.batch_size or 8, waits=lambda: self._waits)
+        self._first: Group | None = None
 
     def begin(self):
         """Let the worker processes begin before the first `take`."""
@@ -760,8 +786,16 @@ class _Clips:
         """End the worker processes."""
         self._read.close()
 
+    def first(self) -> Group | None:
+        """Wait for the group that `take` returns first; None if no clip can be read."""
+        self._first = self.take(wait=True, free=0)
+        return self._first
+
     def take(self, wait: bool, free: int) -> Group | None:
         """Return a group of clips of one bucket; a small one where nothing else keeps busy."""
+        if self._first is not None:
+            group, self._first = self._first, None
+            return group._replace(requests=[one and _begun_now(one) for one in group.requests])
         while True:
             full = (key for key, units in self._waiting.items() if len(units) >= self.rows(key))
             if (key := next(full, None)) is not None:
@@ -860,6 +894,11 @@ class _Clips:
 
     def _keep(self, place: int, bucket: BucketKey, batch: Batch, row: int, media: dict):
         self._kept[place] = kept_row(batch, row, bucket, media)
+
+
+def _begun_now(request: Request) -> Request:
+    """A request whose prefill begins now, not when its group was made."""
+    return request._replace(tag=request.tag._replace(start=time.perf_counter()))
 
 
 def _flag(options: dict, name: str) -> bool:

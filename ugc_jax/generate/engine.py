@@ -13,12 +13,14 @@ generate/decode.py, each compiled once per bucket of its input shapes; parameter
 their arguments.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -551,20 +553,10 @@ class Engine:
         program.
         """
 
-        def split(shapes):
-            return abstract(shapes, batch_shardings(self.mesh, shapes))
-
         places, options = places or len(batch.tokens), options.resolve()
         mode = sampling.mode_of([options])
         with self.on_mesh():
-            encoders = {
-                name: encode.trace(params, *batch.media[name])
-                for name, encode in self._encoders.items()
-            }
-            media = split({name: encode.out_info for name, encode in encoders.items()})
-            embed = self._embed.trace(params, batch.tokens, batch.splice, media)
-            x = split(embed.out_info)
-            prefill = self._prefill.trace(params, x, batch.positions, batch.segment_ids)
+            programs = dict(self._traces(params, batch))
             empty = functools.partial(
                 decode.empty_state, self.config, self.compute, places, samples,
                 _prompt_tokens(max(tokens, batch.tokens.shape[1])),
@@ -577,7 +569,48 @@ class Engine:
             starts = abstract(starts, jax.tree.map(lambda _: replicated(self.mesh), starts))
             chunk = chunk_of(self.mesh, places * samples)
             steps = self._advance.trace(params, state, starts, chunk, mode=mode)
-        return encoders | dict(embed=embed, prefill=prefill, decode=steps), state
+        return programs | dict(decode=steps), state
+
+    def compile(self, params, group: Group):
+        """Compile the programs of `prefill` for a group, several at a time; `prefill` uses them.
+
+        params: jax.ShapeDtypeStructs with the shardings of the weights, which may still be read. A
+        program that cannot be compiled is left to `prefill`, which reports it.
+        """
+
+        def compiled(traced):
+            with self.on_mesh(), contextlib.suppress(jax.errors.JaxRuntimeError):
+                traced.lower().compile()
+
+        shared = group.shared
+        with ThreadPoolExecutor() as pool, self.on_mesh():
+            batch = self._place(group.batch if shared is None else shared.batch)
+            places = None if shared is None else self._place(shared.places)
+            done = [pool.submit(compiled, one) for _, one in self._traces(params, batch, places)]
+        for one in done:
+            one.result()
+
+    def _traces(self, params, batch: Batch, shared=None) -> Iterator[tuple[str, jax.stages.Traced]]:
+        """Trace the programs of `prefill`, in their order. shared: `places` of Shared."""
+
+        def on_devices(shapes):  # as the arrays that the programs return
+            if self.mesh is not None:
+                return abstract(shapes, batch_shardings(self.mesh, shapes))
+            alone = jax.tree.leaves(params)[0].sharding
+            return abstract(shapes, jax.tree.map(lambda _: alone, shapes))
+
+        media = {}
+        for name, encode in self._encoders.items():
+            traced = encode.trace(params, *batch.media[name])
+            media[name] = on_devices(traced.out_info)
+            yield name, traced
+        embed = self._embed.trace(params, batch.tokens, batch.splice, media)
+        yield "embed", embed
+        arrays = on_devices(embed.out_info), batch.positions, batch.segment_ids
+        if shared is None:
+            yield "prefill", self._prefill.trace(params, *arrays)
+        else:
+            yield "prefill", self._prefill_shared.trace(params, *arrays, shared)
 
     # ---- programs --------------------------------------------------------------------------------
 

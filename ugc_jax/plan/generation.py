@@ -6,9 +6,7 @@ all slots are on the chip; a slot is one of the engine's places, with one comple
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,10 +15,8 @@ from ugc_jax.data.batching import BucketKey
 from ugc_jax.generate.decode import DecodeState
 from ugc_jax.generate.engine import Engine, new_tokens_bucket, plan_places, prefill_tokens
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.weights import abstract_weights
 from ugc_jax.models.compute import Compute
-from ugc_jax.models.int8 import SCALE, quantized
-from ugc_jax.models.params import Leaf, abstract_params, build_tree, get_leaf, leaves, logical_axes
-from ugc_jax.models.qwen2_5_omni import thinker
 from ugc_jax.models.qwen2_5_omni.config import OmniConfig
 from ugc_jax.plan.chips import Chip
 from ugc_jax.plan.floors import Work, floors_of
@@ -28,7 +24,7 @@ from ugc_jax.plan.flops import program_flops
 from ugc_jax.plan.memory import chip_in, compiled_memory, gib, shard_bytes
 from ugc_jax.plan.program import Program
 from ugc_jax.plan.shapes import batch_shapes
-from ugc_jax.sharding import abstract, replicated, round_up_rows, shardings
+from ugc_jax.sharding import round_up_rows
 
 
 class Prompts(NamedTuple):
@@ -223,41 +219,6 @@ def step_memory(params: dict, state: DecodeState) -> int:
     model = params["model"]
     read = model["layers"], model["norm"], params["lm_head"], state.prompt, state.own
     return shard_bytes(read)
-
-
-def abstract_weights(
-    model: OmniConfig, compute: Compute, mesh: jax.sharding.Mesh, platform: str | None = None
-) -> dict:
-    """Return the parameters as the captioner holds them: jax.ShapeDtypeStructs on a mesh.
-
-    platform: "cpu", "gpu" or "tpu", whose form they have; None: that of the mesh.
-    """
-    platform = platform or mesh.devices.flat[0].platform
-    on_cpu, of_tpu, declared = platform == "cpu", platform == "tpu", thinker.declare(model)
-    trees = {}
-    for stacked in {not on_cpu, of_tpu}:  # encoders, decoder
-        shapes = abstract_params(declared, compute.dtype, stacked)
-        split = shardings(mesh, shapes, logical_axes(declared, stacked))
-        shapes = abstract(shapes, split)
-        trees[stacked] = build_tree(
-            item
-            for leaf in leaves(declared, stacked)
-            for item in _items(leaf, get_leaf(shapes, leaf.path), compute.weights == "int8")
-        )
-    params = {**trees[not on_cpu], "model": trees[of_tpu]["model"]}
-    if of_tpu or mesh.size > 1:  # products of the same vectors become one where nothing is split
-        return params
-    decoding = functools.partial(thinker.for_decoding, platform=platform)
-    shapes = jax.eval_shape(decoding, params)
-    return abstract(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
-
-
-def _items(leaf: Leaf, array, in_int8: bool) -> Iterator[tuple[tuple, jax.ShapeDtypeStruct]]:
-    """The (path, shape) of a leaf, and of its scales in int8."""
-    if in_int8 and thinker.is_decoding_matrix(leaf):
-        array, scale = quantized(array)
-        yield (*leaf.path[:-1], SCALE), scale
-    yield leaf.path, array
 
 
 def _counted(count: int, what: str) -> str:
