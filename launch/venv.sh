@@ -36,11 +36,17 @@ install() {
     if ! usable "$python"; then
         base="$(find_python)" || return 1
         "$base" -m venv --clear "$root/.venv"
+        # The pip that comes with an older Python takes twice as long.
+        "$python" -m pip install -qq --upgrade pip || true
     fi
     local state
     state="$root $(cksum <"$root/pyproject.toml") $*"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
-        "$python" -m pip install -qq --disable-pip-version-check "$@" || return 1
+        "$python" -m pip install -qq --disable-pip-version-check --no-compile "$@" || return 1
+        # On all cores, as pip compiles on one. Packages may hold files that are no Python: ignored.
+        "$python" -m compileall -qq -j 0 "$("$python" -c '
+import sysconfig
+print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
         echo "$state" >"$stamp"
     fi
 }
