@@ -661,22 +661,30 @@ class Training(NamedTuple):
 
 
 def trainings(check: Check) -> Iterator[Training]:
-    """Yield what to measure: an adapter and the whole decoder, then the adapter with others."""
+    """Yield what to measure: an adapter and the whole decoder, then the adapter otherwise.
+
+    Otherwise: on accelerators, without recomputation, which compute.remat=auto takes where it fits;
+    and with other attention.
+    """
+    import jax
+
     usual, *others = attentions(check)
     yield Training(usual, False, "dots")
     yield Training(usual, True, "dots")
+    if jax.devices()[0].platform != "cpu":
+        yield Training(usual, False, "none")
     yield from (Training(kernel, False, "dots") for kernel in others)
 
 
 def measure_training(check: Check, measure: Callable[[Check, Training], None]):
-    """Measure each of `trainings`; where memory runs out, again with remat=full."""
+    """Measure each of `trainings`; where memory runs out with remat=dots, again with full."""
     for training in trainings(check):
         before = len(check.records.all())
         measure(check, training)
         out_of_memory = [
             one for one in check.records.all()[before:] if one.get("error") == "out of memory"
         ]
-        if out_of_memory:
+        if out_of_memory and training.remat == "dots":
             measure(check, training._replace(remat="full"))
 
 

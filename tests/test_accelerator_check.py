@@ -102,18 +102,25 @@ def test_training(section, parts, tmp_path):
         assert all(row["share"] > 0 for row in rows)
 
 
-def test_training_that_memory_does_not_suffice_for(tmp_path):
-    """It is measured again with remat=full; what fails otherwise is not."""
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_training_that_memory_does_not_suffice_for(on_gpu, tmp_path, monkeypatch):
+    """It is measured again with remat=full; what fails otherwise, or without remat, is not."""
+    if on_gpu:
+        monkeypatch.setattr(jax, "devices", lambda: [gpu("NVIDIA GeForce RTX 4090", "8.9")])
     check, tried = CHECK["Check"](CHECK["Records"](tmp_path), "tiny", 60), []
 
     def measure(check, training):
         tried.append(str(training))
         with check.measure("training", str(training)):
-            if training.remat == "dots":
-                raise RuntimeError("RESOURCE_EXHAUSTED: 2 GB" if training.full else "another error")
+            if training.remat != "full":
+                memory = training.full or training.remat == "none"
+                raise RuntimeError("RESOURCE_EXHAUSTED: 2 GB" if memory else "another error")
 
     CHECK["measure_training"](check, measure)
-    assert tried == ["LoRA, xla, remat dots", "full, xla, remat dots", "full, xla, remat full"]
+    kernel = "cudnn" if on_gpu else "xla"
+    expected = ["LoRA, {}, remat dots", "full, {}, remat dots", "full, {}, remat full"]
+    expected += ["LoRA, {}, remat none"] if on_gpu else []
+    assert tried == [one.format(kernel) for one in expected]
 
 
 def test_attention(tmp_path, monkeypatch):
@@ -149,9 +156,10 @@ def test_a_gpu_trains_with_the_kernels_that_it_can_run(device, kernels, monkeypa
     check = CHECK["Check"](CHECK["Records"](tmp_path), "3b", 60)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert CHECK["attentions"](check) == kernels
-    first, second, *others = map(str, CHECK["trainings"](check))
+    first, second, third, *others = map(str, CHECK["trainings"](check))
     assert first == f"LoRA, {kernels[0]}, remat dots"
     assert second == f"full, {kernels[0]}, remat dots"
+    assert third == f"LoRA, {kernels[0]}, remat none"
     assert others == [f"LoRA, {kernel}, remat dots" for kernel in kernels[1:]]
 
 
