@@ -28,25 +28,33 @@ END
     return 1
 }
 
+# ignoring_errors COMMAND...: run it whatever its status; Ctrl-C still ends the script.
+ignoring_errors() {
+    (
+        trap 'exit 130' INT
+        "$@" >/dev/null 2>&1 || true
+    )
+}
+
 # install NAME PIP_ARGUMENTS...: make .venv if it is absent or unusable, then run `pip install
 # PIP_ARGUMENTS`, unless this NAME has installed them for the same pyproject.toml in the same folder.
 install() {
-    local base stamp="$root/.venv/.installed-$1"
+    local base packages stamp="$root/.venv/.installed-$1"
     shift
     if ! usable "$python"; then
         base="$(find_python)" || return 1
         "$base" -m venv --clear "$root/.venv"
         # The pip that comes with an older Python takes twice as long.
-        "$python" -m pip install -qq --upgrade pip || true
+        ignoring_errors "$python" -m pip install --retries 0 --timeout 10 --upgrade pip || return 1
     fi
     local state
     state="$root $(cksum <"$root/pyproject.toml") $*"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ]; then
         "$python" -m pip install -qq --disable-pip-version-check --no-compile "$@" || return 1
-        # On all cores, as pip compiles on one. Packages may hold files that are no Python: ignored.
-        "$python" -m compileall -qq -j 0 "$("$python" -c '
-import sysconfig
-print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
+        # On all cores, as pip compiles on one. Packages may hold files that are not Python.
+        packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+        ignoring_errors "$python" -m compileall -qq -j "$(nproc 2>/dev/null || echo 0)" \
+            "$packages" || return 1
         echo "$state" >"$stamp"
     fi
 }

@@ -344,6 +344,61 @@ def test_exhausted_memory_loses_nothing(config, params, alone, caplog):
     assert "1 prompts decode at a time from now on" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [("fixed", "prefill empty prefill"), ("shrinking", "prefill prefill empty")],
+)
+def test_when_places_are_made(rows, expected, engine, params, monkeypatch):
+    """While the first prompts are computed; in rollouts after all that are prefilled together."""
+    met = []
+    for name in ("_prefill", "_empty"):
+
+        def seen(*_, name=name, **__):
+            met.append(name[1:])
+
+        monkeypatch.setattr(engine, name, Full(getattr(engine, name), seen))
+    run(engine, params, "greedy", 4, range(4), rows=rows)
+    assert " ".join(met).startswith(expected)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "shrinking"])
+@pytest.mark.usefixtures("highest_precision")
+def test_memory_too_small_for_places_beside_a_prefill(kind, engine, params, alone, monkeypatch):
+    """The places are halved as when they are made later; it is not tried before every group."""
+    full = Full(engine._empty, lambda *, places, **_: places > 1)
+    monkeypatch.setattr(engine, "_empty", full)
+    assert run(engine, params, "greedy", 4, rows=kind) == alone["greedy"]
+    assert full.refused == (4 if kind == "fixed" else 2)  # of 4 places and of 2
+
+
+class Exhausted(Listed):
+    """A source that exceeds the memory `times` before it gives its second group."""
+
+    def __init__(self, groups, times: int):
+        super().__init__(groups)
+        self._times, self._count = times, 0
+
+    def take(self, wait, free):
+        if self._count and self._times:
+            self._times -= 1
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        self._count += 1
+        return super().take(wait, free)
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_a_source_that_exceeds_the_memory_is_asked_again(engine, params, alone):
+    asked = requests("greedy")
+    groups = [group([(n, asked[n]), (n + 1, asked[n + 1])], 2) for n in (0, 2)]
+    made = {
+        (one.tag, one.sample): one.tokens.tolist()
+        for one in engine.run(params, Exhausted(groups, 1), 4, 16)
+    }
+    assert made == {key: value for key, value in alone["greedy"].items() if key[0] < 4}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        list(engine.run(params, Exhausted(groups, 99), 4, 16))
+
+
 def test_a_batch_without_memory_is_refused(config, params):
     """No empty completions that nobody asked for."""
     engine = Engine(config, Compute())

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections import Counter
+from concurrent.futures import Future
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ugc_jax import Captioner
 from ugc_jax.errors import UserError
 from ugc_jax.generate import captioner as module
+from ugc_jax.generate.engine import Engine
 from ugc_jax.generate.settings import EngineConfig, SamplingConfig
 from ugc_jax.generate.weights import abstract_weights
 from ugc_jax.media.presets import ClipSettings
@@ -37,27 +39,28 @@ def lowered():
 
 
 @pytest.mark.parametrize(
-    "compute", [dict(), dict(dtype="bfloat16"), dict(weights="int8", cache="int8")], ids=str
+    "compute", [dict(), dict(dtype="bfloat16", weights="int8", cache="int8")], ids=str
 )
 def test_programs_are_compiled_while_weights_are_read(
-    tiny_checkpoint, clips, monkeypatch, lowered, compute
+    tiny_captioner, tiny_checkpoint, clips, monkeypatch, lowered, compute
 ):
     """As on accelerators: the weights come when all is compiled, and nothing is compiled twice."""
     names, all_there = lowered
-    whole = Captioner.from_pretrained(tiny_checkpoint, **compute)
+    whole = Captioner.from_pretrained(tiny_checkpoint, **compute) if compute else tiny_captioner
     expected = whole.caption(clips / "a.mp4", **SMALL)[0].token_ids
     names.clear(), all_there.clear()
     monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
     captioner = Captioner.from_pretrained(tiny_checkpoint, load=False, **compute)
-    load, before = captioner._params, []
+    load, before = captioner._read_weights, []
 
     def late():
         assert all_there.wait(60)
         before.extend(names)
         return load()
 
-    captioner._params = late
-    assert captioner.caption(clips / "a.mp4", **SMALL)[0].token_ids == expected
+    captioner._read_weights = late
+    with jax.default_matmul_precision("highest"):  # of this thread alone
+        assert captioner.caption(clips / "a.mp4", **SMALL)[0].token_ids == expected
     assert set(before) >= PREFILL
     assert {name: names[name] for name in PREFILL} == dict.fromkeys(PREFILL, 1)
 
@@ -77,16 +80,78 @@ def test_programs_of_prompts_that_begin_alike(tiny_checkpoint, clips, monkeypatc
     assert names["_prefill_shared"] == names["encode_vision"] == names["_embed"] == 1
 
 
+def never_read(*_, **__):
+    """As `read_questions` of a clip that is still being read."""
+    while True:
+        yield None
+
+
 def test_weights_that_cannot_be_read_are_the_error(tiny_checkpoint, clips, monkeypatch):
+    """At once: what is compiled meanwhile is not waited for. The next call reads them again."""
     monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
+    monkeypatch.setattr(Engine, "compiling", lambda *_: iter([Future()]))  # it never ends
     captioner = Captioner.from_pretrained(tiny_checkpoint, load=False)
+    load = captioner._read_weights
 
     def broken():
         raise UserError("model.safetensors: truncated")
 
-    captioner._params = broken
+    captioner._read_weights = broken
     with pytest.raises(UserError, match="truncated"):
         captioner.caption(clips / "a.mp4", **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "read_questions", never_read)
+        with pytest.raises(UserError, match="truncated"):
+            captioner.caption(clips / "a.mp4", **SMALL)
+    monkeypatch.setattr(Engine, "compiling", lambda *_: iter([]))
+    captioner._read_weights = load
+    assert captioner.caption(clips / "a.mp4", **SMALL)[0].error is None
+
+
+def test_an_interrupt_does_not_read_them_twice(tiny_checkpoint, clips, monkeypatch):
+    monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
+    captioner = Captioner.from_pretrained(tiny_checkpoint, load=False)
+    load, reads = captioner._read_weights, []
+    captioner._read_weights = lambda: reads.append(1) or load()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "compiling", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            captioner.caption(clips / "a.mp4", **SMALL)
+    assert captioner.caption(clips / "a.mp4", **SMALL)[0].error is None
+    assert reads == [1]
+
+
+def test_the_first_group_waits_for_its_clips(tiny_checkpoint, clips, monkeypatch):
+    """Programs are compiled from the first clip's sizes; it is prefilled with others of them."""
+    monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
+    monkeypatch.setattr(module, "prefill_tokens", lambda mesh: 2048)  # several a group
+    captioner = Captioner.from_pretrained(tiny_checkpoint, load=False)
+    load, added, groups = captioner._read_weights, threading.Event(), []
+    add, prefill = module._Clips._add, Engine.prefill
+
+    def late():
+        assert added.wait(60)
+        return load()
+
+    def recorded_add(self, *args):
+        add(self, *args)
+        added.set()
+
+    def recorded_prefill(self, params, batch, *rest):
+        groups.append(int((batch.next_position > 0).sum()))
+        return prefill(self, params, batch, *rest)
+
+    monkeypatch.setattr(module._Clips, "_add", recorded_add)
+    monkeypatch.setattr(Engine, "prefill", recorded_prefill)
+    captioner._read_weights = late
+    silent = SMALL | dict(audio=False)
+    results = captioner.caption([clips / name for name in ("a.mp4", "silent.mp4")], **silent)
+    assert not any(one.error for one in results)
+    assert groups == [2]
 
 
 def test_clips_that_cannot_be_read_need_no_program(tiny_checkpoint, clips, monkeypatch, lowered):

@@ -12,11 +12,12 @@ from ugc_jax import sharding
 from ugc_jax.data.batching import BucketKey
 from ugc_jax.generate import engine
 from ugc_jax.generate.settings import SamplingConfig
+from ugc_jax.generate.weights import abstract_weights
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.qwen2_5_omni.config import omni_3b
 from ugc_jax.plan import generation
 from ugc_jax.plan.chips import chip_of
-from ugc_jax.plan.generation import Prompts, abstract_weights, plan_generation
+from ugc_jax.plan.generation import Prompts, plan_generation
 from ugc_jax.plan.memory import Memory, shard_bytes
 
 V5E = chip_of("TPU v5 lite")

@@ -10,6 +10,7 @@ import pytest
 
 from ugc_jax import sharding
 from ugc_jax.errors import UserError
+from ugc_jax.generate.engine import Engine
 from ugc_jax.models.compute import Compute
 from ugc_jax.models.lora import LoraConfig
 from ugc_jax.rl.objective import token_logprobs
@@ -83,6 +84,23 @@ def test_every_way_gives_the_same_completions(way, setup, state, whole):
     assert media.keys() == whole[1].keys()
     for name, theirs in whole[1].items():
         np.testing.assert_allclose(media[name], np.repeat(theirs, copies, axis=0), atol=1e-5)
+
+
+@pytest.mark.usefixtures("highest_precision")
+def test_encoders_that_exceed_the_memory_lose_no_prompt(setup, state, whole, monkeypatch):
+    """The second part's, once, beside the first one's places."""
+    encode, calls = Engine.encode, []
+
+    def full_once(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return encode(self, *args)
+
+    monkeypatch.setattr(Engine, "encode", full_once)
+    made, _ = sample(setup, state, parts=2)
+    assert len(calls) >= 3
+    np.testing.assert_array_equal(made.tokens, whole[0].tokens)
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -212,7 +212,9 @@ class Captioner:
 
         defaults: the clip settings and the sampling where a call names none.
         """
-        self._params = params
+        self._params = None if callable(params) else params
+        self._read_weights = params if callable(params) else None
+        self._loading: Future[dict] | None = None
         self.defaults = defaults
         self.engine = engine
         self.config = engine.config
@@ -222,8 +224,14 @@ class Captioner:
     @property
     def params(self) -> dict:
         """The weights, in the form in which decoding reads them."""
-        if callable(self._params):
-            self._params = self._params()
+        if self._params is None:
+            loading = self._loading
+            if loading is None:
+                self._params = self._read_weights()
+            else:
+                if loading.exception() is not None:  # the next call reads them again
+                    self._loading = None
+                self._params = loading.result()
         return self._params
 
     @classmethod
@@ -655,7 +663,7 @@ class Captioner:
                 if keys:
                     how |= self._warm(clips, sorted(keys), sampling, **how)
                 else:
-                    self._load(clips)
+                    self._begin_load(clips)
                 for one in self.engine.run(self.params, clips, **how):
                     while clips.failed:
                         yield clips.failed.popleft()
@@ -667,25 +675,35 @@ class Captioner:
 
         return answers()
 
-    def _load(self, clips: "_Clips"):
-        """Load the weights; meanwhile compile the programs of the first clips' prefill.
+    def _begin_load(self, clips: "_Clips"):
+        """Begin to load the weights, and compile the programs of the first clips' prefill.
 
         Not on a CPU: it traces and compiles while it computes the first clips. Nor on a mesh of
-        several GPUs, whose shapes `abstract_weights` does not know.
+        GPUs, whose weights have other shapes than `abstract_weights` says.
         """
         mesh = self.engine.mesh
-        known = mesh is None or mesh.devices.flat[0].platform == "tpu"
-        if on_cpu(mesh) or not known or not callable(self._params):
+        has_shapes = mesh is None or mesh.devices.flat[0].platform == "tpu"
+        if self._params is not None or on_cpu(mesh) or not has_shapes:
             return
-        pool = ThreadPoolExecutor(1)
+        pool = ThreadPoolExecutor()
         try:
-            weights = pool.submit(self._params)
-            if (group := clips.first()) is not None:
+            if self._loading is None:
+                self._loading = pool.submit(self._read_weights)
+            loading = self._loading
+            under_way = [loading]
+
+            def failed() -> bool:
+                return loading.done() and loading.exception() is not None
+
+            if (group := clips.first(failed)) is not None:
                 shapes = abstract_weights(self.config, self.engine.compute, mesh)
-                self.engine.compile(shapes, group)
-            self._params = weights.result()
+                for one in self.engine.compiling(shapes, group, pool):
+                    under_way.append(one)
+                    if failed():
+                        break
+            wait(under_way, return_when=FIRST_EXCEPTION)
         finally:
-            pool.shutdown(wait=False)  # after an error, that of the weights is of no interest
+            pool.shutdown(wait=False)
 
     def _warm(
         self,
@@ -774,7 +792,6 @@ class _Clips:
         self._pending = 4 * (engine.batch_size or 8)
         self._room = captioner.config.text.max_position_embeddings - sampling.max_new_tokens
         self._read = read(ahead=engine.batch_size or 8, waits=lambda: self._waits)
-        self._first: Group | None = None
 
     def begin(self):
         """Let the worker processes begin before the first `take`."""
@@ -786,16 +803,32 @@ class _Clips:
         """End the worker processes."""
         self._read.close()
 
-    def first(self) -> Group | None:
-        """Wait for the group that `take` returns first; None if no clip can be read."""
-        self._first = self.take(wait=True, free=0)
-        return self._first
+    def first(self, stopped: Callable[[], bool]) -> Group | None:
+        """Wait for a clip that can be read; return a group of its bucket, without prompts.
+
+        None if there is none, or once `stopped()`.
+        """
+        self._waits = False
+        while not self._waiting:
+            try:
+                read = next(self._read)
+            except StopIteration:
+                return None
+            if read is not None:
+                self._add(*read)
+            elif stopped():
+                return None
+            else:
+                time.sleep(0.01)
+        key = next(iter(self._waiting))
+        rows = self.rows(key)
+        if isinstance(key, SharedKey):
+            batch, shared = collate_shared([], key, rows, self._config)
+            return Group(batch, [], shared=shared)
+        return Group(collate([], key, rows, self._config), [])
 
     def take(self, wait: bool, free: int) -> Group | None:
         """Return a group of clips of one bucket; a small one where nothing else keeps busy."""
-        if self._first is not None:
-            group, self._first = self._first, None
-            return group._replace(requests=[one and _begun_now(one) for one in group.requests])
         while True:
             full = (key for key, units in self._waiting.items() if len(units) >= self.rows(key))
             if (key := next(full, None)) is not None:
@@ -894,11 +927,6 @@ class _Clips:
 
     def _keep(self, place: int, bucket: BucketKey, batch: Batch, row: int, media: dict):
         self._kept[place] = kept_row(batch, row, bucket, media)
-
-
-def _begun_now(request: Request) -> Request:
-    """A request whose prefill begins now, not when its group was made."""
-    return request._replace(tag=request.tag._replace(start=time.perf_counter()))
 
 
 def _flag(options: dict, name: str) -> bool:

@@ -13,14 +13,13 @@ generate/decode.py, each compiled once per bucket of its input shapes; parameter
 their arguments.
 """
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -571,24 +570,29 @@ class Engine:
             steps = self._advance.trace(params, state, starts, chunk, mode=mode)
         return programs | dict(decode=steps), state
 
-    def compile(self, params, group: Group):
-        """Compile the programs of `prefill` for a group, several at a time; `prefill` uses them.
+    def compiling(self, params, group: Group, pool: Executor) -> Iterator[Future]:
+        """Let a pool compile the programs of `prefill` for a group; yields as each has begun.
 
-        params: jax.ShapeDtypeStructs with the shardings of the weights, which may still be read. A
-        program that cannot be compiled is left to `prefill`, which reports it.
+        params: jax.ShapeDtypeStructs with the shardings of the weights, which may still be read.
+        `prefill` uses the programs; one that cannot be compiled it compiles again, and fails.
         """
 
-        def compiled(traced):
-            with self.on_mesh(), contextlib.suppress(jax.errors.JaxRuntimeError):
-                traced.lower().compile()
+        def compile_one(lowered: jax.stages.Lowered):
+            with self.on_mesh():
+                lowered.compile()
 
         shared = group.shared
-        with ThreadPoolExecutor() as pool, self.on_mesh():
+        with self.on_mesh():
             batch = self._place(group.batch if shared is None else shared.batch)
             places = None if shared is None else self._place(shared.places)
-            done = [pool.submit(compiled, one) for _, one in self._traces(params, batch, places)]
-        for one in done:
-            one.result()
+        traces = self._traces(params, batch, places)
+        while True:
+            # Traced and lowered here, where the caller's jax.config holds, as for `prefill`.
+            with self.on_mesh():
+                lowered = next((traced.lower() for _, traced in traces), None)
+            if lowered is None:
+                return
+            yield pool.submit(compile_one, lowered)
 
     def _traces(self, params, batch: Batch, shared=None) -> Iterator[tuple[str, jax.stages.Traced]]:
         """Trace the programs of `prefill`, in their order. shared: `places` of Shared."""
@@ -596,8 +600,8 @@ class Engine:
         def on_devices(shapes):  # as the arrays that the programs return
             if self.mesh is not None:
                 return abstract(shapes, batch_shardings(self.mesh, shapes))
-            alone = jax.tree.leaves(params)[0].sharding
-            return abstract(shapes, jax.tree.map(lambda _: alone, shapes))
+            there = jax.tree.leaves(params)[0].sharding
+            return abstract(shapes, jax.tree.map(lambda _: there, shapes))
 
         media = {}
         for name, encode in self._encoders.items():
@@ -745,6 +749,7 @@ class _Lane:
         """Have empty places, and no state."""
         places, self._samples = size
         self._state: DecodeState | None = None
+        self._refused = False  # whether the memory was too small for a state beside a prefill
         self._at: list[_Prompt | None] = [None] * places
         self._sample: list[int | None] = [None] * (places * self._samples)
         self._matchers: dict[int, Matcher] = {}  # of the rows under way
@@ -822,14 +827,18 @@ class _Lane:
     def prepare(self, tokens: int, mode: sampling.Mode):
         """Have a state before the first prompts, of so many tokens, are ready.
 
-        Its programs are traced and loaded while the device computes the prompts. If the memory is
-        exhausted, `insert` tries again and fails where the places can be halved.
+        Its programs are traced and loaded while the device computes the prompts. Only where other
+        groups are prefilled beside a state in any case, and sizes do not change. If the memory is
+        exhausted, `insert` tries again, and fails where the places can be halved.
         """
-        if self._state is None and self._run.rows != "following":  # which may need another size
+        if self._state is None and self._run.rows == "fixed" and not self._refused:
             try:
                 self._make_room(tokens, mode)
-            except jax.errors.JaxRuntimeError:
+            except jax.errors.JaxRuntimeError as error:
                 self._state = None
+                self._refused = "RESOURCE_EXHAUSTED" in str(error)
+                if not self._refused:
+                    raise
 
     def _make_room(self, tokens: int, mode: sampling.Mode):
         """Have a state for prompts of so many tokens, and for their sampling."""
@@ -1133,7 +1142,7 @@ class _Run:
                 for lane in self._lanes:
                     lane.insert()
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if "RESOURCE_EXHAUSTED" not in str(error) or self._is_of_source():
                     raise
                 self._with_less_memory()
 
@@ -1280,6 +1289,11 @@ class _Run:
             "the device's memory is exhausted: %d prompts decode at a time from now on",
             self.places,
         )
+
+    def _is_of_source(self) -> bool:
+        """Whether the source itself exceeded the memory, and fewer places would not help it."""
+        under_way = self.taken is not None or any(lane.prompts() for lane in self._lanes)
+        return not under_way and self.places <= self._least
 
     def _with_less_memory(self):
         """Have done again what the exhausted memory left unfinished, so that it needs less."""

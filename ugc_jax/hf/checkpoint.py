@@ -2,7 +2,8 @@
 
 Each shard that this process holds is allocated once, filled from the files by several threads, and
 passed to JAX, which on a CPU uses it without a copy. So loading needs the memory of the parameters
-and of a block of 8 MiB a thread; on an accelerator's host, of AHEAD_BYTES and the largest array.
+and of a block of 8 MiB a thread. An accelerator's host needs that of AHEAD_BYTES and of two arrays;
+so does a CPU while it converts to int8.
 """
 
 import logging
@@ -33,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 BAR_BYTES = 1 << 30  # smaller checkpoints load quickly and get no progress bar
 READERS = 8  # threads
-AHEAD_BYTES = 1 << 30  # of the next arrays that are read while one goes to its devices
+AHEAD_BYTES = 1 << 30  # of the next arrays, another of which is read below this sum
 
 
 def load_params(
@@ -213,13 +214,17 @@ def _arrays(
 ) -> Iterator[tuple[Leaf, jax.Array]]:
     """Yield the leaves' arrays in their order, while the next ones are read."""
     waiting, under_way = deque(tree), deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    pool = ThreadPoolExecutor(READERS)
+    try:
         while waiting or under_way:
-            while waiting and sum(one.nbytes for one in under_way) < AHEAD_BYTES:
+            # Beside the first, which goes to its devices as soon as it is read.
+            while waiting and sum(one.nbytes for one in list(under_way)[1:]) < AHEAD_BYTES:
                 leaf = waiting.popleft()
                 sharding = get_leaf(shardings, leaf.path)
                 under_way.append(_read(stored, leaf, dtypes[leaf.path], sharding, pool))
             yield under_way[0].leaf, under_way.popleft().array()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read(

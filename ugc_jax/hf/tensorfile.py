@@ -19,6 +19,7 @@ import numpy as np
 from ugc_jax.errors import UserError
 
 BLOCK_BYTES = 8 << 20  # read at a time where values are converted, cut or copied
+_MOST_BYTES = 1 << 30  # of one call to the system, which may refuse 2 GiB
 FLOATS = {
     "F32": np.dtype(np.float32),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -147,6 +148,8 @@ class TensorFile:
         stop = max((rows.stop for _, rows in others), default=0)
         for first in range(start, stop, step):
             last = min(first + step, stop)
+            if not any(rows.start < last and first < rows.stop for _, rows in others):
+                continue
             block = np.empty((last - first, *header.shape[1:]), dtype)
             self._fill(block, header.start + first * row_bytes)
             for part, rows in others:
@@ -172,7 +175,7 @@ class TensorFile:
         left = out.reshape(-1).view(np.uint8)
         while len(left):
             try:
-                count = os.preadv(self._file.fileno(), [left], start)
+                count = os.preadv(self._file.fileno(), [left[:_MOST_BYTES]], start)
             except OSError as error:
                 raise self._unreadable(error) from None
             if count == 0:

@@ -321,8 +321,7 @@ class _Groups:
     def take(self, wait: bool, free: int) -> Group | None:
         if self._next == self._groups:
             return None
-        group, self._next = self._next, self._next + 1
-        rollout, copies = self._rollout, self._copies
+        group, rollout, copies = self._next, self._rollout, self._copies
         batch = rollout._take(self._prompts, part=group, parts=self._groups)
         if copies > 1:
             batch = rollout._copies(batch, samples=copies)
@@ -335,6 +334,7 @@ class _Groups:
                 real = self._real[row]
                 requests.append(Request(tag, self._options, ids) if real else None)
         media = rollout._engine.encode(rollout._params, batch)
+        self._next += 1  # not before: where the memory is exhausted, the engine asks again
         self._media[group] = media if rollout.keeps_media else None
         self._missing[group] = int(self._real[numbers].sum()) * keys.shape[1]
         pad = rollout.setup.model.tokens.pad_token_id
