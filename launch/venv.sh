@@ -53,7 +53,7 @@ install() {
         "$python" -m pip install -qq --disable-pip-version-check --no-compile "$@" || return 1
         # On all cores, as pip compiles on one. Packages may hold files that are not Python.
         packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-        ignoring_errors "$python" -m compileall -qq -j "$(nproc 2>/dev/null || echo 0)" \
+        ignoring_errors "$python" -m compileall -qq -j "$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 0)" \
             "$packages" || return 1
         echo "$state" >"$stamp"
     fi

@@ -374,11 +374,14 @@ def test_memory_too_small_for_places_beside_a_prefill(kind, engine, params, alon
 class Exhausted(Listed):
     """A source that exceeds the memory `times` before it gives its second group."""
 
-    def __init__(self, groups, times: int):
+    def __init__(self, groups, times: int, idle: bool):
+        """idle: not before nothing decodes."""
         super().__init__(groups)
-        self._times, self._count = times, 0
+        self._times, self._idle, self._count = times, idle, 0
 
     def take(self, wait, free):
+        if self._count and self._idle and not wait:
+            return None
         if self._count and self._times:
             self._times -= 1
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -386,17 +389,32 @@ class Exhausted(Listed):
         return super().take(wait, free)
 
 
+@pytest.mark.parametrize("places", [1, 4])
+@pytest.mark.parametrize("idle", [False, True], ids=["while others decode", "beside empty places"])
 @pytest.mark.usefixtures("highest_precision")
-def test_a_source_that_exceeds_the_memory_is_asked_again(engine, params, alone):
+def test_a_source_that_exceeds_the_memory_is_asked_again(
+    idle, places, engine, params, alone, caplog
+):
+    """When others have ended, and without empty places; no prompt is refused for it."""
     asked = requests("greedy")
-    groups = [group([(n, asked[n]), (n + 1, asked[n + 1])], 2) for n in (0, 2)]
+    groups = [group([(number, asked[number])], 1) for number in (0, 2)]
     made = {
         (one.tag, one.sample): one.tokens.tolist()
-        for one in engine.run(params, Exhausted(groups, 1), 4, 16)
+        for one in engine.run(params, Exhausted(groups, 1, idle), places, 16)
     }
-    assert made == {key: value for key, value in alone["greedy"].items() if key[0] < 4}
+    assert made == {(number, 0): alone["greedy"][number, 0] for number in (0, 2)}
+    assert "from now on" not in caplog.text
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        list(engine.run(params, Exhausted(groups, 99), 4, 16))
+        list(engine.run(params, Exhausted(groups, 99, idle), places, 16))
+
+
+def test_another_error_while_places_are_made_is_raised(engine, params, monkeypatch):
+    def broken(**_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(engine, "_empty", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run(engine, params, "greedy", 4)
 
 
 def test_a_batch_without_memory_is_refused(config, params):

@@ -28,7 +28,10 @@ def lowered():
     names, all_there = Counter(), threading.Event()
 
     def listen(event: str, seconds: float, fun_name: str = "", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names["compiled"] += 1
         if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names["lowered"] += 1
             names[fun_name.removeprefix("jit(").removesuffix(")")] += 1
             if names.keys() >= PREFILL:
                 all_there.set()
@@ -63,6 +66,7 @@ def test_programs_are_compiled_while_weights_are_read(
         assert captioner.caption(clips / "a.mp4", **SMALL)[0].token_ids == expected
     assert set(before) >= PREFILL
     assert {name: names[name] for name in PREFILL} == dict.fromkeys(PREFILL, 1)
+    assert names["compiled"] == names["lowered"]
 
 
 def test_programs_of_prompts_that_begin_alike(tiny_checkpoint, clips, monkeypatch, lowered):
@@ -87,23 +91,29 @@ def never_read(*_, **__):
 
 
 def test_weights_that_cannot_be_read_are_the_error(tiny_checkpoint, clips, monkeypatch):
-    """At once: what is compiled meanwhile is not waited for. The next call reads them again."""
+    """At once: what is read or compiled meanwhile is not waited for. The next call reads again."""
     monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
-    monkeypatch.setattr(Engine, "compiling", lambda *_: iter([Future()]))  # it never ends
     captioner = Captioner.from_pretrained(tiny_checkpoint, load=False)
-    load = captioner._read_weights
+    load, begun = captioner._read_weights, threading.Event()
 
     def broken():
+        assert begun.wait(60)
         raise UserError("model.safetensors: truncated")
 
+    def endless(*_):
+        while True:
+            yield Future()  # which never ends
+            begun.set()
+
     captioner._read_weights = broken
-    with pytest.raises(UserError, match="truncated"):
-        captioner.caption(clips / "a.mp4", **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "compiling", endless)
+        with pytest.raises(UserError, match="truncated"):
+            captioner.caption(clips / "a.mp4", **SMALL)
     with monkeypatch.context() as patched:
         patched.setattr(module, "read_questions", never_read)
         with pytest.raises(UserError, match="truncated"):
             captioner.caption(clips / "a.mp4", **SMALL)
-    monkeypatch.setattr(Engine, "compiling", lambda *_: iter([]))
     captioner._read_weights = load
     assert captioner.caption(clips / "a.mp4", **SMALL)[0].error is None
 
@@ -130,24 +140,27 @@ def test_the_first_group_waits_for_its_clips(tiny_checkpoint, clips, monkeypatch
     monkeypatch.setattr(module, "on_cpu", lambda mesh: False)
     monkeypatch.setattr(module, "prefill_tokens", lambda mesh: 2048)  # several a group
     captioner = Captioner.from_pretrained(tiny_checkpoint, load=False)
-    load, added, groups = captioner._read_weights, threading.Event(), []
-    add, prefill = module._Clips._add, Engine.prefill
+    groups, compiled = [], threading.Event()
+    read, compiling, prefill = module.read_questions, Engine.compiling, Engine.prefill
 
-    def late():
-        assert added.wait(60)
-        return load()
+    def second_later(*args, **how):
+        first, second = filter(None, read(*args, **how | dict(waits=lambda: True)))
+        yield first
+        while not compiled.is_set():
+            yield None
+        yield second
 
-    def recorded_add(self, *args):
-        add(self, *args)
-        added.set()
+    def recorded_compiling(self, *args):
+        yield from compiling(self, *args)
+        compiled.set()
 
     def recorded_prefill(self, params, batch, *rest):
         groups.append(int((batch.next_position > 0).sum()))
         return prefill(self, params, batch, *rest)
 
-    monkeypatch.setattr(module._Clips, "_add", recorded_add)
+    monkeypatch.setattr(module, "read_questions", second_later)
+    monkeypatch.setattr(Engine, "compiling", recorded_compiling)
     monkeypatch.setattr(Engine, "prefill", recorded_prefill)
-    captioner._read_weights = late
     silent = SMALL | dict(audio=False)
     results = captioner.caption([clips / name for name in ("a.mp4", "silent.mp4")], **silent)
     assert not any(one.error for one in results)

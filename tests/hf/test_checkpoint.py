@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from types import SimpleNamespace
 
 import jax
@@ -143,6 +144,49 @@ def test_a_block_is_read_once_for_all_devices(tmp_path, monkeypatch):
     )
     assert_same(load_params(tmp_path, CONFIG, shardings=shardings), values)
     assert sum(read) == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_parts_in_blocks(tmp_path, monkeypatch):
+    """Rows with a gap, cut within, in another dtype and in the stored one; blocks of two rows."""
+    values = np.arange(60, dtype=np.float32).reshape(12, 5)
+    path = tmp_path / "one.safetensors"
+    tensorfile.write_tensors(
+        path, [tensorfile.array_output("t", values.shape, values.dtype, lambda: values)]
+    )
+    monkeypatch.setattr(tensorfile, "BLOCK_BYTES", 2 * values[0].nbytes)
+    monkeypatch.setattr(tensorfile, "_MOST_BYTES", 12)
+    file = tensorfile.TensorFile(path)
+    rows, fill = [], tensorfile.TensorFile._fill
+
+    def record(self, out, start):
+        rows.append((start - self.headers["t"].start) // values[0].nbytes)
+        return fill(self, out, start)
+
+    monkeypatch.setattr(tensorfile.TensorFile, "_fill", record)
+    indices = [np.s_[1:3, :], np.s_[9:12, 1:3], np.s_[4:9, :]]
+    parts = [
+        tensorfile.Part(np.full(values[index].shape, np.nan, dtype), index)
+        for index, dtype in zip(indices, (BF16, np.float32, np.float32), strict=True)
+    ]
+    file.read("t", parts)
+    for part in parts:
+        np.testing.assert_array_equal(part.array, values[part.index].astype(part.array.dtype))
+    assert rows == [4, 1, 9, 11]  # the rows at once, then blocks; none of the rows 3 to 8
+
+
+def test_an_error_ends_the_reading(tmp_path, monkeypatch):
+    write_thinker(tmp_path, CONFIG, random_tensors(CONFIG, np.float32, prefix=""))
+    asked = []
+
+    def broken(self, name, parts):
+        asked.append(name)
+        time.sleep(0.01)
+        raise UserError("an error")
+
+    monkeypatch.setattr(tensorfile.TensorFile, "read", broken)
+    with pytest.raises(UserError, match="an error"):
+        load_params(tmp_path, CONFIG)
+    assert len(asked) <= 4 * checkpoint.READERS < len(tensors(thinker.declare(CONFIG)))
 
 
 def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path):

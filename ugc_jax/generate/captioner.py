@@ -225,12 +225,12 @@ class Captioner:
     def params(self) -> dict:
         """The weights, in the form in which decoding reads them."""
         if self._params is None:
-            loading = self._loading
-            if loading is None:
+            if self._loading is None:
                 self._params = self._read_weights()
             else:
-                if loading.exception() is not None:  # the next call reads them again
-                    self._loading = None
+                wait([self._loading])
+                # After an error, the next call reads them again.
+                loading, self._loading = self._loading, None
                 self._params = loading.result()
         return self._params
 

@@ -204,6 +204,9 @@ class Source(Protocol):
     def take(self, wait: bool, free: int) -> Group | None:
         """Return the next group; None if there is none now, or, with `wait`, none any more.
 
+        Where it raises that the device's memory is exhausted, it is called again, when less of it
+        is in use.
+
         free: places that are free, which a group of fewer prompts than usual may be taken for.
         Negative: prompts wait for one already, and only constrained ones have another.
         """
@@ -782,6 +785,11 @@ class _Lane:
         return sum(len(ready.waiting) for ready in self.ready)
 
     @property
+    def has_state(self) -> bool:
+        """Whether the lane's caches are in memory."""
+        return self._state is not None
+
+    @property
     def is_full(self) -> bool:
         """Whether prompts wait for a place."""
         return self.free <= 0 and bool(self.ready)
@@ -836,7 +844,7 @@ class _Lane:
                 self._make_room(tokens, mode)
             except jax.errors.JaxRuntimeError as error:
                 self._state = None
-                self._refused = "RESOURCE_EXHAUSTED" in str(error)
+                self._refused = _is_exhausted(error)
                 if not self._refused:
                     raise
 
@@ -1107,6 +1115,8 @@ class _Run:
         self.out: deque[Finished | Streamed] = deque()  # to be yielded
         # (id of an unfinished request, sample) -> tokens that were yielded
         self.streamed: dict[tuple[int, int], int] = {}
+        self._source_waits = False  # until nothing decodes, as its groups exceeded the memory
+        self._source_failed = False  # though nothing else was in memory
         self._finished: dict[int, set[int]] = {}  # id of an unfinished request -> finished samples
         self._again: deque[Group] = deque()  # to be done again
         self._aside: deque[Group] = deque()  # to be done again, one at a time and alone
@@ -1142,7 +1152,7 @@ class _Run:
                 for lane in self._lanes:
                     lane.insert()
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or self._is_of_source():
+                if not _is_exhausted(error) or self._source_failed:
                     raise
                 self._with_less_memory()
 
@@ -1182,8 +1192,7 @@ class _Run:
                 return self._take(wait, free)
             group = self._alone
         else:
-            group = self._source.take(wait, free)
-            self._over = self.rows == "shrinking" and group is None
+            group = self._ask(wait, free)
         if group is None or not any(one and one.cancelled for one in group.requests):
             return group
         requests = [one and self._wanted(one) for one in group.requests]
@@ -1191,6 +1200,28 @@ class _Run:
         if group is self._alone:
             self._alone = kept
         return kept
+
+    def _ask(self, wait: bool, free: int) -> Group | None:
+        """Take a group of the source; where that exceeds the memory, again when less is in use."""
+        decoding = any(lane.prompts() for lane in self._lanes)
+        if self._source_waits and decoding:
+            return None
+        self._source_waits = False
+        try:
+            group = self._source.take(wait, free)
+        except jax.errors.JaxRuntimeError as error:
+            if not _is_exhausted(error):
+                raise
+            if decoding:
+                self._source_waits = True
+                return None
+            if not any(lane.has_state for lane in self._lanes):
+                self._source_failed = True
+                raise
+            self._reset()  # what the states take
+            return self._ask(wait, free)
+        self._over = self.rows == "shrinking" and group is None
+        return group
 
     def _todo(self, request: Request) -> list[int]:
         finished = self._finished.get(id(request), ())
@@ -1290,11 +1321,6 @@ class _Run:
             self.places,
         )
 
-    def _is_of_source(self) -> bool:
-        """Whether the source itself exceeded the memory, and fewer places would not help it."""
-        under_way = self.taken is not None or any(lane.prompts() for lane in self._lanes)
-        return not under_way and self.places <= self._least
-
     def _with_less_memory(self):
         """Have done again what the exhausted memory left unfinished, so that it needs less."""
         taken, self.taken, least = self.taken, None, self._least
@@ -1344,6 +1370,10 @@ class _Run:
                 self.streamed.pop((id(request), sample), None)
             self._finished.pop(id(request), None)
             self.out.append(_failed(request, 0, reason))
+
+
+def _is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _failed(request: Request, sample: int, error: str) -> Finished:
