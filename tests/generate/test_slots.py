@@ -409,12 +409,16 @@ def test_a_source_that_exceeds_the_memory_is_asked_again(
 
 
 def test_another_error_while_places_are_made_is_raised(engine, params, monkeypatch):
+    calls = []
+
     def broken(**_):
+        calls.append(1)
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
     monkeypatch.setattr(engine, "_empty", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         run(engine, params, "greedy", 4)
+    assert len(calls) == 1
 
 
 def test_a_batch_without_memory_is_refused(config, params):

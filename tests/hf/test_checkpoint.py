@@ -156,14 +156,20 @@ def test_parts_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorfile, "BLOCK_BYTES", 2 * values[0].nbytes)
     monkeypatch.setattr(tensorfile, "_MOST_BYTES", 12)
     file = tensorfile.TensorFile(path)
-    rows, fill = [], tensorfile.TensorFile._fill
+    rows, fill, sizes, preadv = [], tensorfile.TensorFile._fill, [], os.preadv
+
+    def sized(file, buffers, start):
+        sizes.append(buffers[0].nbytes)
+        return preadv(file, buffers, start)
+
+    monkeypatch.setattr(os, "preadv", sized)
 
     def record(self, out, start):
         rows.append((start - self.headers["t"].start) // values[0].nbytes)
         return fill(self, out, start)
 
     monkeypatch.setattr(tensorfile.TensorFile, "_fill", record)
-    indices = [np.s_[1:3, :], np.s_[9:12, 1:3], np.s_[4:9, :]]
+    indices = [np.s_[1:3, :], np.s_[10:12, 1:3], np.s_[4:9, :]]
     parts = [
         tensorfile.Part(np.full(values[index].shape, np.nan, dtype), index)
         for index, dtype in zip(indices, (BF16, np.float32, np.float32), strict=True)
@@ -171,6 +177,7 @@ def test_parts_in_blocks(tmp_path, monkeypatch):
     file.read("t", parts)
     for part in parts:
         np.testing.assert_array_equal(part.array, values[part.index].astype(part.array.dtype))
+    assert max(sizes) == 12  # of 20 bytes a row
     assert rows == [4, 1, 9, 11]  # the rows at once, then blocks; none of the rows 3 to 8
 
 
