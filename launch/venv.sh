@@ -39,7 +39,7 @@ ignoring_errors() {
 # install NAME PIP_ARGUMENTS...: make .venv if it is absent or unusable, then run `pip install
 # PIP_ARGUMENTS`, unless this NAME has installed them for the same pyproject.toml in the same folder.
 install() {
-    local base packages stamp="$root/.venv/.installed-$1"
+    local base cores packages stamp="$root/.venv/.installed-$1"
     shift
     if ! usable "$python"; then
         base="$(find_python)" || return 1
@@ -53,8 +53,8 @@ install() {
         "$python" -m pip install -qq --disable-pip-version-check --no-compile "$@" || return 1
         # On all cores, as pip compiles on one. Packages may hold files that are not Python.
         packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-        ignoring_errors "$python" -m compileall -qq -j "$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 0)" \
-            "$packages" || return 1
+        cores="$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 0)"
+        ignoring_errors "$python" -m compileall -qq -j "$cores" "$packages" || return 1
         echo "$state" >"$stamp"
     fi
 }

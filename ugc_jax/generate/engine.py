@@ -354,6 +354,11 @@ class Listed:
         return next(self._groups, None)
 
 
+def is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
+    """Return whether a program failed for want of the device's memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def finish_reason(stopped: bool) -> str:
     """Return "stop" for a row that has an end-of-text token, "length" for one at the limit."""
     return "stop" if stopped else "length"
@@ -844,7 +849,7 @@ class _Lane:
                 self._make_room(tokens, mode)
             except jax.errors.JaxRuntimeError as error:
                 self._state = None
-                self._refused = _is_exhausted(error)
+                self._refused = is_exhausted(error)
                 if not self._refused:
                     raise
 
@@ -1152,7 +1157,7 @@ class _Run:
                 for lane in self._lanes:
                     lane.insert()
             except jax.errors.JaxRuntimeError as error:
-                if not _is_exhausted(error) or self._source_failed:
+                if not is_exhausted(error) or self._source_failed:
                     raise
                 self._with_less_memory()
 
@@ -1210,7 +1215,7 @@ class _Run:
         try:
             group = self._source.take(wait, free)
         except jax.errors.JaxRuntimeError as error:
-            if not _is_exhausted(error):
+            if not is_exhausted(error):
                 raise
             if decoding:
                 self._source_waits = True
@@ -1370,10 +1375,6 @@ class _Run:
                 self.streamed.pop((id(request), sample), None)
             self._finished.pop(id(request), None)
             self.out.append(_failed(request, 0, reason))
-
-
-def _is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _failed(request: Request, sample: int, error: str) -> Finished:

@@ -37,6 +37,7 @@ from ugc_jax.generate.engine import (
     Top,
     few_places,
     finish_reason,
+    is_exhausted,
     longest_prompt,
     new_tokens_bucket,
     plan_places,
@@ -272,7 +273,7 @@ class Live:
         try:
             return explain_prompt(self._captioner, prompt, texts, by_time, check)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_exhausted(error):
                 raise
             reason = f"evidence of a prompt of {len(prompt.example.tokens)} tokens {TOO_LARGE}"
             return [Explanation("", text, error=reason) for text in texts]

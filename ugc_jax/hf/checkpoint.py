@@ -213,16 +213,19 @@ def _arrays(
     stored: Checkpoint, tree: list[Leaf], dtypes: dict, shardings: dict
 ) -> Iterator[tuple[Leaf, jax.Array]]:
     """Yield the leaves' arrays in their order, while the next ones are read."""
-    waiting, under_way = deque(tree), deque()
+    waiting, under_way, nbytes = deque(tree), deque(), 0
     pool = ThreadPoolExecutor(READERS)
     try:
         while waiting or under_way:
             # Beside the first, which goes to its devices as soon as it is read.
-            while waiting and sum(one.nbytes for one in list(under_way)[1:]) < AHEAD_BYTES:
+            while waiting and (not under_way or nbytes - under_way[0].nbytes < AHEAD_BYTES):
                 leaf = waiting.popleft()
                 sharding = get_leaf(shardings, leaf.path)
                 under_way.append(_read(stored, leaf, dtypes[leaf.path], sharding, pool))
-            yield under_way[0].leaf, under_way.popleft().array()
+                nbytes += under_way[-1].nbytes
+            first = under_way.popleft()
+            nbytes -= first.nbytes
+            yield first.leaf, first.array()
     finally:
         pool.shutdown(cancel_futures=True)
 
